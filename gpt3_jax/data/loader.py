@@ -1,0 +1,105 @@
+"""Global batches on a mesh, read ahead of the step; each process reads only the rows that its devices hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from gpt3_jax.errors import UserError
+
+
+class Sequences(Protocol):
+    """What the loader reads from: `stream.Stream` or `stream.HeldOut`."""
+
+    n_ctx: int
+
+    def sequences(self, indices: np.ndarray) -> np.ndarray:
+        """int64 [n] -> int32 [n, n_ctx + 1]."""
+        ...
+
+
+class Loader:
+    """Reads batches in a thread and places them on devices.
+
+    Args:
+      stream: what to read.
+      sharding: of an array [sequences, n_ctx + 1]; rows may be split over any mesh axes, and repeated over others.
+      prefetch: batches read ahead of the one in use, at least 1.
+    """
+
+    def __init__(self, stream: Sequences, sharding: jax.sharding.NamedSharding, prefetch: int) -> None:
+        if prefetch < 1:
+            raise UserError(f"data.prefetch is {prefetch}; expected at least 1")
+        self._stream = stream
+        self._sharding = sharding
+        self._prefetch = prefetch
+
+    def batches(self, plan: Iterable[tuple[int, int]]) -> Generator[jax.Array, None, None]:
+        """Yields a batch int32 [count, n_ctx + 1] for each (first sequence index, count) of the plan.
+
+        The plan, which may be endless, is read `prefetch` entries ahead. What goes wrong in the thread is raised here
+        as itself, at its batch. Closing the generator ends the thread.
+
+        Raises:
+          UserError: a count that does not divide over the devices.
+          RunError: what reading raises.
+        """
+        entries = iter(plan)
+        pending: deque[Future[jax.Array]] = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        try:
+            for first, count in itertools.islice(entries, self._prefetch):
+                pending.append(thread.submit(self.batch, first, count))
+            while pending:
+                batch = pending.popleft().result()
+                for first, count in itertools.islice(entries, 1):
+                    pending.append(thread.submit(self.batch, first, count))
+                yield batch
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def batch(self, first: int, count: int) -> jax.Array:
+        """The batch of sequences first .. first + count - 1, int32 [count, n_ctx + 1], read now."""
+        shape = (count, self._stream.n_ctx + 1)
+        try:
+            places = self._sharding.addressable_devices_indices_map(shape)
+        except ValueError as error:
+            raise UserError(
+                f"a batch of {count} sequences of {shape[1]} tokens does not divide over the mesh "
+                f"{dict(self._sharding.mesh.shape)} as {self._sharding.spec}; choose a batch that does"
+            ) from error
+        rows = {device: row_range(index, count) for device, index in places.items()}
+        # Devices along a tensor axis hold the same rows: those are read once.
+        blocks = read_rows(self._stream, first, set(rows.values()))
+        shards = [
+            jax.device_put(blocks[rows[device]][:, index[1]], device) for device, index in places.items() if index
+        ]
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
+
+
+def row_range(index: tuple[slice, ...] | None, count: int) -> tuple[int, int]:
+    """First row and the row after the last that a device holds, of `count`, from its index in a sharding."""
+    assert index is not None
+    start, stop, _ = index[0].indices(count)
+    return start, stop
+
+
+def read_rows(
+    stream: Sequences, first: int, ranges: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Reads row ranges of the batch that begins at sequence `first`: {(start, stop): int32 [stop - start, ...]}.
+
+    This is all of the data that a process touches: what it reads is a function of the rows it holds, not of its number
+    or of the number of processes.
+    """
+    ordered = sorted(ranges)
+    wanted = [np.arange(first + start, first + stop, dtype=np.int64) for start, stop in ordered]
+    block = stream.sequences(np.concatenate(wanted))
+    ends = np.cumsum([stop - start for start, stop in ordered])
+    return dict(zip(ordered, np.split(block, ends[:-1]), strict=True))

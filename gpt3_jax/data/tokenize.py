@@ -1,0 +1,209 @@
+"""Text files to token shards: one process reads and writes, the others parse and tokenize."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from gpt3_jax.data.documents import Block, Cursor, Options, blocks, find_inputs, texts
+from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, INDEX, ShardSource, token_dtype
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.data.writer import ShardWriter, clear_journal
+from gpt3_jax.errors import RunError, UserError
+
+BLOCK_BYTES = 4 * 2**20
+COMMIT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a tokenization is. Tokens and documents count what an interrupted run had done before, too."""
+
+    bytes_read: int
+    bytes_total: int
+    tokens: int
+    documents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The tokens of a block's documents, end to end, and the tokens of each."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    text_bytes: int
+
+
+def tokenize(
+    patterns: Sequence[str],
+    out: str | Path,
+    tokenizer: str,
+    *,
+    options: Options | None = None,
+    workers: int = 1,
+    shard_tokens: int = DEFAULT_SHARD_TOKENS,
+    block_bytes: int = BLOCK_BYTES,
+    commit_seconds: float = COMMIT_SECONDS,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ShardSource:
+    """Tokenizes files into shards.
+
+    The result is a function of the files, `tokenizer`, `options` and `shard_tokens`: the number of workers, the block
+    size and interruptions leave no trace in it. Interrupted in any way, the same call goes on from the last commit; a
+    folder that this call completed before is returned as it is. Empty documents are left out.
+
+    Args:
+      patterns: files or globs, tokenized in this order (sorted within a glob).
+      out: folder for the shards; unfinished work is in OUT.partial.
+      tokenizer: a name for `load_tokenizer`.
+      options: how documents are found in the files.
+      workers: processes that tokenize; 1 stays in this process.
+      shard_tokens: tokens in a shard.
+      block_bytes: text handed to a worker at once.
+      commit_seconds: work that an interruption may lose, in seconds.
+      on_progress: called after each block.
+
+    Raises:
+      UserError: an input that cannot be read as it should, or `out` holds something else.
+      RunError: the disk is full, an input is damaged, a worker was killed.
+    """
+    options = options or Options()
+    for name, value in (("workers", workers), ("shard_tokens", shard_tokens), ("block_bytes", block_bytes)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; expected at least 1")
+    inputs = find_inputs(patterns, options.kind)
+    encoder = load_tokenizer(tokenizer)
+    recipe = {
+        "inputs": [{"path": file.path, "kind": file.kind, "bytes": file.size} for file in inputs],
+        "text_key": options.text_key,
+        "split_on": options.split_on,
+        "errors": options.errors,
+    }
+    complete = _complete(Path(out), encoder, recipe, shard_tokens)
+    if complete is not None:
+        return complete
+    identity = {"modified_ns": [file.modified_ns for file in inputs]}
+    total = sum(file.size for file in inputs)
+    with (
+        ShardWriter(Path(out), encoder, recipe, identity, shard_tokens) as writer,
+        _pool(tokenizer, options, workers) as pool,
+    ):
+        start = Cursor(**writer.cursor) if writer.cursor else Cursor()
+        committed = time.monotonic()
+        last = start
+        for block, encoded in _in_order(
+            blocks(inputs, options, start, block_bytes), pool, encoder, options, window=3 * workers
+        ):
+            writer.append(encoded.tokens, encoded.lengths, encoded.text_bytes)
+            last = block.end
+            if time.monotonic() - committed >= commit_seconds:
+                writer.commit(dataclasses.asdict(last))
+                committed = time.monotonic()
+            if on_progress:
+                on_progress(Progress(block.bytes_read, total, writer.n_tokens, writer.n_documents))
+        writer.commit(dataclasses.asdict(last))
+        return writer.finish()
+
+
+def encode_block(block: Block, tokenizer: Tokenizer, options: Options) -> Encoded:
+    """Tokenizes a block's documents, each followed by end-of-text; empty ones are left out."""
+    dtype = token_dtype(tokenizer.n_vocab)
+    end = np.array([tokenizer.eot], dtype)
+    parts, lengths, text_bytes = [np.empty(0, dtype)], [], 0
+    for text in texts(block, options):
+        if not text:
+            continue
+        ids = tokenizer.encode_array(text).astype(dtype)
+        parts += [ids, end]
+        lengths.append(len(ids) + 1)
+        text_bytes += len(text.encode("utf-8", "replace"))
+    return Encoded(np.concatenate(parts), np.array(lengths, np.int64), text_bytes)
+
+
+def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_tokens: int) -> ShardSource | None:
+    """The shards in `out` when they are complete and what would be written, None when there are none."""
+    if not (out / INDEX).is_file():
+        return None
+    clear_journal(out)
+    source = ShardSource(out)
+    index = source.index
+    if (index.tokenizer.fingerprint, index.recipe, index.shard_tokens) != (
+        tokenizer.fingerprint,
+        recipe,
+        shard_tokens,
+    ):
+        raise UserError(
+            f"{out} already holds shards, of other inputs or options; choose another folder, or delete it first"
+        )
+    return source
+
+
+def _in_order(
+    source: Iterator[Block], pool: Executor | None, tokenizer: Tokenizer, options: Options, window: int
+) -> Iterator[tuple[Block, Encoded]]:
+    """Blocks with their tokens, in the order read, with at most `window` of them in the works."""
+    if pool is None:
+        for block in source:
+            yield block, encode_block(block, tokenizer, options)
+        return
+    pending: deque[tuple[Block, Future[Encoded]]] = deque()
+    try:
+        for block in source:
+            pending.append((dataclasses.replace(block, data=b""), pool.submit(_encode_in_worker, block)))
+            if len(pending) >= window:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a tokenizing process was killed, perhaps for lack of memory; run the same command again with fewer "
+            "--workers: it goes on where it stopped"
+        ) from None
+
+
+@contextlib.contextmanager
+def _pool(tokenizer: str, options: Options, workers: int) -> Iterator[Executor | None]:
+    if workers == 1:
+        yield None
+        return
+    # Not fork: this process may have threads (JAX's, the progress bar's), whose locks a fork would copy.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, options))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Tokenizer, Options]
+
+
+def _start_worker(tokenizer: str, options: Options) -> None:
+    global _worker
+    _worker = load_tokenizer(tokenizer), options
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Ends this worker when the process that started it is gone, which the pool's own queues would not notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(block: Block) -> Encoded:
+    return encode_block(block, *_worker)

@@ -1,0 +1,200 @@
+"""Tokenizers: GPT-2's BPE, raw bytes, and any tiktoken rank file. The only importer of tiktoken."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from gpt3_jax.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""How GPT-2 cuts text before merging bytes (its published encoder, the contractions written shorter)."""
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+      name: what `load_tokenizer` was given.
+      n_vocab: number of token ids, end-of-text included.
+      eot: the id that stands between documents.
+      fingerprint: sha256 over the cutting pattern, every token's bytes and the special token. Two tokenizers with one
+        fingerprint encode alike, whatever file they came from.
+    """
+
+    def __init__(self, name: str, pieces: Mapping[int, bytes], eot: int, pattern: str) -> None:
+        self.name = name
+        self.eot = eot
+        self.n_vocab = max(max(pieces), eot) + 1
+        self.fingerprint = _fingerprint(pieces, eot, pattern)
+        # Ids that no token has (a few rank files leave gaps) decode to nothing.
+        self._pieces = [pieces.get(i, b"") for i in range(self.n_vocab)]
+        self._lengths = np.array([len(piece) for piece in self._pieces], np.int64)
+        self._pieces[eot] = END_OF_TEXT.encode()
+
+    @abstractmethod
+    def encode_array(self, text: str) -> np.ndarray:
+        """Token ids of `text`, uint32 [n]. A special token's name inside the text is ordinary text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. A special token's name inside the text is ordinary text."""
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes that `ids` stand for; end-of-text shows as its name. Raises UserError for an id out of range."""
+        return b"".join([self._pieces[i] for i in self._checked(ids).tolist()])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Like `decode_bytes`, as text; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+        """UTF-8 bytes of text in `ids`, for bits per byte. End-of-text counts as none: it is not in the text."""
+        return int(self._lengths[self._checked(ids)].sum())
+
+    def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        array = np.asarray(ids, dtype=np.int64)
+        bad = array[(array < 0) | (array >= self.n_vocab)]
+        if bad.size:
+            raise UserError(
+                f"token id {bad.flat[0]} is not in tokenizer {self.name!r}, whose ids are 0 to {self.n_vocab - 1}; "
+                "was the text tokenized with another one?"
+            )
+        return array
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes and end-of-text (256): nothing to download."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", {i: bytes([i]) for i in range(256)}, eot=256, pattern="")
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.frombuffer(_without_surrogates(text).encode(), np.uint8).astype(np.uint32)
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-pair encoding by tiktoken, which is both the encoder and the authority on merges."""
+
+    def __init__(self, name: str, encoding: tiktoken.Encoding, pieces: Mapping[int, bytes], eot: int, pattern: str):
+        super().__init__(name, pieces, eot, pattern)
+        self._encoding = encoding
+
+    def encode_array(self, text: str) -> np.ndarray:
+        # encode_to_numpy does not repair lone surrogates as tiktoken's other methods do.
+        ids: np.ndarray = self._encoding.encode_to_numpy(_without_surrogates(text), disallowed_special=())
+        return ids
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+      name: `r50k_base` (GPT-2's BPE, fetched once by tiktoken), `bytes`, or the path of a tiktoken rank file (lines of
+        a base64 token and its rank). A rank file does not say how text is cut into words, nor its end-of-text:
+        GPT-2's pattern is used and the id after the last rank, unless FILE.json beside it gives
+        {"pattern": "...", "end_of_text": 123}.
+
+    Raises:
+      UserError: no such tokenizer, a malformed rank file, or GPT-2's ranks could not be fetched.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "r50k_base":
+        return _gpt2()
+    path = Path(name)
+    if path.is_file():
+        return _from_rank_file(path)
+    raise UserError(f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file")
+
+
+def _gpt2() -> Tokenizer:
+    try:
+        encoding = tiktoken.get_encoding("r50k_base")
+    # tiktoken raises requests' exceptions (an OSError each) without a network, ValueError for a broken download.
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "tokenizer 'r50k_base' could not be fetched: no network, or a broken download "
+            f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder where tiktoken fetched it "
+            "before, or use the tokenizer 'bytes', which needs none"
+        ) from error
+    eot = encoding.eot_token
+    pieces = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab) if i != eot}
+    return BpeTokenizer("r50k_base", encoding, pieces, eot, GPT2_PATTERN)
+
+
+def _from_rank_file(path: Path) -> Tokenizer:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            piece, value = base64.b64decode(token, validate=True), int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"{path}, line {number}: {line[:60]!r} is not a base64 token and its rank; "
+                "expected a tiktoken rank file"
+            ) from None
+        if piece in ranks or value < 0 or not piece:
+            raise UserError(f"{path}, line {number}: rank {value} of token {piece!r} is negative, empty or a duplicate")
+        ranks[piece] = value
+    missing = [i for i in range(256) if bytes([i]) not in ranks]
+    if missing:
+        raise UserError(f"{path} has no rank for byte {missing[0]}; a tiktoken rank file has all 256 single bytes")
+    if len(set(ranks.values())) != len(ranks):
+        raise UserError(f"{path} gives one rank to two tokens; expected {len(ranks)} different ranks")
+
+    pattern, eot = GPT2_PATTERN, max(ranks.values()) + 1
+    beside = path.with_name(path.name + ".json")
+    if beside.is_file():
+        pattern, eot = _read_settings(beside, pattern, eot)
+    if eot in set(ranks.values()):
+        raise UserError(f"{beside}: end_of_text {eot} is already the rank of a token; choose a free id")
+    try:
+        encoding = tiktoken.Encoding(
+            path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot}
+        )
+    except ValueError as error:
+        raise UserError(f"{beside}: pattern {pattern!r} is not a regular expression that tiktoken reads") from error
+    return BpeTokenizer(str(path), encoding, {rank: piece for piece, rank in ranks.items()}, eot, pattern)
+
+
+def _read_settings(path: Path, pattern: str, eot: int) -> tuple[str, int]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or not set(settings) <= {"pattern", "end_of_text"}:
+        raise UserError(f'{path} is not {{"pattern": "...", "end_of_text": 123}}, either of them optional')
+    pattern, eot = settings.get("pattern", pattern), settings.get("end_of_text", eot)
+    if not isinstance(pattern, str) or not isinstance(eot, int) or not 0 <= eot < 2**31:
+        raise UserError(f"{path}: expected a text for pattern and a number from 0 for end_of_text")
+    return pattern, eot
+
+
+def _fingerprint(pieces: Mapping[int, bytes], eot: int, pattern: str) -> str:
+    digest = hashlib.sha256(f"{pattern}\n{END_OF_TEXT} {eot}\n".encode())
+    for rank in sorted(pieces):
+        digest.update(f"{rank} {pieces[rank].hex()}\n".encode())
+    return digest.hexdigest()
+
+
+def _without_surrogates(text: str) -> str:
+    """`text` with lone surrogates (JSON allows them, UTF-8 does not) replaced by U+FFFD, pairs joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,285 @@
+"""Writing token shards: appended to in DIR.partial, resumable after any interruption, renamed to DIR when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from gpt3_jax.data.shards import (
+    DEFAULT_SHARD_TOKENS,
+    DOCUMENT_DTYPE,
+    DOCUMENTS,
+    INDEX,
+    Index,
+    Shard,
+    ShardSource,
+    TokenizerRecord,
+    shard_name,
+    token_dtype,
+)
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.errors import RunError, UserError
+
+JOURNAL = "progress.json"
+
+
+class ShardWriter:
+    """Appends tokenized documents to a folder of shards.
+
+    What is on disk depends on the documents and on `shard_tokens` alone, not on how often `append` or `commit` was
+    called or the process was killed in between: `commit` records lengths, and opening again cuts the files back to
+    them. Use as a context manager; leaving it without `finish` keeps the partial folder for the next time.
+
+    Args:
+      folder: where the complete shards appear. Until then they are in FOLDER.partial.
+      tokenizer: whose tokens these are.
+      recipe: what is being made, for the index. A partial folder of another recipe is refused.
+      identity: further things that must be unchanged for a partial folder to be continued, such as file times.
+      shard_tokens: length of every shard but the last, in tokens.
+
+    Raises:
+      UserError: the folder exists, holds something else's partial work, or another process is writing to it.
+      RunError: the partial folder is damaged, or the disk is full or not writable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        recipe: dict[str, Any],
+        identity: dict[str, Any] | None = None,
+        shard_tokens: int = DEFAULT_SHARD_TOKENS,
+    ) -> None:
+        self._folder = folder
+        self._partial = folder.with_name(folder.name + ".partial")
+        self._tokenizer = TokenizerRecord(tokenizer.name, tokenizer.fingerprint, tokenizer.n_vocab, tokenizer.eot)
+        self._recipe = recipe
+        self._dtype = token_dtype(tokenizer.n_vocab)
+        self._shard_tokens = shard_tokens
+        self._shards: list[Shard] = []
+        self._max_token = 0
+        self.n_tokens = 0
+        self.n_documents = 0
+        self.text_bytes = 0
+        self.cursor: Any = None
+        """What the last `commit` was given; None when nothing was committed."""
+        parts = {
+            "tokenizer": dataclasses.asdict(self._tokenizer),
+            "shard_tokens": shard_tokens,
+            "recipe": recipe,
+            "inputs": identity or {},
+        }
+        self._identity = json.loads(json.dumps(parts))  # as the journal will give it back
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder; choose another, or delete it first")
+        with contextlib.ExitStack() as on_failure:
+            with self._disk_errors():
+                self._partial.mkdir(parents=True, exist_ok=True)
+                self._lock = os.open(self._partial, os.O_RDONLY)
+            on_failure.callback(os.close, self._lock)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is writing {self._partial}; wait for it, or stop it") from None
+            with self._disk_errors():
+                self._restore()
+                self._in_shard = self.n_tokens - sum(shard.tokens for shard in self._shards)
+                self._documents = self._reopen(DOCUMENTS, self.n_documents * DOCUMENT_DTYPE.itemsize)
+                self._tokens = self._reopen(shard_name(len(self._shards)), self._in_shard * self._dtype.itemsize)
+                for stray in self._partial.glob("tokens-*.bin"):
+                    if stray.name > shard_name(len(self._shards)):
+                        stray.unlink()
+            on_failure.pop_all()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tokens.close()
+        self._documents.close()
+        os.close(self._lock)
+
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+        """Adds whole documents.
+
+        Args:
+          tokens: their ids end to end, each document with its end-of-text [n].
+          lengths: tokens of each document, end-of-text included; they sum to n.
+          text_bytes: UTF-8 bytes of their text, for the record.
+        """
+        if not len(tokens):
+            return
+        starts = self.n_tokens + np.cumsum(lengths, dtype=np.int64) - lengths
+        with self._disk_errors():
+            self._documents.write(starts.astype(DOCUMENT_DTYPE))
+            rest = tokens.astype(self._dtype)
+            while len(rest):
+                if self._in_shard == self._shard_tokens:
+                    self._close_shard()
+                    self._in_shard = 0
+                    self._tokens = self._reopen(shard_name(len(self._shards)), 0)
+                piece, rest = np.split(rest, [self._shard_tokens - self._in_shard])
+                self._tokens.write(piece)
+                self._in_shard += len(piece)
+        self._max_token = max(self._max_token, int(tokens.max()))
+        self.n_tokens += len(tokens)
+        self.n_documents += len(lengths)
+        self.text_bytes += text_bytes
+
+    def commit(self, cursor: Any) -> None:
+        """Makes everything appended so far survive a crash, together with `cursor`: where the reader goes on."""
+        journal = {
+            "identity": self._identity,
+            "cursor": cursor,
+            "n_tokens": self.n_tokens,
+            "n_documents": self.n_documents,
+            "text_bytes": self.text_bytes,
+            "max_token": self._max_token,
+            "shards": [dataclasses.asdict(shard) for shard in self._shards],
+        }
+        with self._disk_errors():
+            # Data first: the journal must never promise bytes that a power cut could still take.
+            self._tokens.sync()
+            self._documents.sync()
+            _write_atomically(self._partial / JOURNAL, json.dumps(journal) + "\n")
+        self.cursor = cursor
+
+    def finish(self) -> ShardSource:
+        """Completes the folder and opens it. Raises UserError when there was no text at all, leaving nothing."""
+        if self.n_tokens == 0:
+            for file in self._partial.iterdir():
+                file.unlink()
+            self._partial.rmdir()
+            raise UserError(f"{self._folder}: the input holds no text; nothing was written")
+        with self._disk_errors():
+            self._close_shard()
+            self._documents.sync()
+            index = Index(
+                dtype=self._dtype.name,
+                n_tokens=self.n_tokens,
+                n_documents=self.n_documents,
+                max_token=self._max_token,
+                text_bytes=self.text_bytes,
+                shard_tokens=self._shard_tokens,
+                tokenizer=self._tokenizer,
+                shards=tuple(self._shards),
+                documents_sha256=self._documents.sha256(),
+                recipe=self._recipe,
+            )
+            # Killed before the rename, the journal resumes; killed after it, `clear_journal` of the next run tidies.
+            _write_atomically(self._partial / INDEX, index.to_json())
+            os.rename(self._partial, self._folder)
+            _sync_folder(self._folder.parent)
+            clear_journal(self._folder)
+        return ShardSource(self._folder)
+
+    def _restore(self) -> None:
+        (self._partial / INDEX).unlink(missing_ok=True)
+        path = self._partial / JOURNAL
+        if not path.is_file():
+            return
+        try:
+            journal = json.loads(path.read_text(encoding="utf-8"))
+            before = dict(journal["identity"])
+            self._shards = [Shard(**shard) for shard in journal["shards"]]
+            self.n_tokens, self.n_documents = int(journal["n_tokens"]), int(journal["n_documents"])
+            self.text_bytes, self._max_token = int(journal["text_bytes"]), int(journal["max_token"])
+            self.cursor = journal["cursor"]
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path} is damaged; delete {self._partial} to start over") from None
+        changed = [key for key, value in self._identity.items() if before.get(key) != value]
+        if changed:
+            raise UserError(
+                f"{self._partial} is the unfinished work of another command, or its inputs changed since "
+                f"({', '.join(changed)} differ); delete it to start over, or choose another folder"
+            )
+        for shard in self._shards:
+            file = self._partial / shard.file
+            if not file.is_file() or file.stat().st_size != shard.tokens * self._dtype.itemsize:
+                raise RunError(f"{file} is missing or truncated; delete {self._partial} to start over")
+
+    def _reopen(self, name: str, size: int) -> _HashedFile:
+        path = self._partial / name
+        if size and (not path.is_file() or path.stat().st_size < size):
+            raise RunError(f"{path} is missing or truncated; delete {self._partial} to start over")
+        return _HashedFile(path, size)
+
+    def _close_shard(self) -> None:
+        self._tokens.sync()
+        self._tokens.close()
+        self._shards.append(Shard(shard_name(len(self._shards)), self._in_shard, self._tokens.sha256()))
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"writing {self._partial} failed: {error.strerror}; free space or fix the folder, then run the same "
+                "command again: it goes on where it stopped"
+            ) from error
+
+
+class _HashedFile:
+    """A file open for appending after its first `size` bytes, and the sha256 of all that it holds."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        # Unbuffered: appended blocks are large, and closing after a full disk must not try to write again.
+        self._file = path.open("a+b", buffering=0)
+        self._file.truncate(size)
+        self._digest = hashlib.sha256()
+        self._file.seek(0)
+        while block := self._file.read(1 << 22):
+            self._digest.update(block)
+
+    def write(self, array: np.ndarray) -> None:
+        self._digest.update(array)
+        rest = memoryview(array).cast("B")
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def clear_journal(folder: Path) -> None:
+    """Removes the journal that a kill right after the last step of `finish` leaves in a complete folder."""
+    if (folder / INDEX).is_file():
+        (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` so that after a crash it holds the old text or the new, never a part."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""Causal attention, dense and locally banded (GPT-3 section 2.1; Sparse Transformer's `local` pattern).
+
+Shapes: B batch, T positions, H heads, K head width; N blocks of W positions. Scores and softmax are fp32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.model.matmul import einsum
+
+_MASKED = -1e30
+"""Finite, so that a row's maximum never becomes NaN; far below any score, so that its weight is exactly 0."""
+
+
+def attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+    """Each position attends to itself and the positions before it: all of them, or `band` in total.
+
+    Returns [B, T, H, K] in the dtype of `q`.
+    """
+    if band is None or band >= q_BTHK.shape[1]:
+        return _dense(q_BTHK, k_BTHK, v_BTHK)
+    return _banded(q_BTHK, k_BTHK, v_BTHK, band)
+
+
+def _softmax(scores: jax.Array, visible: jax.Array, like: jax.Array) -> jax.Array:
+    scores = jnp.where(visible, scores * like.shape[-1] ** -0.5, _MASKED)
+    return jax.nn.softmax(scores, axis=-1).astype(like.dtype)
+
+
+def _dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    position = jnp.arange(q.shape[1])
+    scores = einsum("bqhk,bshk->bhqs", q, k, jnp.float32)
+    weights = _softmax(scores, position[:, None] >= position, q)
+    return einsum("bhqs,bshk->bqhk", weights, v)
+
+
+def _banded(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
+    """Blocks as long as the band: a block of queries needs its own block of keys and the one before, no other.
+
+    The work is T × 2W, not T × T: what lies outside these two blocks is never computed.
+    """
+    batch, length, heads, width = q.shape
+    n_blocks = -(-length // band)
+    pad = n_blocks * band - length
+
+    def blocks(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+        return padded.reshape(batch, n_blocks, band, heads, width)
+
+    def with_previous(x: jax.Array) -> jax.Array:
+        """Behind each other: the block before (zeros for the first) and the block itself."""
+        x = blocks(x)
+        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+        return jnp.concatenate([before, x], axis=2)
+
+    query = jnp.arange(band)[:, None]
+    key = jnp.arange(2 * band) - band
+    in_band = (key <= query) & (query - key < band)
+    exists = (key >= 0) | (jnp.arange(n_blocks)[:, None] > 0)
+    visible = in_band & exists[:, None, :]  # [N, W, 2W]
+
+    scores = einsum("bnqhk,bnshk->bnhqs", blocks(q), with_previous(k), jnp.float32)
+    weights = _softmax(scores, visible[:, None], q)
+    out = einsum("bnhqs,bnshk->bnqhk", weights, with_previous(v))
+    return out.reshape(batch, n_blocks * band, heads, width)[:, :length]

@@ -1,0 +1,57 @@
+"""Matmuls that keep their operands in the compute dtype and accumulate in fp32, forward and backward.
+
+Plain autodiff turns the cotangent of an fp32-accumulating bf16 matmul into fp32 and its backward matmuls with it.
+Here the cotangent is rounded to the operands' dtype first, so that all three matmuls take the same fast path.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return _accumulate(spec, a, b, dtype)
+
+
+def _forward(
+    spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _accumulate(spec, a, b, dtype), (a, b)
+
+
+def _backward(
+    spec: str, dtype: jnp.dtype, operands: tuple[jax.Array, jax.Array], ct: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    a, b = operands
+    inputs, out = spec.split("->")
+    a_spec, b_spec = inputs.split(",")
+    ct_a, ct_b = ct.astype(b.dtype), ct.astype(a.dtype)
+    return (
+        _accumulate(f"{out},{b_spec}->{a_spec}", ct_a, b, a.dtype),
+        _accumulate(f"{a_spec},{out}->{b_spec}", a, ct_b, b.dtype),
+    )
+
+
+_einsum.defvjp(_forward, _backward)
+
+
+def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """Two-operand einsum with fp32 accumulation; the result in `dtype` (default: that of `a`).
+
+    Every index of `a` and `b` must appear in the other operand or in the result (so that the transposes are einsums).
+    """
+    return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
+
+
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x[..., I] @ kernel[I, O]``, as one matmul over all rows."""
+    rows = einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel)
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])

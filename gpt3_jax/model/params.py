@@ -1,0 +1,156 @@
+"""The parameter table: name, shape, axes, initializer and decay of every parameter, declared once.
+
+Initialisation, sharding, the decay mask, parameter counts and the Hugging Face name map derive from it; nothing else
+knows a parameter's shape. Shapes: L blocks, D = d_model, F = d_ff, A = n_heads × d_head (= D), C = n_ctx, V = padded
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.spec import ParamSpec
+
+
+@flax.struct.dataclass
+class Block:
+    """One transformer block, or all of them stacked along a first dimension L."""
+
+    ln_1_scale: Any
+    ln_1_bias: Any
+    qkv_kernel: Any
+    qkv_bias: Any
+    attn_out_kernel: Any
+    attn_out_bias: Any
+    ln_2_scale: Any
+    ln_2_bias: Any
+    mlp_up_kernel: Any
+    mlp_up_bias: Any
+    mlp_down_kernel: Any
+    mlp_down_bias: Any
+
+
+@flax.struct.dataclass
+class Params:
+    """All parameters. Leaves are arrays; or specs, shardings and the like, in trees of the same structure."""
+
+    token_embedding: Any
+    position_embedding: Any
+    blocks: Block
+    ln_f_scale: Any
+    ln_f_bias: Any
+
+
+def param_table(config: ModelConfig) -> Params:
+    """The table for one architecture, as a `Params` of `ParamSpec`."""
+    layers, d, ff, vocab = config.n_layers, config.d_model, config.d_ff, config.n_vocab_padded
+    residual = config.init_std * {"2L": (2 * layers) ** -0.5, "L": layers**-0.5, "none": 1.0}[config.residual_init]
+
+    def matrix(std: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
+        names: Any = ("layers", *(name for name, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), names, zero, std, decay=True)  # type: ignore[arg-type]
+
+    def vector(value: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
+        names: Any = ("layers", *(name for name, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)  # type: ignore[arg-type]
+
+    model, heads, mlp, qkv = ("model", d), ("heads", d), ("mlp", ff), ("qkv", 3)
+    return Params(
+        token_embedding=ParamSpec((vocab, d), ("vocab", "model"), "model", config.init_std, decay=True),
+        position_embedding=ParamSpec(
+            (config.n_ctx, d), ("context", "model"), "model", config.position_init_std, decay=True
+        ),
+        blocks=Block(
+            ln_1_scale=vector(1.0, model, zero="model"),
+            ln_1_bias=vector(0.0, model, zero="model"),
+            qkv_kernel=matrix(config.init_std, model, qkv, heads, zero="model"),
+            qkv_bias=vector(0.0, qkv, heads, zero="heads"),
+            attn_out_kernel=matrix(residual, heads, model, zero="heads"),
+            attn_out_bias=vector(0.0, model, zero="model"),
+            ln_2_scale=vector(1.0, model, zero="model"),
+            ln_2_bias=vector(0.0, model, zero="model"),
+            mlp_up_kernel=matrix(config.init_std, model, mlp, zero="model"),
+            mlp_up_bias=vector(0.0, mlp, zero="mlp"),
+            mlp_down_kernel=matrix(residual, mlp, model, zero="mlp"),
+            mlp_down_bias=vector(0.0, model, zero="model"),
+        ),
+        ln_f_scale=ParamSpec((d,), ("model",), "model", 1.0, constant=True),
+        ln_f_bias=ParamSpec((d,), ("model",), "model", 0.0, constant=True),
+    )
+
+
+def names(tree: Any) -> list[str]:
+    """Dotted names of a tree's leaves, in leaf order: ``blocks.qkv_kernel``."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [".".join(getattr(key, "name", str(key)) for key in path) for path, _ in paths]
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Initial parameters in fp32 (GPT-2's initialisation; GPT-3 section 2.1).
+
+    Values depend on the key, the parameter's name and the true vocabulary only: not on sharding, and not on padding,
+    whose rows are zero and stay so.
+    """
+    table = param_table(config)
+    leaves, structure = jax.tree.flatten(table)
+    true_leaves = jax.tree.leaves(param_table(dataclasses.replace(config, vocab_multiple=1)))
+    arrays = []
+    for name, spec, true in zip(names(table), leaves, true_leaves, strict=True):
+        if spec.constant:
+            arrays.append(jnp.full(spec.shape, spec.init, jnp.float32))
+            continue
+        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        value = spec.init * jax.random.normal(own_key, true.shape, jnp.float32)
+        arrays.append(jnp.pad(value, [(0, dim - own) for dim, own in zip(spec.shape, true.shape, strict=True)]))
+    params: Params = jax.tree.unflatten(structure, arrays)
+    return params
+
+
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, without arrays."""
+    params: Params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), param_table(config))
+    return params
+
+
+def decay_mask(config: ModelConfig) -> Params:
+    """True where weight decay applies."""
+    mask: Params = jax.tree.map(lambda spec: spec.decay, param_table(config))
+    return mask
+
+
+def count_params(config: ModelConfig) -> int:
+    """The paper's count (Table D.1): embeddings, positions and biases included, vocabulary padding left out."""
+    return sum(spec.size for spec in jax.tree.leaves(param_table(dataclasses.replace(config, vocab_multiple=1))))
+
+
+def train_flops_per_token(config: ModelConfig, attention: bool = False) -> float:
+    """Floating-point operations that training spends on one token.
+
+    Without `attention`, the paper's convention: 6 per parameter (appendix D). With it, the score and value matmuls of
+    what a position really sees are added: all earlier positions in a dense layer, the band in a banded one.
+    """
+    flops = 6.0 * count_params(config)
+    if attention:
+        for layer in range(config.n_layers):
+            kind = config.attention_pattern[layer % len(config.attention_pattern)]
+            flops += 12.0 * config.d_model * mean_visible(config.n_ctx, config.band_width if kind == "banded" else None)
+    return flops
+
+
+def mean_visible(n_ctx: int, band: int | None) -> float:
+    """Positions that a position sees on average, itself included: min(t + 1, band) over t < n_ctx."""
+    band = min(band or n_ctx, n_ctx)
+    return (band * (band + 1) / 2 + (n_ctx - band) * band) / n_ctx
+
+
+def approximate_bytes(config: ModelConfig) -> int:
+    """Bytes of fp32 parameters, padding included."""
+    return 4 * sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_table(config)))

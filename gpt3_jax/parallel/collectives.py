@@ -1,0 +1,98 @@
+"""The collectives of tensor parallelism, and the dtype that reductions may use on this backend.
+
+Inside the step's `jax.shard_map` every array is a device's own shard. `Local` says which mesh axes exist there; with
+no axes (one device, or a plain call of the model) each operation is the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Tree = TypeVar("Tree")
+
+
+def reduction_dtype(wanted: jnp.dtype, platform: str) -> jnp.dtype:
+    """The dtype to reduce in: `wanted`, but fp32 on CPU, whose compiler aborts on a bf16 reduction."""
+    return jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """The mesh axes as one device's code sees them."""
+
+    axes: tuple[str, ...] = ()
+    """Every axis of more than one device: values that differ between devices are typed as varying over these."""
+    tensor: str | None = None
+    """The tensor axis, or None when it has one device."""
+    tensor_size: int = 1
+    platform: str = "cpu"
+    """Platform that the step is compiled for."""
+
+    def vary(self, tree: Tree) -> Tree:
+        """Types replicated values as varying over all axes, so that gradients stay local until reduced by hand."""
+        return jax.tree.map(lambda leaf: vary(leaf, self.axes), tree)
+
+    def tensor_index(self) -> jax.Array | int:
+        return lax.axis_index(self.tensor) if self.tensor else 0
+
+    def vary_batch(self, x: jax.Array) -> jax.Array:
+        """Types `x` as varying over every axis but tensor."""
+        return vary(x, tuple(axis for axis in self.axes if axis != self.tensor))
+
+    def sum_tensor(self, x: jax.Array) -> jax.Array:
+        """Sum over tensor shards; the same on each of them, and typed so."""
+        return lax.psum(x, self.tensor) if self.tensor else x
+
+    def max_tensor(self, x: jax.Array) -> jax.Array:
+        """Maximum over tensor shards; the same on each of them, and typed so."""
+        return lax.pmax(x, self.tensor) if self.tensor else x
+
+    def gather_sequence(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T/tensor, D] to [B, T, D]: in front of a column-parallel matmul. Backward: `scatter_sequence`."""
+        return _gather(x_BTD, self.tensor, reduction_dtype(x_BTD.dtype, self.platform)) if self.tensor else x_BTD
+
+    def scatter_sequence(self, x_BTD: jax.Array) -> jax.Array:
+        """Partial sums [B, T, D] to their sum's shard [B, T/tensor, D]: behind a row-parallel matmul."""
+        return _scatter(x_BTD, self.tensor, reduction_dtype(x_BTD.dtype, self.platform)) if self.tensor else x_BTD
+
+
+def vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """`x` typed as varying over `axes`; those over which it varies already are left as they are."""
+    missing = tuple(axis for axis in axes if axis not in jax.typeof(x).manual_axis_type.varying)
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _all_gather(x: jax.Array, axis: str) -> jax.Array:
+    return lax.all_gather(x, axis, axis=1, tiled=True)
+
+
+def _reduce_scatter(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+    return lax.psum_scatter(x.astype(dtype), axis, scatter_dimension=1, tiled=True).astype(x.dtype)
+
+
+# Written as custom derivatives only for the dtypes: autodiff would carry the fp32 of a CPU reduction into the gather
+# of the other direction and double its bytes.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+    return _all_gather(x, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _scatter(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+    return _reduce_scatter(x, axis, dtype)
+
+
+_gather.defvjp(
+    lambda x, axis, dtype: (_all_gather(x, axis), None),
+    lambda axis, dtype, _, ct: (_reduce_scatter(ct, axis, dtype),),
+)
+_scatter.defvjp(
+    lambda x, axis, dtype: (_reduce_scatter(x, axis, dtype), None),
+    lambda axis, dtype, _, ct: (_all_gather(ct, axis),),
+)

@@ -1,0 +1,220 @@
+"""Several processes: start-up, agreement between them, and the ways out.
+
+The only reader of the variables that a cluster sets. What a cluster looks like, and where its coordinator is,
+is JAX's own knowledge (``jax.distributed.initialize()``); this file decides whether to call it and with which GPUs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gpt3_jax.config import DistributedConfig
+from gpt3_jax.errors import RunError, UserError
+
+# JAX's default of 100 s leaves a whole pod idle that long after one host died; a host that is merely busy still
+# answers, because heartbeats come from a thread of their own.
+HEARTBEAT_TIMEOUT_S = 60
+
+_SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def start(config: DistributedConfig) -> None:
+    """Joins the other processes of this run, if there are any. Call before anything touches a device.
+
+    Does nothing with mode ``off``, when already started, or, with mode ``auto``, when no cluster is found.
+    Raises UserError when the cluster is there but this process was not started as part of it, RunError when the
+    processes do not find one another.
+    """
+    if config.mode == "off" or jax.distributed.is_initialized():
+        return
+    if config.mode == "auto":
+        cluster = recognise(os.environ)
+        if cluster is None:
+            return
+    # Without it, collectives between CPU processes are refused; it must be chosen before the backend starts.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if config.mode == "manual":
+            jax.distributed.initialize(
+                coordinator_address=config.coordinator,
+                num_processes=config.processes,
+                process_id=config.process_id,
+                cluster_detection_method="deactivate",
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            )
+        else:
+            jax.distributed.initialize(
+                local_device_ids=local_gpus(os.environ),
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            )
+    except (RuntimeError, ValueError, TypeError, OSError, LookupError, ImportError) as error:
+        if config.mode == "manual":
+            where = f"process {config.process_id} of {config.processes}, coordinator {config.coordinator}"
+        else:
+            where = f"cluster found: {cluster}; set distributed.mode to manual, or to off for one process"
+        raise RunError(f"the processes did not find one another ({where}): {_one_line(error)}") from error
+
+
+def recognise(env: Mapping[str, str]) -> str | None:
+    """Name of the cluster that JAX would join from this environment, or None for a process on its own.
+
+    Asked before ``jax.distributed.initialize()``, because that call, where it finds no cluster, fails in the same
+    way as where it finds a broken one. Raises UserError for a job of several tasks whose launcher was left out.
+    """
+    if "OMPI_COMM_WORLD_SIZE" in env:
+        return "Open MPI" if int(env["OMPI_COMM_WORLD_SIZE"]) > 1 else None
+    if all(name in env for name in _SLURM_STEP):
+        return "SLURM" if int(env["SLURM_NTASKS"]) > 1 else None
+    if "SLURM_JOB_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        raise UserError(
+            f"SLURM job {env['SLURM_JOB_ID']} has {env['SLURM_NTASKS']} tasks but this process was not started by "
+            "srun; put srun in front of the command, or set distributed.mode to off for one process"
+        )
+    if _tpu_hosts(env) > 1:
+        return "Cloud TPU"
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        if importlib.util.find_spec("kubernetes") is None:
+            raise UserError(
+                "this is an Indexed Job of Kubernetes, which JAX joins with the `kubernetes` package, not installed "
+                "here; install jax[k8s], or set distributed.mode to manual (or to off for one process)"
+            )
+        return "Kubernetes"
+    if _on_gce_tpu(env):
+        return "Cloud TPU"
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS is {env['JAX_COORDINATOR_ADDRESS']!r} but no cluster is found that numbers the "
+            "processes; set distributed.mode to manual with coordinator, processes and process_id, or to off"
+        )
+    return None
+
+
+def local_gpus(env: Mapping[str, str]) -> list[int] | None:
+    """Ordinals of the GPUs that this process takes; None leaves the choice to JAX.
+
+    Under SLURM and Open MPI, JAX gives each process the one GPU whose number is its local rank: with one task on a
+    node of eight GPUs, seven idle without a word. Here the tasks of a node share out what they see, evenly.
+    Raises UserError where that does not divide.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in env:
+        return None  # the user's own choice, which JAX reads
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in env:
+        rank, tasks = int(env["OMPI_COMM_WORLD_LOCAL_RANK"]), int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    elif "SLURM_LOCALID" in env:
+        rank, tasks = int(env["SLURM_LOCALID"]), _slurm_tasks_here(env)
+    else:
+        return None
+    visible = _visible_gpus(env)
+    if visible == 0:
+        return None
+    on_node = int(env.get("SLURM_GPUS_ON_NODE", str(visible)))
+    bound = "SLURM_GPUS_PER_TASK" in env or visible < on_node  # then SLURM shows each task only its own
+    if bound or tasks == 1:
+        return list(range(visible))
+    if visible % tasks:
+        raise UserError(
+            f"{tasks} processes on this node share {visible} GPUs, which does not divide; "
+            "start as many processes as GPUs, or one, or set JAX_LOCAL_DEVICE_IDS"
+        )
+    share = visible // tasks
+    return list(range(rank * share, (rank + 1) * share))
+
+
+def shutdown() -> None:
+    """Leaves the other processes in good order; does nothing for a process on its own.
+
+    Raises RunError when the others are gone: then leave with `leave_now`, which does not wait for them.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError as error:
+        raise RunError(f"the processes did not end together: {_one_line(error)}") from error
+
+
+def leave_now(code: int) -> NoReturn:
+    """Ends this process without waiting for the others.
+
+    After a collective has failed, an ordinary exit hangs in the distributed client until the heartbeat times out.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_lead() -> bool:
+    """Whether this is the process that writes what is written once: lines for the person, records, renames."""
+    return jax.process_index() == 0
+
+
+def from_lead(text: str) -> str:
+    """The lead process's `text`, in every process (which all call it; what the others pass is ignored)."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    mine = data if is_lead() else np.zeros(size, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8)).decode()
+
+
+def everywhere(ok: bool) -> bool:
+    """Whether `ok` holds in every process (which all call it)."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _tpu_hosts(env: Mapping[str, str]) -> int:
+    """Hosts of the TPU slices as GKE's variables tell it; 1 without them."""
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
+    if "TPU_PROCESS_ADDRESSES_PATH" in env:
+        try:
+            hosts = Path(env["TPU_PROCESS_ADDRESSES_PATH"]).read_text()
+        except OSError as error:
+            raise UserError(
+                f"TPU_PROCESS_ADDRESSES_PATH is {env['TPU_PROCESS_ADDRESSES_PATH']!r}, which cannot be read: "
+                f"{error.strerror}; unset it or set distributed.mode to off"
+            ) from error
+    return max(1, len([host for host in hosts.split(",") if host.strip()])) * int(env.get("MEGASCALE_NUM_SLICES", "1"))
+
+
+def _on_gce_tpu(env: Mapping[str, str]) -> bool:
+    """Whether this is a Cloud TPU VM outside GKE, whose hosts only the metadata server knows.
+
+    A TPU VM of one host is started as a cluster of one, which also brings the pre-emption notice.
+    """
+    platforms = jax.config.jax_platforms or ""
+    if "TPU_SKIP_MDS_QUERY" in env or (platforms and "tpu" not in platforms.split(",")):
+        return False
+    chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return chips and importlib.util.find_spec("libtpu") is not None
+
+
+def _slurm_tasks_here(env: Mapping[str, str]) -> int:
+    """Tasks of this job step on this node, from a list such as ``2(x3),1``: counts per node, in node order."""
+    counts: list[int] = []
+    for item in env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, times = item.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts[min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)]
+
+
+def _visible_gpus(env: Mapping[str, str]) -> int:
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if name in env:
+            return len([gpu for gpu in env[name].split(",") if gpu.strip()])
+    return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))

@@ -1,0 +1,75 @@
+"""The device mesh: the only place that names mesh axes.
+
+``replica`` is plain data parallelism across slices or nodes, ``data`` is ZeRO's data parallelism, ``tensor`` is
+Megatron's. Devices of one ``tensor`` group are the nearest neighbours, those of one ``replica`` group the farthest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from gpt3_jax.config import ParallelConfig
+from gpt3_jax.errors import UserError
+
+REPLICA, DATA, TENSOR = "replica", "data", "tensor"
+AXES = (REPLICA, DATA, TENSOR)
+BATCH_AXES = (REPLICA, DATA)
+"""The axes that split the rows of a batch."""
+
+
+def make_mesh(parallel: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run over all devices, with the axes `AXES` in this order.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices (no device is ever left out silently), or a
+            multi-slice machine whose slices the replica axis does not divide into.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _shape(parallel, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        replica, data, tensor = shape
+        if replica % slices:
+            raise UserError(
+                f"parallel.replica {replica} is not a multiple of the machine's {slices} slices; ZeRO's gathers stay "
+                f"inside a slice, set parallel.replica to {slices}"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh((replica // slices, data, tensor), (slices, 1, 1), devices=devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _shape(parallel: ParallelConfig, n_devices: int) -> tuple[int, int, int]:
+    fixed = parallel.replica * parallel.tensor
+    data = parallel.data
+    if data == -1:
+        if n_devices % fixed:
+            raise UserError(
+                f"parallel.replica {parallel.replica} × parallel.tensor {parallel.tensor} = {fixed} does not divide "
+                f"the {n_devices} devices at hand; choose axes that do"
+            )
+        data = n_devices // fixed
+    shape = (parallel.replica, data, parallel.tensor)
+    if math.prod(shape) != n_devices:
+        raise UserError(
+            f"mesh replica {shape[0]} × data {shape[1]} × tensor {shape[2]} = {math.prod(shape)} devices, but "
+            f"{n_devices} are at hand; set parallel.data to -1 to take what the others leave"
+        )
+    return shape
+
+
+def active_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of more than one device. Only these appear in the step: no collective over a group of one."""
+    return tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,0 +1,49 @@
+"""AdamW by optax, with the paper's learning rate as a function of tokens (GPT-3 appendix B)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt3_jax.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate by tokens consumed, the update's own batch included: warm-up, cosine, constant."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if config.warmup_tokens else config.peak_lr,
+        peak_value=config.peak_lr,
+        warmup_steps=config.warmup_tokens,
+        decay_steps=config.decay_tokens + (config.warmup_tokens if config.decay_after_warmup else 0),
+        end_value=config.final_lr_fraction * config.peak_lr,
+    )
+
+
+def transformation(config: OptimizerConfig, decay_mask: Any) -> optax.GradientTransformation:
+    """AdamW's direction, decay included; the step scales it by the learning rate of its tokens."""
+    return optax.chain(
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    )
+
+
+def init(config: OptimizerConfig, decay_mask: Any, params: Any) -> Any:
+    """The optimizer's state: fp32 moments in the parameters' shapes."""
+    return transformation(config, decay_mask).init(params)
+
+
+def update(
+    config: OptimizerConfig, decay_mask: Any, gradients: Any, state: Any, params: Any, learning_rate: jax.Array
+) -> tuple[Any, Any]:
+    """New parameters and optimizer state from clipped gradients; elementwise, so it runs on shards as they are."""
+    direction, state = transformation(config, decay_mask).update(gradients, state, params)
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+    return params, state
+
+
+def clip_factor(config: OptimizerConfig, norm: jax.Array) -> jax.Array:
+    """What gradients of this global norm are multiplied by (clip at `clip_norm`; 1 below it, or when it is 0)."""
+    return jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-30)) if config.clip_norm else jnp.ones_like(norm)

@@ -1,0 +1,109 @@
+"""The recipe's schedules, as functions of tokens (GPT-3 appendix B)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gpt3_jax.config import Config, TrainConfig
+from gpt3_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStage:
+    """One size of the global batch, from one point of training on."""
+
+    first_sequence: int
+    """Sequences consumed when this stage begins."""
+    sequences: int
+    """Sequences per batch."""
+    microbatches: int
+    """Into how many parts each device's rows are taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSchedule:
+    """The batch ramp as a list of fixed sizes, so that each is compiled before training starts."""
+
+    stages: tuple[BatchStage, ...]
+    total_sequences: int
+    """Sequences after which training ends; the last batch may pass it."""
+
+    def at(self, sequence: int) -> BatchStage:
+        """The stage of the batch that starts at this sequence."""
+        return max((s for s in self.stages if s.first_sequence <= sequence), key=lambda s: s.first_sequence)
+
+    def batches(self, sequence: int) -> Iterator[tuple[int, BatchStage]]:
+        """From this position to the end of training: (first sequence, stage) of each batch."""
+        while sequence < self.total_sequences:
+            stage = self.at(sequence)
+            yield sequence, stage
+            sequence += stage.sequences
+
+
+def batch_schedule(config: Config, shards: int) -> BatchSchedule:
+    """The batch sizes of a run whose batches are split into `shards` (replica × data).
+
+    The paper's ramp is linear: at t tokens the batch is start + (full - start) · t / ramp. Here it climbs in at most
+    `train.ramp_stages` even steps of whole sequences that the mesh and the microbatch divide; a size begins at the
+    first batch at which the line has reached it.
+
+    Raises:
+        UserError: a batch that the mesh, or the microbatch, does not divide.
+    """
+    train, ctx = config.train, config.model.n_ctx
+    full = train.batch_tokens // ctx
+    if full % shards:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is {full} sequences of {ctx} tokens, which {shards} data shards "
+            f"(replica × data) do not divide; the nearest are {max(full // shards, 1) * shards * ctx} and "
+            f"{(full // shards + 1) * shards * ctx}"
+        )
+    per_shard = full // shards
+    micro = train.microbatch or per_shard
+    if micro < per_shard and per_shard % micro:
+        raise UserError(
+            f"train.microbatch {micro} does not divide the {per_shard} sequences of a data shard "
+            f"(train.batch_tokens {train.batch_tokens} / {ctx} / {shards} shards); choose one of "
+            f"{_divisors(per_shard)}"
+        )
+    total = -(-train.tokens // ctx)
+    stages = [_stage(0, full, shards, micro)]
+    if train.ramp_tokens:
+        stages = _ramp(train, ctx, shards, micro, full)
+    return BatchSchedule(tuple(stages), total)
+
+
+def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchStage]:
+    start = min(full, -(-train.ramp_start_tokens // (ctx * shards)) * shards)
+    sizes = [_allowed(start, shards, micro)]
+    for i in range(1, train.ramp_stages):
+        size = _allowed(start + round((full - start) * i / train.ramp_stages), shards, micro)
+        if sizes[-1] < size < full:
+            sizes.append(size)
+    if sizes[-1] < full:
+        sizes.append(full)
+    stages: list[BatchStage] = []
+    sequence = 0
+    for size in sizes:
+        # The line reaches this size here; the stage begins with the first batch of the one before that ends there.
+        reached = train.ramp_tokens / ctx * (size - start) / max(full - start, 1)
+        if stages:
+            last = stages[-1]
+            sequence = last.first_sequence + max(1, -(-int(reached - last.first_sequence) // last.sequences)) * last.sequences
+        stages.append(_stage(sequence, size, shards, micro))
+    return stages
+
+
+def _allowed(size: int, shards: int, micro: int) -> int:
+    """The largest size not above this one that the mesh divides, and the microbatch where there are several."""
+    per_shard = max(1, size // shards)
+    return shards * (per_shard if per_shard <= micro else per_shard // micro * micro)
+
+
+def _stage(first: int, size: int, shards: int, micro: int) -> BatchStage:
+    return BatchStage(first, size, max(1, size // shards // micro))
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,81 @@
+"""What training carries from step to step, and how it lies on the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gpt3_jax.config import Config
+from gpt3_jax.model import params as model_params
+from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.rules import partitions, shardings
+from gpt3_jax.train import optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step needs besides its batch; all that a checkpoint holds as arrays."""
+
+    params: Params
+    """fp32 master weights."""
+    opt_state: Any
+    """optax's state: moments in fp32, laid out as the parameters."""
+    step: jax.Array
+    """Batches consumed, uint32."""
+    sequences: jax.Array
+    """Sequences consumed, uint32: the position in the data stream."""
+    skipped: jax.Array
+    """Updates left out because loss or gradients were not finite, uint32."""
+
+
+def create(config: Config) -> TrainState:
+    """The state before the first step. To be jitted with `state_shardings` as its output shardings."""
+    params = model_params.init(config.model, jax.random.key(config.train.seed))
+    opt_state = optimizer.init(config.optimizer, model_params.decay_mask(config.model), params)
+    # Three arrays of their own: one shared array could not be donated three times.
+    return TrainState(params, opt_state, *(jnp.zeros((), jnp.uint32) for _ in range(3)))
+
+
+def state_partitions(config: Config, mesh: Mesh) -> TrainState:
+    """A PartitionSpec for every leaf: moments lie as their parameters do, scalars everywhere."""
+    abstract = jax.eval_shape(lambda: create(config))
+    specs = partitions(model_params.param_table(config.model), mesh, zero=config.parallel.stage >= 1)
+    structure = jax.tree.structure(abstract.params)
+
+    def like_params(subtree: Any) -> bool:
+        return jax.tree.structure(subtree) == structure
+
+    partitioned: TrainState = jax.tree.map(
+        lambda subtree: specs if like_params(subtree) else PartitionSpec(), abstract, is_leaf=like_params
+    )
+    return partitioned
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """NamedShardings of the state."""
+    result: TrainState = shardings(state_partitions(config, mesh), mesh)
+    return result
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state: what is compiled for and restored into."""
+    abstract: TrainState = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: create(config)),
+        state_shardings(config, mesh),
+    )
+    return abstract
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, made in place: no device ever holds more than its shards."""
+    made: TrainState = jax.jit(create, static_argnums=0, out_shardings=state_shardings(config, mesh))(config)
+    return made
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,130 @@
+"""The training step: one `jax.shard_map`, manual over every mesh axis, so that each collective stands in the code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from gpt3_jax.config import Config
+from gpt3_jax.model.params import decay_mask, param_table
+from gpt3_jax.model.transformer import loss_sum
+from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards
+from gpt3_jax.parallel.rules import batch_partition, shardings
+from gpt3_jax.parallel.zero import Zero
+from gpt3_jax.train import optimizer
+from gpt3_jax.train.state import TrainState, state_partitions
+
+
+@flax.struct.dataclass
+class Metrics:
+    """What a step says of itself: fp32 scalars, the same on every device."""
+
+    loss: jax.Array
+    """Mean over the batch's tokens, in nats."""
+    grad_norm: jax.Array
+    """Global norm before clipping."""
+    learning_rate: jax.Array
+    finite: jax.Array
+    """1 if loss and gradient norm were finite and the update was made, else 0."""
+
+
+def mesh_platform(mesh: Mesh) -> str:
+    platform: str = mesh.devices.flat[0].platform
+    return platform
+
+
+def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
+    """The jitted step ``(state, rows) -> (state, metrics)``; the state is donated.
+
+    Args:
+        microbatches: parts that a device's rows are taken in; gradients are summed over them.
+
+    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Token losses are summed and divided
+    once, by the tokens of the whole batch.
+    """
+    zero = Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, mesh_platform(mesh))
+    batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
+    mask = decay_mask(config.model)
+    schedule = optimizer.learning_rate(config.optimizer)
+
+    def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
+        n_sequences = rows.shape[0] * batch_shards(mesh)
+        n_tokens = n_sequences * config.model.n_ctx
+        active, passive = zero.prepare(state.params)
+
+        def loss_and_gradients(rows: jax.Array) -> tuple[jax.Array, Any]:
+            def loss(active: Any) -> jax.Array:
+                weights = zero.weights(active, passive)
+                total = loss_sum(weights, rows, config.model, zero.local, config.train.remat, config.train.loss_chunk)
+                return total / n_tokens
+
+            return jax.value_and_grad(loss)(active)
+
+        loss, gradients = _accumulate(loss_and_gradients, rows, microbatches)
+        gradients = zero.reduce(gradients)
+        loss = lax.psum(loss, batch_axes)
+        norm = jnp.sqrt(zero.square_norm(gradients))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        sequences = state.sequences + jnp.uint32(n_sequences)
+        rate = schedule(sequences.astype(jnp.float32) * config.model.n_ctx)
+        factor = optimizer.clip_factor(config.optimizer, norm)
+        gradients = jax.tree.map(lambda g: g * factor, gradients)
+        params, opt_state = optimizer.update(config.optimizer, mask, gradients, state.opt_state, state.params, rate)
+        # An update from a loss that is not finite never reaches the state, whatever the loop decides to do about it.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = state.skipped + jnp.uint32(~finite)
+        metrics = Metrics(loss, norm, jnp.asarray(rate, jnp.float32), finite.astype(jnp.float32))
+        return TrainState(params, opt_state, state.step + jnp.uint32(1), sequences, skipped), metrics
+
+    partitions = state_partitions(config, mesh)
+    sharded = jax.shard_map(
+        step, mesh=mesh, in_specs=(partitions, batch_partition(mesh)), out_specs=(partitions, PartitionSpec())
+    )
+    out_shardings = shardings((partitions, Metrics(*[PartitionSpec()] * 4)), mesh)
+    return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int) -> tuple[jax.Array, Any]:
+    """Sums losses and gradients over microbatches, in fp32."""
+    if microbatches == 1:
+        result: tuple[jax.Array, Any] = loss_and_gradients(rows)
+        return result
+
+    def to_fp32(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, to_fp32(loss_and_gradients(rows))), None
+
+    parts = rows.reshape(microbatches, -1, rows.shape[1])
+    # The first part starts the sums: zeros would have to be given each gradient's type over the mesh.
+    total, _ = lax.scan(add, to_fp32(loss_and_gradients(parts[0])), parts[1:])
+    return total
+
+
+def make_eval_step(config: Config, mesh: Mesh) -> Any:
+    """The jitted ``(params, rows) -> sum of -log p`` over all targets of a batch, in nats (fp32 scalar).
+
+    A target whose row holds a negative token in its place is left out: so a last batch may be padded.
+    """
+    zero = Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, mesh_platform(mesh))
+    batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
+
+    def evaluate(params: Any, rows: jax.Array) -> jax.Array:
+        active, passive = zero.prepare(params)
+        weights = zero.weights(active, passive)
+        total = loss_sum(weights, rows, config.model, zero.local, "none", config.train.loss_chunk)
+        return lax.psum(total, batch_axes)
+
+    specs = state_partitions(config, mesh).params
+    return jax.jit(
+        jax.shard_map(evaluate, mesh=mesh, in_specs=(specs, batch_partition(mesh)), out_specs=PartitionSpec())
+    )
