@@ -26,9 +26,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.train import checkpoint
 from gpt3_jax.train.checkpoint import CheckpointReader, CheckpointStore
 from gpt3_jax.train.integrity import array_checksums
+from gpt3_jax.train.storage_errors import disk_full
 
 RECORD = {"config": {"model": {"n_layers": 2}}, "sequences": 12_345_678_901, "versions": {"jax": jax.__version__}}
 
@@ -74,9 +74,8 @@ def store(folder: Path, said: list[str] | None = None, *, keep_last: int = 10, k
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two trees have the same structure and bits."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
+    """Whether two trees of one structure have the same dtypes and bits."""
+    assert str(jax.tree.structure(a)) == str(jax.tree.structure(b))
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
@@ -161,15 +160,19 @@ def test_checksums_see_a_bit_of_every_dtype(dtype: str) -> None:
         assert array_checksums({"x": jnp.asarray(changed.view(jnp.dtype(dtype)))}) != base
 
 
-def test_one_flipped_bit_never_becomes_a_wrong_number(two: Path) -> None:
+def test_one_flipped_bit_never_becomes_a_wrong_number(tmp_path: Path) -> None:
     """Every file of the newest checkpoint, seeded positions: the newest unharmed, or the one before, said aloud."""
+    first, second = ({"wte": make_state(seed).params["wte"], "step": make_state(seed).step} for seed in (1, 2))
+    s = store(tmp_path)
+    s.save(100, 1, first, {**RECORD, "seed": 1})
+    s.save(200, 2, second, {**RECORD, "seed": 2}, wait=True)
     rng = random.Random(7)
-    newest = two / "tokens-200"
+    newest = tmp_path / "tokens-200"
     files = sorted(f for f in newest.rglob("*") if f.is_file() and f.stat().st_size)
-    places = [(f, rng.randrange(8 * f.stat().st_size)) for f in files for _ in range(4)]
+    places = [(f, rng.randrange(8 * f.stat().st_size)) for f in files]
     sizes = [f.stat().st_size for f in files]
-    places += [(f, rng.randrange(8 * f.stat().st_size)) for f in rng.choices(files, sizes, k=48)]
-    wanted, first, second = abstract(make_state(0)), make_state(1), make_state(2)
+    places += [(f, rng.randrange(8 * f.stat().st_size)) for f in rng.choices(files, sizes, k=34)]
+    wanted = abstract(first)
     fell_back = 0
     for file, place in places:
         said: list[str] = []
@@ -177,7 +180,7 @@ def test_one_flipped_bit_never_becomes_a_wrong_number(two: Path) -> None:
         bad = bytearray(good)
         bad[place // 8] ^= 1 << place % 8
         file.write_bytes(bad)
-        restored = store(two, said).restore(wanted)
+        restored = store(tmp_path, said).restore(wanted)
         file.write_bytes(good)
         where = f"bit {place} of {file.relative_to(newest)}: {said}"
         assert restored is not None, where
@@ -187,8 +190,8 @@ def test_one_flipped_bit_never_becomes_a_wrong_number(two: Path) -> None:
             assert same(restored.state, first) and restored.record["seed"] == 1, where
             assert "tokens-200 is damaged" in said[0] and "tokens-100" in said[-1], where
             fell_back += 1
-    assert len(places) >= 80 and fell_back >= 30  # else the positions no longer reach the data
-    assert store(two).restore(wanted).tokens == 200  # type: ignore[union-attr]
+    assert len(places) >= 40 and fell_back >= 25  # else the positions no longer reach the data
+    assert store(tmp_path).restore(wanted).tokens == 200  # type: ignore[union-attr]
 
 
 def _flip_data(folder: Path) -> None:
@@ -355,24 +358,21 @@ def test_kill_9_in_the_middle_of_a_save(tmp_path: Path) -> None:
     size = 32 * 2**20
     tail = """
         s.save(1, 1, state, {"n": 1}, wait=True)
-        s.save(2, 2, state, {"n": 2})
-        print("saving", flush=True)
-        s.wait()
-        print("saved", flush=True)
+        s.save(2, 2, state, {"n": 2}, wait=True)
     """
-    process = subprocess.Popen(_program(tail, tmp_path, size), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "saving\n"
+    process = subprocess.Popen(_program(tail, tmp_path, size))
+    while process.poll() is None and not list(tmp_path.glob("tokens-2*/state/ocdbt.process_0/d/*")):
+        time.sleep(0.001)
     process.kill()
-    assert process.stdout.read() == "", "the save was over before the kill: make it larger"
     assert process.wait() == -signal.SIGKILL
-    assert any("tmp" in p.name for p in tmp_path.iterdir()), "the kill came before the save had begun"
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["tokens-1", "tokens-2.orbax-checkpoint-tmp"], "the kill missed the save: make the state larger"
     said: list[str] = []
     s = store(tmp_path, said)
     restored = s.restore({"x": jax.ShapeDtypeStruct((size,), jnp.float32)})
     assert restored is not None and restored.record == {"n": 1} and said == []
-    s.save(2, 2, {"x": jnp.zeros(4)}, {}, wait=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokens-1", "tokens-2"]
+    s.save(3, 3, {"x": jnp.zeros(4)}, {}, wait=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokens-1", "tokens-3"]  # the remains are gone
 
 
 def test_a_save_that_the_disk_refuses(tmp_path: Path) -> None:
@@ -398,9 +398,9 @@ def test_a_save_that_the_disk_refuses(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_called_so() -> None:
-    assert checkpoint._disk_full(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    assert checkpoint._disk_full(ValueError("RESOURCE_EXHAUSTED: Error writing \"x\": No space left on device"))
-    assert not checkpoint._disk_full(OSError(errno.EIO, os.strerror(errno.EIO)))
+    assert disk_full(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert disk_full(ValueError('RESOURCE_EXHAUSTED: Error writing "x": No space left on device'))
+    assert not disk_full(OSError(errno.EIO, os.strerror(errno.EIO)))
 
 
 def test_check_raises_the_failure_of_a_background_save(tmp_path: Path) -> None:

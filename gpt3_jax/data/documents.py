@@ -158,10 +158,9 @@ def _byte_blocks(file: Input, separator: bytes, start: Cursor, block_bytes: int,
         # A separator may straddle two chunks; the search goes back by its length.
         fresh = max(0, len(held) - len(separator) + 1)
         held += chunk
-        if separator and len(held) >= block_bytes:
-            if held.find(separator, fresh) >= 0:
-                # Cut where splitting from the left cuts: "\n\n" in "\n\n\n" is its first two, whatever the block.
-                yield block(len(held) - len(held.split(separator)[-1]))
+        if separator and len(held) >= block_bytes and held.find(separator, fresh) >= 0:
+            # Cut where splitting from the left cuts: "\n\n" in "\n\n\n" is its first two, whatever the block.
+            yield block(len(held) - len(held.split(separator)[-1]))
     if held:
         yield block(len(held))
 
@@ -215,8 +214,8 @@ def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) 
 
 def _parquet_blocks(file: Input, options: Options, start: Cursor, block_bytes: int, before: int) -> Iterator[Block]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise UserError(f"{file.path} is Parquet, which needs the package pyarrow; install it") from None
     try:

@@ -68,31 +68,33 @@ class Loader:
         """The batch of sequences first .. first + count - 1, int32 [count, n_ctx + 1], read now."""
         shape = (count, self._stream.n_ctx + 1)
         try:
-            places = self._sharding.addressable_devices_indices_map(shape)
+            places = _places(self._sharding, shape)
         except ValueError as error:
             raise UserError(
                 f"a batch of {count} sequences of {shape[1]} tokens does not divide over the mesh "
                 f"{dict(self._sharding.mesh.shape)} as {self._sharding.spec}; choose a batch that does"
             ) from error
-        rows = {device: row_range(index, count) for device, index in places.items()}
         # Devices along a tensor axis hold the same rows: those are read once.
-        blocks = read_rows(self._stream, first, set(rows.values()))
+        blocks = read_rows(self._stream, first, {row_range(index, count) for index in places.values()})
         shards = [
-            jax.device_put(blocks[rows[device]][:, index[1]], device) for device, index in places.items() if index
+            jax.device_put(blocks[row_range(index, count)][:, index[1]], device) for device, index in places.items()
         ]
         return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
 
 
-def row_range(index: tuple[slice, ...] | None, count: int) -> tuple[int, int]:
+def _places(sharding: jax.sharding.NamedSharding, shape: tuple[int, int]) -> dict[jax.Device, tuple[slice, ...]]:
+    """The slices of an array of `shape` that this process's devices hold."""
+    places = sharding.addressable_devices_indices_map(shape)
+    return {device: index for device, index in places.items() if index is not None}
+
+
+def row_range(index: tuple[slice, ...], count: int) -> tuple[int, int]:
     """First row and the row after the last that a device holds, of `count`, from its index in a sharding."""
-    assert index is not None
     start, stop, _ = index[0].indices(count)
     return start, stop
 
 
-def read_rows(
-    stream: Sequences, first: int, ranges: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], np.ndarray]:
+def read_rows(stream: Sequences, first: int, ranges: Iterable[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
     """Reads row ranges of the batch that begins at sequence `first`: {(start, stop): int32 [stop - start, ...]}.
 
     This is all of the data that a process touches: what it reads is a function of the rows it holds, not of its number

@@ -144,12 +144,14 @@ def _feistel(value: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -
     for round_number in range(0, _ROUNDS, 2):
         left = (left + _below(_mix64(right ^ key) + _U64(round_number), a)) % a
         right = (right + _below(_mix64(left ^ ~key) + _U64(round_number + 1), b)) % b
-    return left * b + right
+    joined: np.ndarray = left * b + right
+    return joined
 
 
 def _below(value: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Maps hashes to range(bound), bound < 2**32, by a multiplication instead of a slow remainder."""
-    return (_mix64(value) >> _U64(32)) * bound >> _U64(32)
+    scaled: np.ndarray = ((_mix64(value) >> _U64(32)) * bound) >> _U64(32)
+    return scaled
 
 
 def _mix64(value: np.ndarray) -> np.ndarray:
@@ -157,4 +159,5 @@ def _mix64(value: np.ndarray) -> np.ndarray:
     value = value + _U64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return value ^ (value >> _U64(31))
+    value = value ^ (value >> _U64(31))
+    return value

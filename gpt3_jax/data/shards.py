@@ -163,7 +163,7 @@ class ShardSource:
 
     def document_at(self, position: int) -> int | None:
         """Number of the document, from 0, that holds the token at `position`."""
-        return int(np.searchsorted(self._document_starts, position, side="right")) - 1
+        return int(np.searchsorted(self._document_starts, np.uint64(position), side="right")) - 1
 
     def document_start(self, document: int) -> int:
         """Position of the first token of a document."""

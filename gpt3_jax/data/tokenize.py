@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -84,7 +85,7 @@ def tokenize(
             raise UserError(f"{name} is {value}; expected at least 1")
     inputs = find_inputs(patterns, options.kind)
     encoder = load_tokenizer(tokenizer)
-    recipe = {
+    recipe: dict[str, object] = {
         "inputs": [{"path": file.path, "kind": file.kind, "bytes": file.size} for file in inputs],
         "text_key": options.text_key,
         "split_on": options.split_on,
@@ -193,6 +194,8 @@ _worker: tuple[Tokenizer, Options]
 
 def _start_worker(tokenizer: str, options: Options) -> None:
     global _worker
+    # Ctrl-C reaches every process of a terminal; this one's parent ends the work.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = load_tokenizer(tokenizer), options
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 

@@ -29,11 +29,17 @@ def _softmax(scores: jax.Array, visible: jax.Array, like: jax.Array) -> jax.Arra
     return jax.nn.softmax(scores, axis=-1).astype(like.dtype)
 
 
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[..., T, H, K] to [..., H, T, K]: the batched matmuls' own layout, which every backend runs as it is."""
+    return jnp.swapaxes(x, -2, -3)
+
+
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     position = jnp.arange(q.shape[1])
-    scores = einsum("bqhk,bshk->bhqs", q, k, jnp.float32)
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    scores = einsum("bhqk,bhsk->bhqs", q, k, jnp.float32)
     weights = _softmax(scores, position[:, None] >= position, q)
-    return einsum("bhqs,bshk->bqhk", weights, v)
+    return _heads_first(einsum("bhqs,bhsk->bhqk", weights, v))
 
 
 def _banded(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
@@ -61,7 +67,8 @@ def _banded(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
     exists = (key >= 0) | (jnp.arange(n_blocks)[:, None] > 0)
     visible = in_band & exists[:, None, :]  # [N, W, 2W]
 
-    scores = einsum("bnqhk,bnshk->bnhqs", blocks(q), with_previous(k), jnp.float32)
+    q, k, v = _heads_first(blocks(q)), _heads_first(with_previous(k)), _heads_first(with_previous(v))
+    scores = einsum("bnhqk,bnhsk->bnhqs", q, k, jnp.float32)
     weights = _softmax(scores, visible[:, None], q)
-    out = einsum("bnhqs,bnshk->bnqhk", weights, with_previous(v))
+    out = _heads_first(einsum("bnhqs,bnhsk->bnhqk", weights, v))
     return out.reshape(batch, n_blocks * band, heads, width)[:, :length]

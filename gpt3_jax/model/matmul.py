@@ -51,7 +51,31 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | None = None
     return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
 
 
+@jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x[..., I] @ kernel[I, O]``, as one matmul over all rows."""
-    rows = einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel)
-    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+    """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype."""
+    return _linear_forward(x, kernel)[0]
+
+
+# Flattened in here and not by the caller: what the backward pass keeps is then the kernel itself, which ZeRO can
+# gather again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones, the only form of
+# bf16 x bf16 -> fp32 that the CPU backend runs in every shape.
+def _linear_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel), x.dtype)
+    return rows.reshape(*x.shape[:-1], *kernel.shape[1:]), (x, kernel)
+
+
+def _linear_backward(saved: tuple[jax.Array, jax.Array], ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    x_rows, flat = x.reshape(-1, x.shape[-1]), _flat(kernel)
+    ct_rows = ct.reshape(x_rows.shape[0], -1)
+    x_ct = _accumulate("no,io->ni", ct_rows, flat, x.dtype)
+    kernel_ct = _accumulate("ni,no->io", x_rows, ct_rows, kernel.dtype)
+    return x_ct.reshape(x.shape), kernel_ct.reshape(kernel.shape)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _flat(kernel: jax.Array) -> jax.Array:
+    return kernel.reshape(kernel.shape[0], -1)

@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
@@ -146,16 +145,14 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 def qkv_projection(block: Block, x_BTD: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
-    batch, length, d = x_BTD.shape
-    # One matmul for the three; the kernel keeps its shape, so that what is saved or recomputed is the gathered weight.
-    qkv = einsum("nd,dqa->nqa", x_BTD.reshape(-1, d), block.qkv_kernel) + block.qkv_bias
-    qkv = checkpoint_name(qkv, "qkv").reshape(batch, length, 3, -1, config.d_head)
-    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    qkv_BT3A = linear(x_BTD, block.qkv_kernel) + block.qkv_bias
+    qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
+    return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
 
 
 def mlp(block: Block, x_BTD: jax.Array) -> jax.Array:
     """The MLP without its output bias, which stands behind the reduction over tensor shards."""
-    up = checkpoint_name(linear(x_BTD, block.mlp_up_kernel) + block.mlp_up_bias, "mlp_up")
+    up = linear(x_BTD, block.mlp_up_kernel) + block.mlp_up_bias
     return linear(jax.nn.gelu(up, approximate=True), block.mlp_down_kernel)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -20,9 +22,12 @@ from jax.experimental import multihost_utils
 from gpt3_jax.config import DistributedConfig
 from gpt3_jax.errors import RunError, UserError
 
-# JAX's default of 100 s leaves a whole pod idle that long after one host died; a host that is merely busy still
-# answers, because heartbeats come from a thread of their own.
 HEARTBEAT_TIMEOUT_S = 60
+"""Silence after which a process counts as dead. JAX's default of 100 s leaves a whole pod idle that long; one that is
+merely busy still answers, because heartbeats come from a thread of their own."""
+
+START_TIMEOUT_S = 300
+"""How long processes wait for one another at the start: nodes boot, and images are pulled, at different speeds."""
 
 _SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -40,20 +45,24 @@ def start(config: DistributedConfig) -> None:
         cluster = recognise(os.environ)
         if cluster is None:
             return
-    # Without it, collectives between CPU processes are refused; it must be chosen before the backend starts.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
+        if config.mode == "manual":
+            _require_reachable(config)
+        # Without it, collectives between CPU processes are refused; it must be chosen before the backend starts.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if config.mode == "manual":
             jax.distributed.initialize(
                 coordinator_address=config.coordinator,
                 num_processes=config.processes,
                 process_id=config.process_id,
                 cluster_detection_method="deactivate",
+                initialization_timeout=START_TIMEOUT_S,
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
         else:
             jax.distributed.initialize(
                 local_device_ids=local_gpus(os.environ),
+                initialization_timeout=START_TIMEOUT_S,
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
     except (RuntimeError, ValueError, TypeError, OSError, LookupError, ImportError) as error:
@@ -172,6 +181,29 @@ def everywhere(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+def _require_reachable(config: DistributedConfig) -> None:
+    """Raises OSError if the coordinator's port is taken (on process 0) or does not answer in time (on the others).
+
+    JAX (0.10 to 0.12) does not raise in these cases: its C++ crashes the process, with a page of addresses.
+    """
+    host, _, port = config.coordinator.rpartition(":")
+    if config.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise OSError(f"port {port} on this machine: {error.strerror}") from error
+        return
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=START_TIMEOUT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise OSError(f"no answer within {START_TIMEOUT_S} s: {error.strerror or error}") from error
+        time.sleep(0.5)
 
 
 def _one_line(error: BaseException) -> str:

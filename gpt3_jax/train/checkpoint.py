@@ -10,16 +10,10 @@ Arrays have global shapes and flat names (``params/wte``), so any mesh, ZeRO sta
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import gc
 import json
-import logging
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.distributed import everywhere, from_lead, is_lead
 from gpt3_jax.train.integrity import array_checksums, describe, named_leaves, record_digest, require_same_leaves
+from gpt3_jax.train.storage_errors import UNREADABLE, bury_failed_tasks, disk_full, machine_at_fault, one_line
 
 FORMAT = 1
 """Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
@@ -37,14 +32,6 @@ FORMAT = 1
 _STATE = "state"
 _NAME = re.compile(r"tokens-(\d+)")
 _SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are short for terabytes on a busy network disk
-
-# What the parsers of Orbax and TensorStore raise when they meet bytes that they did not write.
-_UNREADABLE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError, EOFError
-)  # fmt: skip
-# What they raise when the machine, and not the checkpoint, is at fault: another checkpoint would fare no better.
-_MACHINE_ERRNO = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_MACHINE_TEXT = ("PERMISSION_DENIED", "Permission denied", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +152,15 @@ class CheckpointReader:
         answer: dict[str, Any] = {}
         if is_lead():
             try:
-                with _quiet(), _context():
+                with _context():
                     metadata = ocp.metadata(self._path(tokens), checkpointable_name=_STATE).custom_metadata
                 if not isinstance(metadata, dict) or record_digest(metadata.get("body")) != metadata.get("sha256"):
                     answer = {"damaged": "its record is missing or differs from its checksum"}
                 else:
                     answer = {"body": metadata["body"]}
-            except _UNREADABLE as error:
-                answer = {"machine" if _machine_at_fault(error) else "damaged": _one_line(error)}
+            except UNREADABLE as error:
+                answer = {"machine" if machine_at_fault(error) else "damaged": one_line(error)}
+            bury_failed_tasks()
         answer = json.loads(from_lead(json.dumps(answer)))
         if "machine" in answer:
             raise RunError(f"cannot read checkpoint {self._path(tokens)}: {answer['machine']}")
@@ -194,12 +182,13 @@ class CheckpointReader:
         arrays: dict[str, jax.Array] = {}
         why = machine = ""
         try:
-            with jax.transfer_guard("allow"), _quiet(), _context(partial=partial, alone=True):
+            with jax.transfer_guard("allow"), _context(partial=partial, alone=True):
                 arrays = ocp.load_checkpointables(self._path(tokens), {_STATE: _with_shardings(wanted)})[_STATE]
-        except _UNREADABLE as error:
-            if _machine_at_fault(error):
-                machine = _one_line(error)
-            why = _one_line(error)
+        except UNREADABLE as error:
+            why = one_line(error)
+            machine = why if machine_at_fault(error) else ""
+        if why:
+            bury_failed_tasks()
         # The processes read on their own and agree here: a process that met damage must not leave the others waiting.
         if not everywhere(not machine):
             raise RunError(f"cannot read checkpoint {self._path(tokens)}: {machine or 'another process failed'}")
@@ -232,7 +221,7 @@ class CheckpointStore(CheckpointReader):
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                why = _one_line(error)
+                why = one_line(error)
         if why := from_lead(why):
             raise RunError(f"cannot make the checkpoint folder {self.directory}: {why}")
 
@@ -299,8 +288,8 @@ class CheckpointStore(CheckpointReader):
 
     def _save_error(self, tokens: int, error: Exception) -> RunError:
         """The line for a failed save; removes its remains, which on a full disk are what fills it."""
-        why = _one_line(error)
-        if _disk_full(error):
+        why = one_line(error)
+        if disk_full(error):
             why = f"the disk is full ({why})"
         last = max(self._whole, default=None)
         good = "there is no good checkpoint yet" if last is None else f"the last good one is {self._path(last)}"
@@ -321,7 +310,7 @@ class CheckpointStore(CheckpointReader):
                 if tokens in present and tokens not in self._damaged:
                     why = "a checkpoint that this run did not restore is in its place; move it away"
             except OSError as error:
-                why = _one_line(error)
+                why = one_line(error)
         if why := from_lead(why):
             raise RunError(f"could not save checkpoint {self._path(tokens)}: {why}")
         self._damaged.clear()
@@ -354,7 +343,7 @@ class CheckpointStore(CheckpointReader):
                 try:
                     self._path(t).rename(gone)
                 except OSError as error:
-                    self._say(f"could not delete old checkpoint {self._path(t)}: {_one_line(error)}")
+                    self._say(f"could not delete old checkpoint {self._path(t)}: {one_line(error)}")
                     continue
                 self._remove(gone)
 
@@ -362,40 +351,7 @@ class CheckpointStore(CheckpointReader):
         try:
             path.rmtree()
         except OSError as error:
-            self._say(f"could not delete {path}: {_one_line(error)}")
-
-
-class _NoOrbaxPages(logging.Filter):
-    """Drops the tracebacks that Orbax's threads log about an error which is also raised, and said by us in one line.
-
-    Left alone, a full disk prints some 400 lines. Raise absl's verbosity (``absl.logging.set_verbosity(1)``) to see
-    them.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts or logging.getLogger("absl").isEnabledFor(logging.INFO)
-
-
-logging.getLogger("absl").addFilter(_NoOrbaxPages())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what asyncio says of the tasks that Orbax leaves behind when it meets bytes that it cannot read."""
-    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    disabled = logger.disabled
-    try:
-        yield
-    except _UNREADABLE:
-        logger.disabled = True
-        sys.unraisablehook = lambda _: None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)
-                gc.collect()  # asyncio complains about a failed task when it is collected; let that be now
-        finally:
-            logger.disabled, sys.unraisablehook = disabled, hook
-        raise
+            self._say(f"could not delete {path}: {one_line(error)}")
 
 
 def _context(*, partial: bool = False, alone: bool = False) -> ocp.Context:
@@ -416,23 +372,3 @@ def _with_shardings(wanted: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
         for name, leaf in wanted.items()
     }
-
-
-def _one_line(error: BaseException) -> str:
-    """The error in a line of bearable length: TensorStore names the file first and the cause last."""
-    text = " ".join(str(error).split(" [tensorstore_spec")[0].split())
-    if len(text) > 300:
-        text = f"{text[:100]} ... {text[-200:]}"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _machine_at_fault(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
-        return True
-    return any(text in str(error) for text in _MACHINE_TEXT)
-
-
-def _disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(text in str(error) for text in ("No space left", "quota exceeded", "ENOSPC"))

@@ -1,0 +1,269 @@
+"""`gpt3-jax data`: text to token shards, and a look at them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt3_jax.config import SourceConfig
+from gpt3_jax.data import tokenize as tokenizing
+from gpt3_jax.data.documents import Options
+from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, ShardSource
+from gpt3_jax.data.sources import TokenSource, open_source
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Runs `gpt3-jax data ARGV`; returns the exit code. UserError and RunError reach the caller."""
+    arguments = _parser().parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpt3-jax data", description="Text to token shards, and a look at them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_tokenize(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_tokenize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tokenize",
+        help="text, JSONL or Parquet to token shards",
+        description=(
+            "Tokenizes text (.txt .text .md), JSONL (.jsonl .ndjson), either also as .gz or .zst, and Parquet "
+            "(.parquet) into a folder of memory-mappable shards, with end-of-text after each document. Empty documents "
+            "are left out. Interrupted at any moment, even by a kill, the same command goes on where it was; the "
+            "result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
+        ),
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE_OR_GLOB", help="inputs, in this order; a glob is sorted")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards; must not exist yet")
+    parser.add_argument(
+        "--tokenizer",
+        default="r50k_base",
+        metavar="NAME",
+        help="r50k_base (GPT-2's BPE), bytes (256 bytes and end-of-text), or the path of a tiktoken rank file "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that tokenize (default: one a core, here %(default)s)",
+    )
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="JSON key or Parquet column that holds the text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split-on",
+        default="",
+        metavar="TEXT",
+        help="cut text files into documents at this, e.g. '<|endoftext|>' or $'\\n\\n' (default: do not; a text "
+        "file is one document)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", "jsonl", "parquet"),
+        help="what every input is (default: what its extension says)",
+    )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "replace"),
+        default="strict",
+        help="bytes that are not UTF-8: stop, naming file and byte, or write U+FFFD instead (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=DEFAULT_SHARD_TOKENS,
+        metavar="N",
+        help="tokens in a shard file (default: %(default)s, 512 MiB of 16-bit ids)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON (default: one line of text)")
+    parser.set_defaults(run=_tokenize)
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="counts, tokenizer and first tokens of token files",
+        description=(
+            "Shows token shards (a folder), nanoGPT .bin files and Megatron .bin/.idx datasets. Sizes are always "
+            "checked against the index."
+        ),
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="folder of shards, .bin, or Megatron prefix")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every byte and compare it with the checksums in the index (default: check sizes only)",
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        default=32,
+        metavar="N",
+        help="first tokens to show, decoded; 0: none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="decode with this (default: the one that the shards record; files that record none show ids only)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("uint16", "uint32", "int32"),
+        default="uint16",
+        help="type of the ids in a nanoGPT .bin, which does not say its own (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object a path (default: text)")
+    parser.set_defaults(run=_inspect)
+
+
+def _tokenize(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    options = Options(
+        text_key=arguments.text_key,
+        split_on=arguments.split_on,
+        kind=arguments.format,
+        errors=arguments.errors,
+    )
+    with _progress_bar() as on_progress:
+        source = tokenizing.tokenize(
+            arguments.files,
+            arguments.out,
+            arguments.tokenizer,
+            options=options,
+            workers=arguments.workers,
+            shard_tokens=arguments.shard_tokens,
+            on_progress=on_progress,
+        )
+    record = _describe(source) | {"seconds": round(time.monotonic() - began, 3)}
+    if arguments.json:
+        print(json.dumps(record))
+    else:
+        print(
+            f"{source.path}: {source.n_tokens:,} tokens of {source.n_documents:,} documents in "
+            f"{len(source.index.shards):,} shards ({source.dtype.name}), {record['seconds']:.1f} s"
+        )
+    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[tokenizing.Progress], None]]:
+    columns = (
+        TextColumn("tokenizing"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tokenize", total=None, tokens=0, rate=0.0)
+        began, at_start = time.monotonic(), -1
+
+        def update(progress: tokenizing.Progress) -> None:
+            nonlocal at_start
+            # A resumed run's rate counts from the first block it saw, not from the tokens it found.
+            at_start = progress.tokens if at_start < 0 else at_start
+            rate = (progress.tokens - at_start) / max(time.monotonic() - began, 1e-9)
+            bar.update(
+                task,
+                completed=progress.bytes_read,
+                total=progress.bytes_total,
+                tokens=progress.tokens,
+                rate=rate,
+            )
+
+        yield update
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.show < 0:
+        raise UserError(f"--show is {arguments.show}; expected 0 or more tokens")
+    records = []
+    for path in arguments.paths:
+        source = open_source(SourceConfig(path=path, dtype=arguments.dtype))
+        record = _describe(source)
+        if arguments.verify:
+            source.verify()
+            record["verified"] = "sha256 of every file" if isinstance(source, ShardSource) else "sizes only"
+        if arguments.show:
+            record |= _first_tokens(source, arguments.show, arguments.tokenizer)
+        records.append(record)
+    if arguments.json:
+        print(json.dumps(records, indent=1))
+        return 0
+    total = sum(record["tokens"] for record in records)
+    for record in records:
+        share = f" ({record['tokens'] / total:.1%} of {total:,})" if len(records) > 1 else ""
+        print(record.pop("path"))
+        for name, value in record.items():
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            # Quoted: the first tokens of a text may well hold line breaks.
+            text = repr(value) if name == "first_text" else text
+            print(f"  {name.replace('_', ' '):<22} {text}{share if name == 'tokens' else ''}")
+    sys.stdout.flush()
+    return 0
+
+
+def _describe(source: TokenSource) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "path": source.path,
+        "tokens": source.n_tokens,
+        "documents": source.n_documents,
+        "dtype": source.dtype.name,
+        "fingerprint": source.fingerprint,
+    }
+    if isinstance(source, ShardSource):
+        index = source.index
+        record |= {
+            "text_bytes": index.text_bytes,
+            "shards": len(index.shards),
+            "largest_token": index.max_token,
+            "tokenizer": index.tokenizer.name,
+            "tokenizer_fingerprint": index.tokenizer.fingerprint,
+        }
+    return record
+
+
+def _first_tokens(source: TokenSource, count: int, name: str | None) -> dict[str, Any]:
+    ids = source.read(0, min(count, source.n_tokens)).tolist()
+    tokenizer = _tokenizer_of(source, name)
+    if tokenizer is None:
+        return {"first_tokens": ids}
+    if isinstance(tokenizer, str):
+        return {"first_tokens": ids, "not_decoded": tokenizer}
+    return {"first_tokens": ids, "first_text": tokenizer.decode(ids)}
+
+
+def _tokenizer_of(source: TokenSource, name: str | None) -> Tokenizer | str | None:
+    """The tokenizer to decode with; None when none is known; why not, when the recorded one cannot be had here."""
+    if name is not None:
+        return load_tokenizer(name)
+    if not isinstance(source, ShardSource):
+        return None
+    try:
+        tokenizer = load_tokenizer(source.index.tokenizer.name)
+    except UserError as error:
+        return str(error)
+    if tokenizer.fingerprint != source.tokenizer_fingerprint:
+        return f"tokenizer {tokenizer.name!r} is here another one than the shards record; give --tokenizer"
+    return tokenizer

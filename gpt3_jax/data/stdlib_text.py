@@ -1,0 +1,187 @@
+"""The quickstart's text: the Python standard library that is on the machine, as byte tokens. No download."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import lzma
+import os
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gpt3_jax.config import SourceConfig
+from gpt3_jax.data.shards import ShardSource
+from gpt3_jax.data.tokenizer import ByteTokenizer
+from gpt3_jax.data.writer import ShardWriter
+from gpt3_jax.errors import RunError, UserError
+
+HELDOUT_FRACTION = 0.04
+HELDOUT_BYTES = 300_000
+"""Held out at least; less would make a loss too noisy to compare with."""
+
+# Installed packages are not the standard library; tests, generated tables and grammar data are not prose or code
+# that a small model should spend itself on.
+_SKIPPED_FOLDERS = frozenset(
+    {
+        "__pycache__",
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "lib2to3",
+        "encodings",
+        "pydoc_data",
+        "ensurepip",
+        "turtledemo",
+        "__phello__",
+    }
+)
+_SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")  # of this machine
+
+
+@dataclasses.dataclass(frozen=True)
+class StdlibText:
+    """Token shards of the standard library's text."""
+
+    train: SourceConfig
+    heldout: SourceConfig
+    heldout_bytes: bytes
+    """The held-out files end to end, without end-of-text."""
+    train_files: int
+    heldout_files: int
+
+
+def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText:
+    """Writes FOLDER/train and FOLDER/heldout, or reuses them when they are there, intact and of the same text.
+
+    A document is a file, without its name. About 4 % of the text, chosen by a hash of each file's name, is held out.
+
+    Args:
+      folder: where the shards go; several processes may prepare it at once.
+      library: root of the library; None: that of the running interpreter.
+
+    Raises:
+      UserError: the interpreter came without its library's source.
+      RunError: the folder cannot be written.
+    """
+    root = Path(library) if library is not None else Path(sysconfig.get_paths()["stdlib"])
+    train, heldout = split(read_library(root))
+    folder = Path(folder)
+    for name, files in (("train", train), ("heldout", heldout)):
+        _ensure(folder / name, files)
+    return StdlibText(
+        train=SourceConfig(path=str(folder / "train")),
+        heldout=SourceConfig(path=str(folder / "heldout")),
+        heldout_bytes=b"".join(heldout.values()),
+        train_files=len(train),
+        heldout_files=len(heldout),
+    )
+
+
+def compressors(text: bytes) -> dict[str, float]:
+    """What general compressors make of `text`, in bits per byte: what a model's loss can be held against."""
+    sizes = {
+        "gzip -9": len(gzip.compress(text, compresslevel=9, mtime=0)),
+        "xz -9": len(lzma.compress(text, preset=9)),
+    }
+    return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def read_library(root: Path) -> dict[str, bytes]:
+    """The .py files under `root` by relative name, in the order of their names. Raises UserError when there are few."""
+    files: dict[str, bytes] = {}
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
+        for name in names:
+            if name.endswith(".py") and not name.startswith(_SKIPPED_PREFIXES):
+                path = Path(parent, name)
+                data = path.read_bytes()
+                if data and _is_utf8(data):
+                    files[path.relative_to(root).as_posix()] = data
+    total = sum(map(len, files.values()))
+    if total < 4 * HELDOUT_BYTES:
+        raise UserError(
+            f"{root} holds {total} bytes of Python source, too little for the quickstart; this Python came without its "
+            "library's source, give text of your own with data.train"
+        )
+    return dict(sorted(files.items()))
+
+
+def split(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """(training files, held-out files): the first by hash of name are held out until both limits are reached."""
+    enough = max(HELDOUT_BYTES, HELDOUT_FRACTION * sum(map(len, files.values())))
+    chosen: set[str] = set()
+    size = 0
+    for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if size >= enough:
+            break
+        chosen.add(name)
+        size += len(files[name])
+    train = {name: data for name, data in files.items() if name not in chosen}
+    return train, {name: data for name, data in files.items() if name in chosen}
+
+
+def _ensure(folder: Path, files: Mapping[str, bytes]) -> None:
+    recipe = {"text_sha256": _text_sha256(files), "files": len(files)}
+    if _intact(folder, recipe):
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Own name, then a rename: another process may be doing the same.
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            _write(Path(temporary) / "new", files, recipe)
+            if folder.exists():
+                os.rename(folder, Path(temporary) / "old")
+            try:
+                os.rename(Path(temporary) / "new", folder)
+            except OSError:
+                if not _intact(folder, recipe):
+                    raise
+    except FileNotFoundError:
+        # Another process moved the old folder away first; it also puts the same text in place.
+        if not _intact(folder, recipe):
+            raise RunError(f"{folder} was taken away while it was being written; run again") from None
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}; free space or choose another folder") from error
+
+
+def _intact(folder: Path, recipe: Mapping[str, object]) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        source = ShardSource(folder)
+        source.verify()
+    except (UserError, RunError):
+        return False
+    return source.index.recipe == recipe
+
+
+def _write(folder: Path, files: Mapping[str, bytes], recipe: dict[str, object]) -> None:
+    tokenizer = ByteTokenizer()
+    with ShardWriter(folder, tokenizer, dict(recipe)) as writer:
+        for data in files.values():
+            tokens = np.append(np.frombuffer(data, np.uint8).astype(np.uint16), np.uint16(tokenizer.eot))
+            writer.append(tokens, np.array([len(tokens)]), len(data))
+        writer.finish()
+
+
+def _text_sha256(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for data in files.values():
+        digest.update(f"{len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

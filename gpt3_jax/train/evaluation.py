@@ -1,0 +1,70 @@
+"""Loss on held-out data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from gpt3_jax.config import Config
+from gpt3_jax.data.loader import Loader
+from gpt3_jax.data.stream import HeldOut
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.parallel.mesh import batch_shards
+from gpt3_jax.parallel.rules import batch_partition
+from gpt3_jax.train.step import make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What held-out data says of a model."""
+
+    loss: float
+    """Mean over tokens, in nats."""
+    bits_per_byte: float
+    """The same per byte of the text that the tokens stand for; comparable between tokenizers."""
+    tokens: int
+
+
+class _Padded:
+    """A held-out stream whose sequences behind the end are -1: rows that the loss leaves out."""
+
+    def __init__(self, stream: HeldOut, count: int) -> None:
+        self.n_ctx = stream.n_ctx
+        self._stream, self._count = stream, count
+
+    def sequences(self, indices: np.ndarray) -> np.ndarray:
+        rows = np.full((len(indices), self.n_ctx + 1), -1, np.int32)
+        real = indices < self._count
+        rows[real] = self._stream.sequences(indices[real])
+        return rows
+
+
+class Evaluator:
+    """Evaluates on the first `train.eval_sequences` sequences of a held-out stream (0: all), each token once."""
+
+    def __init__(self, config: Config, mesh: Mesh, stream: HeldOut, tokenizer: Tokenizer, batch: int) -> None:
+        """`batch` is the largest number of sequences that a training step takes at once."""
+        limit = config.train.eval_sequences or stream.n_sequences
+        self._count = min(limit, stream.n_sequences)
+        shards = batch_shards(mesh)
+        self._batch = min(batch, -(-self._count // shards) * shards)
+        sharding = NamedSharding(mesh, batch_partition(mesh))
+        self._loader = Loader(_Padded(stream, self._count), sharding, config.data.prefetch)
+        self._step = make_eval_step(config, mesh)
+        self._bytes = sum(
+            tokenizer.token_bytes(stream.sequences(np.arange(first, min(first + 64, self._count)))[:, 1:].ravel())
+            for first in range(0, self._count, 64)
+        )
+        self._tokens = self._count * stream.n_ctx
+
+    def __call__(self, params: Any) -> Evaluation:
+        plan = ((first, self._batch) for first in range(0, self._count, self._batch))
+        sums = [self._step(params, rows) for rows in self._loader.batches(plan)]
+        nats = math.fsum(float(value) for value in jax.device_get(sums))
+        per_byte = nats / math.log(2) / self._bytes if self._bytes else math.nan
+        return Evaluation(nats / self._tokens, per_byte, self._tokens)

@@ -1,0 +1,110 @@
+"""The paper's recipe beside a configuration's: every quantity, with each deviation marked.
+
+The paper's values are those of the shipped configuration of the same shape (``configs/gpt3-*.yaml``) and the defaults
+of `gpt3_jax.config`; they stand nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gpt3_jax.config import Config, preset, presets
+from gpt3_jax.model.params import count_params
+
+# (section, field, where in the paper, whether the paper publishes it)
+_QUANTITIES = (
+    ("model", "n_layers", "Table 2.1", True),
+    ("model", "d_model", "Table 2.1; 13B corrected from 5140", True),
+    ("model", "n_heads", "Table 2.1; XL corrected from 24", True),
+    ("model", "n_ctx", "section 2.1", True),
+    ("model", "n_vocab", "GPT-2's vocabulary", True),
+    ("model", "attention_pattern", "section 2.1; the order is not published", True),
+    ("model", "band_width", "", False),
+    ("model", "init_std", "GPT-2's code", True),
+    ("model", "position_init_std", "GPT-2's code", True),
+    ("model", "residual_init", "", False),
+    ("model", "norm_eps", "GPT-2's code", True),
+    ("optimizer", "peak_lr", "Table 2.1", True),
+    ("optimizer", "warmup_tokens", "appendix B", True),
+    ("optimizer", "decay_tokens", "appendix B", True),
+    ("optimizer", "decay_after_warmup", "", False),
+    ("optimizer", "final_lr_fraction", "appendix B", True),
+    ("optimizer", "beta1", "appendix B", True),
+    ("optimizer", "beta2", "appendix B", True),
+    ("optimizer", "eps", "appendix B", True),
+    ("optimizer", "weight_decay", "appendix B", True),
+    ("optimizer", "clip_norm", "appendix B", True),
+    ("train", "tokens", "Table 2.1", True),
+    ("train", "batch_tokens", "Table 2.1, in whole sequences", True),
+    ("train", "ramp_start_tokens", "appendix B", True),
+    ("train", "ramp_tokens", "appendix B: 4-12 billion, by size; which is not published", True),
+    ("data", "tokenizer", "GPT-2's BPE", True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One quantity of the recipe."""
+
+    quantity: str
+    paper: Any
+    """The paper's value; None when no size of the paper has this shape."""
+    here: Any
+    source: str
+    published: bool
+
+    @property
+    def deviates(self) -> bool:
+        return self.published and self.paper is not None and self.paper != self.here
+
+
+def check(config: Config) -> tuple[str | None, list[Row]]:
+    """The paper's size of the same shape (None if there is none) and the recipe, quantity by quantity.
+
+    Without such a size the quantities that depend on it have no paper's value; those common to all sizes have.
+    """
+    size = next((name for name in presets() if _shape(preset(name)) == _shape(config)), None)
+    common = preset(presets()[0])
+    by_size = {"n_layers", "d_model", "n_heads", "peak_lr", "batch_tokens", "ramp_tokens"}
+    rows = []
+    for section, field, source, published in _QUANTITIES:
+        reference = preset(size) if size else None if field in by_size else common
+        paper = getattr(getattr(reference, section), field) if reference and published else None
+        rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
+    n = count_params(config.model)
+    rows.append(Row("parameters", count_params(preset(size).model) if size else None, n, "Table D.1", True))
+    return size, rows
+
+
+def _shape(config: Config) -> tuple[int, int]:
+    return config.model.n_layers, config.model.d_model
+
+
+def record(config: Config) -> dict[str, Any]:
+    """The check as JSON, for a checkpoint."""
+    size, rows = check(config)
+    return {
+        "size": size,
+        "quantities": [dataclasses.asdict(row) | {"deviates": row.deviates} for row in rows],
+    }
+
+
+def render(config: Config) -> str:
+    """The check as a table for a person."""
+    size, rows = check(config)
+    cells = [("quantity", "paper", "here", "", "source")]
+    for row in rows:
+        paper = "not published" if not row.published else "-" if row.paper is None else _show(row.paper)
+        cells.append((row.quantity, paper, _show(row.here), "DEVIATES" if row.deviates else "", row.source))
+    widths = [max(len(line[i]) for line in cells) for i in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    deviations = sum(row.deviates for row in rows)
+    head = f"The paper's {size}" if size else "No size of the paper has this depth and width; what all sizes share"
+    return "\n".join([f"{head}, beside this configuration: {deviations} deviations", "", *lines])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,84 @@
+"""What a checkpoint records of its run, and whether a configuration may go on from it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+from gpt3_jax.config import CheckpointConfig, Config, to_dict
+from gpt3_jax.errors import UserError
+from gpt3_jax.train import recipe
+from gpt3_jax.train.schedule import BatchSchedule
+
+# Settings that change where, how fast or how long a run goes, or what it says; not what it computes but for rounding.
+# `data.train` is compared by what the sources hold, not by where they lie.
+_FREE = {
+    "train": {
+        "run_dir", "tokens", "microbatch", "remat", "loss_chunk", "log_tokens", "eval_tokens", "eval_sequences",
+        "nonfinite", "tensorboard",
+    },
+    "data": {"train", "eval", "prefetch"},
+    "parallel": {"stage", "replica", "data", "tensor", "reduce_dtype"},
+    "checkpoint": set(CheckpointConfig.__dataclass_fields__),
+    "distributed": {"mode", "coordinator", "processes", "process_id"},
+}  # fmt: skip
+
+
+def make_record(config: Config, schedule: BatchSchedule, data_fingerprint: str) -> dict[str, Any]:
+    """JSON that goes into every checkpoint: configuration, recipe, batch sizes, data, versions.
+
+    The data position is not in it: it is `TrainState.sequences`, saved with the arrays that it belongs to.
+    """
+    return {
+        "config": to_dict(config),
+        "recipe": recipe.record(config),
+        "batch_stages": [[stage.first_sequence, stage.sequences] for stage in schedule.stages],
+        "data": {"fingerprint": data_fingerprint},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    packages = ("gpt3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def differences(record: dict[str, Any], config: Config, data_fingerprint: str) -> list[str]:
+    """``section.key: saved value -> new value`` for everything that would change the run."""
+    saved, new = record["config"], to_dict(config)
+    changed = [
+        f"{section}.{key}: {saved.get(section, {}).get(key)} -> {value}"
+        for section, fields in new.items()
+        for key, value in fields.items()
+        if key not in _FREE.get(section, ()) and saved.get(section, {}).get(key) != value
+    ]
+    if record["data"]["fingerprint"] != data_fingerprint:
+        changed.append("data.train: its tokens, weights or seed are not those that the run was trained on")
+    return changed
+
+
+def require_same_run(record: dict[str, Any], config: Config, data_fingerprint: str, say: Any) -> None:
+    """Refuses a configuration that would change the run, unless ``checkpoint.on_change`` accepts it.
+
+    Raises:
+        UserError: with each difference.
+    """
+    changed = differences(record, config, data_fingerprint)
+    if not changed:
+        return
+    listed = "; ".join(changed)
+    if config.checkpoint.on_change == "accept":
+        say(f"going on with a changed configuration: {listed}")
+        return
+    raise UserError(
+        f"{config.train.run_dir} holds a run with another configuration ({listed}); choose another train.run_dir, "
+        "or go on with the new one by --checkpoint.on_change accept"
+    )

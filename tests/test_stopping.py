@@ -1,0 +1,54 @@
+"""Stopping when asked, with one process (several: test_distributed.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from gpt3_jax.train.stopping import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_loop_at_its_next_question(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    with StopSignal() as stop:
+        assert not stop.requested(1) and stop.reason == ""
+        os.kill(os.getpid(), number)
+        assert stop.requested(2) and stop.requested(3)
+        assert stop.reason == number.name
+    assert {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)} == before
+
+
+def test_a_second_ctrl_c_leaves_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested(1)
+        assert "Ctrl-C again" in capfd.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second Ctrl-C did nothing")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_sigterm_does_not_kill_the_final_checkpoint() -> None:
+    with StopSignal() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1)
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def run() -> None:
+        with StopSignal() as stop:
+            seen.extend([signal.getsignal(signal.SIGINT), stop.requested(1)])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before, False]
