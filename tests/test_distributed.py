@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,8 @@ def test_two_processes_of_four_devices(tmp_path: Path, number: signal.Signals, r
         )
         for r in range(2)
     ]
+    watchdog = threading.Timer(120, lambda: [process.kill() for process in both])  # a deadlock must fail, not hang
+    watchdog.start()
     try:
         for process in both:
             assert process.stdout is not None
@@ -184,6 +187,7 @@ def test_two_processes_of_four_devices(tmp_path: Path, number: signal.Signals, r
         both[rank].send_signal(number)
         outputs = [process.communicate(timeout=60) for process in both]
     finally:
+        watchdog.cancel()
         for process in both:
             process.kill()
             process.wait()

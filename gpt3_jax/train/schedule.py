@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from gpt3_jax.config import Config, TrainConfig
 from gpt3_jax.errors import UserError
@@ -33,6 +33,14 @@ class BatchSchedule:
         """The stage of the batch that starts at this sequence."""
         return max((s for s in self.stages if s.first_sequence <= sequence), key=lambda s: s.first_sequence)
 
+    def ahead(self, sequence: int) -> list[BatchStage]:
+        """The stages of the batches from this position to the end, each size once."""
+        if sequence >= self.total_sequences:
+            return []
+        now = self.at(sequence)
+        later = [s for s in self.stages if now.first_sequence < s.first_sequence < self.total_sequences]
+        return list({stage.sequences: stage for stage in [now, *later]}.values())
+
     def batches(self, sequence: int) -> Iterator[tuple[int, BatchStage]]:
         """From this position to the end of training: (first sequence, stage) of each batch."""
         while sequence < self.total_sequences:
@@ -41,12 +49,20 @@ class BatchSchedule:
             sequence += stage.sequences
 
 
-def batch_schedule(config: Config, shards: int) -> BatchSchedule:
+def batch_schedule(
+    config: Config,
+    shards: int,
+    recorded: Sequence[Sequence[int]] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> BatchSchedule:
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
     The paper's ramp is linear: at t tokens the batch is start + (full - start) · t / ramp. Here it climbs in at most
     `train.ramp_stages` even steps of whole sequences that the mesh and the microbatch divide; a size begins at the
     first batch at which the line has reached it.
+
+    `recorded` are the (first sequence, sequences) of a run that is resumed: they stay as they were, so that the same
+    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, said aloud.
 
     Raises:
         UserError: a batch that the mesh, or the microbatch, does not divide.
@@ -71,6 +87,13 @@ def batch_schedule(config: Config, shards: int) -> BatchSchedule:
     stages = [_stage(0, full, shards, micro)]
     if train.ramp_tokens:
         stages = _ramp(train, ctx, shards, micro, full)
+    if recorded is not None:
+        wanted = [(stage.first_sequence, stage.sequences) for stage in stages]
+        saved = [(first, size) for first, size in recorded]
+        if saved != wanted and all(_allowed(size, shards, micro) == size for _, size in saved):
+            stages = [_stage(first, size, shards, micro) for first, size in saved]
+        elif saved != wanted:
+            say(f"the batch sizes of the ramp do not divide over {shards} data shards: {saved} becomes {wanted}")
     return BatchSchedule(tuple(stages), total)
 
 

@@ -1,0 +1,104 @@
+"""The command `gpt3-jax`: finds the command's module, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+
+from gpt3_jax import __version__
+from gpt3_jax.errors import RunError, UserError
+
+COMMANDS = {
+    "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
+    "data": "text to token shards, and a look at them (data tokenize, data inspect)",
+    "generate": "complete prompts with a checkpoint",
+    "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
+}
+"""One module of gpt3_jax.cli each, imported when it is called, with ``main(argv: list[str]) -> int``."""
+
+HELP = f"""\
+usage: gpt3-jax COMMAND [OPTIONS]
+
+GPT-3 and ZeRO, made executable in JAX.
+
+commands:
+{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+
+  gpt3-jax COMMAND --help explains each option with its default and unit.
+
+options:
+  -h, --help  show this help
+  --version   show the versions of gpt3-jax, JAX and Python
+
+examples:
+  gpt3-jax train
+  gpt3-jax train --config gpt3-xl --config mesh-h100-8 --config my-data.yaml --train.run_dir runs/xl
+
+exit codes: 0 done, 1 something failed while running, 2 what was asked for is wrong
+"""
+
+SIGPIPE_EXIT = 141
+INTERRUPT_EXIT = 130
+"""What a shell reports for a program ended by SIGPIPE, and by Ctrl-C."""
+
+
+def run() -> int:
+    """The console script: `main` with this process's arguments."""
+    return main(sys.argv[1:])
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command line, ``["train", "--train.tokens", "1e9"]``; returns the exit code.
+
+    UserError and RunError become one line on stderr, and exit code 2 and 1. Any other exception is a defect of this
+    program and keeps its traceback. Raises SystemExit where argparse does: for a command's ``--help``, and with
+    code 2 for options that it refuses.
+    """
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()  # here, where a reader that has left is noticed
+    except (UserError, RunError) as error:
+        print(f"gpt3-jax: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("gpt3-jax: interrupted", file=sys.stderr)
+        return INTERRUPT_EXIT
+    except BrokenPipeError:
+        if not _stdout_is_broken():
+            raise
+        return SIGPIPE_EXIT
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        print(HELP, end="", file=sys.stderr)
+        return 2
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if name == "--version":
+        print(f"gpt3-jax {__version__}, jax {importlib.metadata.version('jax')}, Python {platform.python_version()}")
+        return 0
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown {kind} {name!r}; {hint}; gpt3-jax --help explains them")
+    return int(importlib.import_module(f"gpt3_jax.cli.{name}").main(rest))
+
+
+def _stdout_is_broken() -> bool:
+    """Whether stdout's reader has left (``| head``). If so, stdout is sent nowhere, so that Python's own flush at the
+    end does not complain. A broken pipe elsewhere, such as to another machine, is not this one."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -1,0 +1,270 @@
+"""The training run: data, state, compiled steps, and the loop around them.
+
+The loop never waits for the device but to read metrics, and those one step late: the next step is already under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.data.loader import Loader
+from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.parallel import distributed
+from gpt3_jax.parallel.mesh import batch_shards, make_mesh
+from gpt3_jax.parallel.rules import batch_partition
+from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.evaluation import Evaluation, Evaluator
+from gpt3_jax.train.metrics import MetricsWriter
+from gpt3_jax.train.resume import make_record, require_same_run
+from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule
+from gpt3_jax.train.state import TrainState, abstract_state, init_state
+from gpt3_jax.train.step import Metrics, make_step
+from gpt3_jax.train.stopping import StopSignal
+from gpt3_jax.train.telemetry import Telemetry
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    loss: float
+    """Training loss of the last batch, in nats per token; NaN when there was nothing left to train."""
+    tokens: int
+    """Tokens consumed since the beginning of training."""
+    checkpoint: Path
+    """Folder that holds the run's checkpoints, the last at `tokens`."""
+    evaluation: Evaluation | None
+    """On held-out data at the end; None without such data or when stopped."""
+    stopped: str
+    """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
+
+
+def say_to_stderr(line: str) -> None:
+    """One line for the person, in the lead process."""
+    if distributed.is_lead():
+        print(line, file=sys.stderr, flush=True)
+
+
+def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
+    """Trains, or goes on training, what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
+
+    Raises:
+        UserError: data, mesh or batch that do not fit together; a run directory with another configuration.
+        RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
+    """
+    distributed.start(config.distributed)
+    mesh = make_mesh(config.parallel)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    _check_sizes(config, tokenizer)
+    stream, heldout = open_data(config, tokenizer)
+
+    run_dir = Path(config.train.run_dir)
+    store = CheckpointStore(
+        run_dir / CHECKPOINTS,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_tokens=config.checkpoint.keep_every_tokens,
+        say=say,
+    )
+    schedule = batch_schedule(config, batch_shards(mesh))
+    found = store.newest_record()
+    if found is not None:
+        require_same_run(found[1], config, stream.fingerprint, say)
+    restored = store.restore(abstract_state(config, mesh)) if found is not None else None
+    if restored is not None:
+        state = restored.state
+        schedule = batch_schedule(config, batch_shards(mesh), restored.record["batch_stages"], say)
+        say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
+    else:
+        state = init_state(config, mesh)
+    record = make_record(config, schedule, stream.fingerprint)
+    if distributed.is_lead():
+        _write_config(run_dir, config)
+    return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
+
+
+def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | None]:
+    """The training stream and, if there is any, the held-out one."""
+    data, model = config.data, config.model
+    if not data.train:
+        raise UserError(
+            "data.train is empty; give at least one source, e.g. --data.train '[{path: DIR}]' with a DIR written by "
+            "`gpt3-jax data tokenize`"
+        )
+    stream = open_stream(data.train, model.n_ctx, data.seed, model.n_vocab, tokenizer.fingerprint)
+    heldout = open_heldout(data.eval, model.n_ctx, model.n_vocab, tokenizer.fingerprint) if data.eval else None
+    return stream, heldout
+
+
+def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
+    if tokenizer.n_vocab > config.model.n_vocab:
+        raise UserError(
+            f"data.tokenizer {config.data.tokenizer} has {tokenizer.n_vocab} tokens, model.n_vocab is "
+            f"{config.model.n_vocab}; set model.n_vocab to {tokenizer.n_vocab}"
+        )
+    if config.train.tokens // config.model.n_ctx >= 2**32:
+        raise UserError(
+            f"train.tokens {config.train.tokens} is more than 2**32 sequences of model.n_ctx {config.model.n_ctx}; "
+            "the position in the data is counted in 32 bits"
+        )
+
+
+def _write_config(run_dir: Path, config: Config) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write into {run_dir}: {error.strerror}; choose another train.run_dir") from None
+
+
+class _Loop:
+    """One run's parts, and the loop over its batches."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        stream: Stream,
+        heldout: HeldOut | None,
+        tokenizer: Tokenizer,
+        schedule: BatchSchedule,
+        store: CheckpointStore,
+        record: dict[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._mesh, self._stream, self._schedule = config, mesh, stream, schedule
+        self._store, self._record, self._say = store, record, say
+        self._rows = NamedSharding(mesh, batch_partition(mesh))
+        self._ctx = config.model.n_ctx
+        per_pass = max(stage.sequences // stage.microbatches for stage in schedule.stages)
+        self._evaluator = Evaluator(config, mesh, heldout, tokenizer, per_pass) if heldout else None
+
+    def train(self, state: TrainState) -> Result:
+        config = self._config
+        position = int(jax.device_get(state.sequences))
+        step = int(jax.device_get(state.step))
+        steps = self._compile(position)
+        writer = None
+        if distributed.is_lead():
+            writer = MetricsWriter(Path(config.train.run_dir), position * self._ctx, config.train.tensorboard)
+        telemetry = Telemetry(config, self._mesh, self._schedule, position, writer, self._say)
+        evaluation = None
+        start = position
+        batches = Loader(self._stream, self._rows, config.data.prefetch).batches(
+            (first, stage.sequences) for first, stage in self._schedule.batches(start)
+        )
+        with StopSignal() as stop, telemetry:
+            pending: tuple[int, int, BatchStage, Metrics] | None = None
+            try:
+                for first, stage in self._schedule.batches(start):
+                    if stop.requested(step):
+                        break
+                    rows = next(batches)
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = steps[stage.sequences, stage.microbatches](state, rows)
+                    if pending is not None:
+                        self._note(telemetry, *pending)
+                    step += 1
+                    pending = (step, first, stage, metrics)
+                    before, position = first * self._ctx, first + stage.sequences
+                    self._store.check()
+                    if self._crossed(before, position, config.train.eval_tokens) and not self._last(position):
+                        self._note(telemetry, *pending)
+                        pending = None
+                        evaluation = self._evaluate(telemetry, state, position)
+                    if self._crossed(before, position, config.checkpoint.every_tokens) and not self._last(position):
+                        if pending is not None:
+                            self._note(telemetry, *pending)
+                            pending = None
+                        self._save(state, step, position)
+                if pending is not None:
+                    self._note(telemetry, *pending)
+                stopped = stop.reason if position < self._schedule.total_sequences else ""
+                self._save(state, step, position)
+                self._store.wait()
+                evaluation = None if stopped else self._evaluate(telemetry, state, position)
+            finally:
+                batches.close()
+                telemetry.end()
+                if writer is not None:
+                    writer.close()
+            self._store.close()
+        checkpoint = Path(config.train.run_dir) / CHECKPOINTS
+        return Result(telemetry.loss, position * self._ctx, checkpoint, evaluation, stopped)
+
+    def _compile(self, position: int) -> dict[tuple[int, int], Any]:
+        """Every batch size from here to the end, compiled before the first step."""
+        needed = self._schedule.ahead(position)
+        if not needed:
+            return {}
+        started = time.monotonic()
+        sizes = ", ".join(str(stage.sequences) for stage in needed)
+        self._say(f"compiling the step for batches of {sizes} sequences")
+        state = abstract_state(self._config, self._mesh)
+        compiled = {}
+        for stage in needed:
+            rows = jax.ShapeDtypeStruct((stage.sequences, self._ctx + 1), jnp.int32, sharding=self._rows)
+            step = make_step(self._config, self._mesh, stage.microbatches)
+            compiled[stage.sequences, stage.microbatches] = step.lower(state, rows).compile()
+        self._say(f"compiled in {time.monotonic() - started:.1f} s")
+        return compiled
+
+    def _crossed(self, before_tokens: int, position: int, every: int) -> bool:
+        return before_tokens // every != position * self._ctx // every
+
+    def _last(self, position: int) -> bool:
+        return position >= self._schedule.total_sequences
+
+    def _note(self, telemetry: Telemetry, step: int, first: int, stage: BatchStage, metrics: Metrics) -> None:
+        """Reads a step's metrics, which waits for the step, and acts on them."""
+        values = jax.device_get(metrics)
+        if not values.finite:
+            self._not_finite(step, first, stage, float(values.loss), float(values.grad_norm))
+        telemetry.step(step, first, stage, values)
+
+    def _not_finite(self, step: int, first: int, stage: BatchStage, loss: float, norm: float) -> None:
+        last = first + stage.sequences - 1
+        where = self._stream.locate(np.array([first, last]))
+        line = (
+            f"loss {loss} and gradient norm {norm} are not both finite at step {step}, sequences {first} to {last} "
+            f"(from {where[0]} to {where[1]})"
+        )
+        if self._config.train.nonfinite == "skip":
+            self._say(f"{line}; update skipped")
+            return
+        self._store.wait()
+        checkpoints = self._store.checkpoints()
+        good = (
+            f"the last good checkpoint is at {checkpoints[-1]:,} tokens" if checkpoints else "no checkpoint was written"
+        )
+        raise RunError(
+            f"{line}; {good} in {self._store.directory}; the state was not updated: lower optimizer.peak_lr, look at "
+            "the data, or go on past this batch by --train.nonfinite skip"
+        )
+
+    def _evaluate(self, telemetry: Telemetry, state: TrainState, position: int) -> Evaluation | None:
+        if self._evaluator is None:
+            return None
+        with telemetry.pause():
+            evaluation = self._evaluator(state.params)
+        telemetry.evaluation(position * self._ctx, evaluation)
+        return evaluation
+
+    def _save(self, state: TrainState, step: int, position: int) -> None:
+        if position:
+            self._store.save(position * self._ctx, step, state, self._record)
+

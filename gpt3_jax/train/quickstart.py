@@ -1,0 +1,49 @@
+"""`gpt3-jax train` without arguments: a small GPT-3 learns Python from the standard library that is on the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt3_jax.config import Config, replace
+from gpt3_jax.data import stdlib_text
+from gpt3_jax.errors import UserError
+from gpt3_jax.train.loop import Result
+
+CONFIG = "quickstart"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """The quickstart's configuration with its text in place, and what to hold its result against."""
+
+    config: Config
+    compressors: dict[str, float]
+    """Bits per byte of general compressors on the same held-out text."""
+
+
+def wanted(config: Config) -> bool:
+    """Whether a configuration asks for the quickstart's text: no sources of its own, and the byte tokenizer."""
+    return not config.data.train and config.data.tokenizer == "bytes"
+
+
+def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
+    """Writes the text's token shards into the run folder, or finds them there."""
+    if config.data.eval:
+        raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
+    text = stdlib_text.prepare(Path(config.train.run_dir) / "data")
+    say(
+        f"text: the Python standard library on this machine, {text.train_files} files to train on, "
+        f"{text.heldout_files} held out ({len(text.heldout_bytes):,} bytes)"
+    )
+    config = replace(config, data={"train": (text.train,), "eval": (text.heldout,)})
+    return Quickstart(config, stdlib_text.compressors(text.heldout_bytes))
+
+
+def verdict(quickstart: Quickstart, result: Result) -> str:
+    """Held-out bits per byte beside the compressors'."""
+    assert result.evaluation is not None
+    rows = {"this model": result.evaluation.bits_per_byte, **quickstart.compressors}
+    width = max(map(len, rows))
+    return "\n".join(["held-out text, bits per byte:", *(f"  {name:{width}}  {bits:.3f}" for name, bits in rows.items())])

@@ -1,0 +1,120 @@
+"""Rates and progress of a run, from the metrics of its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from gpt3_jax import devices
+from gpt3_jax.config import Config
+from gpt3_jax.model.params import train_flops_per_token
+from gpt3_jax.train.evaluation import Evaluation
+from gpt3_jax.train.metrics import MetricsWriter, Progress, duration, human
+from gpt3_jax.train.schedule import BatchSchedule, BatchStage
+from gpt3_jax.train.step import Metrics
+
+_WINDOW = 50
+"""Steps over which tokens per second are averaged."""
+
+
+class Telemetry:
+    """Turns step metrics into lines for the person, `metrics.jsonl` and TensorBoard."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        schedule: BatchSchedule,
+        position: int,
+        writer: MetricsWriter | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.loss = math.nan
+        """Of the last step that was noted."""
+        self._config, self._writer, self._say = config, writer, say
+        self._ctx = config.model.n_ctx
+        self._total = schedule.total_sequences * self._ctx
+        self._progress = Progress(say, quiet=writer is None)
+        self._flops_per_token = train_flops_per_token(config.model)
+        kind = mesh.devices.flat[0].device_kind
+        device = devices.lookup(kind)
+        self._peak = device.bf16_flops * mesh.size if device else None
+        if device is None and writer is not None:
+            say(f"device {kind!r} is not in the table of devices: no MFU is shown")
+        self._tokens = position * self._ctx
+        self._clock = time.monotonic()
+        self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+
+    def __enter__(self) -> Telemetry:
+        self._progress.__enter__()
+        self._clock = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Takes the progress line away; idempotent."""
+        self._progress.__exit__()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside does not count as training time."""
+        started = time.monotonic()
+        yield
+        self._clock += time.monotonic() - started
+
+    def step(self, step: int, first: int, stage: BatchStage, metrics: Metrics) -> None:
+        """Notes one step, whose metrics are on the host."""
+        now = time.monotonic()
+        batch = stage.sequences * self._ctx
+        before, self._tokens = first * self._ctx, first * self._ctx + batch
+        self._window.append((now - self._clock, batch))
+        self._clock = now
+        self.loss = float(metrics.loss)
+        seconds = sum(s for s, _ in self._window)
+        rate = sum(t for _, t in self._window) / seconds if seconds else math.nan
+        mfu = rate * self._flops_per_token / self._peak if self._peak else None
+        every = self._config.train.log_tokens
+        if self._writer is not None and (not every or before // every != self._tokens // every):
+            values = {
+                "step": step,
+                "loss": self.loss,
+                "learning_rate": float(metrics.learning_rate),
+                "grad_norm": float(metrics.grad_norm),
+                "batch_tokens": batch,
+                "skipped": int(not metrics.finite),
+                "tokens_per_second": rate,
+            }
+            self._writer.write("train", self._tokens, values | ({"mfu": mfu} if mfu is not None else {}))
+        self._progress.show(self._line(step, batch, metrics, rate, mfu), final=self._tokens >= self._total)
+
+    def _line(self, step: int, batch: int, metrics: Metrics, rate: float, mfu: float | None) -> str:
+        left = max(0.0, (self._total - self._tokens) / rate) if rate else math.inf
+        parts = [
+            f"{human(self._tokens)}/{human(self._total)} tokens",
+            f"step {step}",
+            f"loss {self.loss:.4f}",
+            f"lr {float(metrics.learning_rate):.2e}",
+            f"batch {human(batch)}",
+            f"{human(rate)} tokens/s",
+            *([f"MFU {100 * mfu:.1f}% (6N)"] if mfu is not None else []),
+            f"{duration(left)} left",
+        ]
+        return " · ".join(parts)
+
+    def evaluation(self, tokens: int, result: Evaluation) -> None:
+        """Notes an evaluation."""
+        if self._writer is not None:
+            values = {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens}
+            self._writer.write("eval", tokens, values)
+        self._say(
+            f"held out at {human(tokens)} tokens: loss {result.loss:.4f} nats per token, "
+            f"{result.bits_per_byte:.4f} bits per byte"
+        )
