@@ -218,6 +218,9 @@ class TrainConfig:
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass recomputes: nothing, all but matmul results, or every block from its input."""
+    unroll: int = 1
+    """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU; compile time and
+    code grow with it."""
     loss_chunk: int = 1024
     """Rows (tokens) of logits held at once by the loss."""
     log_tokens: int = 0
@@ -232,7 +235,7 @@ class TrainConfig:
     """Write TensorBoard events into the run folder, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_stages", "loss_chunk", "eval_tokens"):
+        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_stages", "unroll", "loss_chunk", "eval_tokens"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "microbatch", "log_tokens", "eval_sequences"):

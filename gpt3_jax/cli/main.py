@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import select
 import sys
 
 from gpt3_jax import __version__
@@ -97,8 +98,12 @@ def _stdout_is_broken() -> bool:
     """Whether stdout's reader has left (``| head``). If so, stdout is sent nowhere, so that Python's own flush at the
     end does not complain. A broken pipe elsewhere, such as to another machine, is not this one."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # a stand-in without a file, as in notebooks
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # errors are reported unasked
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

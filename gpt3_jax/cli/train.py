@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
 import sys
+import time
+from collections.abc import Iterator
 
 from gpt3_jax.config import Config, build_parser, load_config, to_yaml
+from gpt3_jax.errors import RunError, UserError
+
+_USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
+       gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...] --print-config
+       gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...] --verify-recipe"""
 
 _DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
 standard library that is on this machine (ten minutes on two CPU cores, nothing is downloaded). A run whose folder
-(train.run_dir) holds a checkpoint goes on from it."""
+(train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint."""
+
+_EPILOG = """exit codes: 0 trained to the end; 1 something failed while running; 2 what was asked for is wrong;
+143 stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command goes on from there. (Not 0, so that a
+cluster that restarts what has not succeeded does so, and jobs that wait for this one's success do not start.)"""
+
+_FLAGS = ("--print-config", "--verify-recipe")
+_SIGTERM_EXIT, _SIGINT_EXIT = 143, 130
+_GRACE_S = 2.0
 
 
 def main(argv: list[str]) -> int:
+    """Trains, prints the commands that come next, and returns the exit code.
+
+    Raises:
+        UserError: what was asked for is wrong.
+        RunError: training failed. With several processes, neither is raised: see `_none_left_waiting`.
+    """
     paths, overrides, flags = _split(argv)
     if "--help" in flags:
-        parser = build_parser("gpt3-jax train", " ".join(_DESCRIPTION.split()))
-        parser.add_argument("--print-config", action="store_true", help="Print the configuration as YAML and leave.")
-        parser.add_argument(
-            "--verify-recipe",
-            action="store_true",
-            help="Print each quantity of the paper's recipe beside the configuration's, deviations marked, and leave.",
-        )
-        parser.print_help()
+        print(_help(), end="")
         return 0
     from gpt3_jax.train import quickstart
 
@@ -35,13 +51,11 @@ def main(argv: list[str]) -> int:
 
         print(recipe.render(config))
         return 0
-    return _train(config, paths, overrides)
+    return _train(config, argv)
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
     """Configuration files, overrides, and flags."""
-    from gpt3_jax.errors import UserError
-
     paths: list[str] = []
     overrides: list[str] = []
     flags: set[str] = set()
@@ -49,7 +63,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
     for argument in rest:
         if argument in ("-h", "--help"):
             flags.add("--help")
-        elif argument in ("--print-config", "--verify-recipe"):
+        elif argument in _FLAGS:
             flags.add(argument)
         elif argument == "--config":
             path = next(rest, None)
@@ -63,36 +77,103 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
     return paths, overrides, flags
 
 
-def _train(config: Config, paths: list[str], overrides: list[str]) -> int:
+def _help() -> str:
+    parser = build_parser("gpt3-jax train", " ".join(_DESCRIPTION.split()))
+    parser.usage = _USAGE
+    parser.epilog = " ".join(_EPILOG.split())
+    parser.add_argument("--print-config", action="store_true", help="Print the configuration as YAML and leave.")
+    parser.add_argument(
+        "--verify-recipe",
+        action="store_true",
+        help="Print each quantity of the paper's recipe beside the configuration's, deviations marked, and leave.",
+    )
+    text = parser.format_help()
+    # jsonargparse offers a file for each section and a help for each list; `load_config` takes neither.
+    text = re.sub(r"^ +--\w+ CONFIG +Path to a configuration file\.\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ +--[\w.]+\.help +Show the help for \w+ and exit\.\n", "", text, flags=re.MULTILINE)
+    # Choices stand in front already, the Python types of the others are noise; a default on its own line is found.
+    text = re.sub(r"\s*\(default:\s+(?:False|null)\)", "", text)
+    inside = r"(?:(?!\n +--).)*?"
+    pattern = rf"\s*\((?:type:{inside},\s+)?default:\s+({inside})\)(?=\n)"
+    return re.sub(pattern, rf"\n{' ' * 24}default: \1", text, flags=re.DOTALL)
+
+
+def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.parallel import distributed
     from gpt3_jax.train import loop, quickstart
 
     distributed.start(config.distributed)
-    say = loop.say_to_stderr
-    started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
-    result = loop.run(started.config if started else config, say)
-    if distributed.is_lead():
-        same = shlex.join(["gpt3-jax", "train", *(a for path in paths for a in ("--config", path)), *overrides])
-        if result.stopped:
-            say(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {same}")
-        else:
-            print(f"trained on {result.tokens:,} tokens; checkpoints in {result.checkpoint}")
-            if started:
-                print(quickstart.verdict(started, result))
-            print(_next_steps(config, paths, overrides))
-    distributed.shutdown()
+    with _none_left_waiting():
+        say = loop.say_to_stderr
+        started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
+        result = loop.run(started.config if started else config, say)
+        if distributed.is_lead():
+            if result.stopped:
+                say(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
+            else:
+                print(f"trained on {result.tokens:,} tokens; checkpoints in {result.checkpoint}")
+                if started:
+                    print(quickstart.verdict(started, result))
+                print(_next_steps(config, argv, python=bool(started)), flush=True)
+        distributed.shutdown()
+    if result.stopped:
+        return _SIGINT_EXIT if result.stopped == "SIGINT" else _SIGTERM_EXIT
     return 0
 
 
-def _next_steps(config: Config, paths: list[str], overrides: list[str]) -> str:
-    run_dir = config.train.run_dir
-    more = ["--train.tokens", f"{2 * config.train.tokens}"]
-    longer = ["gpt3-jax", "train", *(a for path in paths for a in ("--config", path)), *overrides, *more]
-    return "\n".join(
-        [
-            "next:",
-            f"  {shlex.join(['gpt3-jax', 'generate', run_dir, '--prompt', 'def '])}   # let it write",
-            f"  {shlex.join(longer)}   # resume, and train twice as long",
-            "  gpt3-jax train --config gpt3-small --verify-recipe   # scale up: the paper's sizes, in configs/",
-        ]
-    )
+@contextlib.contextmanager
+def _none_left_waiting() -> Iterator[None]:
+    """With several processes, one that fails says why and is gone at once.
+
+    The others, in a collective with it, then see a closed connection instead of waiting for it; an ordinary exit would
+    itself wait for them. Each process says its own reason, because only one of them may have it.
+    """
+    import jax
+
+    from gpt3_jax.parallel import distributed
+
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    code = 1
+    try:
+        yield
+        code = 0
+    except (UserError, RunError) as error:
+        print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
+        code = _SIGINT_EXIT
+    finally:
+        if code:
+            if code == 1 and (unknown := sys.exc_info())[0] is not None:
+                sys.excepthook(*unknown)  # type: ignore[arg-type]
+            if distributed.is_lead():
+                time.sleep(_GRACE_S)  # it is the coordinator: without it the others cannot say what they met
+            distributed.leave_now(code)
+
+
+def _command(argv: list[str], **changed: str) -> str:
+    """The same command line with some options set, each once: ``tokens="2"`` stands for ``--train.tokens 2``."""
+    options = {f"--train.{key}": value for key, value in changed.items()}
+    kept: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if name not in options:
+            kept.append(argument)
+        elif not equals:
+            next(rest, None)
+    return shlex.join(["gpt3-jax", "train", *kept, *(part for pair in options.items() for part in pair)])
+
+
+def _next_steps(config: Config, argv: list[str], python: bool) -> str:
+    prompt = "def " if python else "The "
+    commands = {
+        shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "let it write",
+        _command(argv, tokens=str(2 * config.train.tokens)): "go on, to twice as many tokens",
+        "gpt3-jax train --config gpt3-small --verify-recipe": "the paper's sizes and their recipe",
+    }
+    width = max(map(len, commands))
+    return "\n".join(["next:", *(f"  {command:{width}}  # {what}" for command, what in commands.items())])

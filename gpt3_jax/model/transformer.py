@@ -34,6 +34,10 @@ class Weights(Protocol):
     def blocks(self) -> Any:
         """What stands for the blocks: a pytree with L in front."""
 
+    @property
+    def made_inside(self) -> bool:
+        """Whether `block` makes the weights anew, so that the backward pass should not keep them."""
+
     def block(self, layer: Any) -> Block:
         """The weights of one block from its slice of `blocks`; called inside the scan."""
 
@@ -53,6 +57,10 @@ class PlainWeights:
     @property
     def blocks(self) -> Block:
         return self._params.blocks  # type: ignore[no-any-return]
+
+    @property
+    def made_inside(self) -> bool:
+        return False
 
     def block(self, layer: Block) -> Block:
         return layer
@@ -79,9 +87,10 @@ def loss_sum(
     local: Local,
     remat: Remat,
     loss_chunk: int,
+    unroll: int = 1,
 ) -> jax.Array:
     """Sum of -log p over the T targets of each row of T + 1 tokens, in nats (fp32 scalar, one per tensor group)."""
-    h_BTD, embedding_VD = hidden(weights, rows_BT1[:, :-1], config, local, remat)
+    h_BTD, embedding_VD = hidden(weights, rows_BT1[:, :-1], config, local, remat, unroll)
     labels_N = rows_BT1[:, 1:].reshape(-1)
     return token_loss(
         h_BTD.reshape(-1, config.d_model), embedding_VD, labels_N, config.n_vocab, loss_chunk, local
@@ -89,12 +98,12 @@ def loss_sum(
 
 
 def hidden(
-    weights: Weights, tokens_BT: jax.Array, config: ModelConfig, local: Local, remat: Remat
+    weights: Weights, tokens_BT: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Final hidden states [B, T, D], whole rows on every tensor shard, and the output matrix [V, D]."""
     token_embedding_VD, position_embedding_CD = weights.embeddings()
     x_BSD = embed(token_embedding_VD, position_embedding_CD, tokens_BT, local)
-    x_BSD = _blocks(weights, x_BSD, config, local, remat)
+    x_BSD = _blocks(weights, x_BSD, config, local, remat, unroll)
     scale, bias, embedding_VD = weights.head(x_BSD, token_embedding_VD)
     return local.gather_sequence(layer_norm(x_BSD, scale, bias, config.norm_eps)), embedding_VD
 
@@ -170,7 +179,9 @@ def bands(config: ModelConfig) -> tuple[int | None, ...]:
     return tuple(config.band_width if kind == "banded" else None for kind in config.attention_pattern)
 
 
-def _blocks(weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Local, remat: Remat) -> jax.Array:
+def _blocks(
+    weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int
+) -> jax.Array:
     period = bands(config)
 
     def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
@@ -179,13 +190,14 @@ def _blocks(weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Loca
             def one_block(x_BSD: jax.Array, layer: Any, band: int | None = band) -> jax.Array:
                 return _block(weights.block(layer), x_BSD, band, config, local)
 
-            layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-            # Scan's backward loop is a loop of its own: nothing that checkpoint recomputes can be merged away.
-            x_BSD = jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=False)(x_BSD, layer)
+            if remat != "none" or weights.made_inside:
+                # Scan's backward loop is a loop of its own: nothing that checkpoint recomputes can be merged away.
+                one_block = jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=False)
+            x_BSD = one_block(x_BSD, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
         return x_BSD, None
 
     periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights.blocks)
-    x_BSD, _ = lax.scan(one_period, x_BSD, periods)
+    x_BSD, _ = lax.scan(one_period, x_BSD, periods, unroll=unroll)
     return x_BSD
 
 

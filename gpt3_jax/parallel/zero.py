@@ -196,6 +196,10 @@ class _Weights:
     def blocks(self) -> Tree:
         return (self._active.blocks, self._passive.blocks) if self._stage == 2 else (self._active.blocks, None)
 
+    @property
+    def made_inside(self) -> bool:
+        return self._stage >= 2
+
     def block(self, layer: Tree) -> Tree:
         return self._open(*layer, self._gathers.blocks)
 

@@ -16,6 +16,7 @@ from gpt3_jax.data.stream import HeldOut
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
+from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_eval_step
 
 
@@ -55,7 +56,9 @@ class Evaluator:
         self._batch = min(batch, -(-self._count // shards) * shards)
         sharding = NamedSharding(mesh, batch_partition(mesh))
         self._loader = Loader(_Padded(stream, self._count), sharding, config.data.prefetch)
-        self._step = make_eval_step(config, mesh)
+        rows = jax.ShapeDtypeStruct((self._batch, stream.n_ctx + 1), np.int32, sharding=sharding)
+        # Compiled here: nothing is to compile once training runs.
+        self._step = make_eval_step(config, mesh).lower(abstract_state(config, mesh).params, rows).compile()
         self._bytes = sum(
             tokenizer.token_bytes(stream.sequences(np.arange(first, min(first + 64, self._count)))[:, 1:].ravel())
             for first in range(0, self._count, 64)

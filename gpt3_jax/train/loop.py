@@ -5,6 +5,7 @@ The loop never waits for the device but to read metrics, and those one step late
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -27,8 +28,9 @@ from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
+from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.resume import make_record, require_same_run
+from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
 from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
@@ -68,10 +70,9 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     distributed.start(config.distributed)
-    mesh = make_mesh(config.parallel)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    _check_sizes(config, tokenizer)
+    mesh, tokenizer, schedule = check(config)
     stream, heldout = open_data(config, tokenizer)
+    data = Data(stream.fingerprint, tokenizer.fingerprint)
 
     run_dir = Path(config.train.run_dir)
     store = CheckpointStore(
@@ -80,21 +81,49 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         keep_every_tokens=config.checkpoint.keep_every_tokens,
         say=say,
     )
-    schedule = batch_schedule(config, batch_shards(mesh))
     found = store.newest_record()
     if found is not None:
-        require_same_run(found[1], config, stream.fingerprint, say)
-    restored = store.restore(abstract_state(config, mesh)) if found is not None else None
-    if restored is not None:
-        state = restored.state
-        schedule = batch_schedule(config, batch_shards(mesh), restored.record["batch_stages"], say)
-        say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
-    else:
-        state = init_state(config, mesh)
-    record = make_record(config, schedule, stream.fingerprint)
-    if distributed.is_lead():
-        _write_config(run_dir, config)
-    return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
+        require_same_run(found[1], config, data, say)
+    try:
+        restored = store.restore(abstract_state(config, mesh)) if found is not None else None
+        if restored is not None:
+            state = restored.state
+            schedule = batch_schedule(config, batch_shards(mesh), recorded_stages(restored.record, config), say)
+            say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
+        else:
+            state = init_state(config, mesh)
+        record = make_record(config, schedule, data)
+        if distributed.is_lead():
+            _write_config(run_dir, config)
+        return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
+    except jax.errors.JaxRuntimeError as error:
+        line = _device_error(error)
+        if line is None:
+            raise
+        raise RunError(line) from error
+
+
+def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
+    """The mesh, the tokenizer and the batch sizes: all that can be wrong before a file is read or written.
+
+    Raises:
+        UserError: they do not fit the devices, the model, or each other.
+    """
+    mesh = make_mesh(config.parallel)
+    schedule = batch_schedule(config, batch_shards(mesh))
+    abstract_state(config, mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.n_vocab > config.model.n_vocab:
+        raise UserError(
+            f"data.tokenizer {config.data.tokenizer} has {tokenizer.n_vocab} tokens, model.n_vocab is "
+            f"{config.model.n_vocab}; set model.n_vocab to {tokenizer.n_vocab}"
+        )
+    if config.train.tokens // config.model.n_ctx >= 2**32:
+        raise UserError(
+            f"train.tokens {config.train.tokens} is more than 2**32 sequences of model.n_ctx {config.model.n_ctx}; "
+            "the position in the data is counted in 32 bits"
+        )
+    return mesh, tokenizer, schedule
 
 
 def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | None]:
@@ -110,17 +139,17 @@ def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | N
     return stream, heldout
 
 
-def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
-    if tokenizer.n_vocab > config.model.n_vocab:
-        raise UserError(
-            f"data.tokenizer {config.data.tokenizer} has {tokenizer.n_vocab} tokens, model.n_vocab is "
-            f"{config.model.n_vocab}; set model.n_vocab to {tokenizer.n_vocab}"
+def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
+    """The line for what the devices or the other processes did; None for what only a traceback explains."""
+    why = " ".join(str(error).split())[:300]
+    if "RESOURCE_EXHAUSTED" in why:
+        return (
+            f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "
+            "more devices (parallel.data, parallel.tensor), or set train.remat to full"
         )
-    if config.train.tokens // config.model.n_ctx >= 2**32:
-        raise UserError(
-            f"train.tokens {config.train.tokens} is more than 2**32 sequences of model.n_ctx {config.model.n_ctx}; "
-            "the position in the data is counted in 32 bits"
-        )
+    if jax.process_count() > 1:
+        return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
+    return None
 
 
 def _write_config(run_dir: Path, config: Config) -> None:
@@ -147,90 +176,93 @@ class _Loop:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._mesh, self._stream, self._schedule = config, mesh, stream, schedule
+        self._heldout, self._tokenizer = heldout, tokenizer
         self._store, self._record, self._say = store, record, say
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         self._ctx = config.model.n_ctx
-        per_pass = max(stage.sequences // stage.microbatches for stage in schedule.stages)
-        self._evaluator = Evaluator(config, mesh, heldout, tokenizer, per_pass) if heldout else None
 
     def train(self, state: TrainState) -> Result:
         config = self._config
-        position = int(jax.device_get(state.sequences))
-        step = int(jax.device_get(state.step))
-        steps = self._compile(position)
+        run_dir = Path(config.train.run_dir)
+        step, position, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
+        steps, evaluator = self._compile(state, position)
         writer = None
         if distributed.is_lead():
-            writer = MetricsWriter(Path(config.train.run_dir), position * self._ctx, config.train.tensorboard)
-        telemetry = Telemetry(config, self._mesh, self._schedule, position, writer, self._say)
-        evaluation = None
-        start = position
+            writer = MetricsWriter(run_dir, position * self._ctx, config.train.tensorboard)
+        telemetry = Telemetry(config, self._mesh, self._schedule, position, skipped, writer, self._say)
         batches = Loader(self._stream, self._rows, config.data.prefetch).batches(
-            (first, stage.sequences) for first, stage in self._schedule.batches(start)
+            (first, stage.sequences) for first, stage in self._schedule.batches(position)
         )
-        with StopSignal() as stop, telemetry:
+        with contextlib.ExitStack() as cleanup:
+            stop = cleanup.enter_context(StopSignal())
+            if writer is not None:
+                cleanup.callback(writer.close)
+            cleanup.enter_context(telemetry)
+            cleanup.callback(batches.close)
+
             pending: tuple[int, int, BatchStage, Metrics] | None = None
-            try:
-                for first, stage in self._schedule.batches(start):
-                    if stop.requested(step):
-                        break
-                    rows = next(batches)
-                    with jax.transfer_guard("disallow"):
-                        state, metrics = steps[stage.sequences, stage.microbatches](state, rows)
-                    if pending is not None:
-                        self._note(telemetry, *pending)
-                    step += 1
-                    pending = (step, first, stage, metrics)
-                    before, position = first * self._ctx, first + stage.sequences
-                    self._store.check()
-                    if self._crossed(before, position, config.train.eval_tokens) and not self._last(position):
-                        self._note(telemetry, *pending)
-                        pending = None
-                        evaluation = self._evaluate(telemetry, state, position)
-                    if self._crossed(before, position, config.checkpoint.every_tokens) and not self._last(position):
-                        if pending is not None:
-                            self._note(telemetry, *pending)
-                            pending = None
-                        self._save(state, step, position)
-                if pending is not None:
-                    self._note(telemetry, *pending)
-                stopped = stop.reason if position < self._schedule.total_sequences else ""
+            for first, stage in self._schedule.batches(position):
+                if stop.requested(step):
+                    break
+                self._store.check()
+                rows = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = steps[stage.sequences](state, rows)
+                self._note(telemetry, pending)
+                step, position = step + 1, first + stage.sequences
+                pending = (step, first, stage, metrics)
+                evaluates = self._due(config.train.eval_tokens, first, position)
+                saves = self._due(config.checkpoint.every_tokens, first, position)
+                if evaluates or saves:  # not before this step is known to be sound
+                    self._note(telemetry, pending)
+                    pending = None
+                if evaluates:
+                    self._evaluate(evaluator, telemetry, state, position)
+                if saves:
+                    self._save(state, step, position)
+            self._note(telemetry, pending)
+            with telemetry.pause("saving a checkpoint"):
                 self._save(state, step, position)
-                self._store.wait()
-                evaluation = None if stopped else self._evaluate(telemetry, state, position)
-            finally:
-                batches.close()
-                telemetry.end()
-                if writer is not None:
-                    writer.close()
-            self._store.close()
-        checkpoint = Path(config.train.run_dir) / CHECKPOINTS
-        return Result(telemetry.loss, position * self._ctx, checkpoint, evaluation, stopped)
+            done = position >= self._schedule.total_sequences
+            evaluation = self._evaluate(evaluator, telemetry, state, position) if done else None
+            with telemetry.pause("waiting for the checkpoint to be on disk"):
+                self._store.close()
+        stopped = "" if done else stop.reason
+        return Result(telemetry.loss, position * self._ctx, run_dir / CHECKPOINTS, evaluation, stopped)
 
-    def _compile(self, position: int) -> dict[tuple[int, int], Any]:
-        """Every batch size from here to the end, compiled before the first step."""
-        needed = self._schedule.ahead(position)
-        if not needed:
-            return {}
+    def _compile(self, state: TrainState, position: int) -> tuple[dict[int, Any], Evaluator | None]:
+        """Steps by batch size, for every size from here to the end, and the evaluation, before the first step."""
+        config, mesh = self._config, self._mesh
         started = time.monotonic()
-        sizes = ", ".join(str(stage.sequences) for stage in needed)
-        self._say(f"compiling the step for batches of {sizes} sequences")
-        state = abstract_state(self._config, self._mesh)
-        compiled = {}
-        for stage in needed:
+        sizes = [stage.sequences for stage in self._schedule.ahead(position)]
+        what = [f"the step for batches of {', '.join(map(str, sizes))} sequences"] if sizes else []
+        what += ["the evaluation"] if self._heldout else []
+        if what:
+            self._say(f"compiling {' and '.join(what)}")
+        abstract = abstract_state(config, mesh)
+        steps = {}
+        for stage in self._schedule.ahead(position):
             rows = jax.ShapeDtypeStruct((stage.sequences, self._ctx + 1), jnp.int32, sharding=self._rows)
-            step = make_step(self._config, self._mesh, stage.microbatches)
-            compiled[stage.sequences, stage.microbatches] = step.lower(state, rows).compile()
-        self._say(f"compiled in {time.monotonic() - started:.1f} s")
-        return compiled
+            steps[stage.sequences] = make_step(config, mesh, stage.microbatches).lower(abstract, rows).compile()
+        evaluator = None
+        if self._heldout:
+            per_pass = max(stage.sequences // stage.microbatches for stage in self._schedule.stages)
+            evaluator = Evaluator(config, mesh, self._heldout, self._tokenizer, per_pass)
+        array_checksums(named_leaves(state))  # compiles what the first checkpoint will call
+        if what:
+            self._say(f"compiled in {time.monotonic() - started:.1f} s")
+        return steps, evaluator
 
-    def _crossed(self, before_tokens: int, position: int, every: int) -> bool:
-        return before_tokens // every != position * self._ctx // every
+    def _due(self, every_tokens: int, first: int, position: int) -> bool:
+        """Whether the batch of sequences first .. position - 1 reaches a multiple of `every_tokens`, before the end."""
+        reached = first * self._ctx // every_tokens != position * self._ctx // every_tokens
+        return reached and position < self._schedule.total_sequences
 
-    def _last(self, position: int) -> bool:
-        return position >= self._schedule.total_sequences
-
-    def _note(self, telemetry: Telemetry, step: int, first: int, stage: BatchStage, metrics: Metrics) -> None:
+    def _note(self, telemetry: Telemetry, pending: tuple[int, int, BatchStage, Metrics] | None) -> None:
         """Reads a step's metrics, which waits for the step, and acts on them."""
+        if pending is None:
+            return
+        step, first, stage, metrics = pending
         values = jax.device_get(metrics)
         if not values.finite:
             self._not_finite(step, first, stage, float(values.loss), float(values.grad_norm))
@@ -256,15 +288,16 @@ class _Loop:
             "the data, or go on past this batch by --train.nonfinite skip"
         )
 
-    def _evaluate(self, telemetry: Telemetry, state: TrainState, position: int) -> Evaluation | None:
-        if self._evaluator is None:
+    def _evaluate(
+        self, evaluator: Evaluator | None, telemetry: Telemetry, state: TrainState, position: int
+    ) -> Evaluation | None:
+        if evaluator is None:
             return None
-        with telemetry.pause():
-            evaluation = self._evaluator(state.params)
+        with telemetry.pause("evaluating on held-out data"):
+            evaluation = evaluator(state.params)
         telemetry.evaluation(position * self._ctx, evaluation)
         return evaluation
 
     def _save(self, state: TrainState, step: int, position: int) -> None:
         if position:
             self._store.save(position * self._ctx, step, state, self._record)
-

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from gpt3_jax.errors import RunError
 
@@ -21,57 +26,102 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter:
     """``RUN_DIR/metrics.jsonl`` and, if wanted, TensorBoard events beside it. For the lead process.
 
-    A resumed run drops the lines of what it will compute again, so that each batch stands there once.
+    A resumed run drops the lines of what it will compute again, so that each batch and evaluation stands there once.
+    Every line is on its way to the disk when `write` returns: a killed process loses none.
     """
 
     def __init__(self, run_dir: Path, tokens: int, tensorboard: bool) -> None:
-        """`tokens` is where training begins or resumes."""
-        path = run_dir / METRICS_FILE
-        try:
+        """`tokens` is where training begins or resumes. Raises RunError when the files cannot be written."""
+        self._path = run_dir / METRICS_FILE
+        self._events: _Events | None = None
+        with _as_run_error(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
-            _keep_until(path, tokens)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another train.run_dir") from None
-        self._events: Any = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
+            kept = _keep_until(self._path, tokens)
+            self._file = self._path.open("a", encoding="utf-8")
+            if tensorboard:
+                self._events = _Events(run_dir / "tensorboard", tokens)
+        self._there = {(line["kind"], line["tokens"]) for line in kept if line["tokens"] == tokens}
 
-            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=tokens + 1 if tokens else None)
+    def write(self, kind: str, tokens: int, values: Mapping[str, float | None]) -> None:
+        """One line: ``{"kind": "train", "tokens": ..., ...}``; numbers also go to TensorBoard, by tokens.
 
-    def write(self, kind: str, tokens: int, values: dict[str, Any]) -> None:
-        """One line: ``{"kind": "train", "tokens": ..., ...}``; numbers also go to TensorBoard, by tokens."""
-        try:
-            self._file.write(json.dumps({"kind": kind, "tokens": tokens, **values}) + "\n")
+        What is not finite is null, which JSON has, instead of NaN, which it has not. A line that a finished run
+        already holds (its last evaluation, when it is started again) is not written twice.
+        """
+        if (kind, tokens) in self._there:
+            return
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+        with _as_run_error(self._path):
+            self._file.write(json.dumps({"kind": kind, "tokens": tokens, **finite}, allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise RunError(f"cannot write {self._file.name}: {error.strerror}; free space and resume") from None
-        if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(f"{kind}/{name}", value, tokens)
+            if self._events is not None:
+                self._events.write(kind, tokens, finite)
 
     def close(self) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        """Raises RunError when what was left could not be written."""
+        with _as_run_error(self._path):
+            try:
+                self._file.close()
+            finally:
+                if self._events is not None:
+                    self._events.close()
 
 
-def _keep_until(path: Path, tokens: int) -> None:
-    """Drops lines past `tokens`, and a last line that a killed process left unfinished."""
+class _Events:
+    """TensorBoard events, written at once and in this thread.
+
+    tensorboardX's SummaryWriter writes from a thread of its own; on a full disk that thread dies, and training hangs as
+    soon as the queue to it is full.
+    """
+
+    def __init__(self, folder: Path, tokens: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The file's name has seconds in it: two starts within one second must not share a file.
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        if tokens:
+            # TensorBoard hides what earlier files hold from this step on.
+            restart = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=tokens + 1, wall_time=time.time(), session_log=restart))
+            self._writer.flush()
+
+    def write(self, kind: str, tokens: int, values: dict[str, float | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                summary = scalar(f"{kind}/{name}", value)
+                self._writer.write_event(Event(step=tokens, wall_time=time.time(), summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def _as_run_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(
+            f"cannot write {path} or the events beside it: {why}; free space, or choose another train.run_dir"
+        ) from error
+
+
+def _keep_until(path: Path, tokens: int) -> list[dict[str, Any]]:
+    """Drops lines past `tokens`, and a last line that a killed process left unfinished; returns what is kept."""
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            keep = line.endswith("\n") and json.loads(line)["tokens"] <= tokens
+            values = json.loads(line)
+            if line.endswith("\n") and isinstance(values["kind"], str) and values["tokens"] <= tokens:
+                kept.append(values)
         except (ValueError, KeyError, TypeError):
-            keep = False
-        if keep:
-            kept.append(line)
+            continue
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(values) + "\n" for values in kept), encoding="utf-8")
     os.replace(temporary, path)
+    return kept
 
 
 class Progress:
@@ -83,7 +133,9 @@ class Progress:
         self._say = say
         self._quiet = quiet
         console = Console(stderr=True)
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal and not quiet else None
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal and not quiet else None
+        )
         self._last = 0.0
 
     def __enter__(self) -> Progress:
@@ -95,12 +147,17 @@ class Progress:
         if self._live:
             self._live.stop()
 
+    def status(self, line: str) -> None:
+        """What is going on, on a terminal only."""
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+
     def show(self, line: str, final: bool = False) -> None:
         """The state of the run, in one line."""
         if self._quiet:
             return
         if self._live and not final:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+            self.status(line)
         elif final or time.monotonic() - self._last >= self.INTERVAL_S:
             self._last = time.monotonic()
             self._say(line)
@@ -109,7 +166,7 @@ class Progress:
 def human(number: float) -> str:
     """1234567 as 1.23M."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
+        if abs(number) >= 0.9995 * limit:  # below, three digits do not round up to the limit
             return f"{number / limit:.3g}{suffix}"
     return f"{number:.3g}"
 

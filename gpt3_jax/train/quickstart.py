@@ -9,6 +9,7 @@ from pathlib import Path
 from gpt3_jax.config import Config, replace
 from gpt3_jax.data import stdlib_text
 from gpt3_jax.errors import UserError
+from gpt3_jax.train import loop
 from gpt3_jax.train.loop import Result
 
 CONFIG = "quickstart"
@@ -29,9 +30,15 @@ def wanted(config: Config) -> bool:
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
-    """Writes the text's token shards into the run folder, or finds them there."""
+    """Writes the text's token shards into the run folder, or finds them there. Call `distributed.start` before.
+
+    Raises:
+        UserError: a configuration that no run can be made from; sources for one of training and evaluation only.
+        RunError: the run folder cannot be written.
+    """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
+    loop.check(config)  # before a file is written
     text = stdlib_text.prepare(Path(config.train.run_dir) / "data")
     say(
         f"text: the Python standard library on this machine, {text.train_files} files to train on, "
@@ -46,4 +53,6 @@ def verdict(quickstart: Quickstart, result: Result) -> str:
     assert result.evaluation is not None
     rows = {"this model": result.evaluation.bits_per_byte, **quickstart.compressors}
     width = max(map(len, rows))
-    return "\n".join(["held-out text, bits per byte:", *(f"  {name:{width}}  {bits:.3f}" for name, bits in rows.items())])
+    return "\n".join(
+        ["held-out text, bits per byte:", *(f"  {name:{width}}  {bits:.3f}" for name, bits in rows.items())]
+    )

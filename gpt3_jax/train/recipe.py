@@ -17,6 +17,8 @@ _QUANTITIES = (
     ("model", "n_layers", "Table 2.1", True),
     ("model", "d_model", "Table 2.1; 13B corrected from 5140", True),
     ("model", "n_heads", "Table 2.1; XL corrected from 24", True),
+    ("model", "d_head", "Table 2.1", True),
+    ("model", "d_ff", "section 2.1: four times the width", True),
     ("model", "n_ctx", "section 2.1", True),
     ("model", "n_vocab", "GPT-2's vocabulary", True),
     ("model", "attention_pattern", "section 2.1; the order is not published", True),
@@ -38,9 +40,11 @@ _QUANTITIES = (
     ("train", "tokens", "Table 2.1", True),
     ("train", "batch_tokens", "Table 2.1, in whole sequences", True),
     ("train", "ramp_start_tokens", "appendix B", True),
-    ("train", "ramp_tokens", "appendix B: 4-12 billion, by size; which is not published", True),
+    ("train", "ramp_tokens", "appendix B: by size; which within these is not published", True),
     ("data", "tokenizer", "GPT-2's BPE", True),
 )
+# Of all sizes together; the shipped configurations choose within it.
+_RAMP_TOKENS = (4_000_000_000, 12_000_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,18 @@ class Row:
 
     quantity: str
     paper: Any
-    """The paper's value; None when no size of the paper has this shape."""
+    """The paper's value, or the lowest and the highest; None when no size of the paper has this shape."""
     here: Any
     source: str
     published: bool
 
     @property
     def deviates(self) -> bool:
-        return self.published and self.paper is not None and self.paper != self.here
+        if not self.published or self.paper is None:
+            return False
+        if self.quantity == "train.ramp_tokens":
+            return not self.paper[0] <= self.here <= self.paper[1]
+        return bool(self.paper != self.here)
 
 
 def check(config: Config) -> tuple[str | None, list[Row]]:
@@ -66,11 +74,13 @@ def check(config: Config) -> tuple[str | None, list[Row]]:
     """
     size = next((name for name in presets() if _shape(preset(name)) == _shape(config)), None)
     common = preset(presets()[0])
-    by_size = {"n_layers", "d_model", "n_heads", "peak_lr", "batch_tokens", "ramp_tokens"}
+    by_size = {"n_layers", "d_model", "n_heads", "d_head", "d_ff", "peak_lr", "batch_tokens"}
     rows = []
     for section, field, source, published in _QUANTITIES:
         reference = preset(size) if size else None if field in by_size else common
         paper = getattr(getattr(reference, section), field) if reference and published else None
+        if field == "ramp_tokens":
+            paper = _RAMP_TOKENS
         rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
     n = count_params(config.model)
     rows.append(Row("parameters", count_params(preset(size).model) if size else None, n, "Table D.1", True))
@@ -96,12 +106,15 @@ def render(config: Config) -> str:
     cells = [("quantity", "paper", "here", "", "source")]
     for row in rows:
         paper = "not published" if not row.published else "-" if row.paper is None else _show(row.paper)
+        if row.quantity == "train.ramp_tokens":
+            paper = " to ".join(_show(end) for end in row.paper)
         cells.append((row.quantity, paper, _show(row.here), "DEVIATES" if row.deviates else "", row.source))
     widths = [max(len(line[i]) for line in cells) for i in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     deviations = sum(row.deviates for row in rows)
     head = f"The paper's {size}" if size else "No size of the paper has this depth and width; what all sizes share"
-    return "\n".join([f"{head}, beside this configuration: {deviations} deviations", "", *lines])
+    count = "1 deviation" if deviations == 1 else f"{deviations} deviations"
+    return "\n".join([f"{head}, beside this configuration: {count}", "", *lines])
 
 
 def _show(value: Any) -> str:

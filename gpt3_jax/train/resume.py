@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -11,21 +13,40 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.train import recipe
 from gpt3_jax.train.schedule import BatchSchedule
 
+# What the sizes of the batches follow from.
+_BATCH = (
+    ("model", "n_ctx"),
+    ("train", "batch_tokens"),
+    ("train", "ramp_start_tokens"),
+    ("train", "ramp_tokens"),
+    ("train", "ramp_stages"),
+)
+
 # Settings that change where, how fast or how long a run goes, or what it says; not what it computes but for rounding.
-# `data.train` is compared by what the sources hold, not by where they lie.
+# `data.train` and `data.tokenizer` are compared by what they hold, not by where they lie.
 _FREE = {
     "train": {
-        "run_dir", "tokens", "microbatch", "remat", "loss_chunk", "log_tokens", "eval_tokens", "eval_sequences",
+        "run_dir", "tokens", "microbatch", "remat", "unroll", "loss_chunk", "log_tokens", "eval_tokens", "eval_sequences",
         "nonfinite", "tensorboard",
     },
-    "data": {"train", "eval", "prefetch"},
+    "data": {"train", "eval", "prefetch", "tokenizer"},
     "parallel": {"stage", "replica", "data", "tensor", "reduce_dtype"},
     "checkpoint": set(CheckpointConfig.__dataclass_fields__),
     "distributed": {"mode", "coordinator", "processes", "process_id"},
 }  # fmt: skip
 
 
-def make_record(config: Config, schedule: BatchSchedule, data_fingerprint: str) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads, by fingerprint: wherever the files lie."""
+
+    fingerprint: str
+    """Of the training stream: tokens, weights, seed, context length."""
+    tokenizer: str
+    """Of the tokenizer."""
+
+
+def make_record(config: Config, schedule: BatchSchedule, data: Data) -> dict[str, Any]:
     """JSON that goes into every checkpoint: configuration, recipe, batch sizes, data, versions.
 
     The data position is not in it: it is `TrainState.sequences`, saved with the arrays that it belongs to.
@@ -34,7 +55,7 @@ def make_record(config: Config, schedule: BatchSchedule, data_fingerprint: str) 
         "config": to_dict(config),
         "recipe": recipe.record(config),
         "batch_stages": [[stage.first_sequence, stage.sequences] for stage in schedule.stages],
-        "data": {"fingerprint": data_fingerprint},
+        "data": dataclasses.asdict(data),
         "versions": versions(),
     }
 
@@ -51,7 +72,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(record: dict[str, Any], config: Config, data_fingerprint: str) -> list[str]:
+def recorded_stages(record: dict[str, Any], config: Config) -> list[list[int]] | None:
+    """The record's batch sizes, for `batch_schedule`; None when `config` asks for others than the run began with."""
+    saved, new = record["config"], to_dict(config)
+    same = all(saved[section].get(key) == new[section][key] for section, key in _BATCH)
+    stages: list[list[int]] = record["batch_stages"]
+    return stages if same else None
+
+
+def differences(record: dict[str, Any], config: Config, data: Data) -> list[str]:
     """``section.key: saved value -> new value`` for everything that would change the run."""
     saved, new = record["config"], to_dict(config)
     changed = [
@@ -60,18 +89,22 @@ def differences(record: dict[str, Any], config: Config, data_fingerprint: str) -
         for key, value in fields.items()
         if key not in _FREE.get(section, ()) and saved.get(section, {}).get(key) != value
     ]
-    if record["data"]["fingerprint"] != data_fingerprint:
+    if record["data"]["tokenizer"] != data.tokenizer:
+        changed.append(
+            f"data.tokenizer: {saved['data']['tokenizer']} -> {config.data.tokenizer}, which encodes otherwise"
+        )
+    if record["data"]["fingerprint"] != data.fingerprint:
         changed.append("data.train: its tokens, weights or seed are not those that the run was trained on")
     return changed
 
 
-def require_same_run(record: dict[str, Any], config: Config, data_fingerprint: str, say: Any) -> None:
+def require_same_run(record: dict[str, Any], config: Config, data: Data, say: Callable[[str], None]) -> None:
     """Refuses a configuration that would change the run, unless ``checkpoint.on_change`` accepts it.
 
     Raises:
         UserError: with each difference.
     """
-    changed = differences(record, config, data_fingerprint)
+    changed = differences(record, config, data)
     if not changed:
         return
     listed = "; ".join(changed)

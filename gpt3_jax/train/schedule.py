@@ -58,22 +58,22 @@ def batch_schedule(
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
     The paper's ramp is linear: at t tokens the batch is start + (full - start) · t / ramp. Here it climbs in at most
-    `train.ramp_stages` even steps of whole sequences that the mesh and the microbatch divide; a size begins at the
-    first batch at which the line has reached it.
+    `train.ramp_stages` sizes, evenly spaced but for rounding up to whole sequences that the mesh and the microbatch
+    divide, the full size among them. A batch has the largest of these sizes that the line has reached where it begins.
 
     `recorded` are the (first sequence, sequences) of a run that is resumed: they stay as they were, so that the same
     batches follow on another mesh; only when this mesh does not divide them are they laid out anew, said aloud.
 
     Raises:
-        UserError: a batch that the mesh, or the microbatch, does not divide.
+        UserError: a batch that the mesh, or the microbatch, does not divide; a ramp of a single stage.
     """
     train, ctx = config.train, config.model.n_ctx
     full = train.batch_tokens // ctx
     if full % shards:
+        nearest = sorted({max(full // shards, 1) * shards * ctx, (full // shards + 1) * shards * ctx})
         raise UserError(
             f"train.batch_tokens {train.batch_tokens} is {full} sequences of {ctx} tokens, which {shards} data shards "
-            f"(replica × data) do not divide; the nearest are {max(full // shards, 1) * shards * ctx} and "
-            f"{(full // shards + 1) * shards * ctx}"
+            f"(replica × data) do not divide; the nearest that they do: {' and '.join(map(str, nearest))}"
         )
     per_shard = full // shards
     micro = train.microbatch or per_shard
@@ -93,35 +93,34 @@ def batch_schedule(
         if saved != wanted and all(_allowed(size, shards, micro) == size for _, size in saved):
             stages = [_stage(first, size, shards, micro) for first, size in saved]
         elif saved != wanted:
-            say(f"the batch sizes of the ramp do not divide over {shards} data shards: {saved} becomes {wanted}")
+            say(
+                f"the batch sizes that the run began with do not divide over {shards} data shards and microbatches of "
+                f"{micro}: from here on (first sequence, sequences) {saved} are {wanted}"
+            )
     return BatchSchedule(tuple(stages), total)
 
 
 def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchStage]:
-    start = min(full, -(-train.ramp_start_tokens // (ctx * shards)) * shards)
-    sizes = [_allowed(start, shards, micro)]
-    for i in range(1, train.ramp_stages):
-        size = _allowed(start + round((full - start) * i / train.ramp_stages), shards, micro)
-        if sizes[-1] < size < full:
-            sizes.append(size)
-    if sizes[-1] < full:
-        sizes.append(full)
-    stages: list[BatchStage] = []
-    sequence = 0
-    for size in sizes:
-        # The line reaches this size here; the stage begins with the first batch of the one before that ends there.
-        reached = train.ramp_tokens / ctx * (size - start) / max(full - start, 1)
-        if stages:
-            last = stages[-1]
-            sequence = last.first_sequence + max(1, -(-int(reached - last.first_sequence) // last.sequences)) * last.sequences
-        stages.append(_stage(sequence, size, shards, micro))
+    start, rise = train.ramp_start_tokens, train.batch_tokens - train.ramp_start_tokens
+    gaps = train.ramp_stages - 1
+    if not gaps:
+        raise UserError("train.ramp_stages is 1; a ramp has at least 2 batch sizes, or set train.ramp_tokens to 0")
+    sizes = sorted({_allowed(-(-(start * gaps + rise * i) // (gaps * ctx)), shards, micro) for i in range(gaps + 1)})
+    stages = [_stage(0, sizes[0], shards, micro)]
+    for size in sizes[1:]:
+        reached = -(-train.ramp_tokens * (size * ctx - start) // (rise * ctx))
+        last = stages[-1]
+        begin = last.first_sequence + max(0, -(-(reached - last.first_sequence) // last.sequences)) * last.sequences
+        if begin == last.first_sequence:  # the line rises past this size within one batch
+            stages.pop()
+        stages.append(_stage(begin, size, shards, micro))
     return stages
 
 
 def _allowed(size: int, shards: int, micro: int) -> int:
-    """The largest size not above this one that the mesh divides, and the microbatch where there are several."""
-    per_shard = max(1, size // shards)
-    return shards * (per_shard if per_shard <= micro else per_shard // micro * micro)
+    """The smallest size not below this one that the mesh divides, and the microbatch where there are several."""
+    per_shard = -(-size // shards)
+    return shards * (per_shard if per_shard <= micro else -(-per_shard // micro) * micro)
 
 
 def _stage(first: int, size: int, shards: int, micro: int) -> BatchStage:

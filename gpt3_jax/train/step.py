@@ -59,8 +59,15 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
         def loss_and_gradients(rows: jax.Array) -> tuple[jax.Array, Any]:
             def loss(active: Any) -> jax.Array:
-                weights = zero.weights(active, passive)
-                total = loss_sum(weights, rows, config.model, zero.local, config.train.remat, config.train.loss_chunk)
+                total = loss_sum(
+                    zero.weights(active, passive),
+                    rows,
+                    config.model,
+                    zero.local,
+                    config.train.remat,
+                    config.train.loss_chunk,
+                    config.train.unroll,
+                )
                 return total / n_tokens
 
             return jax.value_and_grad(loss)(active)
@@ -121,7 +128,10 @@ def make_eval_step(config: Config, mesh: Mesh) -> Any:
     def evaluate(params: Any, rows: jax.Array) -> jax.Array:
         active, passive = zero.prepare(params)
         weights = zero.weights(active, passive)
-        total = loss_sum(weights, rows, config.model, zero.local, "none", config.train.loss_chunk)
+        # Nothing is kept for a backward pass here: no remat, whatever training does.
+        total = loss_sum(
+            weights, rows, config.model, zero.local, "none", config.train.loss_chunk, config.train.unroll
+        )
         return lax.psum(total, batch_axes)
 
     specs = state_partitions(config, mesh).params

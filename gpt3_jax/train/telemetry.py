@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import jax
 from jax.sharding import Mesh
 
 from gpt3_jax import devices
@@ -32,9 +31,11 @@ class Telemetry:
         mesh: Mesh,
         schedule: BatchSchedule,
         position: int,
+        skipped: int,
         writer: MetricsWriter | None,
         say: Callable[[str], None],
     ) -> None:
+        """`position` and `skipped`: sequences consumed, and updates skipped, when training begins or resumes."""
         self.loss = math.nan
         """Of the last step that was noted."""
         self._config, self._writer, self._say = config, writer, say
@@ -48,6 +49,8 @@ class Telemetry:
         if device is None and writer is not None:
             say(f"device {kind!r} is not in the table of devices: no MFU is shown")
         self._tokens = position * self._ctx
+        self._skipped = skipped
+        self._warm = False  # the first step also starts the data and the device: its time is no rate
         self._clock = time.monotonic()
         self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
@@ -64,9 +67,10 @@ class Telemetry:
         self._progress.__exit__()
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """What is done inside does not count as training time."""
+    def pause(self, doing: str) -> Iterator[None]:
+        """What is `doing` inside does not count as training time."""
         started = time.monotonic()
+        self._progress.status(f"{human(self._tokens)}/{human(self._total)} tokens · {doing}")
         yield
         self._clock += time.monotonic() - started
 
@@ -75,45 +79,55 @@ class Telemetry:
         now = time.monotonic()
         batch = stage.sequences * self._ctx
         before, self._tokens = first * self._ctx, first * self._ctx + batch
-        self._window.append((now - self._clock, batch))
+        if self._warm:
+            self._window.append((now - self._clock, batch))
+        self._warm = True
         self._clock = now
         self.loss = float(metrics.loss)
+        self._skipped += int(not metrics.finite)
         seconds = sum(s for s, _ in self._window)
-        rate = sum(t for _, t in self._window) / seconds if seconds else math.nan
-        mfu = rate * self._flops_per_token / self._peak if self._peak else None
+        rate = sum(t for _, t in self._window) / seconds if seconds else None
+        mfu = rate * self._flops_per_token / self._peak if self._peak and rate else None
         every = self._config.train.log_tokens
-        if self._writer is not None and (not every or before // every != self._tokens // every):
-            values = {
+        final = self._tokens >= self._total
+        if self._writer is not None and (final or not every or before // every != self._tokens // every):
+            values: dict[str, float | None] = {
                 "step": step,
                 "loss": self.loss,
                 "learning_rate": float(metrics.learning_rate),
                 "grad_norm": float(metrics.grad_norm),
                 "batch_tokens": batch,
-                "skipped": int(not metrics.finite),
+                "skipped": self._skipped,
                 "tokens_per_second": rate,
             }
-            self._writer.write("train", self._tokens, values | ({"mfu": mfu} if mfu is not None else {}))
-        self._progress.show(self._line(step, batch, metrics, rate, mfu), final=self._tokens >= self._total)
+            if self._peak:
+                values["mfu"] = mfu
+            self._writer.write("train", self._tokens, values)
+        self._progress.show(self._line(step, batch, metrics, rate, mfu), final)
 
-    def _line(self, step: int, batch: int, metrics: Metrics, rate: float, mfu: float | None) -> str:
-        left = max(0.0, (self._total - self._tokens) / rate) if rate else math.inf
+    def _line(self, step: int, batch: int, metrics: Metrics, rate: float | None, mfu: float | None) -> str:
+        """What matters most first: a narrow terminal cuts the end."""
+        left = max(0, self._total - self._tokens)
         parts = [
             f"{human(self._tokens)}/{human(self._total)} tokens",
-            f"step {step}",
             f"loss {self.loss:.4f}",
+            *([f"{human(rate)} tokens/s", f"{duration(left / rate)} left"] if rate else []),
+            *([f"MFU {100 * mfu:.1f}% (6N)"] if mfu is not None else []),
+            f"step {step}",
             f"lr {float(metrics.learning_rate):.2e}",
             f"batch {human(batch)}",
-            f"{human(rate)} tokens/s",
-            *([f"MFU {100 * mfu:.1f}% (6N)"] if mfu is not None else []),
-            f"{duration(left)} left",
+            *([f"{self._skipped} skipped"] if self._skipped else []),
         ]
         return " · ".join(parts)
 
     def evaluation(self, tokens: int, result: Evaluation) -> None:
         """Notes an evaluation."""
         if self._writer is not None:
-            values = {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens}
-            self._writer.write("eval", tokens, values)
+            self._writer.write(
+                "eval",
+                tokens,
+                {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens},
+            )
         self._say(
             f"held out at {human(tokens)} tokens: loss {result.loss:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte"

@@ -1,0 +1,192 @@
+"""Generation's forward pass: a whole prompt at once (prefill), then one token at a time, with a cache of keys and values.
+
+Rows of a batch have lengths of their own; nothing is padded on the left. A dense layer's cache holds every position, a
+banded layer's only the band, as a ring: position p lies in slot p mod S. Blocks are unrolled here, not scanned: a scan
+would copy each layer's weights and cache once a token, and reading them once is what a token costs.
+
+Shapes: B rows, T positions of the prompts, Q copies of the one position, H heads, K head width, S slots of a layer's
+cache, D = d_model, V = the true vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.model.attention import attention
+from gpt3_jax.model.matmul import einsum, linear
+from gpt3_jax.model.params import Block, Params
+from gpt3_jax.model.transformer import bands, layer_norm, mlp, qkv_projection
+
+_MASKED = -1e30
+"""As in `attention`: finite, and far below any score."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Queries, keys and values [B, T, H, K] of one layer to what its heads return, in the same shape."""
+
+
+@flax.struct.dataclass
+class DecodeWeights:
+    """Weights as generation reads them: in the compute dtype, block by block."""
+
+    token_embedding: jax.Array
+    position_embedding: jax.Array
+    blocks: tuple[Block, ...]
+    ln_f_scale: jax.Array
+    ln_f_bias: jax.Array
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the positions that each row's next token may see."""
+
+    keys: tuple[jax.Array, ...]
+    """By layer, [B, H, S, K] in the compute dtype."""
+    values: tuple[jax.Array, ...]
+    lengths_B: jax.Array
+    """Tokens that each row has been given, int32: the position of its next one."""
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def decode_weights(params: Params, config: ModelConfig) -> DecodeWeights:
+    """Casts and unstacks the parameters once, so that no step has to."""
+    cast: Params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], cast.blocks) for i in range(config.n_layers))
+    return DecodeWeights(cast.token_embedding, cast.position_embedding, blocks, cast.ln_f_scale, cast.ln_f_bias)
+
+
+def init_cache(config: ModelConfig, batch: int, capacity: int | None = None) -> Cache:
+    """An empty cache for `batch` rows of at most `capacity` tokens (default: n_ctx)."""
+    shapes = [(batch, config.n_heads, slots, config.d_head) for slots in _slots(config, capacity or config.n_ctx)]
+    # Each array its own: one shared array could not be donated several times.
+    return Cache(
+        keys=tuple(jnp.zeros(shape, config.dtype) for shape in shapes),
+        values=tuple(jnp.zeros(shape, config.dtype) for shape in shapes),
+        lengths_B=jnp.zeros(batch, jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+def prefill(
+    weights: DecodeWeights,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    config: ModelConfig,
+    capacity: int | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache that `decode_step` goes on with.
+
+    Args:
+        tokens_BT: int32; a row's prompt stands in front, what follows it is not looked at. T is at most `capacity`.
+        lengths_B: int32, from 1 to T.
+        capacity: tokens that a row may reach, prompt included (default: n_ctx).
+
+    Compiled once per shape: round T and `capacity` up to few sizes.
+    """
+    capacity = capacity or config.n_ctx
+    if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
+        raise ValueError(f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease")
+    keys, values = [], []
+    x_BTD = weights.token_embedding[tokens_BT] + weights.position_embedding[: tokens_BT.shape[1]]
+    for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
+
+        def attend(
+            q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band, slots: int = slots
+        ) -> jax.Array:
+            keys.append(_to_slots(k_BTHK, lengths_B, slots))
+            values.append(_to_slots(v_BTHK, lengths_B, slots))
+            return attention(q_BTHK, k_BTHK, v_BTHK, band)
+
+        x_BTD = _block(block, x_BTD, config, attend)
+    last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    # A copy: jit would hand the caller's own array on, and donating the cache would then delete it.
+    return _logits(weights, last_B1D, config), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
+
+
+def decode_step(
+    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, Cache]:
+    """Gives each row one more token (int32); the logits [B, V] (fp32) of the one after it, and the cache with it inside.
+
+    To be jitted with the cache donated, so that it is written in place. A row must not outgrow the cache's capacity.
+    """
+    rows_B = jnp.arange(tokens_B.shape[0])
+    positions_B = cache.lengths_B
+    keys, values = [], []
+    x_BD = weights.token_embedding[tokens_B] + weights.position_embedding[positions_B]
+    x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], _copies(config), x_BD.shape[1]))
+    for block, keys_BHSK, values_BHSK in zip(weights.blocks, cache.keys, cache.values, strict=True):
+
+        def attend(
+            q_BQHK: jax.Array,
+            k_BQHK: jax.Array,
+            v_BQHK: jax.Array,
+            keys_BHSK: jax.Array = keys_BHSK,
+            values_BHSK: jax.Array = values_BHSK,
+        ) -> jax.Array:
+            slots_B = positions_B % keys_BHSK.shape[2]
+            keys.append(keys_BHSK.at[rows_B, :, slots_B].set(k_BQHK[:, 0]))
+            values.append(values_BHSK.at[rows_B, :, slots_B].set(v_BQHK[:, 0]))
+            return _attend_to_cache(q_BQHK, keys[-1], values[-1], positions_B)
+
+        x_BQD = _block(block, x_BQD, config, attend)
+    return _logits(weights, x_BQD, config), Cache(tuple(keys), tuple(values), positions_B + 1)
+
+
+def _copies(config: ModelConfig) -> int:
+    """How many equal rows a step computes for one. XLA's CPU backend runs a bf16 matmul of a single row at a tenth of
+    the speed of two, which read the weights once all the same."""
+    return 2 if config.dtype == "bfloat16" and jax.default_backend() == "cpu" else 1
+
+
+def _bands(config: ModelConfig) -> tuple[int | None, ...]:
+    period = bands(config)
+    return period * (config.n_layers // len(period))
+
+
+def _slots(config: ModelConfig, capacity: int) -> tuple[int, ...]:
+    return tuple(capacity if band is None else min(band, capacity) for band in _bands(config))
+
+
+def _held(last_B: jax.Array, slots: int) -> jax.Array:
+    """The position [B, S] in each slot once `last_B` is written: the latest one that falls there; below 0, none."""
+    return last_B[:, None] - (last_B[:, None] - jnp.arange(slots)) % slots
+
+
+def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int) -> jax.Array:
+    """A prompt's keys or values as the cache holds them; slots without a position get any of them."""
+    held_BS = jnp.maximum(_held(lengths_B - 1, slots), 0)
+    return jnp.swapaxes(jnp.take_along_axis(x_BTHK, held_BS[:, :, None, None], axis=1), 1, 2)
+
+
+def _attend_to_cache(
+    q_BQHK: jax.Array, keys_BHSK: jax.Array, values_BHSK: jax.Array, positions_B: jax.Array
+) -> jax.Array:
+    """One position against what the cache holds, itself included. What has left the ring is what the band hides."""
+    visible_BS = _held(positions_B, keys_BHSK.shape[2]) >= 0
+    q_BHQK = jnp.swapaxes(q_BQHK, 1, 2)
+    scores_BHQS = einsum("bhqk,bhsk->bhqs", q_BHQK, keys_BHSK, jnp.float32) * q_BHQK.shape[-1] ** -0.5
+    weights_BHQS = jax.nn.softmax(jnp.where(visible_BS[:, None, None], scores_BHQS, _MASKED), axis=-1)
+    return jnp.swapaxes(einsum("bhqs,bhsk->bhqk", weights_BHQS.astype(q_BHQK.dtype), values_BHSK), 1, 2)
+
+
+def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:
+    """`transformer`'s block on one device, without gradients, with the attention that generation needs."""
+    h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
+    heads_BTA = attend(*qkv_projection(block, h_BTD, config)).reshape(*h_BTD.shape[:2], -1)
+    x_BTD = x_BTD + linear(heads_BTA, block.attn_out_kernel) + block.attn_out_bias
+    h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
+    return x_BTD + mlp(block, h_BTD) + block.mlp_down_bias
+
+
+def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig) -> jax.Array:
+    """Logits [B, V] of the first of each row's Q copies; the padding of the vocabulary is cut off, never sampled."""
+    h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
+    h_ND = jnp.broadcast_to(h_BQD, (h_BQD.shape[0], _copies(config), h_BQD.shape[2])).reshape(-1, h_BQD.shape[2])
+    logits_NV = einsum("nd,vd->nv", h_ND, weights.token_embedding, jnp.float32)
+    return logits_NV.reshape(h_BQD.shape[0], -1, logits_NV.shape[-1])[:, 0, : config.n_vocab]

@@ -1,0 +1,146 @@
+"""Cells of the matrix stage × mesh × accumulation × remat × dtype: a few training steps of a tiny model in each.
+
+Every awkward case is in the model: band and loss chunk that divide nothing, a vocabulary whose padding fills a whole
+tensor shard, two periods of (dense, banded), gradients that are clipped, a learning rate that changes every step.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from gpt3_jax.config import Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.parallel.rules import batch_partition
+from gpt3_jax.train.state import TrainState, create, state_shardings
+from gpt3_jax.train.step import make_step
+
+STAGES = (0, 1, 2, 3)
+MESHES = ((1, 8, 1), (8, 1, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8))
+"""(replica, data, tensor) over eight devices."""
+ONE = (1, 1, 1)
+SEQUENCES = 24
+STEPS = 3
+CONTEXT, VOCAB = 16, 203
+
+
+class Cell(NamedTuple):
+    stage: int
+    mesh: tuple[int, int, int]
+    microbatches: int = 1
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        mesh = "x".join(map(str, self.mesh))
+        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}"
+
+
+def matrix(dtype: str = "float32") -> list[Cell]:
+    """Every cell: 96 of them."""
+    return [Cell(*values, dtype) for values in itertools.product(STAGES, MESHES, (1, 3), ("none", "full"))]
+
+
+class Trajectory(NamedTuple):
+    """What training a cell for `STEPS` steps gave."""
+
+    losses: np.ndarray
+    grad_norms: np.ndarray
+    params: Any
+
+
+def config(cell: Cell, **optimizer: Any) -> Config:
+    replica, data, tensor = cell.mesh
+    batch_tokens = SEQUENCES * CONTEXT
+    settings = {
+        "peak_lr": 1e-2,
+        "warmup_tokens": 2 * batch_tokens,
+        "decay_tokens": 4 * batch_tokens,
+        "clip_norm": 0.5,
+        # Far above rounding: at 1e-8, Adam would turn the rounding noise of gradients that are zero (those of the
+        # keys' biases) into whole updates, and two correct programs would differ.
+        "eps": 1e-4,
+    }
+    return Config(
+        model=ModelConfig(
+            n_layers=4,
+            d_model=32,
+            n_heads=8,
+            n_ctx=CONTEXT,
+            n_vocab=VOCAB,
+            vocab_multiple=64,
+            band_width=5,
+            init_std=0.1,
+            position_init_std=0.1,
+            dtype=cell.dtype,  # type: ignore[arg-type]
+        ),
+        optimizer=OptimizerConfig(**{**settings, **optimizer}),
+        train=TrainConfig(batch_tokens=batch_tokens, remat=cell.remat, loss_chunk=37, seed=7),  # type: ignore[arg-type]
+        parallel=ParallelConfig(stage=cell.stage, replica=replica, data=data, tensor=tensor),  # type: ignore[arg-type]
+    )
+
+
+def mesh_of(config: Config) -> Mesh:
+    parallel = config.parallel
+    return make_mesh(parallel, jax.devices()[: parallel.replica * parallel.data * parallel.tensor])
+
+
+@functools.cache
+def first_state(model: ModelConfig, optimizer: OptimizerConfig, train: TrainConfig) -> Any:
+    """The state before the first step, in numpy; biases and LayerNorms moved off 0 and 1, where bugs could hide."""
+    state = jax.device_get(jax.jit(create, static_argnums=0)(Config(model=model, optimizer=optimizer, train=train)))
+    noise = np.random.default_rng(1)
+    blocks = state.params.blocks
+    moved = {
+        name: getattr(blocks, name) + noise.normal(0, 0.1, getattr(blocks, name).shape).astype(np.float32)
+        for name in vars(blocks)
+        if name.endswith(("_bias", "_scale"))
+    }
+    top = {
+        name: getattr(state.params, name) + noise.normal(0, 0.1, getattr(state.params, name).shape).astype(np.float32)
+        for name in ("ln_f_scale", "ln_f_bias")
+    }
+    return state.replace(params=state.params.replace(blocks=blocks.replace(**moved), **top))
+
+
+def place(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state on the mesh."""
+    state = first_state(config.model, config.optimizer, config.train)
+    placed: TrainState = jax.device_put(state, state_shardings(config, mesh))
+    return placed
+
+
+def batch(step: int) -> np.ndarray:
+    """Token rows [SEQUENCES, CONTEXT + 1] of one step, some tokens far more frequent than others."""
+    rows = np.random.default_rng(100 + step).integers(0, VOCAB, (SEQUENCES, CONTEXT + 1), np.int32)
+    return np.where(rows % 3 == 0, rows % 7, rows).astype(np.int32)
+
+
+def on_mesh(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    return jax.device_put(rows, NamedSharding(mesh, batch_partition(mesh)))
+
+
+def compiled_step(config: Config, mesh: Mesh, microbatches: int, optimized: bool = True) -> Any:
+    """The step, compiled. Without LLVM's optimizations half as slowly: the program of collectives is the same."""
+    lowered = make_step(config, mesh, microbatches).lower(place(config, mesh), on_mesh(batch(0), mesh))
+    return lowered.compile({} if optimized else {"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def run(cell: Cell, optimized: bool = False, steps: int = STEPS) -> Trajectory:
+    """Trains the cell for some steps. Kept, so that tests can compare the same cells in several ways."""
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    step = compiled_step(settings, mesh, cell.microbatches, optimized) if steps else None
+    state = place(settings, mesh)
+    metrics: list[tuple[float, float]] = []
+    for i in range(steps):
+        state, told = step(state, on_mesh(batch(i), mesh))
+        metrics.append((float(told.loss), float(told.grad_norm)))
+    losses, norms = np.array(metrics).reshape(-1, 2).T
+    return Trajectory(losses, norms, jax.device_get(state.params))

@@ -1,0 +1,89 @@
+"""The step on eight devices is the step on one: every stage × mesh × accumulation × remat, losses and parameters.
+
+By default a covering part of the matrix: every stage on every mesh, every stage with every accumulation and remat.
+``pytest -m matrix`` runs all of it.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from step_cells import MESHES, ONE, STAGES, VOCAB, Cell, Trajectory, matrix, run
+
+from gpt3_jax.model.params import names
+
+LOSS, NORM, PARAMS = 2e-6, 2e-6, 1e-6
+"""How far from one device: losses (near 5) and norms (near 1) absolute, parameters after updates of up to 1e-2 each.
+Measured over the whole matrix: see `test_matrix`."""
+
+SETTINGS = dict(zip(MESHES, [(1, "none"), (3, "full"), (3, "none"), (1, "full"), (3, "full"), (1, "none")], strict=True))
+"""The accumulation and remat that the default part takes on each mesh."""
+
+
+def reference(optimized: bool = False) -> Trajectory:
+    return run(Cell(0, ONE), optimized)
+
+
+def bits(trajectory: Trajectory) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tuple(trajectory))]
+
+
+def assert_like_one_device(cell: Cell, optimized: bool = False) -> None:
+    got, want = run(cell, optimized), reference(optimized)
+    np.testing.assert_allclose(got.losses, want.losses, rtol=0, atol=LOSS, err_msg=f"losses of {cell}")
+    np.testing.assert_allclose(got.grad_norms, want.grad_norms, rtol=0, atol=NORM, err_msg=f"gradient norms of {cell}")
+    leaves = zip(names(want.params), jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True)
+    for name, mine, its in leaves:
+        np.testing.assert_allclose(mine, its, rtol=0, atol=PARAMS, err_msg=f"{name} of {cell}")
+    assert not got.params.token_embedding[VOCAB:].any(), f"padding of the vocabulary was trained in {cell}"
+
+
+@pytest.mark.parametrize("stage", STAGES, ids="stage{}".format)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_losses_and_parameters_are_those_of_one_device(mesh: tuple[int, int, int], stage: int) -> None:
+    assert_like_one_device(Cell(stage, mesh, *SETTINGS[mesh]))
+
+
+def test_the_reference_trains() -> None:
+    """Else equality would say little: the clip is at work, and every parameter moves by more than the tolerance."""
+    trained, started = reference(), run(Cell(0, ONE), steps=0)
+    assert (trained.grad_norms > 0.5).all(), "nothing is clipped"
+    assert trained.losses[-1] < trained.losses[0] - 0.2
+    leaves = zip(names(started.params), jax.tree.leaves(trained.params), jax.tree.leaves(started.params), strict=True)
+    for name, after, before in leaves:
+        assert np.abs(after - before).max() > 1000 * PARAMS, name
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_stages_agree_bit_for_bit(mesh: tuple[int, int, int]) -> None:
+    """Stages 2 and 3 always; stage 1 without accumulation, since with it, it sums microbatches before devices."""
+    one, two, three = (run(Cell(stage, mesh, *SETTINGS[mesh])) for stage in (1, 2, 3))
+    assert bits(two) == bits(three)
+    if SETTINGS[mesh][0] == 1 or mesh[1] == 1:
+        assert bits(one) == bits(two)
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], ids=str)
+def test_stages_agree_bit_for_bit_in_bf16(mesh: tuple[int, int, int]) -> None:
+    one, two, three = (run(Cell(stage, mesh, 1, "full", "bfloat16")) for stage in (1, 2, 3))
+    assert bits(one) == bits(two) == bits(three)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("cell", matrix(), ids=str)
+def test_matrix(cell: Cell) -> None:
+    """All 96 cells, compiled as in a run."""
+    assert_like_one_device(cell, optimized=True)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_matrix_of_stages_bit_for_bit(mesh: tuple[int, int, int], microbatches: int, remat: str, dtype: str) -> None:
+    one, two, three = (run(Cell(stage, mesh, microbatches, remat, dtype), True) for stage in (1, 2, 3))
+    assert bits(two) == bits(three)
+    if microbatches == 1:
+        assert bits(one) == bits(two)
