@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.resources
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -235,7 +236,15 @@ class TrainConfig:
     """Write TensorBoard events into the run folder, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_stages", "unroll", "loss_chunk", "eval_tokens"):
+        for name in (
+            "tokens",
+            "batch_tokens",
+            "ramp_start_tokens",
+            "ramp_stages",
+            "unroll",
+            "loss_chunk",
+            "eval_tokens",
+        ):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "microbatch", "log_tokens", "eval_sequences"):
@@ -324,8 +333,9 @@ class Config:
         _require(
             self.train.batch_tokens % ctx == 0,
             f"train.batch_tokens {self.train.batch_tokens} is not a whole number of sequences of model.n_ctx {ctx}; "
-            f"the nearest are {max(1, self.train.batch_tokens // ctx) * ctx} and "
-            f"{(self.train.batch_tokens // ctx + 1) * ctx}",
+            f"the nearest {'is' if self.train.batch_tokens < ctx else 'are'} "
+            + (f"{self.train.batch_tokens // ctx * ctx} and " if self.train.batch_tokens >= ctx else "")
+            + f"{(self.train.batch_tokens // ctx + 1) * ctx}",
         )
         _require(
             ctx % self.parallel.tensor == 0,
@@ -400,7 +410,7 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
     try:
         namespace = parser.parse_object(merged)
         namespace = parser.parse_args(arguments, namespace=namespace)
-        values = parser.instantiate_classes(namespace)
+        values = parser.instantiate(namespace)
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
     return Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
@@ -428,7 +438,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     _check_keys(values, Config, "", "the saved configuration")
     parser = build_parser()
     try:
-        instantiated = parser.instantiate_classes(parser.parse_object(values))
+        instantiated = parser.instantiate(parser.parse_object(values))
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
     return Config(**{field.name: instantiated[field.name] for field in dataclasses.fields(Config)})
@@ -443,6 +453,8 @@ def replace(config: Config, **sections: dict[str, Any]) -> Config:
 def _find(path: Path) -> Path:
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
     shipped = config_dir() / f"{path.name}.yaml"
     if path.parent == Path(".") and shipped.is_file():
         return shipped
@@ -502,20 +514,32 @@ def _check_keys(values: dict[str, Any], cls: Any, prefix: str, where: str) -> di
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            candidates = known_keys() if cls in (Config, *_SECTIONS.values()) else [f"{prefix}{f}" for f in fields]
+            candidates = [f"{prefix}{field}" for field in fields]
+            if cls in _SECTIONS.values():
+                candidates += known_keys()
             raise UserError(f"unknown key {name!r} in {where}{_nearest(name, candidates)}")
         if cls is Config:
             if not isinstance(value, dict):
-                raise UserError(f"{name} in {where} is {value!r}; expected the keys {', '.join(_fields(_SECTIONS[key]))}")
+                raise UserError(
+                    f"{name} in {where} is {value!r}; expected the keys {', '.join(_fields(_SECTIONS[key]))}"
+                )
             value = _check_keys(value, _SECTIONS[key], f"{name}.", where)
         elif key in ("train", "eval") and cls is DataConfig and isinstance(value, list):
-            value = [
-                _check_keys(item, SourceConfig, f"{name}[{i}].", where) if isinstance(item, dict) else item
-                for i, item in enumerate(value)
-            ]
+            value = [_check_source(item, f"{name}[{i}]", where) for i, item in enumerate(value)]
+        elif value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{name} in {where} is {value}; expected a value (leave the key out for its default)")
         elif fields[key].type == "int":
             value = _whole(value)
         checked[key] = value
+    return checked
+
+
+def _check_source(value: Any, name: str, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("path", ""), str):
+        raise UserError(f"{name} in {where} is {value!r}; expected e.g. {{path: FOLDER, weight: 1.0}}")
+    checked = _check_keys(value, SourceConfig, f"{name}.", where)
+    if "path" not in checked:
+        raise UserError(f"{name} in {where} has no path; expected e.g. {{path: FOLDER, weight: 1.0}}")
     return checked
 
 

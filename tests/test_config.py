@@ -275,7 +275,7 @@ BAD_FILES = [
     ("train:\n  tokens: true", ["train.tokens", "int", "True"]),
     ("data:\n  train:\n    - paht: x", ["data.train[0].paht", "mine.yaml", "data.train[0].path"]),
     ("data:\n  train:\n    - path: x\n      weight: 0", ["weight of source 'x' is 0", "more than 0"]),
-    ("data:\n  train:\n    - weight: 1.0", ["data.train", "required", "path"]),
+    ("data:\n  train:\n    - weight: 1.0", ["data.train", "path"]),
     ("data:\n  train: x", ["data.train", "tuple", "x"]),
 ]
 

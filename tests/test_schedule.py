@@ -55,16 +55,20 @@ def test_no_warmup_starts_at_the_peak() -> None:
 
 
 def test_fp32_holds_the_schedule_over_300_billion_tokens() -> None:
-    """As the step computes it, from a uint32 count of sequences: within a millionth of the peak everywhere, and
-    never stuck, although neighbouring batches are closer than fp32 can tell apart late in training."""
-    sequences = np.unique(np.linspace(1, 300e9 // 2048, 20_000).astype(np.uint32))
+    """As the step computes it, from a uint32 count of sequences: from the first batch of 32k tokens on, within a
+    millionth of the peak, within a thousandth of itself (0.08 % at the first update, where optax subtracts from 1), and
+    within 1e-5 of itself after a tenth of the warm-up. It never rises again once it falls."""
+    sequences = np.unique(np.concatenate([np.arange(16, 20_000, 16), np.linspace(16, 300e9 // 2048, 20_000)]))
+    sequences = sequences.astype(np.uint32)
     rate = optimizer.learning_rate(OptimizerConfig())
     got = np.asarray(rate(jnp.asarray(sequences).astype(jnp.float32) * 2048), np.float64)
-    want = np.array([exact(2048 * int(n)) for n in sequences])
-    assert np.abs(got - want).max() < 1e-6 * PEAK
-    assert (np.abs(got - want) / want).max() < 1e-5
-    cosine = (sequences * 2048.0 > WARMUP) & (sequences * 2048.0 < DECAY)
-    assert (np.diff(got[cosine]) <= 0).all()
+    tokens = sequences.astype(np.float64) * 2048
+    want = np.array([exact(n) for n in tokens])
+    error = np.abs(got - want)
+    assert error.max() < 1e-6 * PEAK
+    assert (error / want).max() < 1e-3
+    assert (error / want)[tokens > WARMUP / 10].max() < 1e-5
+    assert (np.diff(got[tokens > WARMUP]) <= 0).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -21,16 +21,16 @@ SETTINGS = dict(zip(MESHES, [(1, "none"), (3, "full"), (3, "none"), (1, "full"),
 """The accumulation and remat that the default part takes on each mesh."""
 
 
-def reference(optimized: bool = False) -> Trajectory:
-    return run(Cell(0, ONE), optimized)
+def reference() -> Trajectory:
+    return run(Cell(0, ONE))
 
 
 def bits(trajectory: Trajectory) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tuple(trajectory))]
 
 
-def assert_like_one_device(cell: Cell, optimized: bool = False) -> None:
-    got, want = run(cell, optimized), reference(optimized)
+def assert_like_one_device(cell: Cell) -> None:
+    got, want = run(cell), reference()
     np.testing.assert_allclose(got.losses, want.losses, rtol=0, atol=LOSS, err_msg=f"losses of {cell}")
     np.testing.assert_allclose(got.grad_norms, want.grad_norms, rtol=0, atol=NORM, err_msg=f"gradient norms of {cell}")
     leaves = zip(names(want.params), jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True)
@@ -55,35 +55,33 @@ def test_the_reference_trains() -> None:
         assert np.abs(after - before).max() > 1000 * PARAMS, name
 
 
+def assert_stages_agree(mesh: tuple[int, int, int], microbatches: int, remat: str, dtype: str) -> None:
+    """Stages 2 and 3 always; stage 1 without accumulation: with it, it sums over microbatches before devices."""
+    one, two, three = (run(Cell(stage, mesh, microbatches, remat, dtype)) for stage in (1, 2, 3))
+    assert bits(two) == bits(three), "stages 2 and 3 differ"
+    if microbatches == 1:
+        assert bits(one) == bits(two), "stages 1 and 2 differ"
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_stages_agree_bit_for_bit(mesh: tuple[int, int, int]) -> None:
-    """Stages 2 and 3 always; stage 1 without accumulation, since with it, it sums microbatches before devices."""
-    one, two, three = (run(Cell(stage, mesh, *SETTINGS[mesh])) for stage in (1, 2, 3))
-    assert bits(two) == bits(three)
-    if SETTINGS[mesh][0] == 1 or mesh[1] == 1:
-        assert bits(one) == bits(two)
+    assert_stages_agree(mesh, *SETTINGS[mesh], "float32")
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2)], ids=str)
-def test_stages_agree_bit_for_bit_in_bf16(mesh: tuple[int, int, int]) -> None:
-    one, two, three = (run(Cell(stage, mesh, 1, "full", "bfloat16")) for stage in (1, 2, 3))
-    assert bits(one) == bits(two) == bits(three)
+def test_stages_agree_bit_for_bit_in_bf16() -> None:
+    assert_stages_agree((2, 2, 2), 1, "full", "bfloat16")
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("cell", matrix(), ids=str)
 def test_matrix(cell: Cell) -> None:
-    """All 96 cells, compiled as in a run."""
-    assert_like_one_device(cell, optimized=True)
+    """All 96 cells."""
+    assert_like_one_device(cell)
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize(("dtype", "remat"), [("float32", "none"), ("float32", "full"), ("bfloat16", "dots")])
 @pytest.mark.parametrize("microbatches", [1, 3])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_matrix_of_stages_bit_for_bit(mesh: tuple[int, int, int], microbatches: int, remat: str, dtype: str) -> None:
-    one, two, three = (run(Cell(stage, mesh, microbatches, remat, dtype), True) for stage in (1, 2, 3))
-    assert bits(two) == bits(three)
-    if microbatches == 1:
-        assert bits(one) == bits(two)
+def test_matrix_bit_for_bit(mesh: tuple[int, int, int], microbatches: int, remat: str, dtype: str) -> None:
+    assert_stages_agree(mesh, microbatches, remat, dtype)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint import CheckpointReader
 from gpt3_jax.train.state import TrainState, abstract_state
 
+# XLA takes seconds for what these runs execute in milliseconds, and they are many and alike, here and in processes that
+# the tests start.
+_CACHE = tempfile.TemporaryDirectory(prefix="gpt3-jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 CTX = 16
 MODEL = {
-    "n_layers": 2, "d_model": 16, "n_heads": 2, "n_ctx": CTX, "n_vocab": 257, "vocab_multiple": 16, "band_width": 4,
-    "dtype": "float32",
+    "n_layers": 1, "attention_pattern": ["dense"], "d_model": 16, "n_heads": 2, "n_ctx": CTX, "n_vocab": 257,
+    "vocab_multiple": 16, "dtype": "float32",
 }  # fmt: skip
 
 
@@ -41,7 +48,7 @@ def write_tokens(folder: Path, tokens: int, seed: int = 0) -> Path:
     return folder
 
 
-def tiny(data: Path, run_dir: Path, **sections: dict[str, Any]) -> Config:
+def tiny(data: Path, run_dir: Path, /, **sections: dict[str, Any]) -> Config:
     """64 tokens (4 sequences) a batch, 16 batches; fields of sections on top."""
     base: dict[str, Any] = {
         "model": MODEL,
@@ -89,16 +96,25 @@ def saved(config: Config) -> TrainState:
     return state
 
 
-def start(config: Config, file: Path, *more: str, devices: int = 1, cache: Path | None = None) -> subprocess.Popen[str]:
+def start(config: Config, file: Path, *more: str, devices: int = 1) -> subprocess.Popen[str]:
     """``gpt3-jax train`` in a process of its own."""
     file.write_text(yaml.safe_dump(to_dict(config)))
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache) if cache else "",
+        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     command = [sys.executable, "-m", "gpt3_jax", "train", "--config", str(file), *more]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; a process that hangs fails the test."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err

@@ -1,0 +1,5 @@
+"""Models to and from other programs' formats."""
+
+from gpt3_jax.interop.huggingface import from_hf, to_hf
+
+__all__ = ["from_hf", "to_hf"]

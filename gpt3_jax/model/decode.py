@@ -1,4 +1,4 @@
-"""Generation's forward pass: a whole prompt at once (prefill), then one token at a time, with a cache of keys and values.
+"""Generation's forward pass: a whole prompt at once, then one token at a time, with a cache of keys and values.
 
 Rows of a batch have lengths of their own; nothing is padded on the left. A dense layer's cache holds every position, a
 banded layer's only the band, as a ring: position p lies in slot p mod S. Blocks are unrolled here, not scanned: a scan
@@ -79,7 +79,7 @@ def prefill(
     config: ModelConfig,
     capacity: int | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache that `decode_step` goes on with.
+    """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
     Args:
         tokens_BT: int32; a row's prompt stands in front, what follows it is not looked at. T is at most `capacity`.
@@ -90,7 +90,9 @@ def prefill(
     """
     capacity = capacity or config.n_ctx
     if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
-        raise ValueError(f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease")
+        raise ValueError(
+            f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease"
+        )
     keys, values = [], []
     x_BTD = weights.token_embedding[tokens_BT] + weights.position_embedding[: tokens_BT.shape[1]]
     for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
@@ -111,7 +113,7 @@ def prefill(
 def decode_step(
     weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, Cache]:
-    """Gives each row one more token (int32); the logits [B, V] (fp32) of the one after it, and the cache with it inside.
+    """Gives each row one more token (int32); the logits [B, V] (fp32) of the one after it, and the cache holding it.
 
     To be jitted with the cache donated, so that it is written in place. A row must not outgrow the cache's capacity.
     """

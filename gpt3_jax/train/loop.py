@@ -33,7 +33,8 @@ from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
 from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
-from gpt3_jax.train.step import Metrics, make_step
+from gpt3_jax.train.host_memory import keep_freed_memory
+from gpt3_jax.train.step import Metrics, make_step, mesh_platform
 from gpt3_jax.train.stopping import StopSignal
 from gpt3_jax.train.telemetry import Telemetry
 
@@ -110,6 +111,8 @@ def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
         UserError: they do not fit the devices, the model, or each other.
     """
     mesh = make_mesh(config.parallel)
+    if mesh_platform(mesh) == "cpu":
+        keep_freed_memory()
     schedule = batch_schedule(config, batch_shards(mesh))
     abstract_state(config, mesh)
     tokenizer = load_tokenizer(config.data.tokenizer)

@@ -7,6 +7,7 @@ of `gpt3_jax.config`; they stand nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from gpt3_jax.config import Config, preset, presets
@@ -72,19 +73,26 @@ def check(config: Config) -> tuple[str | None, list[Row]]:
 
     Without such a size the quantities that depend on it have no paper's value; those common to all sizes have.
     """
-    size = next((name for name in presets() if _shape(preset(name)) == _shape(config)), None)
-    common = preset(presets()[0])
+    sizes = _papers_sizes()
+    size = next((name for name, paper in sizes.items() if _shape(paper) == _shape(config)), None)
+    common = next(iter(sizes.values()))
     by_size = {"n_layers", "d_model", "n_heads", "d_head", "d_ff", "peak_lr", "batch_tokens"}
     rows = []
     for section, field, source, published in _QUANTITIES:
-        reference = preset(size) if size else None if field in by_size else common
+        reference = sizes[size] if size else None if field in by_size else common
         paper = getattr(getattr(reference, section), field) if reference and published else None
         if field == "ramp_tokens":
             paper = _RAMP_TOKENS
         rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
     n = count_params(config.model)
-    rows.append(Row("parameters", count_params(preset(size).model) if size else None, n, "Table D.1", True))
+    rows.append(Row("parameters", count_params(sizes[size].model) if size else None, n, "Table D.1", True))
     return size, rows
+
+
+@functools.cache
+def _papers_sizes() -> dict[str, Config]:
+    """The shipped configurations; reading the eight of them takes a second."""
+    return {name: preset(name) for name in presets()}
 
 
 def _shape(config: Config) -> tuple[int, int]:

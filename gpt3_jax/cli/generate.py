@@ -1,0 +1,201 @@
+"""`gpt3-jax generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt3_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt3_jax.generation import Generator, Piece
+
+_DESCRIPTION = """Completes prompts with the newest checkpoint of a run, token by token. Prompts come from --prompt, a
+--file, or from standard input: what is piped in is one prompt; at a terminal each line is one, until Ctrl-D. Only the
+completion is printed. It ends at end-of-text, after --max-tokens, or where prompt and completion fill the model's
+context. An empty prompt begins a document."""
+
+
+def main(argv: list[str]) -> int:
+    """Completes prompts onto stdout; returns the exit code.
+
+    Raises:
+        UserError: no checkpoint, a prompt longer than the context, an option out of range.
+        RunError: no checkpoint can be read.
+    """
+    arguments = _parser().parse_args(argv)
+    prompts = _prompts(arguments)
+
+    from gpt3_jax.generation import Generator, Sampling
+
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    generator = Generator.load(arguments.run_dir)
+
+    def stream(prompts: list[str]) -> Iterator[Piece]:
+        return generator.stream(
+            prompts,
+            max_tokens=arguments.max_tokens,
+            sampling=sampling,
+            samples=arguments.samples,
+            seed=arguments.seed,
+        )
+
+    if prompts is not None:
+        if arguments.json:
+            print(json.dumps(_records(prompts, stream(prompts), generator), indent=1))
+        else:
+            _show(prompts, stream(prompts), generator, arguments.samples)
+        return 0
+    while (line := _ask()) is not None:
+        try:
+            _show([line], stream([line]), generator, arguments.samples)
+        except UserError as error:  # a prompt that is too long does not end the conversation
+            print(f"gpt3-jax: error: {error}", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpt3-jax generate", description=" ".join(_DESCRIPTION.split()), allow_abbrev=False
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run: its train.run_dir")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a prompt; may be given several times (default: see above)",
+    )
+    parser.add_argument(
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="a text file that is one prompt, but for a newline at its end (default: none)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=128, metavar="N", help="tokens of a completion at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="divides the logits; 0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw from the K likeliest tokens only; 0: from all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that together reach probability P, after --temperature and --top-k; "
+        "1: from all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="completions of each prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same texts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON list of completions at the end, instead of text as it comes"
+    )
+    return parser
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str] | None:
+    """The prompts; None when they are to be asked for at the terminal."""
+    prompts = list(arguments.prompt or [])
+    if arguments.file is not None:
+        try:
+            content = arguments.file.read_bytes()
+        except OSError as error:
+            raise UserError(f"prompt file {str(arguments.file)!r} cannot be read: {error.strerror}") from None
+        prompts.append(_text(content, f"prompt file {str(arguments.file)!r}"))
+    if prompts:
+        return prompts
+    if not sys.stdin.isatty():
+        return [_text(sys.stdin.buffer.read(), "standard input")]
+    if arguments.json:
+        raise UserError("--json needs a prompt from --prompt, --file or a pipe; at a terminal none was given")
+    return None
+
+
+def _text(content: bytes, what: str) -> str:
+    """A prompt from a file or a pipe. The newline that editors and `echo` put at the end is not part of it."""
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} is not UTF-8 text (byte {error.start}); convert it") from None
+
+
+def _ask() -> str | None:
+    """A line from the terminal without its end; None at Ctrl-D."""
+    print("\nprompt> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        print(file=sys.stderr)
+        return None
+    return line.removesuffix("\n")
+
+
+def _records(prompts: list[str], pieces: Iterator[Piece], generator: Generator) -> list[dict[str, object]]:
+    texts: dict[tuple[int, int], str] = {}
+    last: dict[tuple[int, int], Piece] = {}
+    for piece in pieces:
+        row = piece.prompt, piece.sample
+        texts[row] = texts.get(row, "") + piece.text
+        last[row] = piece
+    return [
+        {
+            "prompt": prompts[prompt],
+            "sample": sample,
+            "text": text,
+            "finish": last[prompt, sample].finish,
+            "prompt_tokens": len(generator.tokenizer.encode(prompts[prompt])),
+            "completion_tokens": last[prompt, sample].tokens,
+        }
+        for (prompt, sample), text in sorted(texts.items())
+    ]
+
+
+def _show(prompts: list[str], pieces: Iterator[Piece], generator: Generator, samples: int) -> None:
+    """Prints completions one below the other: one as it comes, while those behind it wait in memory for their turn."""
+    order = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
+    waiting: dict[tuple[int, int], list[Piece]] = {row: [] for row in order}
+    shown = 0
+
+    def header(row: tuple[int, int]) -> None:
+        if len(order) > 1:
+            sample = f", sample {row[1] + 1} of {samples}" if samples > 1 else ""
+            print(f"--- prompt {row[0] + 1} of {len(prompts)}{sample} ---", flush=True)
+
+    def show(piece: Piece) -> None:
+        nonlocal shown
+        print(piece.text, end="", flush=True)
+        if piece.finish is None:
+            return
+        print(flush=True)
+        if piece.finish == "context":
+            print(f"(the context of {generator.config.n_ctx} tokens is full)", file=sys.stderr)
+        shown += 1
+        if shown < len(order):
+            header(order[shown])
+            for early in waiting.pop(order[shown]):
+                show(early)
+
+    header(order[0])
+    for piece in pieces:
+        if shown < len(order) and order[shown] == (piece.prompt, piece.sample):
+            show(piece)
+        else:
+            waiting[piece.prompt, piece.sample].append(piece)

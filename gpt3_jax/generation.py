@@ -1,0 +1,275 @@
+"""Completes prompts with a trained model, as a list of texts or as a stream of pieces."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
+from gpt3_jax.model.params import Params
+from gpt3_jax.model.sampling import sample
+from gpt3_jax.train.loop import say_to_stderr
+from gpt3_jax.train.trained import load_trained
+
+Finish = Literal["end_of_text", "max_tokens", "context"]
+
+_ROWS = 16
+"""Completions computed at once; more are taken in turn, so that their caches do not add up."""
+_SHORTEST = 32
+"""Prompts and caches are rounded up to powers of two from here on: few shapes, few compilations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the model's distribution. The settings are applied in this order."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 bolder, above 1 more varied; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together reach this probability; 1: from all."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; expected 0 (the likeliest token) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; expected 0 < top_p <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one more token added to one completion."""
+
+    prompt: int
+    """Number of the prompt, from 0."""
+    sample: int
+    """Number of the completion of this prompt, from 0."""
+    text: str
+    """Whole characters only: "" while the bytes of one are still incomplete. U+FFFD for bytes that make none."""
+    tokens: int
+    """Tokens of the completion so far; end-of-text is not one of them."""
+    finish: Finish | None
+    """In a completion's last piece, why it ended: the model said so, max_tokens, or the context is full."""
+
+
+@flax.struct.dataclass
+class _Draw:
+    """Everything but the logits that a draw depends on."""
+
+    key: jax.Array
+    samples_B: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+
+
+class Generator:
+    """A model ready to complete prompts, on one device; loaded once, used often."""
+
+    def __init__(self, params: Params, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        """Raises UserError when the tokenizer has tokens that the model does not know."""
+        if tokenizer.n_vocab > config.n_vocab:
+            raise UserError(
+                f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
+                "it was trained with another one"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self._weights = decode_weights(params, config)
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> Generator:
+        """From a run's folder: its newest checkpoint. Raises as `load_trained` and `load_tokenizer` do."""
+        config, params = load_trained(checkpoint, say)
+        return cls(params, config.model, load_tokenizer(config.data.tokenizer))
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int = 128,
+        sampling: Sampling = Sampling(),
+        samples: int = 1,
+        seed: int = 0,
+    ) -> Iterator[Piece]:
+        """Completes each prompt `samples` times; yields a piece per token and completion, as they come.
+
+        An empty prompt is the beginning of a document. A completion ends at end-of-text, which is not part of it, at
+        `max_tokens`, or when prompt and completion fill the context. Sample n of a prompt is a function of the prompt,
+        the sampling, the seed and n (but for rounding: a matmul of other rows may round otherwise).
+
+        Raises:
+            UserError: a prompt that leaves no room in the context, or a number out of range; before anything is
+                computed.
+        """
+        if max_tokens < 1:
+            raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
+        if samples < 1:
+            raise UserError(f"samples is {samples}; expected at least 1")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed is {seed}; expected 0 <= seed < 2**32")
+        rows = [
+            _Row(self.tokenizer, prompt, sample, ids, max_tokens, self.config.n_ctx)
+            for prompt, ids in enumerate(self._encode(prompts))
+            for sample in range(samples)
+        ]
+        groups = (rows[first : first + _ROWS] for first in range(0, len(rows), _ROWS))
+        return itertools.chain.from_iterable(self._complete(group, sampling, seed) for group in groups)
+
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        n_ctx = self.config.n_ctx
+        encoded = [self.tokenizer.encode(prompt) or [self.tokenizer.eot] for prompt in prompts]
+        for number, ids in enumerate(encoded, start=1):
+            if len(ids) >= n_ctx:
+                raise UserError(
+                    f"prompt {number} is {len(ids)} tokens long; the model's context is {n_ctx} tokens and has to hold "
+                    f"the completion too: shorten it to {n_ctx - 1} at most"
+                )
+        return encoded
+
+    def _complete(self, rows: list[_Row], sampling: Sampling, seed: int) -> Iterator[Piece]:
+        config = self.config
+        longest = max(len(row.prompt_ids) for row in rows)
+        n_tokens = max(row.limit for row in rows)
+        capacity = min(_round_up(max(len(row.prompt_ids) + row.limit for row in rows), _SHORTEST), config.n_ctx)
+        # Rows are rounded up too; those past the end repeat the first one and are not read.
+        padded = rows + [rows[0]] * (_round_up(len(rows), 1) - len(rows))
+        tokens_BT = np.zeros((len(padded), min(_round_up(longest, _SHORTEST), capacity)), np.int32)
+        for i, row in enumerate(padded):
+            tokens_BT[i, : len(row.prompt_ids)] = row.prompt_ids
+        lengths_B = np.array([len(row.prompt_ids) for row in padded], np.int32)
+        draw = _Draw(
+            jax.random.key(seed),
+            jnp.array([row.sample for row in padded], jnp.int32),
+            jnp.float32(sampling.temperature),
+            jnp.int32(sampling.top_k),
+            jnp.float32(sampling.top_p),
+        )
+        options: dict[str, Any] = {"config": config, "n_tokens": self.tokenizer.n_vocab}
+        drawn_B, cache = _begin(self._weights, tokens_BT, lengths_B, draw, capacity=capacity, **options)
+        for n in range(n_tokens):
+            tokens_B = drawn_B
+            if n + 1 < n_tokens:
+                # The next token is under way before this one is read: the device never waits for the reader.
+                drawn_B, cache = _advance(self._weights, cache, tokens_B, draw, **options)
+            ids = np.asarray(tokens_B)
+            yield from (row.add(int(token)) for row, token in zip(rows, ids, strict=False) if not row.finished)
+            if all(row.finished for row in rows):
+                return
+
+
+def generate(
+    checkpoint: str | os.PathLike[str],
+    prompts: str | Sequence[str],
+    *,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+) -> list[str]:
+    """Completions of the prompts by a run's newest checkpoint: all samples of the first prompt, of the second, …
+
+    Args:
+        checkpoint: the run's folder (``train.run_dir``).
+        prompts: one text or several; completions do not repeat them.
+        max_tokens: tokens of a completion at most; it also ends at end-of-text and where the context is full.
+        temperature, top_k, top_p: see `Sampling`.
+        samples: completions of each prompt.
+        seed: the same seed, the same texts.
+
+    Raises:
+        UserError: no checkpoint there, a prompt longer than the context, a number out of range.
+        RunError: no checkpoint can be read.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    sampling = Sampling(temperature, top_k, top_p)
+    generator = Generator.load(checkpoint)
+    texts = [""] * (len(prompts) * samples)
+    for piece in generator.stream(prompts, max_tokens=max_tokens, sampling=sampling, samples=samples, seed=seed):
+        texts[piece.prompt * samples + piece.sample] += piece.text
+    return texts
+
+
+class _Row:
+    """One completion on its way."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: int, sample: int, prompt_ids: list[int], max_tokens: int, n_ctx: int
+    ) -> None:
+        self.prompt, self.sample, self.prompt_ids = prompt, sample, prompt_ids
+        self.limit = min(max_tokens, n_ctx - len(prompt_ids))
+        self.finished = False
+        self._at_limit: Finish = "max_tokens" if self.limit == max_tokens else "context"
+        self._tokenizer = tokenizer
+        self._count = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> Piece:
+        finish: Finish | None = None
+        if token == self._tokenizer.eot:
+            finish, added = "end_of_text", b""
+        else:
+            added = self._tokenizer.decode_bytes([token])
+            self._count += 1
+            if self._count == self.limit:
+                finish = self._at_limit
+        self.finished = finish is not None
+        return Piece(self.prompt, self.sample, self._decoder.decode(added, self.finished), self._count, finish)
+
+
+def _round_up(n: int, least: int) -> int:
+    """The next power of two, `least` at least."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def _sample(logits_BV: jax.Array, cache: Cache, draw: _Draw, n_tokens: int) -> jax.Array:
+    return sample(
+        # A model may know more ids than its tokenizer has tokens.
+        logits_BV[:, :n_tokens],
+        draw.key,
+        draw.samples_B,
+        cache.lengths_B,
+        draw.temperature,
+        draw.top_k,
+        draw.top_p,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "n_tokens", "capacity"))
+def _begin(
+    weights: DecodeWeights,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    draw: _Draw,
+    config: ModelConfig,
+    n_tokens: int,
+    capacity: int,
+) -> tuple[jax.Array, Cache]:
+    logits_BV, cache = prefill(weights, tokens_BT, lengths_B, config, capacity)
+    return _sample(logits_BV, cache, draw, n_tokens), cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "n_tokens"), donate_argnames="cache")
+def _advance(
+    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, draw: _Draw, config: ModelConfig, n_tokens: int
+) -> tuple[jax.Array, Cache]:
+    logits_BV, cache = decode_step(weights, cache, tokens_B, config)
+    return _sample(logits_BV, cache, draw, n_tokens), cache

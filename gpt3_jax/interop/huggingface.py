@@ -1,0 +1,229 @@
+"""Models in Hugging Face's format: read from and written to a folder with config.json and model.safetensors.
+
+GPT-2's architecture when every layer is dense, GPT-Neo's when some are banded. Needs `safetensors` (the extra `hf`);
+`torch` only to read an old pytorch_model.bin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
+from gpt3_jax.interop.weight_files import Read, Shapes, open_weights, read_json, write_weights
+from gpt3_jax.model.params import Params, names, param_table
+
+_CONFIG = "config.json"
+
+# What a config.json that lacks the key means: the defaults of Hugging Face's configuration classes.
+_DEFAULTS: dict[Layout, dict[str, Any]] = {
+    "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "n_inner": None},
+    "gpt_neo": {
+        "num_layers": 24, "hidden_size": 2048, "num_heads": 16, "max_position_embeddings": 2048,
+        "intermediate_size": None, "window_size": 256, "attention_types": [[["global", "local"], 12]],
+    },
+}  # fmt: skip
+_SHARED_DEFAULTS = {
+    "vocab_size": 50257, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "activation_function": "gelu_new",
+}  # fmt: skip
+# Settings that this model cannot follow: the key, and the only value that it can.
+_REQUIRED = {
+    "activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
+_SIXTEEN_BITS = ("bfloat16", "float16")
+_KINDS = {"global": "dense", "local": "banded"}
+
+
+def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
+    """A GPT-2 or GPT-Neo language model from a folder in Hugging Face's format; parameters in fp32.
+
+    The compute dtype is bfloat16 when the weights were saved in 16 bits, otherwise float32. What the format does not
+    say (`position_init_std`, `residual_init`, `vocab_multiple`) takes its default.
+
+    Raises:
+        UserError: files that are missing or unreadable, another architecture, a setting that this model does not have,
+            tensors that are missing, unknown or of another shape.
+    """
+    folder = Path(path)
+    settings = read_json(folder / _CONFIG)
+    kind = settings.get("model_type")
+    if kind not in _DEFAULTS:
+        raise UserError(f"{folder / _CONFIG}: model_type is {kind!r}; expected gpt2 or gpt_neo")
+    config = _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG)
+    with open_weights(folder) as (shapes, read):
+        shapes, read = _prefixed(shapes, read)
+        _check_tensors(shapes, read, config, kind, folder)
+        arrays = from_tensors(read, config, kind)
+    table = param_table(config)
+    leaves = [jnp.asarray(arrays[name]) for name in names(table)]
+    params: Params = jax.tree.unflatten(jax.tree.structure(table), leaves)
+    return config, params
+
+
+def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> None:
+    """Writes a folder that Hugging Face's `from_pretrained` reads: config.json and model.safetensors, in fp32.
+
+    The folder appears complete or not at all. A tokenizer is not part of it. End-of-text is written as the last token
+    of the vocabulary, where this project's tokenizers have it.
+
+    Raises:
+        UserError: the folder is not empty; parameters that the format cannot hold (GPT-Neo has no biases of queries,
+            keys and values: only a model whose biases there are zero becomes one).
+        RunError: it cannot be written.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{str(folder)!r} exists and is not an empty folder; choose another to write the model into")
+    kind = layout(config)
+    by_name = dict(zip(names(params), jax.tree.leaves(params), strict=True))
+    for name in without_place(config, kind):
+        largest = float(jnp.max(jnp.abs(by_name[name])))
+        if largest:
+            raise UserError(
+                f"{name} is not zero (largest value {largest:.3g}) and GPT-Neo, Hugging Face's format for banded "
+                "attention, has no such biases; only a model with all layers dense, or with zeros there, can be written"
+            )
+    arrays = to_tensors(params, config, kind)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            partial.chmod(0o755)
+            (partial / _CONFIG).write_text(json.dumps(_hf_config(config, kind), indent=2) + "\n", encoding="utf-8")
+            write_weights(arrays, partial)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"could not write {str(folder)!r}: {error.strerror}") from error
+
+
+def _model_config(settings: dict[str, Any], kind: Layout, path: Path) -> ModelConfig:
+    for key, only in _REQUIRED.items():
+        if settings.get(key, only) != only:
+            raise UserError(f"{path}: {key} is {settings[key]!r}; this model has only {only!r}")
+    width_key, ff_key = ("n_embd", "n_inner") if kind == "gpt2" else ("hidden_size", "intermediate_size")
+    if settings[ff_key] not in (None, 4 * settings[width_key]):
+        raise UserError(
+            f"{path}: {ff_key} is {settings[ff_key]}; this model's MLP is 4 × {width_key} wide, "
+            f"which is {4 * settings[width_key]}"
+        )
+    shared: dict[str, Any] = {
+        "n_vocab": settings["vocab_size"],
+        "norm_eps": settings["layer_norm_epsilon"],
+        "init_std": settings["initializer_range"],
+        "dtype": "bfloat16" if settings.get("dtype", settings.get("torch_dtype")) in _SIXTEEN_BITS else "float32",
+    }
+    if kind == "gpt2":
+        return ModelConfig(
+            n_layers=settings["n_layer"],
+            d_model=settings["n_embd"],
+            n_heads=settings["n_head"],
+            n_ctx=settings["n_positions"],
+            attention_pattern=("dense",),
+            **shared,
+        )
+    return ModelConfig(
+        n_layers=settings["num_layers"],
+        d_model=settings["hidden_size"],
+        n_heads=settings["num_heads"],
+        n_ctx=settings["max_position_embeddings"],
+        attention_pattern=_pattern(settings, path),
+        band_width=settings["window_size"],
+        **shared,
+    )
+
+
+def _pattern(settings: dict[str, Any], path: Path) -> tuple[Any, ...]:
+    """The shortest pattern whose repetition is the list of layers."""
+    types = settings["attention_types"]
+    try:
+        layers = tuple(_KINDS[kind] for kinds, times in types for _ in range(times) for kind in kinds)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: attention_types is {types!r}; expected e.g. [[['global', 'local'], 12]]") from None
+    count = settings["num_layers"]
+    if len(layers) != count:
+        raise UserError(f"{path}: attention_types names {len(layers)} layers, num_layers is {count}; they must agree")
+    lengths = (n for n in range(1, count + 1) if count % n == 0 and layers == layers[:n] * (count // n))
+    return layers[: next(lengths)]
+
+
+def _hf_config(config: ModelConfig, kind: Layout) -> dict[str, Any]:
+    shared = {
+        "model_type": kind,
+        "vocab_size": config.n_vocab,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": True,
+        "bos_token_id": config.n_vocab - 1,
+        "eos_token_id": config.n_vocab - 1,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the name that transformers 4 reads
+    }
+    if kind == "gpt2":
+        return shared | {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_layer": config.n_layers,
+            "n_embd": config.d_model,
+            "n_head": config.n_heads,
+            "n_positions": config.n_ctx,
+            "n_ctx": config.n_ctx,
+            # GPT-3 trains without dropout; Hugging Face's default is 0.1.
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        }
+    their_kinds = {ours: theirs for theirs, ours in _KINDS.items()}
+    period = [their_kinds[layer] for layer in config.attention_pattern]
+    times = config.n_layers // len(period)
+    return shared | {
+        "architectures": ["GPTNeoForCausalLM"],
+        "num_layers": config.n_layers,
+        "hidden_size": config.d_model,
+        "num_heads": config.n_heads,
+        "max_position_embeddings": config.n_ctx,
+        "window_size": config.band_width,
+        "attention_types": [[period, times]],
+        "attention_layers": period * times,
+        "resid_dropout": 0.0,
+        "embed_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def _prefixed(shapes: Shapes, read: Read) -> tuple[Shapes, Read]:
+    """The same under the names of a language model: files of the bare model leave the prefix out."""
+    own = {name if name.startswith((PREFIX, "lm_head.")) else PREFIX + name: name for name in shapes}
+    return {name: shapes[own[name]] for name in own}, lambda name: read(own[name])
+
+
+def _check_tensors(shapes: Shapes, read: Read, config: ModelConfig, kind: Layout, folder: Path) -> None:
+    expected = {tensor.name: shape for _, _, tensor, shape in tensors(config, kind)}
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise UserError(f"{str(folder)!r} has no tensor {name}, which its {_CONFIG} calls for")
+        if shapes[name] != shape:
+            raise UserError(
+                f"{name} in {str(folder)!r} has shape {list(shapes[name])}, its {_CONFIG} calls for {list(shape)}"
+            )
+    for name in shapes.keys() - expected.keys():
+        if name == "lm_head.weight":
+            embedding = PREFIX + "wte.weight"
+            if shapes[name] != shapes[embedding] or not np.array_equal(read(name), read(embedding)):
+                raise UserError(f"{name} in {str(folder)!r} differs from wte.weight; this model's output is tied to it")
+        elif not name.endswith(IGNORED):
+            raise UserError(f"{str(folder)!r} has a tensor {name} that this model has no place for")

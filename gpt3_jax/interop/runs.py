@@ -1,0 +1,69 @@
+"""A run's folder from a model that was trained elsewhere, and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.config import Config, DataConfig, TrainConfig, to_yaml
+from gpt3_jax.data.tokenizer import load_tokenizer
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.interop.huggingface import from_hf, to_hf
+from gpt3_jax.model.params import decay_mask
+from gpt3_jax.train import optimizer
+from gpt3_jax.train.checkpoint import CheckpointReader, CheckpointStore
+from gpt3_jax.train.loop import CHECKPOINTS, say_to_stderr
+from gpt3_jax.train.resume import Data, make_record
+from gpt3_jax.train.schedule import batch_schedule
+from gpt3_jax.train.state import TrainState
+from gpt3_jax.train.trained import load_trained
+
+
+def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer: str = "r50k_base") -> Config:
+    """Writes a run folder whose checkpoint, at 0 tokens, is the model in `path`, with a fresh optimizer state.
+
+    Generation reads it; training goes on from it with data and a recipe of its own (``checkpoint.on_change accept``).
+
+    Args:
+        tokenizer: as ``data.tokenizer``; Hugging Face's own tokenizer files are not read.
+
+    Raises:
+        UserError: as `from_hf`; the tokenizer does not fit the model; the folder holds a checkpoint already.
+        RunError: it cannot be written.
+    """
+    run_dir = Path(run_dir)
+    if CheckpointReader(run_dir / CHECKPOINTS, say=say_to_stderr).checkpoints():
+        raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")
+    model, params = from_hf(path)
+    loaded = load_tokenizer(tokenizer)
+    if loaded.n_vocab > model.n_vocab:
+        raise UserError(
+            f"tokenizer {tokenizer!r} has {loaded.n_vocab} tokens but the model in {str(path)!r} only {model.n_vocab}; "
+            "name the one that it was trained with"
+        )
+    batch_tokens = -(-Config().train.batch_tokens // model.n_ctx) * model.n_ctx  # whole sequences of this context
+    config = Config(
+        model=model,
+        train=TrainConfig(run_dir=str(run_dir), batch_tokens=batch_tokens),
+        data=DataConfig(tokenizer=tokenizer),
+    )
+    counters = (jnp.zeros((), jnp.uint32) for _ in range(3))
+    state = TrainState(params, optimizer.init(config.optimizer, decay_mask(model), params), *counters)
+    record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
+    store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
+    store.save(0, 0, jax.block_until_ready(state), record, wait=True)
+    try:
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"could not write {run_dir / 'config.yaml'}: {error.strerror}") from None
+    return config
+
+
+def run_to_hf(run_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> Config:
+    """Writes the newest checkpoint of a run as `to_hf` does. Raises as `load_trained` and `to_hf` do."""
+    config, params = load_trained(run_dir)
+    to_hf(params, config.model, path)
+    return config

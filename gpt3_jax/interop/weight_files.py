@@ -1,0 +1,103 @@
+"""Weights in Hugging Face's format: safetensors files, or an old pytorch_model.bin, read tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gpt3_jax.errors import RunError, UserError
+
+_WEIGHTS, _INDEX, _TORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], np.ndarray]
+"""A tensor by its name, in fp32."""
+
+
+@contextlib.contextmanager
+def open_weights(folder: Path) -> Iterator[tuple[Shapes, Read]]:
+    """Shapes of the tensors in the folder by name, and a function that reads one.
+
+    Raises:
+        UserError: no weights there, a file that is missing, broken, or needs a library that is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        if (folder / _WEIGHTS).is_file():
+            yield _open_safetensors([folder / _WEIGHTS], stack)
+        elif (folder / _INDEX).is_file():
+            files = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
+            yield _open_safetensors([folder / file for file in files], stack)
+        elif (folder / _TORCH).is_file():
+            yield _open_torch(folder / _TORCH)
+        else:
+            raise UserError(f"{str(folder)!r} holds no weights; expected {_WEIGHTS}, {_INDEX} or {_TORCH}")
+
+
+def write_weights(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Writes model.safetensors. Raises RunError when it cannot, UserError without safetensors."""
+    safetensors = _safetensors()
+    try:
+        # Without this note transformers 4 refuses the file.
+        safetensors.numpy.save_file(dict(arrays), folder / _WEIGHTS, metadata={"format": "pt"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"could not write {folder / _WEIGHTS}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds keys and values. Raises UserError when it does not, or is not there."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); expected a folder in Hugging Face's format"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}; expected keys and values")
+    return values
+
+
+def _open_safetensors(files: list[Path], stack: contextlib.ExitStack) -> tuple[Shapes, Read]:
+    safetensors = _safetensors()
+    handles: dict[str, Any] = {}
+    shapes: Shapes = {}
+    for file in files:
+        try:
+            # flax and not numpy: numpy has no bfloat16 of its own.
+            handle = stack.enter_context(safetensors.safe_open(file, framework="flax"))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file} cannot be read: {error}; copy it again") from None
+        for name in handle.keys():  # noqa: SIM118 (it is no dict)
+            handles[name] = handle
+            shapes[name] = tuple(handle.get_slice(name).get_shape())
+    return shapes, lambda name: np.asarray(handles[name].get_tensor(name).astype(jnp.float32))
+
+
+def _open_torch(path: Path) -> tuple[Shapes, Read]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} needs torch to be read; pip install 'gpt3-jax[hf]'") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; copy it again") from None
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}, lambda name: state[name].float().numpy()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise UserError("Hugging Face's format needs safetensors; pip install 'gpt3-jax[hf]'") from None
+    return safetensors
