@@ -181,14 +181,23 @@ def test_what_tensor_shards_reduce_is_the_loss_and_what_they_hold_in_common(stag
     assert got == expected
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_compiled_program_holds_what_the_jaxpr_says(stage: int) -> None:
-    """XLA neither adds a collective, nor drops, merges or splits a gather or a scatter."""
-    cell = Cell(stage, (2, 2, 2), 3, "full")
-    found: Counter[tuple[str, tuple[str, ...], int]] = Counter()
+@pytest.mark.parametrize(
+    "cell",
+    [*(Cell(stage, (2, 2, 2), 3, "full") for stage in STAGES), Cell(3, (1, 8, 1), 1, "none")],
+    ids=str,
+)
+def test_the_compiled_program_holds_what_the_jaxpr_says(cell: Cell) -> None:
+    """XLA neither adds a collective, nor merges or splits a gather or a scatter."""
+    expected: Counter[tuple[str, tuple[str, ...], int]] = Counter()
     for c in of_step(cell):
-        found[c.kind, c.axes, c.elements] += c.calls
-    assert hlo_text.collectives(compiled(cell).as_text(), mesh_of(config(cell))) == found
+        expected[c.kind, c.axes, c.elements] += c.calls
+    if cell.stage == 3:
+        # With several microbatches, it gathers what stands in front of the blocks, and behind them, once for all: the
+        # same shards each time. Not so the output matrix, which is tied to the blocks' result.
+        top = ["token_embedding", "position_embedding", "ln_f_scale", "ln_f_bias"]
+        for elements, calls in tensors(cell, top, cell.microbatches - 1).items():
+            expected["all-gather", ("data",), elements] -= calls
+    assert hlo_text.collectives(compiled(cell).as_text(), mesh_of(config(cell))) == expected
 
 
 # -- the counter itself ----------------------------------------------------------------------------------------------

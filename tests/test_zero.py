@@ -73,6 +73,7 @@ def test_stages_agree_bit_for_bit_in_bf16() -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", matrix(), ids=str)
 def test_matrix(cell: Cell) -> None:
     """All 96 cells."""
@@ -80,6 +81,7 @@ def test_matrix(cell: Cell) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "remat"), [("float32", "none"), ("float32", "full"), ("bfloat16", "dots")])
 @pytest.mark.parametrize("microbatches", [1, 3])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

@@ -96,8 +96,8 @@ def saved(config: Config) -> TrainState:
     return state
 
 
-def start(config: Config, file: Path, *more: str, devices: int = 1) -> subprocess.Popen[str]:
-    """``gpt3-jax train`` in a process of its own."""
+def start(config: Config, file: Path, *more: str, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
+    """``gpt3-jax train`` in a process of its own, after the Python code `before`."""
     file.write_text(yaml.safe_dump(to_dict(config)))
     env = {
         **os.environ,
@@ -107,7 +107,14 @@ def start(config: Config, file: Path, *more: str, devices: int = 1) -> subproces
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [sys.executable, "-m", "gpt3_jax", "train", "--config", str(file), *more]
+    arguments = ["train", "--config", str(file), *more]
+    command = [sys.executable, "-m", "gpt3_jax", *arguments]
+    if before:
+        command = [
+            sys.executable,
+            "-c",
+            f"{before}\nfrom gpt3_jax.cli.main import main\nraise SystemExit(main({arguments}))",
+        ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,6 +10,7 @@ Shapes: N rows, D = d_model, V = this device's slice of the padded vocabulary, C
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def _scan(
     first = local.tensor_index() * vocab
     column = first + jnp.arange(vocab)
 
-    def one_chunk(carry: tuple[jax.Array, ...], chunk: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], ...]:
+    def one_chunk(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         h_CD, labels_C = chunk
         logits_CV = einsum("cd,vd->cv", h_CD, embedding_VD, jnp.float32)
         logits_CV = jnp.where(column < n_vocab, logits_CV, _MASKED)

@@ -7,6 +7,7 @@ Here the cotangent is rounded to the operands' dtype first, so that all three ma
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,7 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
     return _accumulate(spec, a, b, dtype)
 
 
-def _forward(
-    spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _accumulate(spec, a, b, dtype), (a, b)
 
 
@@ -43,7 +42,7 @@ def _backward(
 _einsum.defvjp(_forward, _backward)
 
 
-def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """Two-operand einsum with fp32 accumulation; the result in `dtype` (default: that of `a`).
 
     Every index of `a` and `b` must appear in the other operand or in the result (so that the transposes are einsums).

@@ -92,9 +92,7 @@ def loss_sum(
     """Sum of -log p over the T targets of each row of T + 1 tokens, in nats (fp32 scalar, one per tensor group)."""
     h_BTD, embedding_VD = hidden(weights, rows_BT1[:, :-1], config, local, remat, unroll)
     labels_N = rows_BT1[:, 1:].reshape(-1)
-    return token_loss(
-        h_BTD.reshape(-1, config.d_model), embedding_VD, labels_N, config.n_vocab, loss_chunk, local
-    )
+    return token_loss(h_BTD.reshape(-1, config.d_model), embedding_VD, labels_N, config.n_vocab, loss_chunk, local)
 
 
 def hidden(
@@ -113,7 +111,9 @@ def embed(
 ) -> jax.Array:
     """Token plus position embeddings, this tensor shard's positions: [B, S, D]."""
     length = tokens_BT.shape[1] // local.tensor_size
-    x_BSD = local.scatter_sequence(lookup(token_embedding_VD, tokens_BT - local.tensor_index() * token_embedding_VD.shape[0]))
+    x_BSD = local.scatter_sequence(
+        lookup(token_embedding_VD, tokens_BT - local.tensor_index() * token_embedding_VD.shape[0])
+    )
     positions = lax.dynamic_slice_in_dim(position_embedding_CD, local.tensor_index() * length, length, axis=0)
     return x_BSD + positions
 

@@ -201,7 +201,8 @@ class _Weights:
         return self._stage >= 2
 
     def block(self, layer: Tree) -> Tree:
-        return self._open(*layer, self._gathers.blocks)
+        active, passive = layer
+        return self._open(active, passive, self._gathers.blocks)
 
     def _top(self, *names: str) -> tuple[jax.Array, ...]:
         return tuple(

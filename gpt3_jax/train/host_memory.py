@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _LARGEST = 2**31 - 1
 
 
@@ -18,6 +18,8 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    # One arena: those of other threads are too small for such blocks, and map them one by one after all.
+    libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
     libc.mallopt(_M_TOP_PAD, 2**28)

@@ -44,10 +44,10 @@ def state_partitions(config: Config, mesh: Mesh) -> TrainState:
     """A PartitionSpec for every leaf: moments lie as their parameters do, scalars everywhere."""
     abstract = jax.eval_shape(lambda: create(config))
     specs = partitions(model_params.param_table(config.model), mesh, zero=config.parallel.stage >= 1)
-    structure = jax.tree.structure(abstract.params)
+    structure: Any = jax.tree.structure(abstract.params)
 
     def like_params(subtree: Any) -> bool:
-        return jax.tree.structure(subtree) == structure
+        return bool(structure == jax.tree.structure(subtree))
 
     partitioned: TrainState = jax.tree.map(
         lambda subtree: specs if like_params(subtree) else PartitionSpec(), abstract, is_leaf=like_params

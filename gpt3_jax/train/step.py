@@ -95,7 +95,8 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     sharded = jax.shard_map(
         step, mesh=mesh, in_specs=(partitions, batch_partition(mesh)), out_specs=(partitions, PartitionSpec())
     )
-    out_shardings = shardings((partitions, Metrics(*[PartitionSpec()] * 4)), mesh)
+    metrics: Any = PartitionSpec()
+    out_shardings = shardings((partitions, Metrics(metrics, metrics, metrics, metrics)), mesh)
     return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings)
 
 
@@ -129,9 +130,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Any:
         active, passive = zero.prepare(params)
         weights = zero.weights(active, passive)
         # Nothing is kept for a backward pass here: no remat, whatever training does.
-        total = loss_sum(
-            weights, rows, config.model, zero.local, "none", config.train.loss_chunk, config.train.unroll
-        )
+        total = loss_sum(weights, rows, config.model, zero.local, "none", config.train.loss_chunk, config.train.unroll)
         return lax.psum(total, batch_axes)
 
     specs = state_partitions(config, mesh).params

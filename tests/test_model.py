@@ -1,0 +1,240 @@
+"""The model against plain references: attention, loss, initialisation, counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt3_jax import model
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.model.attention import attention
+from gpt3_jax.model.loss import token_loss
+from gpt3_jax.model.params import names, param_table
+from gpt3_jax.parallel.collectives import Local
+
+BAND = 8
+SMALL = ModelConfig(
+    n_layers=4,
+    d_model=32,
+    n_heads=4,
+    n_ctx=32,
+    n_vocab=61,
+    vocab_multiple=16,
+    band_width=BAND,
+    dtype="float32",
+)
+
+
+def masked_reference(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None) -> jax.Array:
+    """Attention as the definition says it: all scores, then a mask."""
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(q.shape[-1])
+    back = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    visible = (back >= 0) & (back < (band or q.shape[1]))
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1), v)
+
+
+def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, length, 3, 4))
+    return q, k, v
+
+
+@pytest.mark.parametrize("band", [None, 1, BAND])
+@pytest.mark.parametrize("length", [1, BAND - 1, BAND, BAND + 1, 3 * BAND, 3 * BAND + 5])
+def test_attention_equals_a_masked_reference(length: int, band: int | None) -> None:
+    inputs = qkv(length)
+    cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape)
+    found, pull = jax.vjp(lambda *x: attention(*x, band), *inputs)
+    expected, pull_expected = jax.vjp(lambda *x: masked_reference(*x, band), *inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for own, reference in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+        np.testing.assert_allclose(own, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("band", [None, BAND])
+def test_output_t_depends_on_its_band_and_on_nothing_else(band: int | None) -> None:
+    length = 3 * BAND + 5
+    q, k, v = qkv(length)
+    # [T, S]: how much value s moves output t (head 0), and how much key s does.
+    by_value = jax.jacobian(lambda v: attention(q, k, v, band)[0, :, 0, 0])(v)[:, 0, :, 0, 0]
+    by_key = jnp.abs(jax.jacobian(lambda k: attention(q, k, v, band)[0, :, 0, 0])(k)[:, 0, :, 0]).sum(-1)
+    back = np.arange(length)[:, None] - np.arange(length)
+    inside = (back >= 0) & (back < (band or length))
+    np.testing.assert_array_equal(by_value != 0, inside)
+    inside[0, 0] = False  # the only key that a position sees has weight 1 whatever it is
+    np.testing.assert_array_equal(by_key != 0, inside)
+
+
+@pytest.mark.parametrize(("pattern", "reach"), [(("dense",), 32), (("banded",), 4 * (BAND - 1) + 1)])
+def test_the_model_is_causal_and_sees_as_far_as_its_layers_reach(pattern: tuple[Any, ...], reach: int) -> None:
+    config = dataclasses.replace(SMALL, attention_pattern=pattern)
+    params = model.init(config, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (1, 32), 0, 61)
+
+    def last_logits(position_embedding: jax.Array, t: int) -> jax.Array:
+        return model.forward(params.replace(position_embedding=position_embedding), tokens, config)[0, t].sum()
+
+    for t in (0, 5, 31):
+        moved = jnp.abs(jax.grad(last_logits)(params.position_embedding, t)).sum(-1)
+        seen = (np.arange(32) <= t) & (np.arange(32) > t - reach)
+        np.testing.assert_array_equal(np.asarray(moved) > 0, seen)
+
+
+def equations(jaxpr: Any) -> Iterator[tuple[Any, int]]:
+    """Every equation with how often it runs: those inside scans as often as the scan is long."""
+    for equation in jaxpr.eqns:
+        yield equation, 1
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from ((found, times * count) for found, count in equations(inner))
+
+
+def dot_flops(function: Any, *args: Any) -> int:
+    """Multiplications and additions of all matmuls."""
+    total = 0
+    for equation, times in equations(jax.make_jaxpr(function)(*args).jaxpr):
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            depth = np.prod([equation.invars[0].aval.shape[i] for i in contracted])
+            total += 2 * times * int(depth * equation.outvars[0].aval.size)
+    return total
+
+
+def test_what_lies_outside_the_band_is_not_computed() -> None:
+    def flops(length: int, band: int | None) -> int:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(q, k, v, band).sum()
+
+        return dot_flops(jax.grad(loss, argnums=(0, 1, 2)), *qkv(length))
+
+    assert flops(512, None) == 4 * flops(256, None)
+    assert flops(512, BAND) == 2 * flops(256, BAND)
+    # Two blocks of keys for each query, against all of them.
+    assert flops(512, BAND) * 512 == flops(512, None) * 2 * BAND
+
+
+ROWS, WIDTH, VOCAB, PADDED = 37, 16, 61, 64
+
+
+def loss_inputs(dtype: Any = jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array]:
+    h = jax.random.normal(jax.random.key(0), (ROWS, WIDTH), dtype)
+    embedding = jax.random.normal(jax.random.key(1), (PADDED, WIDTH), dtype)
+    labels = jax.random.randint(jax.random.key(2), (ROWS,), 0, VOCAB).at[jnp.array([3, 20, ROWS - 1])].set(-1)
+    return h, embedding, labels
+
+
+def plain_loss(h: jax.Array, embedding: jax.Array, labels: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(h @ embedding[:VOCAB].T, axis=-1)
+    return -jnp.where(labels >= 0, jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0], 0).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 36, ROWS, 1000])
+def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
+    h, embedding, labels = loss_inputs()
+
+    def chunked(h: jax.Array, embedding: jax.Array) -> jax.Array:
+        return 3 * token_loss(h, embedding, labels, VOCAB, chunk, Local())
+
+    expected, gradients = jax.value_and_grad(lambda h, e: 3 * plain_loss(h, e, labels), argnums=(0, 1))(h, embedding)
+    np.testing.assert_allclose(chunked(h, embedding), expected, rtol=1e-5)
+    found, own = jax.value_and_grad(chunked, argnums=(0, 1))(h, embedding)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for ours, reference in zip(own, gradients, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=2e-5)
+
+
+def test_rows_left_out_get_no_gradient_and_padding_neither_gradient_nor_probability() -> None:
+    h, embedding, labels = loss_inputs()
+    # A padding row that would win if it counted.
+    embedding = embedding.at[VOCAB:].set(100 * jnp.sign(h[0]))
+    loss = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local())  # noqa: E731
+    found, (h_ct, embedding_ct) = jax.value_and_grad(loss, argnums=(0, 1))(h, embedding)
+    np.testing.assert_allclose(found, plain_loss(h, embedding, labels), rtol=1e-5)
+    assert not np.any(h_ct[np.asarray(labels) < 0])
+    assert np.all(np.any(h_ct[np.asarray(labels) >= 0], axis=-1))
+    assert not np.any(embedding_ct[VOCAB:])
+    assert np.all(np.any(embedding_ct[:VOCAB], axis=-1))
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_never_more_logits_than_a_chunk(differentiated: bool) -> None:
+    h, embedding, labels = loss_inputs()
+    function: Any = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local())  # noqa: E731
+    function = jax.grad(function, argnums=(0, 1)) if differentiated else function
+    shapes = {
+        out.aval.shape
+        for equation, _ in equations(jax.make_jaxpr(function)(h, embedding).jaxpr)
+        for out in equation.outvars
+    }
+    of_vocabulary = {shape for shape in shapes if {VOCAB, PADDED} & set(shape)}
+    assert (8, PADDED) in of_vocabulary
+    assert of_vocabulary <= {(8, PADDED), (1, PADDED), (PADDED,), (PADDED, WIDTH), (WIDTH, PADDED)}
+
+
+def test_padding_of_the_vocabulary_never_trains() -> None:
+    from gpt3_jax.model.transformer import PlainWeights, loss_sum
+
+    params = model.init(SMALL, jax.random.key(0))
+    rows = jax.random.randint(jax.random.key(1), (2, 33), 0, 61)
+
+    def loss(params: model.Params) -> jax.Array:
+        return loss_sum(PlainWeights(params, "float32"), rows, SMALL, Local(), "none", 16)
+
+    gradients = jax.grad(loss)(params)
+    assert not np.any(gradients.token_embedding[61:])
+    assert np.all(np.any(gradients.token_embedding[:61], axis=-1))
+    assert model.forward(params, rows[:, :-1], SMALL).shape == (2, 32, 61)
+
+
+STATISTICS = dataclasses.replace(SMALL, n_layers=8, d_model=128, n_ctx=256, n_vocab=1000)
+
+
+@pytest.mark.parametrize(("residual_init", "scale"), [("2L", 16**-0.5), ("L", 8**-0.5), ("none", 1.0)])
+def test_initial_values_have_the_statistics_of_gpt2(residual_init: Any, scale: float) -> None:
+    config = dataclasses.replace(STATISTICS, residual_init=residual_init)
+    params = model.init(config, jax.random.key(0))
+    expected = {
+        "token_embedding": 0.02,
+        "position_embedding": 0.01,
+        "blocks.qkv_kernel": 0.02,
+        "blocks.attn_out_kernel": 0.02 * scale,
+        "blocks.mlp_up_kernel": 0.02,
+        "blocks.mlp_down_kernel": 0.02 * scale,
+    }
+    for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True):
+        values = np.asarray(leaf[: config.n_vocab] if name == "token_embedding" else leaf)
+        if name in expected:
+            assert values.std() == pytest.approx(expected[name], rel=0.02), name
+            assert abs(values.mean()) < 0.05 * expected[name], name
+            if name.startswith("blocks"):  # each block draws its own
+                assert abs(np.corrcoef(values[0].ravel(), values[1].ravel())[0, 1]) < 0.05, name
+        else:
+            np.testing.assert_array_equal(values, 1.0 if name.endswith("scale") else 0.0)
+    assert not np.any(params.token_embedding[config.n_vocab :])
+
+
+def test_initial_values_do_not_depend_on_the_padding_of_the_vocabulary() -> None:
+    padded = model.init(dataclasses.replace(SMALL, vocab_multiple=128), jax.random.key(3))
+    plain = model.init(dataclasses.replace(SMALL, vocab_multiple=1), jax.random.key(3))
+    assert padded.token_embedding.shape == (128, 32)
+    padded = padded.replace(token_embedding=padded.token_embedding[:61])
+    jax.tree.map(np.testing.assert_array_equal, padded, plain)
+
+
+def test_parameters_are_counted_without_padding() -> None:
+    """GPT-2's published 124,439,808 for its shape; for the rest, by hand."""
+    gpt2 = ModelConfig(n_ctx=1024, attention_pattern=("dense",))
+    assert model.count_params(gpt2) == 124_439_808
+    assert model.count_params(ModelConfig()) == 124_439_808 + 1024 * 768
+    by_hand = 61 * 32 + 32 * 32 + 4 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+    assert model.count_params(SMALL) == by_hand
+    held = sum(leaf.size for leaf in jax.tree.leaves(model.init(SMALL, jax.random.key(0))))
+    assert held == by_hand + 3 * 32 == sum(spec.size for spec in jax.tree.leaves(param_table(SMALL)))

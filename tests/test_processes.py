@@ -1,0 +1,127 @@
+"""Two processes of four devices each against one of eight: what they compute, what they read, how they end together."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import finish, losses, metrics, saved, start, tiny, write_data
+
+from gpt3_jax.config import Config, replace
+from gpt3_jax.train import loop
+
+# Writes down every row of training data that the process reads.
+COUNT = """
+from gpt3_jax.data import stream
+read = stream.Stream.sequences
+def counted(self, indices):
+    with open({log!r}, "a") as file:
+        file.writelines(f"{{index}}\\n" for index in indices)
+    return read(self, indices)
+stream.Stream.sequences = counted
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def eight(data: Path, run_dir: Path, /, **train: Any) -> Config:
+    train = {"batch_tokens": 128, "tokens": 512, "eval_tokens": 512, **train}
+    return tiny(data, run_dir, parallel={"data": 8, "stage": 2}, train=train)
+
+
+def two(configs: list[Config], folder: Path, logs: list[Path] | None = None) -> list[subprocess.Popen[str]]:
+    """The run as two processes of four devices, with JAX's distributed service and gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    manual = {"mode": "manual", "coordinator": f"127.0.0.1:{port}", "processes": 2}
+    return [
+        start(
+            replace(config, distributed={**manual, "process_id": rank}),
+            folder / f"process-{rank}.yaml",
+            devices=4,
+            before=COUNT.format(log=str(logs[rank])) if logs else "",
+        )
+        for rank, config in enumerate(configs)
+    ]
+
+
+def test_two_processes_train_as_one(tmp_path: Path, data: Path) -> None:
+    """One process, then two on a copy of its checkpoint, then one on theirs: losses and parameters are those of one
+    process throughout, to rounding; each of the two reads half of the rows, and each row is read once."""
+    alone, shared = eight(data, tmp_path / "alone"), eight(data, tmp_path / "shared")
+    loop.run(alone)
+    shutil.copytree(tmp_path / "alone", tmp_path / "shared")
+
+    logs = [tmp_path / "rows-0", tmp_path / "rows-1"]
+    for code, out, err in map(finish, two([replace(shared, train={"tokens": 1024})] * 2, tmp_path, logs)):
+        assert code == 0, out + err
+    loop.run(replace(alone, train={"tokens": 1024}))
+    rows = [[int(line) for line in log.read_text().split()] for log in logs]
+    batches = range(32, 64, 8)
+    assert rows[0] == [first + row for first in batches for row in range(4)]
+    assert rows[1] == [first + row for first in batches for row in range(4, 8)]
+    compare(alone, shared)
+
+    for config in (alone, shared):
+        loop.run(replace(config, train={"tokens": 1280}))
+    compare(alone, shared)
+
+
+def compare(one: Config, other: Config) -> None:
+    a, b = metrics(Path(one.train.run_dir)), metrics(Path(other.train.run_dir))
+    assert [(line["kind"], line["tokens"]) for line in a] == [(line["kind"], line["tokens"]) for line in b]
+    np.testing.assert_allclose([line["loss"] for line in b], [line["loss"] for line in a], rtol=2e-5)
+    x, y = saved(one), saved(other)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=2e-3, atol=2e-4), x.params, y.params)
+
+
+def wait_for_line(run_dir: Path, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 300
+    while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < 3:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), [finish(p) for p in processes]
+        time.sleep(0.05)
+
+
+def test_a_signal_to_one_stops_both_with_a_checkpoint(tmp_path: Path, data: Path) -> None:
+    config = eight(data, tmp_path / "run", tokens=10**8, eval_tokens=10**8)
+    config = replace(config, checkpoint={"every_tokens": 10**8})
+    both = two([config, config], tmp_path)
+    wait_for_line(tmp_path / "run", both)
+    both[1].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in both]
+    assert [code for code, _, _ in results] == [143, 143], results
+    assert "stopped by SIGTERM" in results[0][2] and f"--config {tmp_path / 'process-0.yaml'}" in results[0][2]
+    last = list(losses(tmp_path / "run"))[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"tokens-{last}"]
+    assert int(saved(config).sequences) * 16 == last
+
+
+def test_an_error_in_one_process_ends_the_other(tmp_path: Path, data: Path) -> None:
+    """The data that process 1 sees is damaged from some token on. It says so in one line; process 0 does not wait."""
+    shutil.copytree(data, tmp_path / "damaged")
+    shard = tmp_path / "damaged" / "train" / "tokens-00000.bin"
+    tokens = np.fromfile(shard, "<u2")
+    tokens[2000:] = 9999
+    tokens.tofile(shard)
+    configs = [eight(folder, tmp_path / "run", tokens=10**6) for folder in (data, tmp_path / "damaged")]
+    both = two(configs, tmp_path)
+    code, _, err = finish(both[1])
+    began = time.monotonic()
+    assert code == 1 and "gpt3-jax: error in process 1: " in err and "holds token id 9999" in err, err
+    assert "Traceback" not in err
+    code, _, err = finish(both[0], timeout=120)
+    assert time.monotonic() - began < 40, "process 0 waited for the other, which had ended"
+    assert code == 1 and "error in process 0: process 0 lost touch with another" in err, err
+    assert "Traceback" not in err
