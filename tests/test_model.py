@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,11 +50,14 @@ def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def test_attention_equals_a_masked_reference(length: int, band: int | None) -> None:
     inputs = qkv(length)
     cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape)
-    found, pull = jax.vjp(lambda *x: attention(*x, band), *inputs)
-    expected, pull_expected = jax.vjp(lambda *x: masked_reference(*x, band), *inputs)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    for own, reference in zip(pull(cotangent), pull_expected(cotangent), strict=True):
-        np.testing.assert_allclose(own, reference, atol=1e-5)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(function: Any) -> Any:
+        out, pull = jax.vjp(lambda *x: function(*x, band), *inputs)
+        return out, pull(cotangent)
+
+    found, expected = value_and_gradients(attention), value_and_gradients(masked_reference)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("band", [None, BAND])
@@ -61,8 +65,8 @@ def test_output_t_depends_on_its_band_and_on_nothing_else(band: int | None) -> N
     length = 3 * BAND + 5
     q, k, v = qkv(length)
     # [T, S]: how much value s moves output t (head 0), and how much key s does.
-    by_value = jax.jacobian(lambda v: attention(q, k, v, band)[0, :, 0, 0])(v)[:, 0, :, 0, 0]
-    by_key = jnp.abs(jax.jacobian(lambda k: attention(q, k, v, band)[0, :, 0, 0])(k)[:, 0, :, 0]).sum(-1)
+    by_value = jax.jit(jax.jacobian(lambda v: attention(q, k, v, band)[0, :, 0, 0]))(v)[:, 0, :, 0, 0]
+    by_key = jnp.abs(jax.jit(jax.jacobian(lambda k: attention(q, k, v, band)[0, :, 0, 0]))(k)[:, 0, :, 0]).sum(-1)
     back = np.arange(length)[:, None] - np.arange(length)
     inside = (back >= 0) & (back < (band or length))
     np.testing.assert_array_equal(by_value != 0, inside)
@@ -76,11 +80,13 @@ def test_the_model_is_causal_and_sees_as_far_as_its_layers_reach(pattern: tuple[
     params = model.init(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (1, 32), 0, 61)
 
-    def last_logits(position_embedding: jax.Array, t: int) -> jax.Array:
+    @jax.jit
+    @jax.grad
+    def moved_by(position_embedding: jax.Array, t: int) -> jax.Array:
         return model.forward(params.replace(position_embedding=position_embedding), tokens, config)[0, t].sum()
 
     for t in (0, 5, 31):
-        moved = jnp.abs(jax.grad(last_logits)(params.position_embedding, t)).sum(-1)
+        moved = jnp.abs(moved_by(params.position_embedding, t)).sum(-1)
         seen = (np.arange(32) <= t) & (np.arange(32) > t - reach)
         np.testing.assert_array_equal(np.asarray(moved) > 0, seen)
 
@@ -140,12 +146,12 @@ def plain_loss(h: jax.Array, embedding: jax.Array, labels: jax.Array) -> jax.Arr
 def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
     h, embedding, labels = loss_inputs()
 
-    def chunked(h: jax.Array, embedding: jax.Array) -> jax.Array:
+    def weighted(h: jax.Array, embedding: jax.Array) -> jax.Array:
         return 3 * token_loss(h, embedding, labels, VOCAB, chunk, Local())
 
     expected, gradients = jax.value_and_grad(lambda h, e: 3 * plain_loss(h, e, labels), argnums=(0, 1))(h, embedding)
-    np.testing.assert_allclose(chunked(h, embedding), expected, rtol=1e-5)
-    found, own = jax.value_and_grad(chunked, argnums=(0, 1))(h, embedding)
+    np.testing.assert_allclose(jax.jit(weighted)(h, embedding), expected, rtol=1e-5)
+    found, own = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1)))(h, embedding)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for ours, reference in zip(own, gradients, strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5)
@@ -188,7 +194,7 @@ def test_padding_of_the_vocabulary_never_trains() -> None:
     def loss(params: model.Params) -> jax.Array:
         return loss_sum(PlainWeights(params, "float32"), rows, SMALL, Local(), "none", 16)
 
-    gradients = jax.grad(loss)(params)
+    gradients = jax.jit(jax.grad(loss))(params)
     assert not np.any(gradients.token_embedding[61:])
     assert np.all(np.any(gradients.token_embedding[:61], axis=-1))
     assert model.forward(params, rows[:, :-1], SMALL).shape == (2, 32, 61)

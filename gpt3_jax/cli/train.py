@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from types import TracebackType
 
 from gpt3_jax.config import Config, build_parser, load_config, to_yaml
 from gpt3_jax.errors import RunError, UserError
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         UserError: what was asked for is wrong.
-        RunError: training failed. With several processes, neither is raised: see `_none_left_waiting`.
+        RunError: training failed. With several processes, neither is raised: see `_NoneLeftWaiting`.
     """
     paths, overrides, flags = _split(argv)
     if "--help" in flags:
@@ -103,7 +102,7 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.train import loop, quickstart
 
     distributed.start(config.distributed)
-    with _none_left_waiting():
+    with _NoneLeftWaiting():
         say = loop.say_to_stderr
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
         result = loop.run(started.config if started else config, say)
@@ -121,37 +120,38 @@ def _train(config: Config, argv: list[str]) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _none_left_waiting() -> Iterator[None]:
+class _NoneLeftWaiting:
     """With several processes, one that fails says why and is gone at once.
 
     The others, in a collective with it, then see a closed connection instead of waiting for it; an ordinary exit would
     itself wait for them. Each process says its own reason, because only one of them may have it.
     """
-    import jax
 
-    from gpt3_jax.parallel import distributed
+    def __enter__(self) -> None:
+        pass
 
-    if not jax.distributed.is_initialized():
-        yield
-        return
-    code = 1
-    try:
-        yield
-        code = 0
-    except (UserError, RunError) as error:
-        print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
-        code = _SIGINT_EXIT
-    finally:
-        if code:
-            if code == 1 and (unknown := sys.exc_info())[0] is not None:
-                sys.excepthook(*unknown)  # type: ignore[arg-type]
-            if distributed.is_lead():
-                time.sleep(_GRACE_S)  # it is the coordinator: without it the others cannot say what they met
-            distributed.leave_now(code)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import jax
+
+        from gpt3_jax.parallel import distributed
+
+        if kind is None or error is None or not jax.distributed.is_initialized():
+            return
+        code = 1
+        if isinstance(error, (UserError, RunError)):
+            print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
+            code = error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
+            code = _SIGINT_EXIT
+        else:
+            sys.excepthook(kind, error, trace)
+        sys.stderr.flush()
+        if distributed.is_lead():
+            time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
+        distributed.leave_now(code)
 
 
 def _command(argv: list[str], **changed: str) -> str:

@@ -165,5 +165,5 @@ def _sampled_fingerprint(tokens: np.ndarray) -> str:
     last = max(0, len(data) - _SAMPLE_BYTES)
     for number in range(_SAMPLES):
         start = last * number // (_SAMPLES - 1)
-        digest.update(data[start : start + _SAMPLE_BYTES])
+        digest.update(data[start : start + _SAMPLE_BYTES].data)
     return digest.hexdigest()

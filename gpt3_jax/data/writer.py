@@ -245,8 +245,8 @@ class _HashedFile:
             self._digest.update(block)
 
     def write(self, array: np.ndarray) -> None:
-        self._digest.update(array)
-        rest = memoryview(array).cast("B")
+        self._digest.update(array.data)
+        rest = array.data.cast("B")
         while rest:
             rest = rest[self._file.write(rest) :]
 

@@ -229,7 +229,7 @@ def _on_gce_tpu(env: Mapping[str, str]) -> bool:
 
     A TPU VM of one host is started as a cluster of one, which also brings the pre-emption notice.
     """
-    platforms = jax.config.jax_platforms or ""
+    platforms = getattr(jax.config, "jax_platforms", None) or ""
     if "TPU_SKIP_MDS_QUERY" in env or (platforms and "tpu" not in platforms.split(",")):
         return False
     chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()

@@ -75,7 +75,7 @@ class Collective:
         return float(self.elements_sent * np.dtype(self.dtype).itemsize)
 
 
-def count(function: Callable[..., Any] | core.ClosedJaxpr, *args: Any) -> list[Collective]:
+def count(function: Any, *args: Any) -> list[Collective]:
     """The collectives of one call, in program order; those over a single device are left out.
 
     Args:
@@ -86,8 +86,8 @@ def count(function: Callable[..., Any] | core.ClosedJaxpr, *args: Any) -> list[C
         RunError: traffic that cannot be known from the program: a collective in a loop without a fixed trip count,
             in a branch of which the other branches differ, or within something that this counter does not know.
     """
-    closed = function if isinstance(function, core.ClosedJaxpr) else jax.make_jaxpr(function)(*args)
-    return list(_walk(closed.jaxpr, {}, 1))
+    closed = function if hasattr(function, "jaxpr") else jax.make_jaxpr(function)(*args)
+    return list(_walk(_open(closed), {}, 1))
 
 
 def per_axis(collectives: Iterable[Collective]) -> dict[tuple[str, ...], float]:
@@ -147,7 +147,7 @@ def _axes(eqn: Any) -> tuple[str, ...]:
 
 
 def _open(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _without_source(collectives: list[Collective]) -> list[Collective]:

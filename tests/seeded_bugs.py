@@ -1,0 +1,248 @@
+"""Bugs that the tests must catch: each a small change of the source, and the test that fails with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from step_cells import Cell
+
+ON_3_AXES = {
+    stage: ("test_zero", "assert_like_one_device", (Cell(stage, (2, 2, 2), 3, "full"),)) for stage in (0, 1, 2, 3)
+}
+RECIPE = ("test_step", "test_training_is_the_recipe", ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    """Within the package."""
+    line: str
+    """What is replaced; it must stand in the file exactly once."""
+    by: str
+    caught_by: tuple[str, str, tuple[Any, ...]]
+    """Test module, function, arguments."""
+    refused: str = ""
+    """Part of JAX's error, where the types of `shard_map` refuse the program before a test could."""
+
+
+BUGS = (
+    Bug(
+        "each shard divides its loss by its own tokens",
+        "train/step.py",
+        "n_tokens = n_sequences * config.model.n_ctx",
+        "n_tokens = rows.shape[0] * config.model.n_ctx",
+        ON_3_AXES[1],
+    ),
+    Bug(
+        "the loss is summed over data but not over replicas",
+        "train/step.py",
+        "loss = lax.psum(loss, batch_axes)",
+        'loss = lax.psum(loss, "data")',
+        ON_3_AXES[1],
+        refused="replica",
+    ),
+    Bug(
+        "gradients are not summed over replicas",
+        "parallel/zero.py",
+        "left = tuple(axis for axis in self.local.axes if axis not in sharded_axes(partition))",
+        'left = tuple(axis for axis in self.local.axes if axis not in ("replica", *sharded_axes(partition)))',
+        ON_3_AXES[1],
+        refused="replica",
+    ),
+    Bug(
+        "gradients of LayerNorms and biases are not summed over tensor shards",
+        "parallel/zero.py",
+        "left = tuple(axis for axis in self.local.axes if axis not in sharded_axes(partition))",
+        'left = tuple(axis for axis in self.local.axes if axis not in ("tensor", *sharded_axes(partition)))',
+        ON_3_AXES[1],
+        refused="tensor",
+    ),
+    Bug(
+        "gradients over replicas are averaged, not summed",
+        "parallel/zero.py",
+        "return lax.psum(gradient.astype(self._reduce), left).astype(jnp.float32)",
+        "return lax.pmean(gradient.astype(self._reduce), left).astype(jnp.float32)",
+        ON_3_AXES[2],
+    ),
+    Bug(
+        "the scatter hands each device its neighbour's shard",
+        "parallel/zero.py",
+        "summed = lax.psum_scatter(gradient.astype(how.reduce)",
+        "gradient = jnp.roll(gradient, gradient.shape[how.dim] // lax.axis_size(how.axis), how.dim)\n"
+        "    summed = lax.psum_scatter(gradient.astype(how.reduce)",
+        ON_3_AXES[1],
+    ),
+    Bug(
+        "the scatter runs along the wrong dimension",
+        "parallel/zero.py",
+        "scatter_dimension=how.dim",
+        "scatter_dimension=gradient.ndim - 1 - how.dim",
+        ON_3_AXES[3],
+        refused="custom_vjp",
+    ),
+    Bug(
+        "tensor and data shards lie in the wrong order",
+        "parallel/rules.py",
+        "tuple(names) if len(names) > 1",
+        "tuple(reversed(names)) if len(names) > 1",
+        ON_3_AXES[1],
+    ),
+    Bug(
+        "the global norm counts what tensor shards hold in common once for each",
+        "parallel/zero.py",
+        "(lax.psum(total, axes) if axes else total for",
+        "(lax.psum(self.local.vary(total), self.local.axes) for",
+        ON_3_AXES[3],
+    ),
+    Bug(
+        "each device clips by the norm of its own shards",
+        "parallel/zero.py",
+        "(lax.psum(total, axes) if axes else total for",
+        "(total for",
+        ON_3_AXES[3],
+        refused="data",
+    ),
+    Bug(
+        "accumulation divides by the microbatches twice",
+        "train/step.py",
+        "return total / n_tokens",
+        "return total / n_tokens / microbatches",
+        ON_3_AXES[3],
+    ),
+    Bug(
+        "accumulation leaves out the first microbatch's gradients",
+        "train/step.py",
+        "total, _ = lax.scan(add, to_fp32(loss_and_gradients(parts[0])), parts[1:])",
+        "first = loss_and_gradients(parts[0])\n"
+        "    total, _ = lax.scan(add, (first[0], jax.tree.map(lambda g: 0 * g, first[1])), parts[1:])",
+        ON_3_AXES[3],
+    ),
+    Bug(
+        "stage 2 sends its gradients twice",
+        "parallel/zero.py",
+        "lambda how, _, ct: (_scatter(ct, how), None),",
+        "lambda how, _, ct: (_scatter(ct, how) / 2 + _scatter(ct / 2, how), None),",
+        ("test_traffic", "test_the_volume_is_the_papers", (2, "none")),
+    ),
+    Bug(
+        "stage 3 loses the gradient of the output matrix",
+        "parallel/zero.py",
+        "lambda how, shard, ct: (jnp.zeros_like(shard), ct),",
+        "lambda how, shard, ct: (jnp.zeros_like(shard), jnp.zeros_like(ct)),",
+        ON_3_AXES[3],
+    ),
+    Bug(
+        "stage 3 scatters the gradient of the tied embedding twice",
+        "parallel/zero.py",
+        "token_embedding = gather_again(shard, token_embedding, self._gathers.token_embedding)",
+        "token_embedding = gather(shard, self._gathers.token_embedding)",
+        ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
+    ),
+    Bug(
+        "stage 3 keeps gathered weights for the backward pass",
+        "model/transformer.py",
+        "return not gathers_weights and",
+        "return",
+        ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
+    ),
+    Bug(
+        "weights are gathered in fp32",
+        "parallel/zero.py",
+        "return lax.all_gather(weight, how.axis, axis=how.dim, tiled=True) if how.axis else weight",
+        "return lax.all_gather(shard, how.axis, axis=how.dim, tiled=True).astype(how.compute) if how.axis else weight",
+        ("test_traffic", "test_bf16_weights_are_gathered_in_bf16", ()),
+    ),
+    Bug(
+        "every tensor shard takes the first positions' embeddings",
+        "model/transformer.py",
+        "lax.dynamic_slice_in_dim(position_embedding_CD, local.tensor_index() * length, length, axis=0)",
+        "lax.dynamic_slice_in_dim(position_embedding_CD, 0 * local.tensor_index(), length, axis=0)",
+        ON_3_AXES[0],
+    ),
+    Bug(
+        "every tensor shard takes its columns of logits for the first ones",
+        "model/loss.py",
+        "first = local.tensor_index() * vocab",
+        "first = 0 * local.tensor_index()",
+        ON_3_AXES[0],
+    ),
+    Bug(
+        "the band is one key too wide",
+        "model/attention.py",
+        "in_band = (key <= query) & (query - key < band)",
+        "in_band = (key <= query) & (query - key <= band)",
+        ("test_model", "test_output_t_depends_on_its_band_and_on_nothing_else", (8,)),
+    ),
+    Bug(
+        "the band is one key too narrow",
+        "model/attention.py",
+        "in_band = (key <= query) & (query - key < band)",
+        "in_band = (key <= query) & (query - key < band - 1)",
+        ("test_model", "test_output_t_depends_on_its_band_and_on_nothing_else", (8,)),
+    ),
+    Bug(
+        "a position sees the next one",
+        "model/attention.py",
+        "_softmax(scores, position[:, None] >= position, q)",
+        "_softmax(scores, position[:, None] >= position - 1, q)",
+        ("test_model", "test_output_t_depends_on_its_band_and_on_nothing_else", (None,)),
+    ),
+    Bug(
+        "the label of a position is its own token",
+        "model/transformer.py",
+        "labels_N = rows_BT1[:, 1:].reshape(-1)",
+        "labels_N = rows_BT1[:, :-1].reshape(-1)",
+        RECIPE,
+    ),
+    Bug(
+        "decay applies to biases and LayerNorms",
+        "model/params.py",
+        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)",
+        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True, decay=True)",
+        RECIPE,
+    ),
+    Bug(
+        "the learning rate goes by steps, not tokens",
+        "train/step.py",
+        "rate = schedule(sequences.astype(jnp.float32) * config.model.n_ctx)",
+        "rate = schedule(state.step)",
+        RECIPE,
+    ),
+    Bug(
+        "the learning rate is that of the tokens before this batch",
+        "train/step.py",
+        "rate = schedule(sequences.astype(jnp.float32) * config.model.n_ctx)",
+        "rate = schedule(state.sequences.astype(jnp.float32) * config.model.n_ctx)",
+        RECIPE,
+    ),
+    Bug(
+        "the padding of the vocabulary gets probability",
+        "model/loss.py",
+        "logits_CV = jnp.where(column < n_vocab, logits_CV, _MASKED)",
+        "logits_CV = jnp.where(column < 2 * n_vocab, logits_CV, _MASKED)",
+        ("test_step", "test_the_padding_of_the_vocabulary_never_trains", ()),
+    ),
+    Bug(
+        "an update that is not finite is made",
+        "train/step.py",
+        "lambda new, old: jnp.where(finite, new, old)",
+        "lambda new, old: new",
+        ("test_step", "test_an_update_that_is_not_finite_is_left_out", ()),
+    ),
+    Bug(
+        "the state is not donated",
+        "train/step.py",
+        "return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings)",
+        "return jax.jit(sharded, out_shardings=out_shardings)",
+        ("test_step", "test_the_state_is_donated_and_nothing_crosses_to_the_host", ()),
+    ),
+    Bug(
+        "residual projections start unscaled",
+        "model/params.py",
+        '{"2L": (2 * layers) ** -0.5, "L": layers**-0.5, "none": 1.0}[config.residual_init]',
+        "1.0",
+        ("test_model", "test_initial_values_have_the_statistics_of_gpt2", ("2L", 16**-0.5)),
+    ),
+)
