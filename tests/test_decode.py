@@ -282,7 +282,7 @@ def _forget_scripts(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
 
 
 def test_script_only_whole_characters_are_yielded(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = [*"é€😀".encode(), 0xFF, *"x".encode(), 0xE2, 0x82]
+    script = [*"é€😀".encode(), 0xFF, *b"x", 0xE2, 0x82]
     found = pieces(Scripted(monkeypatch, script), max_tokens=len(script))
     assert [piece.text for piece in found] == ["", "é", "", "", "€", "", "", "", "😀", "\ufffd", "x", "", "\ufffd"]
     assert [piece.tokens for piece in found] == list(range(1, 14))

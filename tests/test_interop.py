@@ -276,7 +276,7 @@ def test_convert_refuses_a_tokenizer_that_does_not_fit_and_a_folder_that_holds_a
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     small = rewritten(folders["gpt2"], tmp_path / "hf", {"vocab_size": 200}, **{WTE: np.zeros((200, 48), np.float32)})
-    with pytest.raises(UserError, match="'bytes' has 257 tokens but the model in .* only 200"):
+    with pytest.raises(UserError, match=r"'bytes' has 257 tokens but the model in .* only 200"):
         convert.main(["from-hf", str(small), str(tmp_path / "run"), "--tokenizer", "bytes"])
     assert not (tmp_path / "run").exists()
     arguments = ["from-hf", str(folders["gpt2"]), str(tmp_path / "run"), "--tokenizer", "bytes"]

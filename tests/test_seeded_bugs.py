@@ -84,7 +84,9 @@ def test_the_bug_is_caught(bug: Bug, tmp_path: Path) -> None:
     assert "renew the bug" not in str(caught.value) and "real package" not in str(caught.value), caught.value
 
 
-@pytest.mark.parametrize("caught_by", dict.fromkeys(bug.caught_by for bug in BUGS), ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}")
+@pytest.mark.parametrize(
+    "caught_by", dict.fromkeys(bug.caught_by for bug in BUGS), ids=lambda c: f"{c[0]}-{c[1]}-{c[2]}"
+)
 def test_without_a_bug_the_test_passes(caught_by: tuple[str, str, tuple[Any, ...]], tmp_path: Path) -> None:
     with package_with(None, tmp_path):
         run(caught_by, tmp_path)

@@ -54,8 +54,8 @@ def gathered_again(cell: Cell) -> list[str]:
     Not needed are the position table, and the final LayerNorm, whose result is still at hand. Without remat, only the
     matmuls' kernels and the output matrix are; when a block is recomputed, all of it but the bias that is added last.
     """
-    blocks = KERNELS if cell.remat == "none" else [name for name, (tensors, _) in parameters(cell).items() if tensors > 1]
-    return ["token_embedding", *(name for name in blocks if name != "mlp_down_bias")]
+    blocks = [name for name, (count, _) in parameters(cell).items() if count > 1 and name != "mlp_down_bias"]
+    return ["token_embedding", *(KERNELS if cell.remat == "none" else blocks)]
 
 
 def tally(collectives: list[Collective], kind: str, axis: str) -> Counter[int]:

@@ -17,7 +17,9 @@ LOSS, NORM, PARAMS = 2e-6, 2e-6, 1e-6
 """How far from one device: losses (near 5) and norms (near 1) absolute, parameters after updates of up to 1e-2 each.
 Measured over the whole matrix: see `test_matrix`."""
 
-SETTINGS = dict(zip(MESHES, [(1, "none"), (3, "full"), (3, "none"), (1, "full"), (3, "full"), (1, "none")], strict=True))
+SETTINGS = dict(
+    zip(MESHES, [(1, "none"), (3, "full"), (3, "none"), (1, "full"), (3, "full"), (1, "none")], strict=True)
+)
 """The accumulation and remat that the default part takes on each mesh."""
 
 

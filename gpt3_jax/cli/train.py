@@ -123,8 +123,9 @@ def _train(config: Config, argv: list[str]) -> int:
 class _NoneLeftWaiting:
     """With several processes, one that fails says why and is gone at once.
 
-    The others, in a collective with it, then see a closed connection instead of waiting for it; an ordinary exit would
-    itself wait for them. Each process says its own reason, because only one of them may have it.
+    An ordinary exit would itself wait for the others. They, in a collective with it, end by a closed connection, by the
+    end of the coordinator, or at the latest by its missing heartbeat (`distributed.HEARTBEAT_TIMEOUT_S`). Each process
+    says its own reason, because only one of them may have it.
     """
 
     def __enter__(self) -> None:
