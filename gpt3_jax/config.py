@@ -56,7 +56,8 @@ class ModelConfig:
     vocab_multiple: int = 128
     """The embedding table is padded to a multiple of this; padding never trains and is never sampled."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Matmul operands and activations. Softmax, LayerNorm statistics, loss and master weights are fp32."""
+    """Matmul operands and activations; float32 is full fp32 on every device. Softmax, LayerNorm statistics, loss and
+    master weights are fp32 always."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "n_ctx", "n_vocab", "band_width", "vocab_multiple"):
@@ -184,7 +185,8 @@ class DataConfig:
     tokenizer: str = "r50k_base"
     """`r50k_base` (GPT-2's BPE), `bytes` (256 bytes and end-of-text), or the path of a tiktoken rank file."""
     train: tuple[SourceConfig, ...] = ()
-    """Sources to train on. Empty: the quickstart's text, the Python standard library on this machine."""
+    """Sources to train on. Empty, with the tokenizer `bytes`: `gpt3-jax train` takes the quickstart's text, the Python
+    standard library on this machine."""
     eval: tuple[SourceConfig, ...] = ()
     """Held-out sources. Empty: no evaluation (the quickstart holds out files of its own)."""
     seed: int = 0
@@ -225,7 +227,7 @@ class TrainConfig:
     loss_chunk: int = 1024
     """Rows (tokens) of logits held at once by the loss."""
     log_tokens: int = 0
-    """Tokens between progress lines; 0: every batch."""
+    """Tokens between lines of metrics.jsonl and TensorBoard events; 0: every batch."""
     eval_tokens: int = 1_000_000_000
     """Tokens between evaluations on held-out data; one also stands at the end."""
     eval_sequences: int = 1024
@@ -268,7 +270,7 @@ class CheckpointConfig:
     keep_last: int = 3
     """How many of the newest checkpoints are kept."""
     keep_every_tokens: int = 0
-    """Checkpoints at multiples of this many tokens are kept for good; 0: none."""
+    """The first checkpoint at or after each multiple of this many tokens is kept for good; 0: none."""
     on_change: Literal["refuse", "accept"] = "refuse"
     """When a resumed run's configuration differs in what would change the run: refuse, or go on with the new one."""
 
@@ -388,7 +390,7 @@ def build_parser(prog: str = "gpt3-jax train", description: str | None = None) -
         "--config",
         action="append",
         metavar="FILE",
-        help="YAML file; may be given several times, later files win. A bare name such as gpt3-small or mesh-h100 "
+        help="YAML file; may be given several times, later files win. A bare name such as gpt3-small or mesh-h100-8 "
         "is looked up among the shipped configurations.",
     )
     parser.add_class_arguments(Config, fail_untyped=True)

@@ -98,10 +98,15 @@ def _help() -> str:
 
 
 def _train(config: Config, argv: list[str]) -> int:
+    import jax
+
     from gpt3_jax.parallel import distributed
     from gpt3_jax.train import loop, quickstart
+    from gpt3_jax.train.host_memory import keep_freed_memory
 
     distributed.start(config.distributed)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     with _NoneLeftWaiting():
         say = loop.say_to_stderr
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None

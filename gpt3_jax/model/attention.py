@@ -19,8 +19,11 @@ def attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int
 
     Returns [B, T, H, K] in the dtype of `q`.
     """
-    if band is None or band >= q_BTHK.shape[1]:
-        return _dense(q_BTHK, k_BTHK, v_BTHK)
+    length = q_BTHK.shape[1]
+    band = min(band or length, length)
+    # Blocks pay from three of them on: two blocks of a band each see all there is, and more.
+    if 2 * band >= length:
+        return _dense(q_BTHK, k_BTHK, v_BTHK, band)
     return _banded(q_BTHK, k_BTHK, v_BTHK, band)
 
 
@@ -34,11 +37,12 @@ def _heads_first(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -2, -3)
 
 
-def _dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _dense(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
     position = jnp.arange(q.shape[1])
+    distance = position[:, None] - position
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
     scores = einsum("bhqk,bhsk->bhqs", q, k, jnp.float32)
-    weights = _softmax(scores, position[:, None] >= position, q)
+    weights = _softmax(scores, (distance >= 0) & (distance < band), q)
     return _heads_first(einsum("bhqs,bhsk->bhqk", weights, v))
 
 

@@ -8,7 +8,6 @@ vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from typing import Any
 
@@ -149,8 +148,3 @@ def mean_visible(n_ctx: int, band: int | None) -> float:
     """Positions that a position sees on average, itself included: min(t + 1, band) over t < n_ctx."""
     band = min(band or n_ctx, n_ctx)
     return (band * (band + 1) / 2 + (n_ctx - band) * band) / n_ctx
-
-
-def approximate_bytes(config: ModelConfig) -> int:
-    """Bytes of fp32 parameters, padding included."""
-    return 4 * sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_table(config)))

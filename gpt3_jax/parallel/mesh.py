@@ -32,7 +32,7 @@ def make_mesh(parallel: ParallelConfig, devices: Sequence[jax.Device] | None = N
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _shape(parallel, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = _tpu_slices(devices)
     if slices > 1:
         replica, data, tensor = shape
         if replica % slices:
@@ -42,8 +42,24 @@ def make_mesh(parallel: ParallelConfig, devices: Sequence[jax.Device] | None = N
             )
         grid = mesh_utils.create_hybrid_device_mesh((replica // slices, data, tensor), (slices, 1, 1), devices=devices)
     else:
+        if devices[0].platform != "tpu":
+            # In the order of the nodes, so that a tensor group stays inside one.
+            devices.sort(key=lambda device: (device.process_index, device.id))
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _tpu_slices(devices: Sequence[jax.Device]) -> int:
+    """Slices of a TPU machine. GPUs bear a slice_index too, one for each node, but no network boundary of a slice."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def mesh_platform(mesh: Mesh) -> str:
+    """The platform of a mesh's devices: cpu, gpu or tpu."""
+    platform: str = mesh.devices.flat[0].platform
+    return platform
 
 
 def _shape(parallel: ParallelConfig, n_devices: int) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut
 from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.parallel.distributed import from_lead, is_lead
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.state import abstract_state
@@ -59,11 +60,16 @@ class Evaluator:
         rows = jax.ShapeDtypeStruct((self._batch, stream.n_ctx + 1), np.int32, sharding=sharding)
         # Compiled here: nothing is to compile once training runs.
         self._step = make_eval_step(config, mesh).lower(abstract_state(config, mesh).params, rows).compile()
-        self._bytes = sum(
+        # Counted by one process for all: the others read no rows but those of their devices.
+        self._bytes = int(from_lead(str(self._count_bytes(stream, tokenizer)) if is_lead() else ""))
+        self._tokens = self._count * stream.n_ctx
+
+    def _count_bytes(self, stream: HeldOut, tokenizer: Tokenizer) -> int:
+        """Bytes of text in what is predicted."""
+        return sum(
             tokenizer.token_bytes(stream.sequences(np.arange(first, min(first + 64, self._count)))[:, 1:].ravel())
             for first in range(0, self._count, 64)
         )
-        self._tokens = self._count * stream.n_ctx
 
     def __call__(self, params: Any) -> Evaluation:
         plan = ((first, self._batch) for first in range(0, self._count, self._batch))

@@ -31,10 +31,9 @@ from gpt3_jax.train.evaluation import Evaluation, Evaluator
 from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
-from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule
+from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, ramp_deviation
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
-from gpt3_jax.train.host_memory import keep_freed_memory
-from gpt3_jax.train.step import Metrics, make_step, mesh_platform
+from gpt3_jax.train.step import Metrics, make_step
 from gpt3_jax.train.stopping import StopSignal
 from gpt3_jax.train.telemetry import Telemetry
 
@@ -72,6 +71,8 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     """
     distributed.start(config.distributed)
     mesh, tokenizer, schedule = check(config)
+    if deviation := ramp_deviation(config, schedule):
+        say(deviation)
     stream, heldout = open_data(config, tokenizer)
     data = Data(stream.fingerprint, tokenizer.fingerprint)
 
@@ -88,6 +89,10 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     try:
         restored = store.restore(abstract_state(config, mesh)) if found is not None else None
         if restored is not None:
+            if (
+                found is not None and restored.record != found[1]
+            ):  # fallen back from a damaged one: another record, another configuration
+                require_same_run(restored.record, config, data, say)
             state = restored.state
             schedule = batch_schedule(config, batch_shards(mesh), recorded_stages(restored.record, config), say)
             say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
@@ -111,8 +116,6 @@ def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
         UserError: they do not fit the devices, the model, or each other.
     """
     mesh = make_mesh(config.parallel)
-    if mesh_platform(mesh) == "cpu":
-        keep_freed_memory()
     schedule = batch_schedule(config, batch_shards(mesh))
     abstract_state(config, mesh)
     tokenizer = load_tokenizer(config.data.tokenizer)
@@ -150,7 +153,8 @@ def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
             f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "
             "more devices (parallel.data, parallel.tensor), or set train.remat to full"
         )
-    if jax.process_count() > 1:
+    gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
+    if jax.process_count() > 1 and any(sign in why for sign in gone):
         return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
     return None
 
@@ -158,7 +162,9 @@ def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
 def _write_config(run_dir: Path, config: Config) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        temporary = run_dir / "config.yaml.tmp"
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+        temporary.replace(run_dir / "config.yaml")
     except OSError as error:
         raise RunError(f"cannot write into {run_dir}: {error.strerror}; choose another train.run_dir") from None
 

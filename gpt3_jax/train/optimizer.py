@@ -16,8 +16,9 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_tokens else config.peak_lr,
         peak_value=config.peak_lr,
-        warmup_steps=config.warmup_tokens,
-        decay_steps=config.decay_tokens + (config.warmup_tokens if config.decay_after_warmup else 0),
+        # Floats: an integer of tokens may be more than the 32 bits that JAX gives it.
+        warmup_steps=float(config.warmup_tokens),  # type: ignore[arg-type]
+        decay_steps=float(config.decay_tokens + (config.warmup_tokens if config.decay_after_warmup else 0)),  # type: ignore[arg-type]
         end_value=config.final_lr_fraction * config.peak_lr,
     )
 

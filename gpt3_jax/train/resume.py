@@ -30,7 +30,7 @@ _FREE = {
         "nonfinite", "tensorboard",
     },
     "data": {"train", "eval", "prefetch", "tokenizer"},
-    "parallel": {"stage", "replica", "data", "tensor", "reduce_dtype"},
+    "parallel": {"stage", "replica", "data", "tensor"},
     "checkpoint": set(CheckpointConfig.__dataclass_fields__),
     "distributed": {"mode", "coordinator", "processes", "process_id"},
 }  # fmt: skip

@@ -100,6 +100,19 @@ def batch_schedule(
     return BatchSchedule(tuple(stages), total)
 
 
+def ramp_deviation(config: Config, schedule: BatchSchedule) -> str:
+    """One line where the mesh or the microbatch leave less of the ramp than was asked for; empty where they do not."""
+    train, ctx = config.train, config.model.n_ctx
+    first = schedule.stages[0].sequences * ctx
+    asked = -(-train.ramp_start_tokens // ctx) * ctx
+    if not train.ramp_tokens or first <= asked:
+        return ""
+    return (
+        f"the batch ramp begins at {first:,} tokens, not at train.ramp_start_tokens {train.ramp_start_tokens:,}, "
+        f"and has {len(schedule.stages)} batch sizes: no smaller batch divides over the mesh and the microbatch"
+    )
+
+
 def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchStage]:
     start, rise = train.ramp_start_tokens, train.batch_tokens - train.ramp_start_tokens
     gaps = train.ramp_stages - 1

@@ -7,7 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from gpt3_jax.config import Config
 from gpt3_jax.model import params as model_params
@@ -75,7 +75,3 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
     """A fresh state, made in place: no device ever holds more than its shards."""
     made: TrainState = jax.jit(create, static_argnums=0, out_shardings=state_shardings(config, mesh))(config)
     return made
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import decay_mask, param_table
 from gpt3_jax.model.transformer import loss_sum
-from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards
+from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import Zero
 from gpt3_jax.train import optimizer
@@ -33,19 +33,14 @@ class Metrics:
     """1 if loss and gradient norm were finite and the update was made, else 0."""
 
 
-def mesh_platform(mesh: Mesh) -> str:
-    platform: str = mesh.devices.flat[0].platform
-    return platform
-
-
 def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     """The jitted step ``(state, rows) -> (state, metrics)``; the state is donated.
 
     Args:
         microbatches: parts that a device's rows are taken in; gradients are summed over them.
 
-    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Token losses are summed and divided
-    once, by the tokens of the whole batch.
+    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's
+    loss is divided by the tokens of the whole batch, so that sums over microbatches and devices are its mean.
     """
     zero = Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, mesh_platform(mesh))
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
@@ -72,7 +67,12 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
             return jax.value_and_grad(loss)(active)
 
-        loss, gradients = _accumulate(loss_and_gradients, rows, microbatches)
+        # The type over the mesh of what is summed: the loss is one for each tensor group, a gradient each device's own.
+        zeros = (
+            zero.local.vary_batch(jnp.zeros((), jnp.float32)),
+            zero.local.vary(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), active)),
+        )
+        loss, gradients = _accumulate(loss_and_gradients, rows, microbatches, zeros)
         gradients = zero.reduce(gradients)
         loss = lax.psum(loss, batch_axes)
         norm = jnp.sqrt(zero.square_norm(gradients))
@@ -100,21 +100,16 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings)
 
 
-def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int) -> tuple[jax.Array, Any]:
-    """Sums losses and gradients over microbatches, in fp32."""
+def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int, zeros: Any) -> tuple[jax.Array, Any]:
+    """Sums losses and gradients over microbatches, in fp32, from `zeros`."""
     if microbatches == 1:
         result: tuple[jax.Array, Any] = loss_and_gradients(rows)
         return result
 
-    def to_fp32(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
     def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, to_fp32(loss_and_gradients(rows))), None
+        return jax.tree.map(lambda sum_, part: sum_ + part.astype(jnp.float32), total, loss_and_gradients(rows)), None
 
-    parts = rows.reshape(microbatches, -1, rows.shape[1])
-    # The first part starts the sums: zeros would have to be given each gradient's type over the mesh.
-    total, _ = lax.scan(add, to_fp32(loss_and_gradients(parts[0])), parts[1:])
+    total, _ = lax.scan(add, zeros, rows.reshape(microbatches, -1, rows.shape[1]))
     return total
 
 
