@@ -187,17 +187,24 @@ def test_what_tensor_shards_reduce_is_the_loss_and_what_they_hold_in_common(stag
     ids=str,
 )
 def test_the_compiled_program_holds_what_the_jaxpr_says(cell: Cell) -> None:
-    """XLA neither adds a collective, nor merges or splits a gather or a scatter."""
+    """XLA adds no collective, drops none, and merges or splits no gather or scatter of a block.
+
+    At stage 3 it may see that the parameters in front of the blocks and behind them are gathered several times from
+    the same shards: once for each microbatch and, on a CPU, whose compiler drops the barrier that keeps the output
+    matrix apart from the embedding, for both uses of that. What it does there varies from version to version.
+    """
     expected: Counter[tuple[str, tuple[str, ...], int]] = Counter()
     for c in of_step(cell):
         expected[c.kind, c.axes, c.elements] += c.calls
+    found = hlo_text.collectives(compiled(cell).as_text(), mesh_of(config(cell)))
+    mergeable: Counter[tuple[str, tuple[str, ...], int]] = Counter()
     if cell.stage == 3:
-        # With several microbatches, it gathers what stands in front of the blocks, and behind them, once for all: the
-        # same shards each time. Not so the output matrix, which is tied to the blocks' result.
         top = ["token_embedding", "position_embedding", "ln_f_scale", "ln_f_bias"]
-        for elements, calls in tensors(cell, top, cell.microbatches - 1).items():
-            expected["all-gather", ("data",), elements] -= calls
-    assert hlo_text.collectives(compiled(cell).as_text(), mesh_of(config(cell))) == expected
+        again = tensors(cell, top, cell.microbatches - 1) + tensors(cell, ["token_embedding"], cell.microbatches)
+        mergeable.update({("all-gather", ("data",), elements): calls for elements, calls in again.items()})
+    assert not found - expected, "more than the jaxpr says"
+    assert not expected - found - mergeable, "less than the jaxpr says"
+
 
 
 # -- the counter itself ----------------------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ from gpt3_jax.config import Config, build_parser, load_config, to_yaml
 from gpt3_jax.errors import RunError, UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
-       gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...] --print-config
-       gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...] --verify-recipe"""
+                      [--print-config | --verify-recipe]"""
 
 _DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
 standard library that is on this machine (ten minutes on two CPU cores, nothing is downloaded). A run whose folder
