@@ -36,10 +36,11 @@ class Cell(NamedTuple):
     microbatches: int = 1
     remat: str = "none"
     dtype: str = "float32"
+    unroll: int = 1
 
     def __str__(self) -> str:
-        mesh = "x".join(map(str, self.mesh))
-        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}"
+        mesh, unroll = "x".join(map(str, self.mesh)), f"-unroll{self.unroll}" if self.unroll > 1 else ""
+        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}{unroll}"
 
 
 def matrix(dtype: str = "float32") -> list[Cell]:
@@ -81,7 +82,13 @@ def config(cell: Cell, **optimizer: Any) -> Config:
             dtype=cell.dtype,  # type: ignore[arg-type]
         ),
         optimizer=OptimizerConfig(**{**settings, **optimizer}),
-        train=TrainConfig(batch_tokens=batch_tokens, remat=cell.remat, loss_chunk=37, seed=7),  # type: ignore[arg-type]
+        train=TrainConfig(
+            batch_tokens=batch_tokens,
+            remat=cell.remat,  # type: ignore[arg-type]
+            unroll=cell.unroll,
+            loss_chunk=37,
+            seed=7,
+        ),
         parallel=ParallelConfig(stage=cell.stage, replica=replica, data=data, tensor=tensor),  # type: ignore[arg-type]
     )
 

@@ -206,7 +206,6 @@ def test_the_compiled_program_holds_what_the_jaxpr_says(cell: Cell) -> None:
     assert not expected - found - mergeable, "less than the jaxpr says"
 
 
-
 # -- the counter itself ----------------------------------------------------------------------------------------------
 
 
