@@ -183,6 +183,9 @@ def _blocks(
     weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int
 ) -> jax.Array:
     period = bands(config)
+    # Scan's backward loop is a loop of its own: nothing that checkpoint recomputes can be merged with the forward pass.
+    # Unrolled to the last period there is no loop, and the compiler would keep what was to be computed, or gathered, anew.
+    no_loop = unroll * len(period) >= config.n_layers
 
     def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
         for i, band in enumerate(period):
@@ -191,8 +194,7 @@ def _blocks(
                 return _block(weights.block(layer), x_BSD, band, config, local)
 
             if remat != "none" or weights.made_inside:
-                # Scan's backward loop is a loop of its own: nothing that checkpoint recomputes can be merged away.
-                one_block = jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=False)
+                one_block = jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=no_loop)
             x_BSD = one_block(x_BSD, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
         return x_BSD, None
 
