@@ -47,6 +47,10 @@ def test_losses_and_parameters_are_those_of_one_device(mesh: tuple[int, int, int
     assert_like_one_device(Cell(stage, mesh, *SETTINGS[mesh]))
 
 
+def test_unrolling_the_depth_changes_nothing() -> None:
+    assert_like_one_device(Cell(3, (1, 8, 1), 1, "full", unroll=2))
+
+
 def test_the_reference_trains() -> None:
     """Else equality would say little: the clip is at work, and every parameter moves by more than the tolerance."""
     trained, started = reference(), run(Cell(0, ONE), steps=0)

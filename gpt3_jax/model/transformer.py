@@ -183,8 +183,8 @@ def _blocks(
     weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int
 ) -> jax.Array:
     period = bands(config)
-    # Scan's backward loop is a loop of its own: nothing that checkpoint recomputes can be merged with the forward pass.
-    # Unrolled to the last period there is no loop, and the compiler would keep what was to be computed, or gathered, anew.
+    # Scan's backward loop is a loop of its own: what checkpoint recomputes cannot be merged with the forward pass.
+    # Unrolled to the last period there is no loop, and the compiler would keep what it is to compute, or gather, anew.
     no_loop = unroll * len(period) >= config.n_layers
 
     def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
