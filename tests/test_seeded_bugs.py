@@ -56,12 +56,15 @@ def package_with(bug: Bug | None, folder: Path) -> Iterator[None]:
     def ours(name: str) -> bool:
         return name.partition(".")[0] in RELOADED
 
+    # What JAX has traced refers to the classes of the modules that it was traced with.
+    jax.clear_caches()
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
+        jax.clear_caches()
         sys.path.remove(str(folder))
         for name in [name for name in sys.modules if ours(name)]:
             del sys.modules[name]
