@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,7 +55,9 @@ class CheckpointReader:
 
     def __init__(self, directory: Path | str, *, say: Callable[[str], None]) -> None:
         """`say` is given one line for the person, in the lead process only."""
-        self.directory = epath.Path(directory)
+        # Orbax takes absolute paths only; an address such as gs://bucket/run is one already.
+        local = "://" not in str(directory)
+        self.directory = epath.Path(os.path.abspath(directory) if local else directory)
         self._say_line = say
         self._damaged: dict[int, str] = {}
         self._whole: set[int] = set()
