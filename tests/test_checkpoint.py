@@ -420,3 +420,12 @@ def test_check_raises_the_failure_of_a_background_save(tmp_path: Path) -> None:
         while time.monotonic() < deadline:
             s.check()
             time.sleep(0.01)
+
+
+def test_a_relative_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = make_state(1)
+    with_relative = store(Path("runs/checkpoints"))
+    with_relative.save(100, 1, state, {}, wait=True)
+    restored = store(Path("runs/checkpoints")).restore(abstract(state))
+    assert restored is not None and same(restored.state, state)
