@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.resources
 import math
 import os
@@ -397,6 +398,12 @@ def build_parser(prog: str = "gpt3-jax train", description: str | None = None) -
     return parser
 
 
+@functools.cache
+def _parser() -> jsonargparse.ArgumentParser:
+    """One for all: to make it means to parse this file's docstrings, a quarter of a second."""
+    return build_parser()
+
+
 def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequence[str] = ()) -> Config:
     """Reads YAML files (later wins) and dotted overrides such as ``["--optimizer.peak_lr", "6e-4"]``.
 
@@ -408,7 +415,7 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
     for path in paths:
         _merge(merged, _read_yaml(_find(Path(path))))
     arguments = _checked_overrides(overrides)
-    parser = build_parser()
+    parser = _parser()
     try:
         namespace = parser.parse_object(merged)
         namespace = parser.parse_args(arguments, namespace=namespace)
@@ -438,7 +445,7 @@ def to_yaml(config: Config) -> str:
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `to_dict`, as strict as a YAML file."""
     _check_keys(values, Config, "", "the saved configuration")
-    parser = build_parser()
+    parser = _parser()
     try:
         instantiated = parser.instantiate(parser.parse_object(values))
     except (jsonargparse.ArgumentError, TypeError) as error:
@@ -455,11 +462,11 @@ def replace(config: Config, **sections: dict[str, Any]) -> Config:
 def _find(path: Path) -> Path:
     if path.is_file():
         return path
-    if path.is_dir():
-        raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
     shipped = config_dir() / f"{path.name}.yaml"
     if path.parent == Path(".") and shipped.is_file():
-        return shipped
+        return shipped  # also beside a folder of that name, such as a run's or its data's
+    if path.is_dir():
+        raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
     known = sorted(p.stem for p in config_dir().glob("*.yaml"))
     raise UserError(
         f"configuration file {str(path)!r} does not exist{_nearest(path.stem, known)}; "

@@ -97,15 +97,13 @@ def _help() -> str:
 
 
 def _train(config: Config, argv: list[str]) -> int:
-    import jax
-
     from gpt3_jax.parallel import distributed
     from gpt3_jax.train import loop, quickstart
-    from gpt3_jax.train.host_memory import keep_freed_memory
+    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
+    if cpu_only():
+        keep_freed_memory(step_bytes(config.model, config.train.batch_tokens))
     distributed.start(config.distributed)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     with _NoneLeftWaiting():
         say = loop.say_to_stderr
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
