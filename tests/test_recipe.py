@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gpt3_jax.cli.main import main
-from gpt3_jax.config import load_config, preset, replace
+from gpt3_jax.config import SourceConfig, load_config, preset, replace
 from gpt3_jax.train import recipe
 
 # Table 2.1 with the two misprints mended: layers, width, heads, head size, learning rate, tokens of a batch in whole
@@ -59,7 +59,14 @@ def test_a_shipped_size_is_the_papers(name: str) -> None:
     assert here["parameters"] == pytest.approx(millions * 1e6, rel=0.006)
     assert 4_000_000_000 <= here["train.ramp_tokens"] <= 12_000_000_000
     unpublished = {row.quantity for row in rows if not row.published}
-    assert unpublished == {"model.band_width", "model.residual_init", "optimizer.decay_after_warmup"}
+    assert unpublished == {
+        "model.band_width",
+        "model.residual_init",
+        "optimizer.decay_after_warmup",
+        "train.ramp_stages",
+        "parameters.decayed",
+    }
+    assert here["parameters.decayed"] == ("embedding", "kernel")
 
 
 @pytest.mark.parametrize(
@@ -108,3 +115,22 @@ def test_the_record_of_a_checkpoint_says_the_same() -> None:
     assert marked == ["optimizer.weight_decay"]
     _, rows = recipe.check(config)
     assert [row["quantity"] for row in record["quantities"]] == [row.quantity for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("weights", "deviates"),
+    [
+        ([60, 22, 8, 8, 3], False),  # Table 2.2, as printed
+        ([0.03, 0.08, 0.6, 0.22, 0.08], False),  # in another order and unit
+        ([60, 22, 8, 8, 2], True),
+        ([6, 4], True),
+        ([], False),  # no data named: nothing to compare
+    ],
+)
+def test_the_mixture_is_compared_by_shares(weights: list[float], deviates: bool) -> None:
+    sources = tuple(SourceConfig(f"tokens/{i}", weight) for i, weight in enumerate(weights))
+    config = replace(preset("gpt3-small"), data={"train": sources})
+    row = next(row for row in recipe.check(config)[1] if row.quantity == "data.mixture")
+    assert row.deviates is deviates
+    assert row.paper == (59.4, 21.8, 7.9, 7.9, 3.0)
+    assert "59.4/21.8/7.9/7.9/3.0" in recipe.render(config)

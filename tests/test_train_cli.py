@@ -273,9 +273,38 @@ BAD: list[Case] = [
         2,
         nothing,
     ),
-    ("run folder that is a file", [], r"cannot make the checkpoint folder .*run/checkpoints", 1, file_in_the_way),
+    ("run folder that is a file", [], r"cannot write into .*run: File exists; choose another", 1, file_in_the_way),
 ]
 assert len(BAD) >= 20
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another process holds the folder; when it is killed, the folder is free."""
+    config = tiny(data, tmp_path / "run", parallel={"data": -1}, train={"batch_tokens": 128})
+    written = write(tmp_path, yaml.safe_dump(to_dict(config)), "tiny.yaml")
+    (tmp_path / "run").mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import pathlib, sys, time; from gpt3_jax.train.run_lock import RunLock\n"
+            "with RunLock(pathlib.Path(sys.argv[1]), print):\n    print('held', flush=True); time.sleep(600)",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        assert main(["train", "--config", written]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(rf"run is in use by another run \(process {holder.pid} on .*\); wait for it", line), line
+        assert not (tmp_path / "run" / "checkpoints").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    assert main(["train", "--config", written]) == 0
 
 
 def refused(folder: Path, data: Path, case: Case, capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,6 +10,7 @@ Arrays have global shapes and flat names (``params/wte``), so any mesh, ZeRO sta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -269,6 +270,10 @@ class CheckpointStore(CheckpointReader):
         """Waits for the background save and retires old checkpoints. Raises RunError when the save failed."""
         self._finish()
 
+    def last_good(self) -> int | None:
+        """Tokens of the newest checkpoint that this store has itself restored, or saved to the end."""
+        return max(self._whole, default=None)
+
     def close(self) -> None:
         """The same as `wait`, for the end of a run."""
         self._finish()
@@ -287,16 +292,20 @@ class CheckpointStore(CheckpointReader):
         self._pending = None
         self._whole.add(tokens)
         if is_lead():
-            self._retire()
+            try:
+                self._retire()
+            except OSError as error:  # too many checkpoints are no reason to end a run
+                self._say(f"could not look for old checkpoints in {self.directory}: {one_line(error)}")
 
     def _save_error(self, tokens: int, error: Exception) -> RunError:
         """The line for a failed save; removes its remains, which on a full disk are what fills it."""
         why = one_line(error)
         if disk_full(error):
             why = f"the disk is full ({why})"
-        last = max(self._whole, default=None)
+        last = self.last_good()
         good = "there is no good checkpoint yet" if last is None else f"the last good one is {self._path(last)}"
-        self._remove_remains()
+        with contextlib.suppress(OSError):  # where even the folder cannot be read, `why` says so
+            self._remove_remains()
         return RunError(f"could not save checkpoint {self._path(tokens)}: {why}; {good}")
 
     def _make_room(self, tokens: int) -> None:

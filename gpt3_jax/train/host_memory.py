@@ -25,8 +25,9 @@ _BYTES_KEPT = 144.0
 
 def cpu_only() -> bool:
     """Whether JAX will run on the CPU here, told without starting it: no accelerator is asked for or installed."""
-    if asked := jax.config.jax_platforms:
-        return str(asked) == "cpu"
+    asked = getattr(jax.config, "jax_platforms", None)  # the flag or its variable; not in JAX's type stubs
+    if asked:
+        return bool(asked == "cpu")
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and importlib.util.find_spec("libtpu") is None
 

@@ -31,6 +31,7 @@ from gpt3_jax.train.evaluation import Evaluation, Evaluator
 from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
+from gpt3_jax.train.run_lock import RunLock
 from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, ramp_deviation
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
@@ -66,7 +67,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     """Trains, or goes on training, what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
     Raises:
-        UserError: data, mesh or batch that do not fit together; a run directory with another configuration.
+        UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     distributed.start(config.distributed)
@@ -76,6 +77,20 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     stream, heldout = open_data(config, tokenizer)
     data = Data(stream.fingerprint, tokenizer.fingerprint)
 
+    with RunLock(Path(config.train.run_dir), say):
+        return _run(config, mesh, tokenizer, schedule, stream, heldout, data, say)
+
+
+def _run(
+    config: Config,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    schedule: BatchSchedule,
+    stream: Stream,
+    heldout: HeldOut | None,
+    data: Data,
+    say: Callable[[str], None],
+) -> Result:
     run_dir = Path(config.train.run_dir)
     store = CheckpointStore(
         run_dir / CHECKPOINTS,
@@ -287,14 +302,16 @@ class _Loop:
         if self._config.train.nonfinite == "skip":
             self._say(f"{line}; update skipped")
             return
-        self._store.wait()
-        checkpoints = self._store.checkpoints()
-        good = (
-            f"the last good checkpoint is at {checkpoints[-1]:,} tokens" if checkpoints else "no checkpoint was written"
-        )
+        failed = ""
+        try:
+            self._store.wait()
+        except RunError as error:  # two misfortunes, one line: neither may hide the other
+            failed = f"; and {error}"
+        tokens = self._store.last_good()
+        good = "no checkpoint was written" if tokens is None else f"the last good checkpoint is at {tokens:,} tokens"
         raise RunError(
             f"{line}; {good} in {self._store.directory}; the state was not updated: lower optimizer.peak_lr, look at "
-            "the data, or go on past this batch by --train.nonfinite skip"
+            f"the data, or go on past this batch by --train.nonfinite skip{failed}"
         )
 
     def _evaluate(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from gpt3_jax.config import Config, preset, presets
-from gpt3_jax.model.params import count_params
+from gpt3_jax.model.params import count_params, decay_mask, names
 
 # (section, field, where in the paper, whether the paper publishes it)
 _QUANTITIES = (
@@ -42,10 +45,13 @@ _QUANTITIES = (
     ("train", "batch_tokens", "Table 2.1, in whole sequences", True),
     ("train", "ramp_start_tokens", "appendix B", True),
     ("train", "ramp_tokens", "appendix B: by size; which within these is not published", True),
+    ("train", "ramp_stages", "appendix B: linear; in how many steps is not published", False),
     ("data", "tokenizer", "GPT-2's BPE", True),
 )
 # Of all sizes together; the shipped configurations choose within it.
 _RAMP_TOKENS = (4_000_000_000, 12_000_000_000)
+_MIXTURE = (60, 22, 8, 8, 3)
+"""Common Crawl, WebText2, Books1, Books2, Wikipedia: per cent, though they sum to 101."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +62,13 @@ class Row:
     paper: Any
     """The paper's value, or the lowest and the highest; None when no size of the paper has this shape."""
     here: Any
+    """The configuration's; None when it does not say (a shipped size names no data)."""
     source: str
     published: bool
 
     @property
     def deviates(self) -> bool:
-        if not self.published or self.paper is None:
+        if not self.published or self.paper is None or self.here is None:
             return False
         if self.quantity == "train.ramp_tokens":
             return not self.paper[0] <= self.here <= self.paper[1]
@@ -84,9 +91,28 @@ def check(config: Config) -> tuple[str | None, list[Row]]:
         if field == "ramp_tokens":
             paper = _RAMP_TOKENS
         rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
+    rows.append(Row("parameters.decayed", None, _decayed(config), "", False))
+    sources = sorted((source.weight for source in config.data.train), reverse=True)
+    where = "Table 2.2: shares in %, its 101 normalised, largest first"
+    rows.append(Row("data.mixture", _shares(_MIXTURE), _shares(sources) if sources else None, where, True))
     n = count_params(config.model)
     rows.append(Row("parameters", count_params(sizes[size].model) if size else None, n, "Table D.1", True))
     return size, rows
+
+
+def _shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """Per cent of their sum, to a tenth."""
+    return tuple(round(100 * weight / sum(weights), 1) for weight in weights)
+
+
+def _decayed(config: Config) -> tuple[str, ...]:
+    """The kinds of parameters that weight decay applies to: what their names end in."""
+    mask = decay_mask(config.model)
+    return tuple(
+        sorted(
+            {name.rsplit("_")[-1] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}
+        )
+    )
 
 
 @functools.cache
@@ -126,6 +152,8 @@ def render(config: Config) -> str:
 
 
 def _show(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, tuple):
         return "/".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
