@@ -597,4 +597,6 @@ def _one_line(message: str) -> str:
     message = " ".join(message.split())
     message = re.sub(r'Parser key "([^"]+)": ?', r"\1: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"(?:[Ee]xpected a )?(?:typing\.)?Literal\[([^\]]*)\]", r"expected one of \1", message)
+    message = message.replace('in "<unicode string>", line', "in line")  # YAML's name for a text that it did not open
     return message.replace("typing.", "").replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
