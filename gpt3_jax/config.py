@@ -256,6 +256,10 @@ class TrainConfig:
         _require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; expected 0 <= seed < 2**32")
         _require(bool(self.run_dir), "train.run_dir is empty; expected the path of a folder")
         _require(
+            "://" not in self.run_dir,
+            f"train.run_dir is {self.run_dir!r}; expected the path of a folder, which all hosts see: mount the bucket",
+        )
+        _require(
             self.ramp_tokens == 0 or self.ramp_start_tokens <= self.batch_tokens,
             f"train.ramp_start_tokens {self.ramp_start_tokens} is above train.batch_tokens {self.batch_tokens}; "
             "lower it, or set train.ramp_tokens to 0",
@@ -562,13 +566,29 @@ def _checked_overrides(overrides: Sequence[str]) -> list[str]:
             if key not in known:
                 hint = _nearest(key, known)
                 raise UserError(f"unknown option --{key}{hint.replace(' is ', ' is --') if hint else ''}")
-            argument = f"--{key}={_whole_text(key, value)}" if equals else argument
+            argument = f"--{key}={_whole_text(key, _sources_text(key, value))}" if equals else argument
         elif key:
-            argument, key = _whole_text(key, argument), ""
+            argument, key = _whole_text(key, _sources_text(key, argument)), ""
         else:
             raise UserError(f"unexpected argument {argument!r}; expected options such as --train.tokens 1e9")
         arguments.append(argument)
     return arguments
+
+
+def _sources_text(key: str, text: str) -> str:
+    """The text of a list of sources, unchanged, once it is known to be one: the parser's words are not for people."""
+    if key not in ("data.train", "data.eval"):
+        return text
+    expected = "expected a list such as '[{path: FOLDER, weight: 1.0}]'"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--{key} {text!r} is not valid YAML; {expected}") from None
+    if not isinstance(value, list):
+        raise UserError(f"--{key} is {text!r}; {expected}")
+    for i, item in enumerate(value):
+        _check_source(item, f"{key}[{i}]", "the command line")
+    return text
 
 
 def _whole(value: Any) -> Any:

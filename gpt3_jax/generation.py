@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -156,7 +157,7 @@ class Generator:
         lengths_B = np.array([len(row.prompt_ids) for row in padded], np.int32)
         draw = _Draw(
             jax.random.key(seed),
-            jnp.array([row.sample for row in padded], jnp.int32),
+            jnp.array([row.stream for row in padded], jnp.int32),
             jnp.float32(sampling.temperature),
             jnp.int32(sampling.top_k),
             jnp.float32(sampling.top_p),
@@ -215,6 +216,9 @@ class _Row:
         self, tokenizer: Tokenizer, prompt: int, sample: int, prompt_ids: list[int], max_tokens: int, n_ctx: int
     ) -> None:
         self.prompt, self.sample, self.prompt_ids = prompt, sample, prompt_ids
+        # Of random numbers. From the prompt itself: unlike prompts do not echo each other, and what a prompt gets does
+        # not depend on what else is asked for.
+        self.stream = (zlib.crc32(np.asarray(prompt_ids, np.int32).tobytes()) + sample) % 2**31
         self.limit = min(max_tokens, n_ctx - len(prompt_ids))
         self.finished = False
         self._at_limit: Finish = "max_tokens" if self.limit == max_tokens else "context"

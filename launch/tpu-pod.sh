@@ -25,8 +25,9 @@ on_all_hosts "
 
 # Started in the background: the run must outlive this connection. All hosts start; they wait for one another.
 on_all_hosts "
+  set -e
   cd ~/gpt3_jax
-  nohup .venv/bin/gpt3-jax train $(printf '%q ' "$@") > train.log 2>&1 < /dev/null &
+  nohup .venv/bin/gpt3-jax train ${*:+$(printf '%q ' "$@")} >> train.log 2>&1 < /dev/null &
   echo \$! > train.pid"
 
 echo "running; follow it with:"

@@ -422,6 +422,32 @@ def test_check_raises_the_failure_of_a_background_save(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
+def test_a_save_that_timed_out_on_its_disk_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk's ETIMEDOUT is a TimeoutError, as is the answer of a save that is still running."""
+    s = store(tmp_path)
+    s.save(1, 1, {"x": jnp.zeros(4)}, {}, wait=True)
+    s.save(2, 2, {"x": jnp.zeros(4)}, {})
+    assert s.pending() == 2
+    _, response = s._pending
+
+    def failed(timeout: float | None = None) -> None:
+        type(response).result(response)
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(response, "result", failed)
+    with pytest.raises(RunError, match=r"could not save checkpoint .*tokens-2: .*timed out; the last good one is .*-1"):
+        s.check()
+    assert s.pending() is None and s.last_good() == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where a folder was")
+    reader = CheckpointReader(tmp_path / "file", say=print)
+    for look in (reader.checkpoints, reader.newest_record, lambda: reader.restore({})):
+        with pytest.raises(RunError, match=r"cannot read the checkpoint folder .*file: NotADirectoryError"):
+            look()
+
+
 def test_a_relative_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = make_state(1)

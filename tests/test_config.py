@@ -287,6 +287,15 @@ def test_bad_files(text: str, words: list[str], tmp_path: Path) -> None:
     _one_line_with(str(caught.value), words)
 
 
+def test_a_shipped_name_beside_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shakespeare").mkdir()  # as its own instructions make it
+    assert load_config(["shakespeare"]) == preset("shakespeare")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="'mine' is a folder; expected a YAML file"):
+        load_config(["mine"])
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"train: {run_dir: \xe9}")
     for path, words in [

@@ -61,6 +61,17 @@ def test_verify_fails_on_a_flipped_bit(shards: Path) -> None:
         main(["inspect", str(shards), "--verify"])
 
 
+def test_an_empty_text_to_split_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As from an unset variable of the shell: the files would be taken whole, without a word."""
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(SystemExit) as caught:
+        main(
+            ["data", "tokenize", "--tokenizer", "bytes", "--split-on", "", "--out", str(tmp_path / "o"), str(tmp_path)]
+        )
+    assert caught.value.code == 2
+    assert "--split-on: is empty; leave it out" in capsys.readouterr().err
+
+
 def test_mistakes_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     out = ["--out", str(tmp_path / "out"), "--tokenizer", "bytes"]

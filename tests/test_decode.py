@@ -253,6 +253,12 @@ def test_the_same_seed_gives_the_same_text_whatever_else_is_in_the_batch() -> No
     assert many[3:5] != complete([PROMPTS[1]], max_tokens=10, samples=2, seed=5)
 
 
+def test_prompts_do_not_echo_each_other() -> None:
+    """So hot that the draw alone decides: with the same random numbers the texts would be the same."""
+    first, second = complete(["a", "b"], max_tokens=10, sampling=Sampling(temperature=1e6), seed=4)
+    assert first != second
+
+
 class Scripted(Generator):
     """A generator whose model says what it is told to: its logits are those of a list of tokens, by position."""
 

@@ -209,6 +209,11 @@ def test_weights_of_16_bits_are_read(folders: dict[str, Path], tmp_path: Path) -
         ("gpt2", {"activation_function": "relu"}, {}, "activation_function is 'relu'; this model has only 'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"n_inner": 100}, {}, "n_inner is 100"),
+        ("gpt2", {"model_type": ["gpt2"]}, {}, r"model_type is \['gpt2'\]; expected"),
+        ("gpt2", {"n_layer": None}, {}, "n_layer is None; expected a whole number of at least 1"),
+        ("gpt2", {"n_embd": "48"}, {}, "n_embd is '48'; expected a whole number"),
+        ("gpt2", {"layer_norm_epsilon": "1e-5"}, {}, "layer_norm_epsilon is '1e-5'; expected a number"),
+        ("gpt_neo", {"num_layers": 0, "attention_types": []}, {}, "num_layers is 0; expected a whole number"),
         (
             "gpt2",
             {"n_positions": 32},

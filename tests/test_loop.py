@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from tiny_run import CTX, losses, metrics, saved, tiny, write_data, write_tokens
 
-from gpt3_jax.data.stream import open_heldout
+from gpt3_jax.data.stream import Stream, open_heldout
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError
 from gpt3_jax.model import forward
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train import loop
+from gpt3_jax.train.checkpoint import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluator
 from gpt3_jax.train.loop import Result
 from gpt3_jax.train.metrics import MetricsWriter, duration, human
@@ -154,7 +155,7 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
     assert others == len(evaluations) + 2
     assert reads_without_step <= others
     assert result == Result(
-        steps[-1]["loss"], steps[-1]["tokens"], tmp_path / "run" / "checkpoints", result.evaluation, ""
+        steps[-1]["loss"], steps[-1]["tokens"], tmp_path / "run" / "checkpoints", result.evaluation, len(steps), ""
     )
     assert result.evaluation is not None and result.evaluation.loss == evaluations[-1]["loss"]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
@@ -270,6 +271,55 @@ def test_unreadable_data_in_the_loaders_thread_is_one_line(tmp_path: Path) -> No
     tokens.tofile(shard)
     with pytest.raises(RunError, match=r"holds token id 9999 at token .* vocabulary ends at 256"):
         loop.run(tiny(folder, tmp_path / "run", **EIGHT))
+
+
+class _SlowDisk:
+    """Lets a save begin, and end only when it is waited for: an error then meets it under way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> None:
+        finish = CheckpointStore._finish
+
+        def patched(store: CheckpointStore, timeout: float | None = None) -> None:
+            if timeout is not None:
+                return
+            if failure is not None and store._pending is not None:
+                store._pending = None
+                raise failure
+            finish(store)
+
+        monkeypatch.setattr(CheckpointStore, "_finish", patched)
+
+
+def broken_behind(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    read = Stream.sequences
+
+    def sequences(self: Stream, indices: np.ndarray) -> np.ndarray:
+        if indices[0] >= first:
+            raise RunError("the disk with the data is gone")
+        return read(self, indices)
+
+    monkeypatch.setattr(Stream, "sequences", sequences)
+
+
+def test_an_error_lets_the_save_under_way_finish(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _SlowDisk(monkeypatch)
+    broken_behind(monkeypatch, 5 * 8)
+    config = tiny(data, tmp_path / "run", **EIGHT, checkpoint={"every_tokens": 512})
+    with pytest.raises(RunError, match=r"^the disk with the data is gone$"):
+        loop.run(config, lambda _: None)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["tokens-512"]
+    assert int(saved(config).sequences) == 32
+
+
+def test_an_error_does_not_hide_that_the_save_under_way_failed_too(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _SlowDisk(monkeypatch, RunError("could not save checkpoint tokens-512: the disk is full"))
+    broken_behind(monkeypatch, 5 * 8)
+    said: list[str] = []
+    with pytest.raises(RunError, match=r"^the disk with the data is gone$"):
+        loop.run(tiny(data, tmp_path / "run", **EIGHT, checkpoint={"every_tokens": 512}), said.append)
+    assert said[-1] == "could not save checkpoint tokens-512: the disk is full"
 
 
 # ---------------------------------------------------------------------------------------------------------------

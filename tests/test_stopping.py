@@ -15,9 +15,9 @@ from gpt3_jax.train.stopping import StopSignal
 def test_a_signal_stops_the_loop_at_its_next_question(number: signal.Signals) -> None:
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     with StopSignal() as stop:
-        assert not stop.requested(1) and stop.reason == ""
+        assert not stop.requested() and stop.reason == ""
         os.kill(os.getpid(), number)
-        assert stop.requested(2) and stop.requested(3)
+        assert stop.requested() and stop.requested()
         assert stop.reason == number.name
     assert {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)} == before
 
@@ -26,7 +26,7 @@ def test_a_second_ctrl_c_leaves_at_once(capfd: pytest.CaptureFixture[str]) -> No
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested(1)
+        assert stop.requested()
         assert "Ctrl-C again" in capfd.readouterr().err
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second Ctrl-C did nothing")
@@ -37,7 +37,17 @@ def test_a_second_sigterm_does_not_kill_the_final_checkpoint() -> None:
     with StopSignal() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested(1)
+        assert stop.requested()
+
+
+def test_after_a_sigterm_the_first_ctrl_c_is_only_the_first(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # no KeyboardInterrupt: the final checkpoint is being saved
+        assert stop.requested() and stop.reason == "SIGTERM"
+        assert "Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
@@ -46,7 +56,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
     def run() -> None:
         with StopSignal() as stop:
-            seen.extend([signal.getsignal(signal.SIGINT), stop.requested(1)])
+            seen.extend([signal.getsignal(signal.SIGINT), stop.requested()])
 
     thread = threading.Thread(target=run)
     thread.start()

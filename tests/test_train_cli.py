@@ -81,7 +81,13 @@ BAD: list[Case] = [
     ("word for a number", ["--train.tokens", "many"], r"train\.tokens.*many", 2, nothing),
     ("fraction for a whole number", ["--train.tokens", "1.5"], r"train\.tokens.*1\.5", 2, nothing),
     ("negative tokens", ["--train.tokens", "-5"], r"train\.tokens is -5; expected at least 1", 2, nothing),
-    ("not one of the choices", ["--parallel.stage", "4"], r"parallel\.stage: expected one of 0, 1, 2, 3, got 4$", 2, nothing),
+    (
+        "not one of the choices",
+        ["--parallel.stage", "4"],
+        r"parallel\.stage: expected one of 0, 1, 2, 3, got 4$",
+        2,
+        nothing,
+    ),
     (
         "missing configuration",
         ["!", "--config", "gpt3-smal"],
@@ -276,6 +282,22 @@ BAD: list[Case] = [
     ("run folder that is a file", [], r"cannot write into .*run: File exists; choose another", 1, file_in_the_way),
 ]
 assert len(BAD) >= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tokens/web", r"--data\.train is 'tokens/web'; expected a list such as '\[\{path: FOLDER, weight: 1\.0\}\]'"),
+        ("[tokens/web]", r"data\.train\[0\] in the command line is 'tokens/web'; expected e\.g\. \{path: FOLDER"),
+        ("[{path: a, wieght: 1}]", r"unknown key 'data\.train\[0\]\.wieght' .*nearest is data\.train\[0\]\.weight"),
+        ("[{path: a", r"--data\.train '\[\{path: a' is not valid YAML; expected a list"),
+    ],
+)
+def test_sources_on_the_command_line(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data.train", text]) == 2
+    assert main(["train", f"--data.train={text}"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second and re.search(message, first), first
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

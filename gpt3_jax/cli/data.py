@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; leave it out to take each file as one document")
+    return text
+
+
 def _add_tokenize(commands: Any) -> None:
     parser = commands.add_parser(
         "tokenize",
@@ -72,7 +78,8 @@ def _add_tokenize(commands: Any) -> None:
     )
     parser.add_argument(
         "--split-on",
-        default="",
+        default=None,
+        type=_not_empty,
         metavar="TEXT",
         help="cut text files into documents at this, e.g. '<|endoftext|>' or $'\\n\\n' (default: do not; a text "
         "file is one document)",
@@ -140,7 +147,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     options = Options(
         text_key=arguments.text_key,
-        split_on=arguments.split_on,
+        split_on=arguments.split_on or "",
         kind=arguments.format,
         errors=arguments.errors,
     )

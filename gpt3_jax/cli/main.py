@@ -50,7 +50,13 @@ INTERRUPT_EXIT = 130
 
 def run() -> int:
     """The console script: `main` with this process's arguments."""
-    return main(sys.argv[1:])
+    code = main(sys.argv[1:])
+    if code == INTERRUPT_EXIT:
+        # Not through Python's own end, which takes away what a compilation in another thread still uses: a crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def main(argv: list[str]) -> int:

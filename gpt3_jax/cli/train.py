@@ -16,7 +16,8 @@ _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
 
 _DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
 standard library that is on this machine (ten minutes on two CPU cores, nothing is downloaded). A run whose folder
-(train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint."""
+(train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint; before
+the first step there is nothing to save, and they end it at once."""
 
 _EPILOG = """exit codes: 0 trained to the end; 1 something failed while running; 2 what was asked for is wrong;
 143 stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command goes on from there. (Not 0, so that a
@@ -102,20 +103,26 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
     if cpu_only():
-        keep_freed_memory(step_bytes(config.model, config.train.batch_tokens))
+        keep_freed_memory(step_bytes(config.model, config.train))
     distributed.start(config.distributed)
     with _NoneLeftWaiting():
         say = loop.say_to_stderr
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
         result = loop.run(started.config if started else config, say)
         if distributed.is_lead():
-            if result.stopped:
+            if result.stopped and not result.tokens:
+                say(
+                    f"stopped by {result.stopped} before the first step: nothing to save; start again with\n"
+                    f"  {_command(argv)}"
+                )
+            elif result.stopped:
                 say(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
             else:
-                print(f"trained on {result.tokens:,} tokens; checkpoints in {result.checkpoint}")
+                beyond = f" (train.tokens {config.train.tokens:,} was reached before)" if result.steps == 0 else ""
+                print(f"trained on {result.tokens:,} tokens{beyond}; checkpoints in {result.checkpoint}")
                 if started:
                     print(quickstart.verdict(started, result))
-                print(_next_steps(config, argv, python=bool(started)), flush=True)
+                print(_next_steps(config, argv, result.tokens, python=bool(started)), flush=True)
         distributed.shutdown()
     if result.stopped:
         return _SIGINT_EXIT if result.stopped == "SIGINT" else _SIGTERM_EXIT
@@ -164,19 +171,20 @@ def _command(argv: list[str], **changed: str) -> str:
     rest = iter(argv)
     for argument in rest:
         name, equals, _ = argument.partition("=")
-        if name not in options:
+        # A change of configuration was meant once; kept, it would accept any other from now on.
+        if name not in options and name != "--checkpoint.on_change":
             kept.append(argument)
         elif not equals:
             next(rest, None)
     return shlex.join(["gpt3-jax", "train", *kept, *(part for pair in options.items() for part in pair)])
 
 
-def _next_steps(config: Config, argv: list[str], python: bool) -> str:
+def _next_steps(config: Config, argv: list[str], tokens: int, python: bool) -> str:
     prompt = "def " if python else "The "
     commands = {
         shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "let it write",
-        _command(argv, tokens=str(2 * config.train.tokens)): "go on, to twice as many tokens",
+        _command(argv, tokens=str(2 * max(config.train.tokens, tokens))): "go on, to twice as many tokens",
         "gpt3-jax train --config gpt3-small --verify-recipe": "the paper's sizes and their recipe",
     }
-    width = max(map(len, commands))
+    width = min(60, max(map(len, commands)))
     return "\n".join(["next:", *(f"  {command:{width}}  # {what}" for command, what in commands.items())])

@@ -36,6 +36,10 @@ _DEFAULTS: dict[Layout, dict[str, Any]] = {
 _SHARED_DEFAULTS = {
     "vocab_size": 50257, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "activation_function": "gelu_new",
 }  # fmt: skip
+_COUNTS: dict[Layout, tuple[str, ...]] = {
+    "gpt2": ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"),
+    "gpt_neo": ("num_layers", "hidden_size", "num_heads", "max_position_embeddings", "window_size", "vocab_size"),
+}
 # Settings that this model cannot follow: the key, and the only value that it can.
 _REQUIRED = {
     "activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True,
@@ -58,7 +62,7 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     folder = Path(path)
     settings = read_json(folder / _CONFIG)
     kind = settings.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise UserError(f"{folder / _CONFIG}: model_type is {kind!r}; expected gpt2 or gpt_neo")
     config = _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG)
     with open_weights(folder) as (shapes, read):
@@ -115,6 +119,12 @@ def _model_config(settings: dict[str, Any], kind: Layout, path: Path) -> ModelCo
     for key, only in _REQUIRED.items():
         if settings.get(key, only) != only:
             raise UserError(f"{path}: {key} is {settings[key]!r}; this model has only {only!r}")
+    for key in _COUNTS[kind]:
+        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
+            raise UserError(f"{path}: {key} is {settings[key]!r}; expected a whole number of at least 1")
+    for key in ("layer_norm_epsilon", "initializer_range"):
+        if not isinstance(settings[key], (int, float)) or isinstance(settings[key], bool):
+            raise UserError(f"{path}: {key} is {settings[key]!r}; expected a number")
     width_key, ff_key = ("n_embd", "n_inner") if kind == "gpt2" else ("hidden_size", "intermediate_size")
     if settings[ff_key] not in (None, 4 * settings[width_key]):
         raise UserError(

@@ -64,8 +64,8 @@ class CheckpointReader:
         self._whole: set[int] = set()
 
     def checkpoints(self) -> list[int]:
-        """Tokens of the checkpoints in the folder, ascending, whole or not."""
-        return sorted(json.loads(from_lead(json.dumps(self._list() if is_lead() else []))))
+        """Tokens of the checkpoints in the folder, ascending, whole or not. Raises RunError when it cannot be read."""
+        return sorted(int(tokens) for tokens in self._from_folder(lambda: " ".join(map(str, self._list()))).split())
 
     def newest_record(self) -> tuple[int, dict[str, Any]] | None:
         """(tokens, record) of the newest checkpoint whose metadata is intact, without reading its arrays.
@@ -118,12 +118,27 @@ class CheckpointReader:
     def _found(self) -> list[int]:
         found = self.checkpoints()
         if not found:
-            aside = from_lead(" ".join(sorted(p.name for p in self._children() if p.name.startswith("damaged-"))))
+            aside = self._from_folder(
+                lambda: " ".join(sorted(p.name for p in self._children() if p.name.startswith("damaged-")))
+            )
             if aside:
                 raise RunError(
                     f"{self.directory} holds no checkpoint but damaged ones ({aside}); delete them to start from zero"
                 )
         return found
+
+    def _from_folder(self, look: Callable[[], str]) -> str:
+        """What the lead process sees in the folder, told to all; RunError in all when it cannot look."""
+        answer = {}
+        if is_lead():
+            try:
+                answer = {"seen": look()}
+            except OSError as error:
+                answer = {"failed": one_line(error)}
+        answer = json.loads(from_lead(json.dumps(answer)))
+        if "failed" in answer:
+            raise RunError(f"cannot read the checkpoint folder {self.directory}: {answer['failed']}")
+        return str(answer["seen"])
 
     def _children(self) -> list[epath.Path]:
         return list(self.directory.iterdir()) if is_lead() and self.directory.exists() else []
@@ -270,6 +285,10 @@ class CheckpointStore(CheckpointReader):
         """Waits for the background save and retires old checkpoints. Raises RunError when the save failed."""
         self._finish()
 
+    def pending(self) -> int | None:
+        """Tokens of the save that is under way, or None."""
+        return self._pending[0] if self._pending else None
+
     def last_good(self) -> int | None:
         """Tokens of the newest checkpoint that this store has itself restored, or saved to the end."""
         return max(self._whole, default=None)
@@ -285,7 +304,8 @@ class CheckpointStore(CheckpointReader):
         try:
             response.result(timeout=timeout)
         except (OSError, RuntimeError, ValueError) as error:
-            if timeout is not None and isinstance(error, TimeoutError):
+            # Still running. A network disk's ETIMEDOUT is a TimeoutError too, but of a save that has failed.
+            if timeout is not None and isinstance(error, TimeoutError) and error.errno is None:
                 return
             self._pending = None
             raise self._save_error(tokens, error) from error

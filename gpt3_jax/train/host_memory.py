@@ -10,13 +10,15 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+from pathlib import Path
 
 import jax
 
-from gpt3_jax.config import ModelConfig
+from gpt3_jax.config import ModelConfig, TrainConfig
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _LARGEST = 2**31 - 1
+_ACCELERATOR_NODES = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 _ARENA_BYTES = 60e6
 """What an arena of one thread holds at most (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
 _BYTES_KEPT = 144.0
@@ -24,12 +26,15 @@ _BYTES_KEPT = 144.0
 
 
 def cpu_only() -> bool:
-    """Whether JAX will run on the CPU here, told without starting it: no accelerator is asked for or installed."""
+    """Whether JAX will run on the CPU here, told without starting it: no accelerator is asked for, or none is there."""
     asked = getattr(jax.config, "jax_platforms", None)  # the flag or its variable; not in JAX's type stubs
     if asked:
         return bool(asked == "cpu")
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    return not plugins and importlib.util.find_spec("libtpu") is None
+    if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None:
+        return True
+    return not any(
+        any(Path("/dev").glob(node)) for node in _ACCELERATOR_NODES
+    )  # a plugin alone may be there to plan with
 
 
 def keep_freed_memory(largest_block: float) -> None:
@@ -52,6 +57,7 @@ def keep_freed_memory(largest_block: float) -> None:
     libc.mallopt(_M_TOP_PAD, 2**28)
 
 
-def step_bytes(model: ModelConfig, tokens: int) -> float:
-    """A rough measure of what a step without remat keeps for its backward pass, in bytes, for `tokens` at once."""
+def step_bytes(model: ModelConfig, train: TrainConfig) -> float:
+    """Bytes that one pass of the step keeps for its backward pass, roughly, and at most: on one device, no remat."""
+    tokens = min(train.batch_tokens, train.microbatch * model.n_ctx or train.batch_tokens)
     return _BYTES_KEPT * tokens * model.n_layers * model.d_model

@@ -53,6 +53,8 @@ class Result:
     """Folder that holds the run's checkpoints, the last at `tokens`."""
     evaluation: Evaluation | None
     """On held-out data at the end; None without such data or when stopped."""
+    steps: int
+    """Batches trained on now, since the start or the resume."""
     stopped: str
     """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
 
@@ -77,8 +79,14 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     stream, heldout = open_data(config, tokenizer)
     data = Data(stream.fingerprint, tokenizer.fingerprint)
 
-    with RunLock(Path(config.train.run_dir), say):
-        return _run(config, mesh, tokenizer, schedule, stream, heldout, data, say)
+    try:
+        with RunLock(Path(config.train.run_dir), say):
+            return _run(config, mesh, tokenizer, schedule, stream, heldout, data, say)
+    except jax.errors.JaxRuntimeError as error:
+        line = _device_error(error)
+        if line is None:
+            raise
+        raise RunError(line) from error
 
 
 def _run(
@@ -117,11 +125,25 @@ def _run(
         if distributed.is_lead():
             _write_config(run_dir, config)
         return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
-    except jax.errors.JaxRuntimeError as error:
-        line = _device_error(error)
-        if line is None:
-            raise
-        raise RunError(line) from error
+    except Exception:
+        _let_the_save_finish(store, say)
+        raise
+
+
+def _let_the_save_finish(store: CheckpointStore, say: Callable[[str], None]) -> None:
+    """Before an error ends the run: a checkpoint that is being written is finished, or said to be lost.
+
+    Several processes must not wait for each other here: the one that failed may be gone.
+    """
+    if (tokens := store.pending()) is None:
+        return
+    if jax.process_count() > 1:
+        say(f"the checkpoint at {tokens:,} tokens was being written: it may be lost")
+        return
+    try:
+        store.wait()
+    except RunError as error:
+        say(str(error))
 
 
 def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
@@ -209,6 +231,7 @@ class _Loop:
         config = self._config
         run_dir = Path(config.train.run_dir)
         step, position, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
+        first_step = step
         steps, evaluator = self._compile(state, position)
         writer = None
         if distributed.is_lead():
@@ -226,7 +249,7 @@ class _Loop:
 
             pending: tuple[int, int, BatchStage, Metrics] | None = None
             for first, stage in self._schedule.batches(position):
-                if stop.requested(step):
+                if stop.requested():
                     break
                 self._store.check()
                 rows = next(batches)
@@ -252,7 +275,8 @@ class _Loop:
             with telemetry.pause("waiting for the checkpoint to be on disk"):
                 self._store.close()
         stopped = "" if done else stop.reason
-        return Result(telemetry.loss, position * self._ctx, run_dir / CHECKPOINTS, evaluation, stopped)
+        steps_made = step - first_step
+        return Result(telemetry.loss, position * self._ctx, run_dir / CHECKPOINTS, evaluation, steps_made, stopped)
 
     def _compile(self, state: TrainState, position: int) -> tuple[dict[int, Any], Evaluator | None]:
         """Steps by batch size, for every size from here to the end, and the evaluation, before the first step."""

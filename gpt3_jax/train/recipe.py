@@ -93,8 +93,10 @@ def check(config: Config) -> tuple[str | None, list[Row]]:
         rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
     rows.append(Row("parameters.decayed", None, _decayed(config), "", False))
     sources = sorted((source.weight for source in config.data.train), reverse=True)
-    where = "Table 2.2: shares in %, its 101 normalised, largest first"
-    rows.append(Row("data.mixture", _shares(_MIXTURE), _shares(sources) if sources else None, where, True))
+    # Only the paper's own five datasets can be compared: other sources are another corpus, or one in several parts.
+    paper = _shares(_MIXTURE) if len(sources) == len(_MIXTURE) else None
+    where = "Table 2.2: shares in %, its 101 normalised, largest first; compared for five sources"
+    rows.append(Row("data.mixture", paper, _shares(sources) if sources else None, where, True))
     n = count_params(config.model)
     rows.append(Row("parameters", count_params(sizes[size].model) if size else None, n, "Table D.1", True))
     return size, rows
@@ -110,7 +112,7 @@ def _decayed(config: Config) -> tuple[str, ...]:
     mask = decay_mask(config.model)
     return tuple(
         sorted(
-            {name.rsplit("_")[-1] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}
+            {name.rpartition("_")[2] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}
         )
     )
 

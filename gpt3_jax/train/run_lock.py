@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +15,20 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.distributed import from_lead, is_lead
 
 _HELD = (errno.EAGAIN, errno.EACCES)
+_WAIT_S, _RETRY_S = 180.0, 3.0
+"""How long the lock of another machine may outlive it: an NFS server keeps a dead client's for a lease, 90 s."""
 
 
 class RunLock:
     """Context manager that holds `run_dir` for the lead process, and with it for all processes of the run.
 
-    The lock is the kernel's (`flock` on the file ``run.lock``), so it ends with the process, however that ends. Where
-    the file system has no locks, a line says so and the run goes on.
+    The lock is the kernel's (`flock` on the file ``run.lock``), so it ends with the process, however that ends.
+    Between machines it holds as far as the file system carries locks. One that another machine holds is waited for a
+    while: after a node has died, that is all there is left of its run.
 
     Raises:
-        UserError: another run holds the folder; names its process.
-        RunError: the folder cannot be written.
+        UserError: a run on this machine holds the folder; names its process.
+        RunError: another machine's does, still; the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
@@ -31,41 +36,55 @@ class RunLock:
         self._file: int | None = None
 
     def __enter__(self) -> RunLock:
-        refused, failed = "", ""
-        if is_lead():
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.ftruncate(self._file, 0)
-                    os.write(self._file, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-                except OSError as error:
-                    if error.errno in _HELD:
-                        refused = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
-                    elif error.errno == errno.ENOSPC:
-                        pass  # locked, though nobody will read by whom
-                    else:
-                        self._say(f"{self._path} cannot be locked ({error.strerror}): start no second run there")
-            except OSError as error:
-                failed = str(error.strerror)
-        # The lead speaks for all: the others must not wait for a run that does not begin.
-        if refused := from_lead(refused):
-            self._release()
-            raise UserError(
-                f"train.run_dir {self._path.parent} is in use by another run ({refused}); wait for it, stop it, or "
-                "choose another train.run_dir"
-            )
-        if failed := from_lead(failed):
-            raise RunError(f"cannot write into {self._path.parent}: {failed}; choose another train.run_dir")
-        return self
+        folder = self._path.parent
+        deadline, waiting = time.monotonic() + _WAIT_S, False
+        while True:
+            # The lead speaks for all: the others must not wait for a run that does not begin.
+            state, _, what = from_lead(self._try() if is_lead() else "").partition(" ")
+            if state == "ours":
+                return self
+            if state == "failed":
+                raise RunError(f"cannot write into {folder}: {what}; choose another train.run_dir")
+            if state == "here":
+                raise UserError(
+                    f"train.run_dir {folder} is in use by another run ({what}); wait for it, stop it, or choose "
+                    "another train.run_dir"
+                )
+            if from_lead("late" if is_lead() and time.monotonic() > deadline else ""):
+                raise RunError(f"train.run_dir {folder} is still in use by another run ({what}); stop it first")
+            if not waiting:
+                self._say(f"{folder} is in use by another run ({what}); waiting up to {_WAIT_S:.0f} s for it to end")
+                waiting = True
+            time.sleep(_RETRY_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
-
-    def _release(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _try(self) -> str:
+        """One attempt, in the lead process: "ours", or "here", "elsewhere" or "failed" and what there is to say."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            return f"failed {error.strerror}"
+        host = os.uname().nodename
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                holder = ""
+                with contextlib.suppress(OSError):
+                    holder = os.read(file, 200).decode(errors="replace").strip()
+                os.close(file)
+                where = "here" if not holder or holder.endswith(f" on {host}") else "elsewhere"
+                return f"{where} {holder or 'another process'}"
+            self._say(f"{self._path} cannot be locked ({error.strerror}): start no second run there")
+        self._file = file
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without its holder's name
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {host}\n".encode())
+        return "ours"

@@ -5,6 +5,7 @@ The loop asks once per step; all processes get the answer True at the same step,
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +15,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+# The service stops at the call after the highest that any process has made. A resumed run's own step numbers would
+# begin far above what it chooses when the signal comes before the first call, and it would never be reached.
+_CALLS = itertools.count(1)
 _NOTICE = b"\ninterrupted: stopping after a step, with a checkpoint; press Ctrl-C again to leave at once\n"
 
 
@@ -32,6 +36,7 @@ class StopSignal:
         self.reason = ""
         """What asked for the stop, in words for the person; empty until then."""
         self._asked = False
+        self._interrupted = False
         self._agreed = False
         self._service = False
         self._before: dict[signal.Signals, Any] = {}
@@ -52,13 +57,16 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop before (or instead of) step `step`; once True, always True.
+    def requested(self) -> bool:
+        """Whether to stop before the next step; once True, always True.
 
-        All processes call it at every step, with the same steps: that is how they agree.
+        All processes call it before every step, equally often: that is how they agree.
         """
         if not self._agreed:
-            self._agreed = multihost_utils.reached_preemption_sync_point(step) if self._service else self._asked
+            if self._service:
+                self._agreed = multihost_utils.reached_preemption_sync_point(next(_CALLS))
+            else:
+                self._agreed = self._asked
             if self._agreed and not self.reason:
                 self.reason = "SIGTERM, here or in another process"
         return self._agreed
@@ -68,10 +76,10 @@ class StopSignal:
         self._asked = True
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._interrupted:
             raise KeyboardInterrupt
-        self.reason = "SIGINT"
-        self._asked = True
+        self.reason = self.reason or "SIGINT"
+        self._asked = self._interrupted = True
         os.write(2, _NOTICE)  # print() could be interrupted inside itself
         if self._service:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -47,7 +47,7 @@ class Telemetry:
         device = devices.lookup(kind)
         self._peak = device.bf16_flops * mesh.size if device else None
         if device is None and writer is not None:
-            say(f"device {kind!r} is not in the table of devices: no MFU is shown")
+            say(f"no MFU is shown: the peak rate of this device, {kind!r}, is not known")
         self._tokens = position * self._ctx
         self._skipped = skipped
         self._warm = False  # the first step also starts the data and the device: its time is no rate

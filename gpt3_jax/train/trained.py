@@ -26,7 +26,8 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"run folder {str(run_dir)!r} does not exist; expected the train.run_dir of a run")
+        what = "is a file" if Path(run_dir).exists() else "does not exist"
+        raise UserError(f"run folder {str(run_dir)!r} {what}; expected the train.run_dir of a run")
     reader = CheckpointReader(run_dir / CHECKPOINTS, say=say)
     newest = reader.newest_record()
     if newest is None:
