@@ -65,9 +65,7 @@ def test_an_empty_text_to_split_on_is_refused(tmp_path: Path, capsys: pytest.Cap
     """As from an unset variable of the shell: the files would be taken whole, without a word."""
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(SystemExit) as caught:
-        main(
-            ["data", "tokenize", "--tokenizer", "bytes", "--split-on", "", "--out", str(tmp_path / "o"), str(tmp_path)]
-        )
+        main(["tokenize", "--tokenizer", "bytes", "--split-on", "", "--out", str(tmp_path / "o"), str(tmp_path)])
     assert caught.value.code == 2
     assert "--split-on: is empty; leave it out" in capsys.readouterr().err
 
