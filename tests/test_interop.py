@@ -139,12 +139,35 @@ def test_a_model_of_ours_is_loaded_by_transformers(tmp_path: Path, pattern: tupl
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), back, params)
 
 
-def test_gpt_neo_cannot_hold_biases_of_queries(tmp_path: Path) -> None:
-    params = model.init(OURS, jax.random.key(1))
-    blocks = params.blocks.replace(qkv_bias=params.blocks.qkv_bias.at[2, 1, 3].set(-0.5))
-    with pytest.raises(UserError, match=r"blocks\.qkv_bias is not zero \(largest value 0\.5\)"):
-        interop.to_hf(params.replace(blocks=blocks), OURS, tmp_path / "hf")
-    assert not list(tmp_path.iterdir())
+def with_biases(params: Params) -> Params:
+    """As training leaves them: every parameter of a block away from its initial value, biases included."""
+    keys = iter(jax.random.split(jax.random.key(2), 64))
+    return params.replace(
+        blocks=jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params.blocks)
+    )
+
+
+def test_gpt_neo_holds_biases_of_queries_elsewhere(tmp_path: Path) -> None:
+    params = with_biases(model.init(OURS, jax.random.key(1)))
+    interop.to_hf(params, OURS, tmp_path / "hf")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    expected = forward(params, TOKENS[:, :-1], OURS)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
+    without = params.replace(blocks=params.blocks.replace(qkv_bias=jnp.zeros_like(params.blocks.qkv_bias)))
+    assert np.abs(forward(without, TOKENS[:, :-1], OURS) - expected).max() > 1e-2, "these biases matter"
+
+
+def test_a_query_matrix_without_an_inverse_is_refused(tmp_path: Path) -> None:
+    params = with_biases(model.init(OURS, jax.random.key(1)))
+    for harm, message in [
+        (lambda kernel: kernel.at[2, :, 0, 3].set(0), "the query matrix of block 2 is singular"),
+        (lambda kernel: kernel.at[2, :, 0, 3].multiply(1e-9), "logits would change by"),
+    ]:
+        blocks = params.blocks.replace(qkv_kernel=harm(params.blocks.qkv_kernel))
+        with pytest.raises(UserError, match=message):
+            interop.to_hf(params.replace(blocks=blocks), OURS, tmp_path / "hf")
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

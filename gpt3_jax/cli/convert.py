@@ -10,7 +10,7 @@ dense, GPT-Neo when dense and banded layers alternate. Needs the extra hf: pip i
 
 _TO_HF = """Writes the newest checkpoint of a run as a folder that Hugging Face's from_pretrained reads: config.json and
 model.safetensors in fp32, without the padding of the vocabulary, without a tokenizer. GPT-Neo has no biases of queries,
-keys and values: a banded model in which they are not zero is refused."""
+keys and values: those of a banded model are folded into other parameters, and the function stays the same."""
 
 _FROM_HF = """Writes a run folder from a GPT-2 or GPT-Neo model on this machine (config.json with model.safetensors,
 its shards, or pytorch_model.bin). `gpt3-jax generate` completes prompts with it; training goes on from it, with a fresh

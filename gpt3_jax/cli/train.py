@@ -118,11 +118,13 @@ def _train(config: Config, argv: list[str]) -> int:
             elif result.stopped:
                 say(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
             else:
+                # The last batch ends a little behind what was asked for.
+                reached = config.train.tokens if result.steps else result.tokens
                 beyond = f" (train.tokens {config.train.tokens:,} was reached before)" if result.steps == 0 else ""
                 print(f"trained on {result.tokens:,} tokens{beyond}; checkpoints in {result.checkpoint}")
                 if started:
                     print(quickstart.verdict(started, result))
-                print(_next_steps(config, argv, result.tokens, python=bool(started)), flush=True)
+                print(_next_steps(config, argv, reached, python=bool(started)), flush=True)
         distributed.shutdown()
     if result.stopped:
         return _SIGINT_EXIT if result.stopped == "SIGINT" else _SIGTERM_EXIT
@@ -183,7 +185,7 @@ def _next_steps(config: Config, argv: list[str], tokens: int, python: bool) -> s
     prompt = "def " if python else "The "
     commands = {
         shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "let it write",
-        _command(argv, tokens=str(2 * max(config.train.tokens, tokens))): "go on, to twice as many tokens",
+        _command(argv, tokens=str(2 * tokens)): "go on, to twice as many tokens",
         "gpt3-jax train --config gpt3-small --verify-recipe": "the paper's sizes and their recipe",
     }
     width = min(60, max(map(len, commands)))

@@ -19,6 +19,7 @@ import numpy as np
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.interop.folding import fold_biases
 from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
 from gpt3_jax.interop.weight_files import Read, Shapes, open_weights, read_json, write_weights
 from gpt3_jax.model.params import Params, names, param_table
@@ -83,7 +84,7 @@ def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> 
 
     Raises:
         UserError: the folder is not empty; parameters that the format cannot hold (GPT-Neo has no biases of queries,
-            keys and values: only a model whose biases there are zero becomes one).
+            keys and values: they are folded into others, which a singular query matrix prevents).
         RunError: it cannot be written.
     """
     folder = Path(path)
@@ -91,13 +92,8 @@ def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> 
         raise UserError(f"{str(folder)!r} exists and is not an empty folder; choose another to write the model into")
     kind = layout(config)
     by_name = dict(zip(names(params), jax.tree.leaves(params), strict=True))
-    for name in without_place(config, kind):
-        largest = float(jnp.max(jnp.abs(by_name[name])))
-        if largest:
-            raise UserError(
-                f"{name} is not zero (largest value {largest:.3g}) and GPT-Neo, Hugging Face's format for banded "
-                "attention, has no such biases; only a model with all layers dense, or with zeros there, can be written"
-            )
+    if any(bool(jnp.any(by_name[name])) for name in without_place(config, kind)):
+        params = fold_biases(params, config)
     arrays = to_tensors(params, config, kind)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
