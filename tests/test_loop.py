@@ -322,6 +322,14 @@ def test_an_error_does_not_hide_that_the_save_under_way_failed_too(
     assert said[-1] == "could not save checkpoint tokens-512: the disk is full"
 
 
+def test_a_loss_that_is_not_finite_is_named_even_when_the_save_before_fails(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckpointStore, "wait", lambda _: (_ for _ in ()).throw(RunError("the disk is full")))
+    with pytest.raises(RunError, match=r"are not both finite at step .*; and the disk is full$"):
+        loop.run(overflowing(data, tmp_path / "run", "stop"), lambda _: None)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Metrics
 # ---------------------------------------------------------------------------------------------------------------

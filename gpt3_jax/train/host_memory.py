@@ -32,9 +32,8 @@ def cpu_only() -> bool:
         return bool(asked == "cpu")
     if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None:
         return True
-    return not any(
-        any(Path("/dev").glob(node)) for node in _ACCELERATOR_NODES
-    )  # a plugin alone may be there to plan with
+    # A plugin without a device may be there to plan with.
+    return not any(any(Path("/dev").glob(node)) for node in _ACCELERATOR_NODES)
 
 
 def keep_freed_memory(largest_block: float) -> None:
