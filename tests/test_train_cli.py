@@ -89,6 +89,13 @@ BAD: list[Case] = [
         nothing,
     ),
     (
+        "bucket for a folder",
+        ["--train.run_dir", "gs://b/run"],
+        r"'gs://b/run'; expected .* mount the bucket",
+        2,
+        nothing,
+    ),
+    (
         "missing configuration",
         ["!", "--config", "gpt3-smal"],
         r"'gpt3-smal' does not exist; the nearest is gpt3-small",
