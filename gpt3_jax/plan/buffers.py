@@ -1,0 +1,292 @@
+"""What stands in a device's memory at the compiled program's fullest moment: each buffer, what it is for, and the
+line of source that made it.
+
+Read from the compiler's own buffer assignment and live ranges, which it writes beside the program (`xla_dump_to`),
+also when the program turned out too large for the device. TPU and GPU compilers write them in the same form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from gpt3_jax.errors import RunError
+from gpt3_jax.plan.hlo import Instruction, Program
+
+Purpose = Literal[
+    "master weights", "moments", "batch", "gathered weights", "gradients", "activations", "logits", "temporary"
+]
+PURPOSES: tuple[Purpose, ...] = (
+    "master weights", "moments", "batch", "gathered weights", "gradients", "activations", "logits", "temporary"
+)  # fmt: skip
+
+_ALLOCATION = re.compile(r"allocation (\d+): size (\d+)(.*)")
+_VALUE = re.compile(r" value: <\d+ (\S+?)(\{[\d,]*\})?(?: \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (.*)")
+_RANGE = re.compile(r"    (\S+?)(\{[\d,]*\}):(\d+)-(\d+)")
+_DEVICE_MEMORY = 0
+"""XLA's memory space of HBM; on-chip memories and the host have other numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One buffer alive at the peak."""
+
+    size: int
+    """Bytes, the padding of its layout included."""
+    shape: str
+    purpose: Purpose
+    op_name: str
+    """Where in the traced program it comes from."""
+    source: str
+    """The line of Python that made it; empty where the compiler lost it."""
+    instruction: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What tells weights and logits from other arrays: sizes on one device, in elements."""
+
+    block: frozenset[tuple[int, ...]]
+    """Shapes of one block's matrices, whole over `data` and as shards, sorted, without dimensions of 1."""
+    top: frozenset[tuple[int, ...]]
+    """The same for the embeddings."""
+    vocab: int
+    """Width of a tensor shard's slice of the padded vocabulary."""
+    d_model: int
+    stacks: frozenset[int]
+    """First dimensions of a stack: periods, layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The fullest moment."""
+
+    arguments: int
+    """Bytes of the state and the batch, which are there all the time."""
+    temporaries: int
+    """Bytes that the program reserves beside them; more than what is alive at the peak, by the gaps between buffers."""
+    buffers: tuple[Buffer, ...]
+    """Alive at the peak, largest first, arguments included."""
+
+    def by_purpose(self) -> dict[Purpose, int]:
+        """Bytes at the peak for each purpose, in the order of `PURPOSES`."""
+        total = dict.fromkeys(PURPOSES, 0)
+        for buffer in self.buffers:
+            total[buffer.purpose] += buffer.size
+        return total
+
+    @property
+    def gaps(self) -> int:
+        """Bytes reserved but not in use at the peak: the allocator's fragmentation."""
+        return self.arguments + self.temporaries - sum(buffer.size for buffer in self.buffers)
+
+
+def read_peak(folder: Path, program: Program, shapes: Shapes) -> Peak:
+    """The peak of the one program whose dump stands in `folder`.
+
+    Raises:
+        RunError: the compiler wrote no buffer assignment, or one in another form.
+    """
+    values = _values(_only(folder, "*after_optimizations-buffer-assignment.txt"))
+    ranges = _ranges(_only(folder, "*after_optimizations-live-range.txt"))
+    arguments = _arguments(values, program)
+    heaps: dict[int, list[_Value]] = {}
+    for value in values:
+        if value.temporary and value.memory == _DEVICE_MEMORY:
+            heaps.setdefault(value.allocation, []).append(value)
+    purposes = _Purposes(program, shapes)
+    alive = [purposes.buffer(v) for v in arguments.values()]
+    reserved = 0
+    for heap in heaps.values():
+        reserved += heap[0].allocation_size
+        alive += [purposes.buffer(v) for v in _fullest(heap, ranges)]
+    alive.sort(key=lambda buffer: (-buffer.size, buffer.instruction))
+    return Peak(sum(v.allocation_size for v in arguments.values()), reserved, tuple(alive))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """One line of the buffer assignment."""
+
+    name: str
+    index: str
+    size: int
+    offset: int
+    shape: str
+    memory: int
+    allocation: int
+    allocation_size: int
+    parameter: bool
+    temporary: bool
+
+
+def _only(folder: Path, pattern: str) -> str:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise RunError(f"the compiler wrote {len(found)} files {pattern}, expected 1: its memory cannot be read")
+    return found[0].read_text(errors="replace")
+
+
+def _values(text: str) -> list[_Value]:
+    values: list[_Value] = []
+    allocation, size, kind = -1, 0, ""
+    for line in text.splitlines():
+        if found := _ALLOCATION.match(line):
+            allocation, size, kind = int(found[1]), int(found[2]), found[3]
+        elif found := _VALUE.match(line):
+            values.append(
+                _Value(
+                    found[1],
+                    found[2] or "{}",
+                    int(found[4]),
+                    int(found[5]),
+                    found[6],
+                    int(found[3]),
+                    allocation,
+                    size,
+                    " parameter " in kind,
+                    "preallocated-temp" in kind,
+                )
+            )
+    if not values:
+        raise RunError("the compiler's buffer assignment has a form that this reader does not know")
+    return values
+
+
+def _ranges(text: str) -> dict[str, tuple[int, int]]:
+    found = (_RANGE.match(line) for line in text.splitlines())
+    return {m[1] + m[2]: (int(m[3]), int(m[4])) for m in found if m}
+
+
+def _arguments(values: Iterable[_Value], program: Program) -> dict[int, _Value]:
+    """The argument of each allocation that holds one; what the program writes back into its place has other names."""
+    found: dict[int, _Value] = {}
+    for value in values:
+        instruction = program.instructions.get(value.name)
+        if value.parameter and instruction is not None and instruction.opcode == "parameter":
+            found.setdefault(value.allocation, value)
+    return found
+
+
+def _fullest(heap: Iterable[_Value], ranges: Mapping[str, tuple[int, int]]) -> list[_Value]:
+    """The values alive at the moment when most bytes are; of several at one place, the first."""
+    known = [(v, ranges[v.name + v.index]) for v in heap if v.name + v.index in ranges]
+    if not known:
+        return []
+    changes: dict[int, int] = {}
+    for value, (start, end) in known:
+        changes[start] = changes.get(start, 0) + value.size
+        changes[end + 1] = changes.get(end + 1, 0) - value.size
+    total, most, moment = 0, -1, 0
+    for time in sorted(changes):
+        total += changes[time]
+        if total > most:
+            most, moment = total, time
+    alive: dict[int, _Value] = {}
+    for value, (start, end) in known:
+        if start <= moment <= end and value.size and value.size >= getattr(alive.get(value.offset), "size", 0):
+            alive[value.offset] = value
+    return list(alive.values())
+
+
+class _Purposes:
+    """Says what a buffer is for, by the scopes of the traced program that its instruction came from."""
+
+    def __init__(self, program: Program, shapes: Shapes) -> None:
+        self._program, self._shapes = program, shapes
+        self._loops = {
+            i.called("body")[0]: i for i in program.instructions.values() if i.opcode == "while" and i.called("body")
+        }
+
+    def buffer(self, value: _Value) -> Buffer:
+        origin = self._origin(value.name, value.index, 0)
+        op_name = origin.op_name if origin else ""
+        source = self._program.source(origin) if origin else ""
+        return Buffer(value.size, _plain(value.shape), self._purpose(value, op_name), op_name, source, value.name)
+
+    def _origin(self, name: str, index: str, depth: int) -> Instruction | None:
+        """The instruction that computes a value: a loop's element is followed to what the loop's body makes of it, or,
+        where it only passes through, to what stood before the loop."""
+        instruction = self._program.instructions.get(name)
+        if instruction is None or depth > 20:
+            return instruction
+        place = [int(i) for i in re.findall(r"\d+", index)]
+        if instruction.opcode == "while" and place:
+            (body,) = instruction.called("body")
+            made = self._element(self._program.roots[body], place[0])
+            if made is not None and not self._passes_through(made, place[0]):
+                return self._origin(made.name, "{}", depth + 1)
+            before = self._program.instructions.get(instruction.operands[0])
+            came = self._element(before, place[0]) if before else None
+            return self._origin(came.name, "{}", depth + 1) if came else instruction
+        if instruction.opcode == "parameter" and place:
+            loop = next((w for w in self._loops.values() if name in self._parameters(w)), None)
+            return self._origin(loop.name, index, depth + 1) if loop else instruction
+        if instruction.opcode in ("bitcast", "copy", "copy-start", "copy-done", "get-tuple-element", "all-gather-done"):
+            if instruction.opcode == "get-tuple-element":
+                number = re.search(r"index=(\d+)", instruction.attributes)
+                inner = f"{{{number[1]}}}" if number else "{}"
+            else:
+                inner = "{}"
+            deeper = self._origin(instruction.operands[0], inner, depth + 1) if instruction.operands else None
+            return deeper if deeper is not None and deeper.op_name else instruction
+        return instruction
+
+    def _element(self, instruction: Instruction | None, place: int) -> Instruction | None:
+        if instruction is None or instruction.opcode != "tuple" or place >= len(instruction.operands):
+            return None
+        return self._program.instructions.get(instruction.operands[place])
+
+    def _passes_through(self, made: Instruction, place: int) -> bool:
+        return made.opcode == "get-tuple-element" and f"index={place}" in made.attributes.replace(" ", "").split(",")
+
+    def _parameters(self, loop: Instruction) -> frozenset[str]:
+        return frozenset(
+            name
+            for callee in loop.called("body", "condition")
+            for name in self._program.parameters(callee)
+        )
+
+    def _purpose(self, value: _Value, op_name: str) -> Purpose:
+        if value.parameter:
+            if ".params" in op_name or op_name.startswith("params"):
+                return "master weights"
+            return "moments" if re.search(r"\.(mu|nu)\b", op_name) else "batch"
+        if op_name.startswith(("state.", "rows")):
+            return "temporary"  # an argument copied into another layout
+        dims = _dims(value.shape)
+        scopes = set(re.split(r"[/()]+", op_name))
+        if scopes & {"optimizer", "clip"}:
+            return "temporary"
+        if self._is_weight(dims):
+            if "reduce_gradients" in scopes or ("transpose" in scopes and "gather_weights" not in scopes):
+                return "gradients"
+            return "gradients" if value.shape.startswith("f32") else "gathered weights"
+        if self._shapes.vocab in dims:
+            return "logits"
+        return "activations" if dims and dims[0] in self._shapes.stacks and len(dims) > 2 else "temporary"
+
+    def _is_weight(self, dims: tuple[int, ...]) -> bool:
+        """Whether this is a matrix's shape, in any order: one block's, or a stack over periods and their blocks."""
+        bare = [d for d in dims if d != 1]
+        if len(bare) > 1 and tuple(sorted(bare)) in self._shapes.top | self._shapes.block:
+            return True
+        for depth in (1, 2):
+            stack, matrix = bare[:depth], tuple(sorted(bare[depth:]))
+            if len(matrix) > 1 and stack[0] in self._shapes.stacks and matrix in self._shapes.block:
+                return True
+        return False
+
+
+def _plain(shape: str) -> str:
+    """A shape without its layout: ``bf16[768,3072]``."""
+    return re.sub(r"\{[^{}]*\}", "", shape).strip()
+
+
+def _dims(shape: str) -> tuple[int, ...]:
+    found = re.search(r"\[([\d,]*)\]", shape)
+    return tuple(int(d) for d in found[1].split(",") if d) if found else ()

@@ -1,0 +1,145 @@
+"""The training step of a configuration, compiled for a topology that need not be attached."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gpt3_jax.config import Config
+from gpt3_jax.errors import RunError
+from gpt3_jax.model.params import param_table
+from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
+from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
+from gpt3_jax.plan.buffers import Peak, Shapes, read_peak
+from gpt3_jax.plan.hlo import Program
+from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.plan.traffic import Collective, count
+from gpt3_jax.train.schedule import BatchStage, batch_schedule
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The step that `gpt3-jax train` would run on the topology, at the full batch."""
+
+    config: Config
+    topology: Topology
+    mesh: Mesh
+    stage: BatchStage
+    """The full batch: sequences, microbatches."""
+    jaxpr: Any
+    program: Program
+    peak: Peak
+    code: int
+    """Bytes of the program itself on each device; 0 where the compiler does not say (GPU)."""
+    too_large: str
+    """The compiler's own words when it refused the program for its memory, else empty."""
+    trace_seconds: float
+    lower_seconds: float
+    compile_seconds: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that a device needs: state, batch, the temporaries' heap, and the program."""
+        return self.peak.arguments + self.peak.temporaries + self.code
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """The collectives that the traced program states."""
+        return count(self.jaxpr)
+
+
+def compile_step(config: Config, topology: Topology) -> CompiledStep:
+    """Traces, lowers and compiles the step of the full batch.
+
+    Raises:
+        UserError: a mesh that the devices do not divide into, or a batch or a parameter that the mesh does not divide.
+        RunError: the compiler fails for another reason than memory.
+    """
+    mesh = make_mesh(config.parallel, topology.devices)
+    shards = batch_shards(mesh)
+    stage = max(batch_schedule(config, shards).stages, key=lambda s: s.sequences)
+    started = time.perf_counter()
+    rows = jax.ShapeDtypeStruct(
+        (stage.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
+    )
+    traced = make_step(config, mesh, stage.microbatches).trace(abstract_state(config, mesh), rows)
+    traced_at = time.perf_counter()
+    lowered = traced.lower()
+    lowered_at = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        code, too_large = 0, ""
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            too_large = _memory_complaint(error)
+        else:
+            stats: Any = compiled.memory_analysis()
+            code = int(stats.generated_code_size_in_bytes)
+        compiled_at = time.perf_counter()
+        text = _program_text(Path(folder))
+        program = Program(text)
+        peak = read_peak(Path(folder), program, _shapes(config, mesh))
+    return CompiledStep(
+        config,
+        topology,
+        mesh,
+        stage,
+        traced.jaxpr,
+        program,
+        peak,
+        code,
+        too_large,
+        traced_at - started,
+        lowered_at - traced_at,
+        compiled_at - lowered_at,
+    )
+
+
+def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
+    """The compiler's words about memory, in one line.
+
+    Raises:
+        RunError: it complains about something else.
+    """
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in text:
+        raise RunError(f"the compiler failed: {text[:400]}") from None
+    found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
+    return found[0] if found else text[:200]
+
+
+def _program_text(folder: Path) -> str:
+    found = sorted(folder.glob("*after_optimizations.txt"))
+    if len(found) != 1:
+        raise RunError(f"the compiler wrote {len(found)} programs, expected 1")
+    return found[0].read_text(errors="replace")
+
+
+def _shapes(config: Config, mesh: Mesh) -> Shapes:
+    """Shapes of weights on one device."""
+    model = config.model
+    block: set[tuple[int, ...]] = set()
+    top: set[tuple[int, ...]] = set()
+    for spec in jax.tree.leaves(param_table(model)):
+        dims, axes = (spec.shape[1:], spec.axes[1:]) if spec.stacked else (spec.shape, spec.axes)
+        whole = [d // mesh.shape[TENSOR] if TENSOR_RULES[a] == TENSOR else d for d, a in zip(dims, axes, strict=True)]
+        shard = list(whole)
+        shard[spec.zero_dim] //= mesh.shape[DATA]
+        for shape in (whole, shard):
+            forms = [shape] if len(shape) < 3 else [shape, [shape[0], shape[1] * shape[2]]]  # q, k, v side by side
+            (block if spec.stacked else top).update(tuple(sorted(d for d in form if d != 1)) for form in forms)
+    periods = model.n_layers // len(model.attention_pattern)
+    vocab = model.n_vocab_padded // mesh.shape[TENSOR]
+    return Shapes(frozenset(block), frozenset(top), vocab, model.d_model, frozenset({model.n_layers, periods}))

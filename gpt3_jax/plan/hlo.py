@@ -1,0 +1,315 @@
+"""The compiled program, read from XLA's text of it: its instructions, how often each runs, and its collectives.
+
+The text is what the compiler itself writes on request (`xla_dump_to`): it exists for TPU programs too, whose
+``as_text()`` some versions refuse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt3_jax.errors import RunError
+from gpt3_jax.plan.traffic import Kind
+
+_KINDS: dict[str, Kind] = {
+    "all-gather": "all-gather",
+    "all-gather-start": "all-gather",
+    "reduce-scatter": "reduce-scatter",
+    "all-reduce": "all-reduce",
+    "all-reduce-start": "all-reduce",
+    "all-to-all": "all-to-all",
+    "ragged-all-to-all": "all-to-all",
+    "collective-permute": "permute",
+    "collective-permute-start": "permute",
+}
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of the program."""
+
+    name: str
+    opcode: str
+    shape: str
+    """Its result, as XLA writes it: ``bf16[768,3072]{1,0}``; a tuple in parentheses."""
+    operands: tuple[str, ...]
+    attributes: str
+    """Everything behind the operands."""
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from: ``jit(step)/shard_map/attention/dot_general``."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    def called(self, *attributes: str) -> tuple[str, ...]:
+        """Computations that it calls under these attributes (``body``, ``calls``, ...)."""
+        found: list[str] = []
+        for attribute in attributes:
+            for one, many in re.findall(rf"\b{attribute}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.attributes):
+                found += [one] if one else [name.strip().lstrip("%") for name in many.split(",")]
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledCollective:
+    """One collective of the compiled program, which may carry many tensors."""
+
+    kind: Kind
+    groups: tuple[tuple[int, ...], ...]
+    """Devices that talk to each other, by their place in the mesh; empty: all of them."""
+    devices: int
+    """Devices of one group."""
+    bytes: float
+    """Bytes of the whole tensors: gathered; about to be scattered; reduced."""
+    calls: int
+    """Times that the program runs it."""
+    asynchronous: bool
+    """Whether it is split into a start and a done, so that other work can stand in between."""
+    op_name: str
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that a device sends in all calls, by the ring formula (see `plan.traffic`)."""
+        n = self.devices
+        share = {"all-reduce": 2 * (n - 1) / n, "permute": 1.0}.get(self.kind, (n - 1) / n)
+        return self.calls * share * self.bytes
+
+
+class Program:
+    """A compiled module.
+
+    Args:
+        text: the module after all optimisations.
+
+    Raises:
+        RunError: text that is not a module in a form that this reader knows.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._entry = ""
+        self._frames = _Frames(text)
+        current: dict[str, Instruction] | None = None
+        for line in text.splitlines():
+            if current is None:
+                if (found := _COMPUTATION.match(line)) and " = " not in line.split("(", 1)[0]:
+                    current = self._computations.setdefault(found[2], {})
+                    self._entry = found[2] if found[1] else self._entry
+            elif line.startswith("}"):
+                current = None
+            elif (instruction := _parse(line)) is not None:
+                current[instruction.name] = instruction
+        if not self._entry:
+            raise RunError("the compiler's text of the program has no ENTRY computation: it cannot be read")
+
+    @functools.cached_property
+    def instructions(self) -> dict[str, Instruction]:
+        """Every instruction by its name; names are unique in a module."""
+        return {name: i for computation in self._computations.values() for name, i in computation.items()}
+
+    @functools.cached_property
+    def roots(self) -> dict[str, Instruction]:
+        """The last instruction of each computation, which is its result."""
+        return {name: list(body.values())[-1] for name, body in self._computations.items() if body}
+
+    def computation(self, name: str) -> dict[str, Instruction]:
+        """The instructions of one computation, by name, in its order."""
+        return self._computations.get(name, {})
+
+    def parameters(self, computation: str) -> frozenset[str]:
+        """Names of a computation's parameters."""
+        body = self._computations.get(computation, {})
+        return frozenset(name for name, i in body.items() if i.opcode == "parameter")
+
+    def source(self, instruction: Instruction) -> str:
+        """The line of Python that made it, ``gpt3_jax/model/loss.py:71``; empty where the compiler lost it."""
+        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        if found:
+            return self._frames.source(int(found[1]))
+        found = re.search(r'source_file="([^"]*)" source_line=(\d+)', instruction.attributes)
+        return f"{_relative(found[1])}:{found[2]}" if found else ""
+
+    def running(self) -> Iterator[tuple[Instruction, int, bool]]:
+        """Each instruction that is scheduled on its own (not inside a fusion), how often it runs, and whether it is
+        wrapped into an asynchronous start."""
+        yield from self._walk(self._entry, 1, False)
+
+    def _walk(self, computation: str, calls: int, wrapped: bool) -> Iterator[tuple[Instruction, int, bool]]:
+        for instruction in self._computations.get(computation, {}).values():
+            yield instruction, calls, wrapped
+            if instruction.opcode == "while":
+                (body,) = instruction.called("body")
+                yield from self._walk(body, calls * self.trip_count(instruction), False)
+            elif instruction.opcode == "conditional":
+                for branch in instruction.called("branch_computations", "true_computation", "false_computation"):
+                    yield from self._walk(branch, calls, False)
+            elif instruction.opcode in ("call", "async-start"):
+                for callee in instruction.called("to_apply", "calls", "called_computations"):
+                    yield from self._walk(callee, calls, wrapped or instruction.opcode == "async-start")
+
+    def trip_count(self, loop: Instruction) -> int:
+        """Iterations of a while loop.
+
+        Raises:
+            RunError: a loop whose count does not stand in the program.
+        """
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+        if found:
+            return int(found[1])
+        (condition,) = loop.called("condition")
+        constants = [i for i in self._computations[condition].values() if i.opcode == "constant"]
+        limits = {int(m[0]) for i in constants if (m := re.search(r"-?\d+", " ".join(i.operands)))}
+        if self.roots[condition].opcode in ("compare", "fusion") and len(limits) == 1:
+            return limits.pop()
+        raise RunError(f"the trip count of the loop {loop.name} does not stand in the compiled program")
+
+    def collectives(self) -> list[CompiledCollective]:
+        """The collectives, in program order; those over a single device are left out.
+
+        An all-reduce of which a fusion keeps only one slice is a reduce-scatter, and counted as one: that is how TPU
+        programs write theirs.
+        """
+        result = []
+        for instruction, calls, wrapped in self.running():
+            inside = [instruction]
+            if instruction.opcode == "fusion":
+                inside = [i for name in instruction.called("calls") for i in self._computations[name].values()]
+            for inner in inside:
+                if inner.opcode in _KINDS and (found := self._collective(inner, instruction, calls, wrapped)):
+                    result.append(found)
+        return result
+
+    def _collective(self, i: Instruction, outer: Instruction, calls: int, wrapped: bool) -> CompiledCollective | None:
+        kind = _KINDS[i.opcode]
+        groups = _groups(i.attributes)
+        devices = len(groups[0]) if groups else 0
+        if devices == 1:
+            return None
+        # The side that holds whole tensors: what goes into a reduction or out of a gather.
+        operands = sum(shape_bytes(found.shape) for name in i.operands if (found := self.instructions.get(name)))
+        if kind == "all-gather":
+            size = operands * devices
+        else:
+            size = operands
+        fused = outer is not i
+        if kind == "all-reduce" and fused and 0 < shape_bytes(outer.shape) <= 1.5 * size / max(devices, 1):
+            kind = "reduce-scatter"
+        asynchronous = wrapped or i.opcode.endswith("-start")
+        return CompiledCollective(kind, groups, devices, size, calls, asynchronous, i.op_name or outer.op_name)
+
+
+def shape_bytes(shape: str) -> float:
+    """Bytes of a result without its layout's padding; of a tuple, the sum of its parts."""
+    total = 0.0
+    for dtype, dims in _SHAPE.findall(re.sub(r"\{[^{}]*\}", "", shape)):
+        total += math.prod(int(d) for d in dims.split(",") if d) * _itemsize(dtype)
+    return total
+
+
+def _itemsize(dtype: str) -> float:
+    if dtype in _BYTES:
+        return _BYTES[dtype]
+    if found := re.match(r"[a-z]+(\d+)", dtype):  # f32, s32, u8, f8e4m3fn
+        return int(found[1]) / 8
+    raise RunError(f"the compiled program has values of type {dtype}, whose size is not known")
+
+
+def _parse(line: str) -> Instruction | None:
+    head = _HEAD.match(line)
+    if not head:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.find("(")
+    if opening < 0:
+        return None
+    closing = _closing(rest, opening)
+    inside = re.sub(r"/\*.*?\*/", "", rest[opening + 1 : closing])
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(part.strip() for part in inside.split(",") if part)
+    return Instruction(head[1], rest[:opening], shape, operands, rest[closing + 1 :])
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis closes that opens here."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    return len(text)
+
+
+def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+    """Replica groups in either of XLA's notations; for a permute, its pairs closed into rings."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        dims = [int(d) for d in found[3].split(",")]
+        grid = np.arange(math.prod(dims)).reshape(dims)
+        if found[4]:
+            grid = grid.transpose([int(d) for d in found[4].split(",")])
+        return tuple(map(tuple, grid.reshape(int(found[1]), int(found[2])).tolist()))
+    if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
+        return tuple(tuple(int(d) for d in g.split(",") if d) for g in re.findall(r"\{([\d,]*)\}", found[1]))
+    if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
+        pairs = [tuple(int(d) for d in pair.split(",")) for pair in re.findall(r"\{(\d+,\d+)\}", found[1])]
+        return tuple(pairs)
+    return ()
+
+
+def _relative(path: str) -> str:
+    """A file of this project from its package on; another's from its environment on."""
+    for marker in ("/gpt3_jax/", "/site-packages/"):
+        if marker in path:
+            head, _, tail = path.rpartition(marker)
+            return f"gpt3_jax/{tail}" if marker == "/gpt3_jax/" else tail
+    return path.rsplit("/", 1)[-1]
+
+
+class _Frames:
+    """The tables of files, lines and stack frames at the head of a module's text."""
+
+    def __init__(self, text: str) -> None:
+        self._files: dict[int, str] = {}
+        self._locations: dict[int, tuple[int, int]] = {}
+        self._frames: dict[int, tuple[int, int]] = {}
+        section = ""
+        for line in text.splitlines():
+            if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+                section = line
+            elif line.startswith(("ENTRY", "%")):
+                break
+            elif section == "FileNames" and (found := re.match(r'(\d+) "(.*)"', line)):
+                self._files[int(found[1])] = found[2]
+            elif section == "FileLocations" and (found := re.match(r"(\d+) \{.*?file_name_id=(\d+).*?line=(\d+)", line)):
+                self._locations[int(found[1])] = (int(found[2]), int(found[3]))
+            elif section == "StackFrames" and (
+                found := re.match(r"(\d+) \{.*?file_location_id=(\d+)(?:.*?parent_frame_id=(\d+))?", line)
+            ):
+                # A parent is written one higher than the number that it bears; 1 is none.
+                self._frames[int(found[1])] = (int(found[2]), int(found[3] or 1) - 1)
+
+    def source(self, frame: int) -> str:
+        """File and line of a frame: the innermost that belongs to this project, else the innermost."""
+        innermost = ""
+        seen: set[int] = set()
+        while frame in self._frames and frame not in seen:
+            seen.add(frame)
+            location, frame = self._frames[frame]
+            file, line = self._locations.get(location, (0, 0))
+            path = self._files.get(file, "")
+            here = f"{_relative(path)}:{line}"
+            innermost = innermost or here
+            if "/gpt3_jax/" in path:
+                return here
+        return innermost

@@ -1,0 +1,85 @@
+"""Bytes that a compiled program moves to and from a device's main memory, counted from its scheduled instructions."""
+
+from __future__ import annotations
+
+import re
+
+from gpt3_jax.plan.hlo import Instruction, Program, shape_bytes
+
+_MOVE_NOTHING = frozenset(
+    {
+        "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+        "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done",
+        "all-gather-done", "all-reduce-done", "collective-permute-done", "send", "send-done", "recv", "recv-done",
+    }
+)  # fmt: skip
+_SLICES = frozenset({"dynamic-slice", "slice", "gather"})
+_ON_CHIP = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
+
+
+def hbm_bytes(program: Program) -> float:
+    """Bytes read and written by all instructions of one call: operands and results of every fusion, matmul, copy and
+    collective, each as often as it runs. Of an array that is only sliced, the slice; what a compiler keeps on the chip
+    between two instructions is left out.
+
+    Raises:
+        RunError: a loop whose trip count does not stand in the program.
+    """
+    return sum(calls * _bytes(program, i) for i, calls, _ in program.running() if i.opcode not in _MOVE_NOTHING)
+
+
+def _bytes(program: Program, instruction: Instruction) -> float:
+    operands = [program.instructions.get(name) for name in instruction.operands]
+    if instruction.opcode in _SLICES:
+        return 2 * _in_hbm(instruction.shape)
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _in_hbm(operands[1].shape) if operands[1] else 0.0
+    if instruction.opcode != "fusion":
+        return _in_hbm(instruction.shape) + sum(_in_hbm(o.shape) for o in operands if o)
+    (callee,) = instruction.called("calls")
+    body = program.computation(callee)
+    parameters = {int(i.operands[0]): i for i in body.values() if i.opcode == "parameter"}
+    total = 0.0
+    for place, operand in enumerate(operands):
+        if operand is not None:
+            total += min(_in_hbm(operand.shape), _read(body, parameters.get(place)))
+    return total + _written(program, body, callee, instruction)
+
+
+def _read(body: dict[str, Instruction], parameter: Instruction | None) -> float:
+    """Bytes of a fusion's parameter that it looks at: all, unless every use is a slice or an update in place."""
+    if parameter is None:
+        return float("inf")
+    total = 0.0
+    for user in (i for i in body.values() if parameter.name in i.operands):
+        if user.opcode in _SLICES and user.operands[0] == parameter.name:
+            total += shape_bytes(user.shape)
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
+            pass
+        elif user.opcode == "bitcast":
+            total += _read(body, user)
+        else:
+            return float("inf")
+    return total
+
+
+def _written(program: Program, body: dict[str, Instruction], callee: str, fusion: Instruction) -> float:
+    root = program.roots[callee]
+    results = [body[name] for name in root.operands if name in body] if root.opcode == "tuple" else [root]
+    updates = [i for i in results if _unwrapped(body, i).opcode == "dynamic-update-slice"]
+    whole = _in_hbm(fusion.shape)
+    for update in updates:
+        inner = _unwrapped(body, update)
+        piece = body.get(inner.operands[1])
+        whole -= max(0.0, shape_bytes(inner.shape) - (shape_bytes(piece.shape) if piece else 0.0))
+    return max(whole, 0.0)
+
+
+def _unwrapped(body: dict[str, Instruction], i: Instruction) -> Instruction:
+    while i.opcode == "bitcast" and i.operands and i.operands[0] in body:
+        i = body[i.operands[0]]
+    return i
+
+
+def _in_hbm(shape: str) -> float:
+    return shape_bytes(_ON_CHIP.sub("", shape))

@@ -1,0 +1,151 @@
+"""Machines that need not be here: the devices of a named TPU or GPU topology, as the compiler knows them.
+
+TPU topologies are libtpu's own. NVIDIA GPUs are described to XLA's CUDA compiler by a written target configuration
+(`gpu_targets`). Neither needs an accelerator, a driver or a network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from gpt3_jax.devices import Device, lookup
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.plan.gpu_targets import TARGETS
+
+_TPU_DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+_EXAMPLES = {
+    "v5e": ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5e:16x16"),
+    "v5p": ("v5p:2x2x1", "v5p:4x4x4", "v5p:8x8x8", "v5p:8x16x16", "v5p:16x16x24"),
+    "v6e": ("v6e:1x1", "v6e:2x4", "v6e:4x4", "v6e:8x8", "v6e:16x16"),
+    "tpu7x": ("tpu7x:2x2x1", "tpu7x:4x4x4", "tpu7x:8x8x8"),
+    "a100": ("a100:1x8", "a100:16x8"),
+    "h100": ("h100:1x8", "h100:16x8", "h100:64x8"),
+    "h200": ("h200:1x8", "h200:16x8", "h200:64x8"),
+}
+_LARGEST = 65_536
+"""Devices. More than any machine has; a mistyped size must not take the planner's memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A machine to compile for."""
+
+    name: str
+    """As the user wrote it: ``v5p:8x8x8``, ``h100:16x8``; with slices, ``2 × v5p:8x8x8``."""
+    family: str
+    shape: tuple[int, ...]
+    """TPU: chips along each dimension of the torus. GPU: nodes, GPUs in a node."""
+    slices: int
+    devices: tuple[jax.Device, ...]
+    device: Device | None
+    """Its row of the device table; None when it has none."""
+
+    @property
+    def platform(self) -> str:
+        """tpu or gpu."""
+        return "gpu" if self.family in TARGETS else "tpu"
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """What `open_topology` knows: each family of devices with examples of names."""
+    return dict(_EXAMPLES)
+
+
+def open_topology(name: str, slices: int = 1) -> Topology:
+    """The machine of this name.
+
+    Args:
+        name: ``FAMILY:SIZE``. TPU sizes are chips along the torus (``v5p:8x8x8``, ``v5e:16x16``), GPU sizes nodes ×
+            GPUs in a node (``h100:16x8``).
+        slices: TPU slices of this size, joined by the data-center network.
+
+    Raises:
+        UserError: a name that is not a topology, or a compiler (libtpu, JAX's CUDA plugin) that is not installed.
+        RunError: the compiler refuses to describe a topology that it should know.
+    """
+    family, _, size = name.strip().lower().partition(":")
+    if family not in _EXAMPLES:
+        near = difflib.get_close_matches(family, _EXAMPLES, n=1, cutoff=0.4)
+        hint = f"the nearest is {_EXAMPLES[near[0]][-1]}" if near else f"there are {', '.join(_EXAMPLES)}"
+        raise UserError(
+            f"unknown topology {name!r}; {hint}; expected FAMILY:SIZE, gpt3-jax plan --list-topologies lists them"
+        )
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", size):
+        raise UserError(f"topology {name!r} has the size {size!r}; expected numbers with x between: {_EXAMPLES[family][-1]}")
+    shape = tuple(int(part) for part in size.split("x"))
+    if slices < 1:
+        raise UserError(f"--slices is {slices}; expected at least 1")
+    if math.prod(shape) * slices > _LARGEST:
+        raise UserError(f"topology {name!r} has {math.prod(shape) * slices:,} devices; expected at most {_LARGEST:,}")
+    return _gpu(name, family, shape, slices) if family in TARGETS else _tpu(name, family, shape, slices)
+
+
+def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topology:
+    wanted = _TPU_DIMENSIONS[family]
+    if len(shape) != wanted:
+        raise UserError(
+            f"topology {name!r} has {len(shape)} dimensions; a {family} torus has {wanted}: {_EXAMPLES[family][-1]}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"topology {name!r} needs the TPU compiler, and libtpu is not installed; "
+            "install it with pip install libtpu (no TPU is needed)"
+        )
+    # libtpu asks Cloud's metadata server who it is, and complains aloud, unless it is told. What it is told does not
+    # matter here: the topology has a name of its own. Several planners may load it at a time.
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    more = {"num_slices": slices} if slices > 1 else {}
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{family}:{'x'.join(map(str, shape))}", **more
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"topology {name!r} is none that libtpu knows: {_reason(error)}; e.g. {_EXAMPLES[family][-1]}") from None
+    return _checked(name, family, shape, slices, described)
+
+
+def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topology:
+    if len(shape) != 2:
+        raise UserError(f"topology {name!r} has {len(shape)} numbers; expected NODESxGPUS: {_EXAMPLES[family][-1]}")
+    if slices != 1:
+        raise UserError(f"--slices is {slices}, but {family} nodes make no slices; put the nodes into the name: {family}:{shape[0] * slices}x{shape[1]}")
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (13, 12)):
+        raise UserError(
+            f"topology {name!r} needs the CUDA compiler, and JAX's CUDA plugin is not installed; "
+            "install it with pip install 'jax[cuda13]' (no GPU is needed)"
+        )
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=family,
+            topology=f"1x{shape[0]}x{shape[1]}",  # partitions × hosts × devices of a host
+            target_config=TARGETS[family],
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"topology {name!r} cannot be described to the CUDA compiler: {_reason(error)}") from None
+    return _checked(name, family, shape, slices, described)
+
+
+def _checked(name: str, family: str, shape: tuple[int, ...], slices: int, described: topologies.TopologyDescription) -> Topology:
+    devices = tuple(described.devices)
+    title = f"{slices} × {name}" if slices > 1 else name
+    return Topology(title, family, shape, slices, devices, lookup(devices[0].device_kind))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
