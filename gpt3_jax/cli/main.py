@@ -15,6 +15,7 @@ from gpt3_jax.errors import RunError, UserError
 
 COMMANDS = {
     "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
+    "plan": "what a configuration needs and costs on a TPU or GPU topology that need not be there",
     "data": "text to token shards, and a look at them (data tokenize, data inspect)",
     "bench": "measure the data loader's tokens per second on this machine",
     "generate": "complete prompts with a checkpoint",

@@ -1,10 +1,12 @@
 """NVIDIA GPUs as XLA's CUDA compiler wants them described: GpuTargetConfigProto in text form.
 
 Figures of the architecture (threads, registers, shared memory) are from the CUDA C++ Programming Guide's table of
-compute capabilities, those of the product (memory, bandwidth, multiprocessors, clock) from its data sheet.
+compute capabilities, multiprocessors and clock from the product's data sheet; memory is the device table's.
 """
 
 from __future__ import annotations
+
+from gpt3_jax.devices import lookup
 
 _TARGET = """
 gpu_device_info {{
@@ -41,23 +43,26 @@ _HOPPER = {
     "l2": 52428800,
     "clock": 1.98,
 }
+_AMPERE = {
+    "major": 8,
+    "shared_core": 167936,
+    "shared_block": 166912,
+    "cores": 108,
+    "fpus": 64,
+    "l2": 41943040,
+    "clock": 1.41,
+}
+
+
+def _target(kind: str, **figures: float) -> str:
+    device = lookup(kind)
+    assert device is not None
+    return _TARGET.format(**figures, bandwidth=int(device.hbm_bandwidth), memory=device.hbm_usable, kind=kind)
+
 
 TARGETS: dict[str, str] = {
-    "a100": _TARGET.format(
-        major=8,
-        shared_core=167936,
-        shared_block=166912,
-        cores=108,
-        fpus=64,
-        l2=41943040,
-        clock=1.41,
-        bandwidth=2_039_000_000_000,
-        memory=85_899_345_920,
-        kind="NVIDIA A100-SXM4-80GB",
-    ),
-    "h100": _TARGET.format(
-        **_HOPPER, bandwidth=3_350_000_000_000, memory=85_899_345_920, kind="NVIDIA H100 80GB HBM3"
-    ),
-    "h200": _TARGET.format(**_HOPPER, bandwidth=4_800_000_000_000, memory=151_397_597_184, kind="NVIDIA H200"),
+    "a100": _target("NVIDIA A100-SXM4-80GB", **_AMPERE),
+    "h100": _target("NVIDIA H100 80GB HBM3", **_HOPPER),
+    "h200": _target("NVIDIA H200", **_HOPPER),
 }
-"""By family; `device_description_str` becomes the devices' `device_kind`."""
+"""By family; the kind becomes the devices' `device_kind`."""

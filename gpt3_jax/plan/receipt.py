@@ -1,0 +1,240 @@
+"""The receipt of a compiled step: what it needs and what it costs, as plain data that a program or a person reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+from typing import Any
+
+import jax
+
+from gpt3_jax.config import Config
+from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
+from gpt3_jax.parallel.mesh import DATA, TENSOR
+from gpt3_jax.plan import formulas
+from gpt3_jax.plan.buffers import Buffer
+from gpt3_jax.plan.compiled import CompiledStep
+from gpt3_jax.plan.flops import matmul_flops
+from gpt3_jax.plan.hlo import CompiledCollective
+from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.plan.traffic import Collective
+
+LARGEST = 12
+"""Buffers that a receipt lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    purposes: dict[str, int]
+    """At the fullest moment, by what they are for."""
+    gaps: int
+    """Reserved for temporaries but not in use at that moment."""
+    code: int
+    total: int
+    """All of it: what the device must have."""
+    usable: int | None
+    """What it has for a program; None for a device that is not in the table."""
+    zero_formula: int
+    """Model state by the ZeRO paper for this stage, 16-bit weights and gradients, fp32 moments and masters."""
+    largest: tuple[Buffer, ...]
+    """The largest buffers of that moment."""
+
+    @property
+    def fits(self) -> bool | None:
+        """None when the device's capacity is not known."""
+        return None if self.usable is None else self.total <= self.usable
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one step."""
+
+    model: float
+    """6 per parameter and token (GPT-3 appendix D)."""
+    model_dense: float
+    """With every layer's attention as if it were dense and not causal: 12 × d_model × n_ctx a layer and token, the
+    convention of most published figures."""
+    model_visible: float
+    """With the attention that the model has: causal, banded where it is banded."""
+    device: float
+    """Matmul work of one device as the program runs it, recomputation included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """One line of the traffic: what a device sends in a step over one mesh axis with one kind of collective."""
+
+    axes: str
+    """Mesh axes, ``data`` or ``replica+data``."""
+    kind: str
+    calls: int
+    bytes: float
+    """Sent by a device, by the ring formula."""
+    elements: float
+    """The same without dtype and without the ring's (N - 1) / N: what the papers count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """All that a plan says of one configuration on one topology."""
+
+    model: dict[str, Any]
+    batch: dict[str, int]
+    mesh: dict[str, int]
+    settings: dict[str, Any]
+    topology: dict[str, Any]
+    memory: Memory
+    flops: Flops
+    hbm_bytes: float
+    traced: tuple[Traffic, ...]
+    """From the traced program, which states every collective."""
+    compiled: tuple[Traffic, ...]
+    """From the compiled program: what the compiler made of them."""
+    zero_elements: dict[str, float]
+    """Over `data`: the paper's count for this stage and what the traced program moves, in units of the parameters that
+    a tensor shard has."""
+    too_large: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+def make_receipt(step: CompiledStep) -> Receipt:
+    """Reads everything off a compiled step."""
+    config, mesh, peak = step.config, step.mesh, step.peak
+    parameters = count_params(config.model)
+    tokens = step.stage.sequences * config.model.n_ctx
+    device = step.topology.device
+    state = formulas.model_state(_padded(config) / mesh.shape[TENSOR], mesh.shape[DATA], config.parallel.stage)
+    memory = Memory(
+        {str(purpose): size for purpose, size in peak.by_purpose().items()},
+        peak.gaps,
+        step.code,
+        step.total_bytes,
+        device.hbm_usable if device else None,
+        round(state.total),
+        peak.buffers[:LARGEST],
+    )
+    attention = 12.0 * config.model.n_layers * config.model.d_model * config.model.n_ctx
+    flops = Flops(
+        6.0 * parameters * tokens,
+        (6.0 * parameters + attention) * tokens,
+        train_flops_per_token(config.model, attention=True) * tokens,
+        float(matmul_flops(step.jaxpr)),
+    )
+    return Receipt(
+        model={
+            "n_layers": config.model.n_layers,
+            "d_model": config.model.d_model,
+            "n_heads": config.model.n_heads,
+            "n_ctx": config.model.n_ctx,
+            "attention_pattern": list(config.model.attention_pattern),
+            "parameters": parameters,
+        },
+        batch={
+            "tokens": tokens,
+            "sequences": step.stage.sequences,
+            "microbatches": step.stage.microbatches,
+            "tokens_to_train": config.train.tokens,
+        },
+        mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        settings={
+            "stage": config.parallel.stage,
+            "remat": config.train.remat,
+            "reduce_dtype": config.parallel.reduce_dtype,
+            "dtype": config.model.dtype,
+            "loss_chunk": config.train.loss_chunk,
+        },
+        topology={
+            "name": step.topology.name,
+            "devices": len(step.topology.devices),
+            "device": device.name if device else f"{step.topology.devices[0].device_kind} (not in the device table)",
+        },
+        memory=memory,
+        flops=flops,
+        hbm_bytes=hbm_bytes(step.program),
+        traced=_traced(step.collectives),
+        compiled=_compiled(step.program.collectives(), dict(mesh.shape)),
+        zero_elements=_zero_elements(step),
+        too_large=step.too_large,
+        seconds={
+            "trace": round(step.trace_seconds, 1),
+            "lower": round(step.lower_seconds, 1),
+            "compile": round(step.compile_seconds, 1),
+        },
+        versions=_versions(step.topology.platform),
+    )
+
+
+def _padded(config: Config) -> int:
+    return sum(spec.size for spec in jax.tree.leaves(param_table(config.model)))
+
+
+def _traced(collectives: list[Collective]) -> tuple[Traffic, ...]:
+    rows: dict[tuple[str, str], Traffic] = {}
+    for c in collectives:
+        key = "+".join(c.axes), c.kind
+        old = rows.get(key, Traffic(*key, 0, 0.0, 0.0))
+        whole = (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements
+        rows[key] = Traffic(*key, old.calls + c.calls, old.bytes + c.bytes_sent, old.elements + whole)
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def _compiled(collectives: list[CompiledCollective], shape: dict[str, int]) -> tuple[Traffic, ...]:
+    rows: dict[tuple[str, str], Traffic] = {}
+    for c in collectives:
+        key = _axes(c, shape), c.kind
+        old = rows.get(key, Traffic(*key, 0, 0.0, 0.0))
+        rows[key] = Traffic(*key, old.calls + c.calls, old.bytes + c.bytes_sent, 0.0)
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def _axes(collective: CompiledCollective, shape: dict[str, int]) -> str:
+    """The mesh axes that a group of devices runs over: those in which its members' places differ."""
+    names, sizes = list(shape), list(shape.values())
+    if not collective.groups:
+        return "+".join(name for name in names if shape[name] > 1)
+    first = collective.groups[0]
+    places = [_unravel(device, sizes) for device in first]
+    differ = [name for i, name in enumerate(names) if len({place[i] for place in places}) > 1]
+    return "+".join(differ)
+
+
+def _unravel(index: int, sizes: list[int]) -> tuple[int, ...]:
+    place = []
+    for size in reversed(sizes):
+        index, digit = divmod(index, size)
+        place.append(digit)
+    return tuple(reversed(place))
+
+
+def _zero_elements(step: CompiledStep) -> dict[str, float]:
+    """Ψ elements over `data`, microbatches taken apart: the paper counts one backward pass a step."""
+    data, tensor = step.mesh.shape[DATA], step.mesh.shape[TENSOR]
+    stage, micro = step.config.parallel.stage, step.stage.microbatches
+    psi = _padded(step.config) / tensor
+    once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
+    again = formulas.traffic(stage) - once
+    moved = sum(
+        (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements for c in step.collectives if DATA in c.axes
+    )
+    return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": psi}
+
+
+def _versions(platform: str) -> dict[str, str]:
+    wanted = ["gpt3-jax", "jax", "jaxlib"]
+    wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin"]
+    found = {}
+    for name in wanted:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def share(part: float, whole: float) -> float:
+    """A fraction; 0 of nothing."""
+    return part / whole if whole and math.isfinite(whole) else 0.0

@@ -1,0 +1,127 @@
+"""A receipt as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gpt3_jax.plan.receipt import Receipt, Traffic, share
+
+_WIDTH = 110
+
+
+def render(receipt: Receipt) -> str:
+    """The whole receipt, a section for each question: fits, costs, moves, takes."""
+    parts = [_head(receipt), _memory(receipt), _flops(receipt), _traffic(receipt), _time(receipt), _foot(receipt)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def size(n: float) -> str:
+    """Bytes in GiB or MiB, as devices' capacities are told."""
+    if abs(n) >= 2**30:
+        return f"{n / 2**30:,.2f} GiB"
+    return f"{n / 2**20:,.1f} MiB" if abs(n) >= 2**20 else f"{n:,.0f} B"
+
+
+def count(n: float) -> str:
+    """A large number in the units of its field: 174.6B, 3.1M."""
+    for unit, value in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= value:
+            return f"{n / value:,.2f}".rstrip("0").rstrip(".") + unit
+    return f"{n:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    for unit, value in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * value:
+            return f"{seconds / value:,.1f} {unit}"
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"
+
+
+def grid(rows: Iterable[Sequence[str]], head: Sequence[str] = (), left: int = 1) -> str:
+    """Columns: the first `left` of them to the left, the others to the right."""
+    rows = [list(row) for row in ([head, *rows] if head else rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _head(r: Receipt) -> str:
+    m, b, s = r.model, r.batch, r.settings
+    mesh = " × ".join(f"{axis} {n}" for axis, n in r.mesh.items())
+    micro = f"{b['microbatches']} microbatches" if b["microbatches"] > 1 else "one microbatch"
+    return "\n".join(
+        [
+            f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "
+            f"on {r.topology['name']}: {r.topology['devices']:,} × {r.topology['device']}",
+            f"mesh {mesh}, ZeRO stage {s['stage']}, remat {s['remat']}, {s['dtype']}, reduced in {s['reduce_dtype']}",
+            f"batch {b['tokens']:,} tokens: {b['sequences']:,} sequences in {micro}",
+        ]
+    )
+
+
+def _memory(r: Receipt) -> str:
+    memory = r.memory
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[memory.fits]
+    rows = [(name, size(n), f"{share(n, memory.total):.1%}") for name, n in memory.purposes.items() if n]
+    rows += [("gaps between buffers", size(memory.gaps), f"{share(memory.gaps, memory.total):.1%}")]
+    rows += [("program", size(memory.code), f"{share(memory.code, memory.total):.1%}")] if memory.code else []
+    rows += [("in all", size(memory.total), "")]
+    of = f" of {size(memory.usable)} ({share(memory.total, memory.usable):.1%})" if memory.usable else ""
+    lines = [
+        f"Memory of one device: {size(memory.total)}{of}: {verdict}",
+        grid(rows),
+        f"  model state by ZeRO's formula for this stage: {size(memory.zero_formula)}",
+    ]
+    if r.too_large:
+        lines.append(f"  the compiler refused it: {r.too_large}")
+    if memory.fits is False:
+        largest = [(size(b.size), b.shape, b.purpose, b.source or b.op_name[-60:]) for b in memory.largest]
+        lines += ["  largest buffers at the fullest moment, and the line that made them:", grid(largest, left=4)]
+    return "\n".join(lines)
+
+
+def _flops(r: Receipt) -> str:
+    f, n = r.flops, r.topology["devices"]
+    rows = [
+        ("6 per parameter and token (GPT-3 appendix D)", f"{f.model:.3e}"),
+        ("with attention as if dense and not causal", f"{f.model_dense:.3e}"),
+        ("with attention as it is, causal and banded", f"{f.model_visible:.3e}"),
+        ("what all devices run, recomputation included", f"{f.device * n:.3e}"),
+    ]
+    return "\n".join(["Floating-point operations of a step", grid(rows)])
+
+
+def _traffic(r: Receipt) -> str:
+    if not r.traced:
+        return "Traffic: one device, none"
+    lines = ["Traffic: sent by one device in a step", _traffic_grid(r.traced, "traced program")]
+    if r.compiled:
+        lines.append(_traffic_grid(r.compiled, "compiled program"))
+    if r.zero_elements["paper"]:
+        lines.append(
+            f"  over data, in elements for each parameter: {r.zero_elements['program']:.3f}, ZeRO's formula "
+            f"{r.zero_elements['paper']:g}"
+        )
+    return "\n".join(lines)
+
+
+def _traffic_grid(rows: Iterable[Traffic], title: str) -> str:
+    return grid(
+        [(row.axes, row.kind, f"{row.calls:,}", size(row.bytes)) for row in rows],
+        (title, "", "calls", "bytes"),
+        left=2,
+    )
+
+
+def _time(r: Receipt) -> str:
+    return ""
+
+
+def _foot(r: Receipt) -> str:
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in r.seconds.items())
+    versions = ", ".join(f"{name} {version}" for name, version in r.versions.items())
+    return f"Made by {versions}; {seconds}"
