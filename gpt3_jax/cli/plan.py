@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gpt3_jax.config import load_config
+from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpt3_jax.plan.receipt import Receipt
+    from gpt3_jax.plan.search import Candidate
+    from gpt3_jax.plan.topologies import Topology
 
 _DESCRIPTION = """Compiles the training step of a configuration for a TPU or GPU topology that need not be attached, on
 any CPU machine, and says what the compiled program needs and costs: memory of a device by purpose, arithmetic,
@@ -44,21 +47,76 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
     config = load_config(args.config, overrides)
     _on_cpu()
-    from gpt3_jax.plan.compiled import compile_step
-    from gpt3_jax.plan.receipt import make_receipt
+    from gpt3_jax.plan.receipt import receipt_to_json
+    from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
 
     topology = open_topology(args.topology, args.slices)
-    print(f"compiling for {topology.name}, {len(topology.devices):,} devices", file=sys.stderr)
-    receipt = make_receipt(compile_step(config, topology))
-    print(json.dumps(as_json(receipt), indent=1) if args.json else render(receipt), end="" if not args.json else "\n")
+    cache = None if args.no_cache else default_cache()
+    if args.search:
+        return _search(config, topology, args.keep, cache, args.json)
+    _say(f"compiling for {topology.name}, {len(topology.devices):,} devices")
+    receipt, kept = plan(config, topology, cache)
+    if kept:
+        _say("the same plan was made before; --no-cache makes it anew")
+    if args.json:
+        print(json.dumps(receipt_to_json(receipt), indent=1))
+    else:
+        print(render(receipt), end="")
+    if args.picture:
+        from gpt3_jax.plan.picture import memory_bars
+
+        memory_bars([receipt], args.picture)
+        _say(f"wrote {args.picture}")
+    if receipt.memory.fits is False and not args.json:
+        _suggest(config, receipt, topology, cache)
     return 1 if receipt.memory.fits is False else 0
 
 
-def as_json(receipt: Receipt) -> dict[str, Any]:
-    """The receipt as plain data."""
-    return dataclasses.asdict(receipt) | {"fits": receipt.memory.fits}
+def _search(config: Config, topology: Topology, keep: int, cache: Path | None, as_json: bool) -> int:
+    from gpt3_jax.plan.receipt import receipt_to_json
+    from gpt3_jax.plan.search import search
+
+    found = search(config, topology, keep, _say, cache)
+    if as_json:
+        print(json.dumps([{"settings": c.settings, "receipt": receipt_to_json(r)} for c, r in found], indent=1))
+    elif found:
+        print(_ranking(found))
+    if not found:
+        _say("none of the configurations tried fits; take more devices, or a smaller model")
+    return 0 if found else 1
+
+
+def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path | None) -> None:
+    from gpt3_jax.plan.search import nearest
+
+    _say("looking for the nearest configurations that fit")
+    found = nearest(config, receipt.mesh, topology, 2, _say, cache)
+    if found:
+        print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
+    else:
+        print("\nNo near configuration fits; gpt3-jax plan --search looks farther")
+
+
+def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
+    from gpt3_jax.plan.table import count, duration, grid, size
+
+    rows = [
+        (
+            c.options,
+            size(r.memory.total),
+            duration(r.prediction.step_seconds) if r.prediction else "",
+            count(r.prediction.tokens_per_second) if r.prediction else "",
+            f"{r.prediction.mfu:.1%}" if r.prediction else "",
+        )
+        for c, r in found
+    ]
+    return grid(rows, ("options", "memory", "step", "tokens/s", "MFU"))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--topology", metavar="NAME", help="machine: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that size (default: 1)")
     parser.add_argument("--list-topologies", action="store_true", help="print the topologies that have names, and leave")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: all that divide are ordered by "
+        "arithmetic, the best compiled",
+    )
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help="configurations that a search finds (default: 3)")
+    parser.add_argument("--picture", metavar="FILE", help="also draw the memory as bars, .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument("--no-cache", action="store_true", help="compile even if the same plan was made before")
     parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
     return parser
 

@@ -18,6 +18,8 @@ from gpt3_jax.plan.compiled import CompiledStep
 from gpt3_jax.plan.flops import matmul_flops
 from gpt3_jax.plan.hlo import CompiledCollective
 from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.plan.predict import predict_compiled
+from gpt3_jax.plan.roofline import Exposed, Prediction
 from gpt3_jax.plan.traffic import Collective
 
 LARGEST = 12
@@ -64,7 +66,7 @@ class Flops:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class TrafficRow:
     """One line of the traffic: what a device sends in a step over one mesh axis with one kind of collective."""
 
     axes: str
@@ -89,14 +91,17 @@ class Receipt:
     memory: Memory
     flops: Flops
     hbm_bytes: float
-    traced: tuple[Traffic, ...]
+    traced: tuple[TrafficRow, ...]
     """From the traced program, which states every collective."""
-    compiled: tuple[Traffic, ...]
+    compiled: tuple[TrafficRow, ...]
     """From the compiled program: what the compiler made of them."""
     zero_elements: dict[str, float]
     """Over `data`: the paper's count for this stage and what the traced program moves, in units of the parameters that
     a tensor shard has."""
+    prediction: Prediction | None
+    """The roofline's; None for a device that is not in the table."""
     too_large: str
+    """The compiler's words when it refused the program for its memory, else empty."""
     seconds: dict[str, float]
     versions: dict[str, str]
 
@@ -158,36 +163,63 @@ def make_receipt(step: CompiledStep) -> Receipt:
         traced=_traced(step.collectives),
         compiled=_compiled(step.program.collectives(), dict(mesh.shape)),
         zero_elements=_zero_elements(step),
+        prediction=predict_compiled(step),
         too_large=step.too_large,
         seconds={
             "trace": round(step.trace_seconds, 1),
             "lower": round(step.lower_seconds, 1),
             "compile": round(step.compile_seconds, 1),
         },
-        versions=_versions(step.topology.platform),
+        versions=versions(step.topology.platform),
     )
+
+
+def receipt_to_json(receipt: Receipt) -> dict[str, Any]:
+    """The receipt as plain data for JSON."""
+    return dataclasses.asdict(receipt) | {"fits": receipt.memory.fits}
+
+
+def receipt_from_json(data: dict[str, Any]) -> Receipt:
+    """What `receipt_to_json` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: data of another form.
+    """
+    data = {key: value for key, value in data.items() if key != "fits"}
+    memory = dict(data["memory"])
+    memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
+    data["memory"] = Memory(**memory)
+    data["flops"] = Flops(**data["flops"])
+    for key in ("traced", "compiled"):
+        data[key] = tuple(TrafficRow(**row) for row in data[key])
+    if data["prediction"] is not None:
+        prediction = dict(data["prediction"])
+        prediction["links"] = tuple(Exposed(**link | {"axes": tuple(link["axes"])}) for link in prediction["links"])
+        prediction["assumptions"] = tuple(prediction["assumptions"])
+        data["prediction"] = Prediction(**prediction)
+    return Receipt(**data)
 
 
 def _padded(config: Config) -> int:
     return sum(spec.size for spec in jax.tree.leaves(param_table(config.model)))
 
 
-def _traced(collectives: list[Collective]) -> tuple[Traffic, ...]:
-    rows: dict[tuple[str, str], Traffic] = {}
+def _traced(collectives: list[Collective]) -> tuple[TrafficRow, ...]:
+    rows: dict[tuple[str, str], TrafficRow] = {}
     for c in collectives:
         key = "+".join(c.axes), c.kind
-        old = rows.get(key, Traffic(*key, 0, 0.0, 0.0))
+        old = rows.get(key, TrafficRow(*key, 0, 0.0, 0.0))
         whole = (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements
-        rows[key] = Traffic(*key, old.calls + c.calls, old.bytes + c.bytes_sent, old.elements + whole)
+        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent, old.elements + whole)
     return tuple(rows[key] for key in sorted(rows))
 
 
-def _compiled(collectives: list[CompiledCollective], shape: dict[str, int]) -> tuple[Traffic, ...]:
-    rows: dict[tuple[str, str], Traffic] = {}
+def _compiled(collectives: list[CompiledCollective], shape: dict[str, int]) -> tuple[TrafficRow, ...]:
+    rows: dict[tuple[str, str], TrafficRow] = {}
     for c in collectives:
         key = _axes(c, shape), c.kind
-        old = rows.get(key, Traffic(*key, 0, 0.0, 0.0))
-        rows[key] = Traffic(*key, old.calls + c.calls, old.bytes + c.bytes_sent, 0.0)
+        old = rows.get(key, TrafficRow(*key, 0, 0.0, 0.0))
+        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent, 0.0)
     return tuple(rows[key] for key in sorted(rows))
 
 
@@ -223,7 +255,8 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
     return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": psi}
 
 
-def _versions(platform: str) -> dict[str, str]:
+def versions(platform: str) -> dict[str, str]:
+    """Versions of everything that has a part in a plan for tpu or gpu."""
     wanted = ["gpt3-jax", "jax", "jaxlib"]
     wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin"]
     found = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gpt3_jax.plan.receipt import Receipt, Traffic, share
+from gpt3_jax.plan.receipt import Receipt, TrafficRow, share
 
 _WIDTH = 110
 
@@ -109,7 +109,7 @@ def _traffic(r: Receipt) -> str:
     return "\n".join(lines)
 
 
-def _traffic_grid(rows: Iterable[Traffic], title: str) -> str:
+def _traffic_grid(rows: Iterable[TrafficRow], title: str) -> str:
     return grid(
         [(row.axes, row.kind, f"{row.calls:,}", size(row.bytes)) for row in rows],
         (title, "", "calls", "bytes"),
@@ -118,7 +118,27 @@ def _traffic_grid(rows: Iterable[Traffic], title: str) -> str:
 
 
 def _time(r: Receipt) -> str:
-    return ""
+    p = r.prediction
+    if p is None:
+        return f"Time: no prediction, because {r.topology['device']} has no figures"
+    rows = [("matmuls", duration(p.compute_seconds), ""), ("memory", duration(p.hbm_seconds), "overlaps")]
+    rows += [
+        (f"{link.medium}, {' + '.join(link.axes)}", duration(link.seconds), f"{duration(link.exposed)} of it waited for")
+        for link in p.links
+    ]
+    tokens = f"{count(p.total_tokens)} tokens"
+    return "\n".join(
+        [
+            f"Predicted time of a step: {duration(p.step_seconds)} (all overlapped {duration(p.fastest_seconds)}, nothing "
+            f"{duration(p.slowest_seconds)}); bound by {p.bound}",
+            grid(rows),
+            f"  {count(p.tokens_per_second)} tokens/s; MFU {p.mfu:.1%} (6N), {p.mfu_with_attention:.1%} (6N and visible "
+            "attention)",
+            f"  {tokens}: {duration(p.days * 86400)}, {count(p.device_hours)} device-hours",
+            "  assumed:",
+            *(f"    {line}" for line in p.assumptions),
+        ]
+    )
 
 
 def _foot(r: Receipt) -> str:

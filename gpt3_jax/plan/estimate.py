@@ -1,0 +1,99 @@
+"""What a configuration will about need and cost, by arithmetic alone: to leave out what cannot fit and to order the rest
+before anything is compiled. What a plan says is read from the compiled program, never from here.
+
+Bytes are a device's; B tokens of one microbatch on one data shard, D = d_model, L layers, V padded vocabulary, Ψ
+parameters of one tensor shard, t tensor shards, N the ZeRO group.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from gpt3_jax.config import Config
+from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
+from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
+from gpt3_jax.plan.roofline import Traffic, Work
+
+_KEPT = {"full": 2, "dots": 22, "none": 60}
+"""Bytes of activations kept per layer, token and unit of D, by remat: the block's input; the matmuls' results beside
+it; everything."""
+_WORKING = 60
+"""Bytes alive within one block, forward and backward, per token and unit of D."""
+
+
+def memory(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> float:
+    """About the bytes that a device needs."""
+    model, stage = config.model, config.parallel.stage
+    psi = _psi(config) / tensor
+    group = data if stage else 1
+    tokens = _tokens_of_microbatch(config, replica, data, microbatches)
+    width = 2 if model.dtype == "bfloat16" else 4
+    state = 12 * psi / group
+    block = (psi - model.n_vocab_padded * model.d_model / tensor) / model.n_layers
+    gathered = width * (psi if stage < 3 else 2 * block + model.n_vocab_padded * model.d_model / tensor)
+    gradients = 4 * (psi if stage < 2 else psi / group + 2 * block + model.n_vocab_padded * model.d_model / tensor)
+    if microbatches > 1:
+        gradients += 4 * (psi if stage < 2 else psi / group)
+    kept = _KEPT[config.train.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor
+    working = _WORKING * tokens * model.d_model / tensor
+    logits = 10 * min(config.train.loss_chunk, tokens) * model.n_vocab_padded / tensor
+    return state + gathered + gradients + kept + max(working, logits)
+
+
+def work(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> Work:
+    """About what a step computes and moves."""
+    model, stage = config.model, config.parallel.stage
+    devices = replica * data * tensor
+    tokens = config.train.batch_tokens
+    model_flops = 6.0 * count_params(model) * tokens / devices
+    attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
+    again = {"full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
+    psi = _psi(config) / tensor
+    width = 2 if model.dtype == "bfloat16" else 4
+    activations = 100 * _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
+    passes = {"full": 4, "dots": 3, "none": 3}[config.train.remat]
+    hbm = passes * microbatches * width * psi + activations * model.d_model * model.n_layers / tensor + 32 * psi / data
+    return Work(
+        tokens=tokens,
+        devices=devices,
+        matmul_flops=again * (model_flops + attention),
+        model_flops=model_flops,
+        attention_flops=attention,
+        hbm_bytes=hbm,
+        traffic=tuple(_traffic(config, replica, data, tensor, microbatches, psi, width)),
+    )
+
+
+def _traffic(
+    config: Config, replica: int, data: int, tensor: int, microbatches: int, psi: float, width: int
+) -> list[Traffic]:
+    model, stage = config.model, config.parallel.stage
+    reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
+    ring = (data - 1) / data
+    result = []
+    if data > 1 and stage == 0:
+        result.append(Traffic((DATA,), "all-reduce", 2 * ring * reduce * psi, 1))
+    elif data > 1:
+        gathers = 2 * microbatches if stage == 3 else 1
+        scatters = microbatches if stage >= 2 else 1
+        result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
+        result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
+    if replica > 1:
+        share = 1 / data if stage else 1
+        result.append(Traffic((REPLICA,), "all-reduce", 2 * (replica - 1) / replica * reduce * psi * share, 1))
+    if tensor > 1:
+        tokens = _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
+        passes = 6 if config.train.remat == "full" else 4
+        moved = 2 * passes * (tensor - 1) / tensor * width * tokens * model.d_model * model.n_layers
+        result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
+    return result
+
+
+def _psi(config: Config) -> float:
+    return float(sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_table(config.model))))
+
+
+def _tokens_of_microbatch(config: Config, replica: int, data: int, microbatches: int) -> float:
+    return config.train.batch_tokens / (replica * data * microbatches)

@@ -1,0 +1,65 @@
+"""The predicted time of a configuration on a topology: `roofline` fed from a compiled step, or from `estimate`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpt3_jax.config import Config
+from gpt3_jax.model.params import count_params, train_flops_per_token
+from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA
+from gpt3_jax.plan import roofline
+from gpt3_jax.plan.compiled import CompiledStep
+from gpt3_jax.plan.flops import matmul_flops
+from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.plan.roofline import Placement, Prediction, Work
+from gpt3_jax.plan.topologies import Topology
+
+
+def predict_compiled(step: CompiledStep) -> Prediction | None:
+    """From what the compiled program computes, moves and sends; None for a device that is not in the table."""
+    config, devices = step.config, len(step.topology.devices)
+    tokens = step.stage.sequences * config.model.n_ctx
+    model_flops = 6.0 * count_params(config.model) * tokens / devices
+    visible = train_flops_per_token(config.model, attention=True) * tokens / devices
+    work = Work(
+        tokens=tokens,
+        devices=devices,
+        matmul_flops=float(matmul_flops(step.jaxpr)),
+        model_flops=model_flops,
+        attention_flops=visible - model_flops,
+        hbm_bytes=hbm_bytes(step.program),
+        traffic=roofline.traffic_of(step.collectives),
+    )
+    return predict(work, config, step.topology, dict(step.mesh.shape))
+
+
+def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]) -> Prediction | None:
+    """The roofline of this work; None for a device that is not in the table."""
+    device = topology.device
+    if device is None:
+        return None
+    work = dataclasses.replace(work, traffic=tuple(_as_it_stands(part, config) for part in work.traffic))
+    return roofline.predict(work, device, place(topology, mesh), float(config.train.tokens))
+
+
+def place(topology: Topology, mesh: dict[str, int]) -> Placement:
+    """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices."""
+    device = topology.device
+    assert device is not None
+    if topology.platform == "gpu":
+        return roofline.nodes(device, mesh)
+    inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
+    replica = mesh[REPLICA]
+    inside = {REPLICA: replica // topology.slices, **inside}
+    placed = dict(roofline.torus(device, topology.shape, inside))
+    if topology.slices > 1:
+        placed |= roofline.slices(device, REPLICA, replica)
+    return placed
+
+
+def _as_it_stands(part: roofline.Traffic, config: Config) -> roofline.Traffic:
+    """Up to stage 1 weights are gathered before the first block and gradients reduced behind the last, at stage 2 only
+    the gather stands outside: no block's compute hides it, however many calls it is cut into."""
+    over_data = set(part.axes) <= set(BATCH_AXES) and DATA in part.axes
+    outside = config.parallel.stage <= 1 or (config.parallel.stage == 2 and part.kind == "all-gather")
+    return dataclasses.replace(part, calls=1) if over_data and outside else part

@@ -1,0 +1,242 @@
+"""Which mesh, ZeRO stage, remat and microbatch to train with: every combination that divides, pruned and ordered by
+arithmetic, the best of them confirmed by compiling."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
+from gpt3_jax.plan import estimate
+from gpt3_jax.plan.compiled import compile_step
+from gpt3_jax.plan.predict import predict
+from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json
+from gpt3_jax.plan.roofline import Prediction
+from gpt3_jax.plan.topologies import Topology
+
+REMATS = ("none", "dots", "full")
+_SLACK = 1.15
+"""A candidate whose estimate is this much above the capacity is not compiled: the estimate is not that wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One configuration to try."""
+
+    config: Config
+    mesh: dict[str, int]
+    microbatches: int
+    bytes: float
+    """Estimated need of a device."""
+    prediction: Prediction
+    """Estimated."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from the others, by the names of the configuration."""
+        parallel, train = self.config.parallel, self.config.train
+        return {
+            "parallel.stage": parallel.stage,
+            **{f"parallel.{axis}": self.mesh[axis] for axis in AXES},
+            "train.remat": train.remat,
+            "train.microbatch": train.microbatch,
+        }
+
+    @property
+    def options(self) -> str:
+        """As it is typed."""
+        return " ".join(f"--{name} {value}" for name, value in self.settings.items())
+
+
+def candidates(config: Config, topology: Topology) -> list[Candidate]:
+    """Every combination that divides the devices, the batch and the model, and may fit; fastest estimate first.
+
+    Raises:
+        UserError: a device without a row in the device table (nothing can be ranked), or a batch that no mesh divides.
+    """
+    device = topology.device
+    if device is None:
+        raise UserError(
+            f"{topology.devices[0].device_kind} is not in the device table: its configurations cannot be ranked"
+        )
+    found = []
+    for mesh in _meshes(config, topology):
+        for microbatch, microbatches in _microbatches(config, mesh):
+            for stage in (0, 1, 2, 3) if mesh[DATA] > 1 else (0,):
+                for remat in REMATS:
+                    changed = _changed(config, mesh, stage, remat, microbatch)
+                    shape = (mesh[REPLICA], mesh[DATA], mesh[TENSOR], microbatches)
+                    need = estimate.memory(changed, *shape)
+                    prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
+                    if need <= _SLACK * device.hbm_usable and prediction is not None:
+                        found.append(Candidate(changed, mesh, microbatches, need, prediction))
+    return sorted(found, key=lambda c: (c.prediction.step_seconds, c.bytes))
+
+
+def search(
+    config: Config, topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
+) -> list[tuple[Candidate, Receipt]]:
+    """The `keep` fastest configurations that fit, each compiled; fastest first by what the compiled programs predict.
+
+    Raises:
+        UserError: as `candidates`; or none that can fit.
+    """
+    found = candidates(config, topology)
+    if not found:
+        raise UserError(
+            f"no mesh, stage, remat and microbatch fits {topology.name} by arithmetic; take more devices or a smaller model"
+        )
+    say(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
+    return confirm(_diverse(found), topology, keep, 4 * keep, say, cache)
+
+
+def nearest(
+    config: Config, mesh: dict[str, int], topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
+) -> list[tuple[Candidate, Receipt]]:
+    """Configurations that fit and change least of one that does not: few settings, then the fastest."""
+    now = {
+        "parallel.stage": config.parallel.stage,
+        **{f"parallel.{axis}": mesh[axis] for axis in AXES},
+        "train.remat": config.train.remat,
+        "train.microbatch": config.train.microbatch,
+    }
+
+    def changes(candidate: Candidate) -> int:
+        changed = [key for key, value in candidate.settings.items() if value != now[key]]
+        return len(changed) - ("parallel.data" in changed)  # data follows from the other axes
+
+    # Estimates are not exact: here only what leaves room by them is worth a compilation.
+    assert topology.device is not None
+    roomy = [c for c in candidates(config, topology) if c.bytes <= 0.9 * topology.device.hbm_usable and changes(c)]
+    roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
+    return confirm(iter(roomy), topology, keep, 3 * keep, say, cache)
+
+
+def confirm(
+    found: Iterator[Candidate],
+    topology: Topology,
+    keep: int,
+    attempts: int,
+    say: Callable[[str], None],
+    cache: Path | None,
+) -> list[tuple[Candidate, Receipt]]:
+    """Compiles candidates in this order until `keep` of them fit."""
+    confirmed: list[tuple[Candidate, Receipt]] = []
+    for number, candidate in enumerate(found, 1):
+        if number > attempts or len(confirmed) == keep:
+            break
+        try:
+            receipt, kept = plan(candidate.config, topology, cache)
+        except RunError as error:
+            say(f"[{number}] {candidate.options}: {error}")
+            continue
+        verdict = "fits" if receipt.memory.fits else "does not fit"
+        step = f"{receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else "no prediction"
+        say(
+            f"[{number}] {candidate.options}: {receipt.memory.total / 2**30:.1f} GiB, {verdict}, {step}"
+            f"{' (kept from before)' if kept else ''}"
+        )
+        if receipt.memory.fits:
+            confirmed.append((candidate, receipt))
+    return sorted(confirmed, key=lambda pair: pair[1].prediction.step_seconds if pair[1].prediction else 0.0)
+
+
+def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receipt, bool]:
+    """The receipt of a configuration, and whether it was kept from an earlier plan: the same configuration, topology and
+    versions of everything that has a part in it.
+
+    Raises:
+        UserError, RunError: as `compile_step`.
+    """
+    from gpt3_jax.plan.receipt import versions
+
+    key = json.dumps([to_yaml(config), topology.name, versions(topology.platform), _code_version()])
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache else None
+    if path is not None and path.is_file():
+        try:
+            return receipt_from_json(json.loads(path.read_text())), True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # unreadable or of another form: made anew
+    receipt = make_receipt(compile_step(config, topology))
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(receipt_to_json(receipt)))
+            part.replace(path)
+        except OSError:
+            pass  # a plan that cannot be kept is still a plan
+    return receipt, False
+
+
+def default_cache() -> Path:
+    """Where plans are kept: ``$XDG_CACHE_HOME/gpt3-jax/plans``, ``~/.cache`` without it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt3-jax" / "plans"
+
+
+def _code_version() -> str:
+    """A hash of this package's source: a plan made by other code is not this code's plan."""
+    folder = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int) -> Config:
+    parallel: Any = {"stage": stage, **mesh}
+    train: Any = {"remat": remat, "microbatch": microbatch}
+    return dataclasses.replace(
+        config,
+        parallel=dataclasses.replace(config.parallel, **parallel),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
+    """Axes that multiply to the devices and divide the model: tensor groups inside a node, replicas over whole slices."""
+    model, n = config.model, len(topology.devices)
+    outer = topology.slices if topology.platform == "tpu" else topology.shape[0]
+    widest = topology.shape[1] if topology.platform == "gpu" else min(n // topology.slices, 16)
+    sequences = config.train.batch_tokens // model.n_ctx
+    for tensor in _powers(widest):
+        sizes = (model.n_heads, model.n_vocab_padded, model.d_ff, model.n_ctx)
+        if n % tensor or any(size % tensor for size in sizes):
+            continue
+        for replica in sorted({topology.slices, outer}):
+            if n // tensor % replica:
+                continue
+            data = n // tensor // replica
+            if sequences % (replica * data) == 0 and model.d_model % (data * tensor) == 0:
+                yield {REPLICA: replica, DATA: data, TENSOR: tensor}
+
+
+def _microbatches(config: Config, mesh: dict[str, int]) -> Iterator[tuple[int, int]]:
+    """Sequences of a microbatch, and how many microbatches they make."""
+    per_shard = config.train.batch_tokens // config.model.n_ctx // (mesh[REPLICA] * mesh[DATA])
+    for size in range(1, per_shard + 1):
+        if per_shard % size == 0:
+            yield size, per_shard // size
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+
+
+def _diverse(found: list[Candidate]) -> Iterator[Candidate]:
+    """In order, but of those that differ only in how they are cut into microbatches the fastest two."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for candidate in found:
+        settings = dict(candidate.settings)
+        settings.pop("train.microbatch")
+        key = tuple(settings.values())
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= 2:
+            yield candidate
