@@ -84,7 +84,7 @@ def test_a_broken_pipe_that_is_not_stdout_keeps_its_traceback(monkeypatch: pytes
     [
         (["trian"], ["unknown command 'trian'", "the nearest is train"]),
         (["--hepl"], ["unknown option '--hepl'", "the nearest is --help"]),
-        (["xyzzy"], ["unknown command 'xyzzy'", "there are train, data"]),
+        (["xyzzy"], ["unknown command 'xyzzy'", "there are train, plan, "]),
     ],
 )
 def test_unknown_commands(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,19 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs a configuration: --config gpt3-xl, or the path of a YAML file")
     if not args.topology:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
+    quietly_on_cpu()
     config = load_config(args.config, overrides)
-    _on_cpu()
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
 
+    if args.picture:
+        from gpt3_jax.plan.picture import check_picture
+
+        check_picture(args.picture)
+    if args.keep < 1:
+        raise UserError(f"--keep is {args.keep}; expected at least 1")
     topology = open_topology(args.topology, args.slices)
     cache = None if args.no_cache else default_cache()
     if args.search:
@@ -67,7 +74,7 @@ def main(argv: list[str]) -> int:
     if args.picture:
         from gpt3_jax.plan.picture import memory_bars
 
-        memory_bars([receipt], args.picture)
+        memory_bars([receipt], [f"{receipt.topology['name']}\nstage {receipt.settings['stage']}"], args.picture)
         _say(f"wrote {args.picture}")
     if receipt.memory.fits is False and not args.json:
         _suggest(config, receipt, topology, cache)
@@ -153,8 +160,10 @@ def _families() -> str:
     return "\n".join(lines)
 
 
-def _on_cpu() -> None:
-    """JAX itself runs on the CPU here, whatever the machine has: what is planned for may be in use by somebody else."""
+def quietly_on_cpu() -> None:
+    """JAX itself runs on the CPU here, whatever the machine has: what is planned for may be in use by somebody else.
+    The compilers' warnings, such as that they could not save more memory, are left out: the receipt says what matters."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -12,6 +12,7 @@ import jax
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
 from gpt3_jax.parallel.mesh import DATA, TENSOR
+from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.buffers import Buffer
 from gpt3_jax.plan.compiled import CompiledStep
@@ -112,7 +113,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
     parameters = count_params(config.model)
     tokens = step.stage.sequences * config.model.n_ctx
     device = step.topology.device
-    state = formulas.model_state(_padded(config) / mesh.shape[TENSOR], mesh.shape[DATA], config.parallel.stage)
+    state = formulas.model_state(_psi(config, mesh.shape[TENSOR]), mesh.shape[DATA], config.parallel.stage)
     memory = Memory(
         {str(purpose): size for purpose, size in peak.by_purpose().items()},
         peak.gaps,
@@ -200,8 +201,12 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
     return Receipt(**data)
 
 
-def _padded(config: Config) -> int:
-    return sum(spec.size for spec in jax.tree.leaves(param_table(config.model)))
+def _psi(config: Config, tensor: int) -> int:
+    """Parameters that one tensor shard holds, vocabulary padding included: its share of what tensor parallelism splits,
+    and all of the rest."""
+    split = [any(TENSOR_RULES[axis] == TENSOR for axis in s.axes) for s in jax.tree.leaves(param_table(config.model))]
+    sizes = [spec.size for spec in jax.tree.leaves(param_table(config.model))]
+    return sum(size // tensor if parts else size for size, parts in zip(sizes, split, strict=True))
 
 
 def _traced(collectives: list[Collective]) -> tuple[TrafficRow, ...]:
@@ -246,13 +251,13 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
     """Ψ elements over `data`, microbatches taken apart: the paper counts one backward pass a step."""
     data, tensor = step.mesh.shape[DATA], step.mesh.shape[TENSOR]
     stage, micro = step.config.parallel.stage, step.stage.microbatches
-    psi = _padded(step.config) / tensor
+    psi = _psi(step.config, tensor)
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once
     moved = sum(
         (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements for c in step.collectives if DATA in c.axes
     )
-    return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": psi}
+    return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": float(psi)}
 
 
 def versions(platform: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from jax.experimental import topologies
 
 from gpt3_jax.devices import Device, lookup
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.parallel.distributed import plan_without_tpu
 from gpt3_jax.plan.gpu_targets import TARGETS
 
 _TPU_DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
@@ -50,8 +51,8 @@ class Topology:
 
     @property
     def platform(self) -> str:
-        """tpu or gpu."""
-        return "gpu" if self.family in TARGETS else "tpu"
+        """tpu or gpu; cpu for the fake devices of tests."""
+        return str(self.devices[0].platform)
 
 
 def families() -> dict[str, tuple[str, ...]]:
@@ -99,15 +100,7 @@ def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
             f"topology {name!r} needs the TPU compiler, and libtpu is not installed; "
             "install it with pip install libtpu (no TPU is needed)"
         )
-    # libtpu asks Cloud's metadata server who it is, and complains aloud, unless it is told. What it is told does not
-    # matter here: the topology has a name of its own. Several planners may load it at a time.
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(key, value)
+    plan_without_tpu()
     more = {"num_slices": slices} if slices > 1 else {}
     try:
         described = topologies.get_topology_desc(

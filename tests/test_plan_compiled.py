@@ -1,0 +1,148 @@
+"""What a plan reads off a compiled step is what the step is: on fake CPU devices, where both can be looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import jax
+import pytest
+from step_cells import CONTEXT, SEQUENCES, Cell, config
+
+from gpt3_jax.config import Config
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.params import names, param_table, train_flops_per_token
+from gpt3_jax.plan.compiled import CompiledStep, compile_step
+from gpt3_jax.plan.flops import matmul_flops
+from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json
+from gpt3_jax.plan.table import render
+from gpt3_jax.plan.topologies import Topology
+
+CELLS = [
+    Cell(0, (1, 8, 1)),
+    Cell(1, (2, 4, 1)),
+    Cell(2, (1, 4, 2), 3),
+    Cell(3, (2, 2, 2), 1, "full"),
+    Cell(3, (1, 8, 1), 3, "full"),
+]
+
+
+def fake_topology(devices: int = 8) -> Topology:
+    return Topology(f"cpu:{devices}", "cpu", (devices,), 1, tuple(jax.devices()[:devices]), None)
+
+
+def settings(cell: Cell) -> Config:
+    base = config(cell)
+    shards = cell.mesh[0] * cell.mesh[1]
+    train = dataclasses.replace(
+        base.train, batch_tokens=SEQUENCES * CONTEXT, microbatch=SEQUENCES // shards // cell.microbatches, remat=cell.remat
+    )
+    return dataclasses.replace(base, train=train)
+
+
+@functools.cache
+def step(cell: Cell) -> CompiledStep:
+    return compile_step(settings(cell), fake_topology())
+
+
+@functools.cache
+def receipt(cell: Cell) -> Receipt:
+    return make_receipt(step(cell))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_the_compiled_program_moves_what_the_traced_program_states(cell: Cell) -> None:
+    traced = {(row.axes, row.kind): row.bytes for row in receipt(cell).traced}
+    compiled = {(row.axes, row.kind): row.bytes for row in receipt(cell).compiled}
+    assert set(compiled) == set(traced)
+    for key, value in traced.items():
+        if key == ("data", "all-gather") and cell.stage == 3:
+            # XLA may gather the embeddings once for all microbatches, or for both their uses; never more than told.
+            assert 0.9 * value <= compiled[key] <= value, key
+        else:
+            assert compiled[key] == pytest.approx(value, rel=1e-6), key
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_arguments_are_the_state_and_the_batch(cell: Cell) -> None:
+    found = step(cell)
+    state = sum(
+        functools.reduce(lambda a, b: a * b, leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize)
+        for leaf in jax.tree.leaves(abstract_arguments(cell))
+    )
+    rows = SEQUENCES // (cell.mesh[0] * cell.mesh[1]) * (CONTEXT + 1) * 4
+    assert found.peak.arguments == state + rows
+    purposes = found.peak.by_purpose()
+    assert purposes["master weights"] * 2 == purposes["moments"]
+    assert purposes["master weights"] + purposes["moments"] + purposes["batch"] == found.peak.arguments
+
+
+def abstract_arguments(cell: Cell) -> object:
+    from gpt3_jax.train.state import abstract_state
+
+    return abstract_state(settings(cell), step(cell).mesh)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_the_peak_is_the_compilers(cell: Cell) -> None:
+    peak = step(cell).peak
+    assert 0 <= peak.gaps <= 0.2 * peak.temporaries
+    assert [b.size for b in peak.buffers] == sorted((b.size for b in peak.buffers), reverse=True)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_zero_elements_are_the_papers(cell: Cell) -> None:
+    found = receipt(cell).zero_elements
+    # At stage 3 the position table and the last LayerNorm are not gathered again; scalars of loss and norm come on top.
+    assert 0.95 * found["paper"] <= found["program"] <= 1.001 * found["paper"]
+
+
+def test_matmul_work_is_six_per_parameter_and_token_and_the_attention() -> None:
+    cell = Cell(0, (1, 1, 1))
+    model = settings(cell).model
+    found = matmul_flops(compile_step(settings(cell), fake_topology(1)).jaxpr)
+    # Only matrices multiply; LayerNorms, biases and the position table do not, the output matrix does, padding included.
+    table = param_table(model)
+    matrices = sum(
+        spec.size
+        for name, spec in zip(names(table), jax.tree.leaves(table), strict=True)
+        if name.endswith("kernel") or name == "token_embedding"
+    )
+    tokens = SEQUENCES * CONTEXT
+    attention = 12 * model.n_layers * model.d_model * CONTEXT  # the full square of scores, forward and backward
+    assert found <= (6 * matrices + attention) * tokens
+    visible = train_flops_per_token(model, attention=True) - train_flops_per_token(model)
+    assert found >= (6 * matrices + visible) * tokens
+
+
+def test_full_remat_computes_the_blocks_once_more() -> None:
+    plain, again = (
+        matmul_flops(step(Cell(3, (1, 8, 1), 3, remat)).jaxpr) for remat in ("none", "full")
+    )
+    assert 1.15 * plain < again < 4 / 3 * plain
+
+
+def test_a_receipt_survives_json() -> None:
+    made = receipt(CELLS[3])
+    assert receipt_from_json(json.loads(json.dumps(receipt_to_json(made)))) == made
+
+
+def test_a_receipt_for_people_names_everything() -> None:
+    text = render(receipt(CELLS[3]))
+    for word in ("ZeRO stage 3", "master weights", "moments", "all-gather", "reduce-scatter", "tensor", "capacity not known",
+                 "no prediction", "6 per parameter and token", "compile"):  # fmt: skip
+        assert word in text, word
+    assert max(map(len, text.splitlines())) < 160
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
+    cell = Cell(1, (1, 8, 1))
+    odd = dataclasses.replace(settings(cell).train, batch_tokens=12 * CONTEXT)
+    with pytest.raises(UserError, match="8 data shards"):
+        compile_step(dataclasses.replace(settings(cell), train=odd), fake_topology())
+
+
+def test_a_mesh_that_the_devices_do_not_make_is_refused() -> None:
+    with pytest.raises(UserError, match="8 devices, but 4 are at hand"):
+        compile_step(settings(Cell(1, (1, 8, 1))), fake_topology(4))
