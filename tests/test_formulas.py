@@ -51,7 +51,7 @@ TABLE_D1_ROUNDED_TWICE = {
 
 def as_printed(value: float, printed: str, rounding: str = ROUND_HALF_UP) -> Decimal:
     """`value` with as many digits after the point as the print has."""
-    return Decimal(repr(value)).quantize(Decimal(1).scaleb(Decimal(printed).as_tuple().exponent), rounding)
+    return Decimal(repr(value)).quantize(Decimal(1).scaleb(-len(printed.partition(".")[2])), rounding)
 
 
 def significant(value: float, digits: int) -> Decimal:
@@ -78,7 +78,7 @@ def test_zero_table_2() -> None:
     rows = formulas.table_2()
     assert [row.devices for row in rows] == [64, 128, 256, 512, 1024]
     for row in rows:
-        for stage, printed in enumerate(TABLE_2[row.tensor].split()):
+        for stage, printed in zip(formulas.STAGES, TABLE_2[row.tensor].split(), strict=True):
             # The paper rounds for one GPU and multiplies by the degree of model parallelism.
             one_gpu = Decimal(printed) / row.tensor
             assert as_printed(row.parameters[stage] / row.tensor / 1e9, str(one_gpu)) == one_gpu, (row.tensor, stage)

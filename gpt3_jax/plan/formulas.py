@@ -1,4 +1,4 @@
-"""The arithmetic of the papers: ZeRO's memory and traffic (sections 3.1, 5, 7) and GPT-3's training compute (Table D.1).
+"""The arithmetic of the papers: ZeRO's memory and traffic (sections 3.1, 5, 7), GPT-3's compute (Table D.1).
 
 Ψ is the number of parameters, N the devices of the ZeRO group, K the bytes of optimizer state per parameter. These are
 the papers' figures, for a model whose every tensor divides by N: a compiled program is compared with them, and never
