@@ -36,7 +36,10 @@ def settings(cell: Cell) -> Config:
     base = config(cell)
     shards = cell.mesh[0] * cell.mesh[1]
     train = dataclasses.replace(
-        base.train, batch_tokens=SEQUENCES * CONTEXT, microbatch=SEQUENCES // shards // cell.microbatches, remat=cell.remat
+        base.train,
+        batch_tokens=SEQUENCES * CONTEXT,
+        microbatch=SEQUENCES // shards // cell.microbatches,
+        remat=cell.remat,
     )
     return dataclasses.replace(base, train=train)
 
@@ -102,7 +105,7 @@ def test_matmul_work_is_six_per_parameter_and_token_and_the_attention() -> None:
     cell = Cell(0, (1, 1, 1))
     model = settings(cell).model
     found = matmul_flops(compile_step(settings(cell), fake_topology(1)).jaxpr)
-    # Only matrices multiply; LayerNorms, biases and the position table do not, the output matrix does, padding included.
+    # Only matrices multiply: no LayerNorm, bias or position table, but the output matrix does, padding included.
     table = param_table(model)
     matrices = sum(
         spec.size
@@ -117,9 +120,7 @@ def test_matmul_work_is_six_per_parameter_and_token_and_the_attention() -> None:
 
 
 def test_full_remat_computes_the_blocks_once_more() -> None:
-    plain, again = (
-        matmul_flops(step(Cell(3, (1, 8, 1), 3, remat)).jaxpr) for remat in ("none", "full")
-    )
+    plain, again = (matmul_flops(step(Cell(3, (1, 8, 1), 3, remat)).jaxpr) for remat in ("none", "full"))
     assert 1.15 * plain < again < 4 / 3 * plain
 
 
@@ -130,8 +131,8 @@ def test_a_receipt_survives_json() -> None:
 
 def test_a_receipt_for_people_names_everything() -> None:
     text = render(receipt(CELLS[3]))
-    for word in ("ZeRO stage 3", "master weights", "moments", "all-gather", "reduce-scatter", "tensor", "capacity not known",
-                 "no prediction", "6 per parameter and token", "compile"):  # fmt: skip
+    for word in ("ZeRO stage 3", "master weights", "moments", "all-gather", "reduce-scatter", "tensor",
+                 "capacity not known", "no prediction", "6 per parameter and token", "compile"):  # fmt: skip
         assert word in text, word
     assert max(map(len, text.splitlines())) < 160
 

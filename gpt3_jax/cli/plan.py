@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import UserError
+from gpt3_jax.plan.on_cpu import plan_on_cpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs a configuration: --config gpt3-xl, or the path of a YAML file")
     if not args.topology:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
-    quietly_on_cpu()
+    plan_on_cpu()
     config = load_config(args.config, overrides)
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import default_cache, plan
@@ -136,17 +136,25 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", metavar="FILE", help="configuration, as of train; later ones win")
-    parser.add_argument("--topology", metavar="NAME", help="machine: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="machine: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)"
+    )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that size (default: 1)")
-    parser.add_argument("--list-topologies", action="store_true", help="print the topologies that have names, and leave")
+    parser.add_argument(
+        "--list-topologies", action="store_true", help="print the topologies that have names, and leave"
+    )
     parser.add_argument(
         "--search",
         action="store_true",
         help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: all that divide are ordered by "
         "arithmetic, the best compiled",
     )
-    parser.add_argument("--keep", type=int, default=3, metavar="N", help="configurations that a search finds (default: 3)")
-    parser.add_argument("--picture", metavar="FILE", help="also draw the memory as bars, .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument(
+        "--keep", type=int, default=3, metavar="N", help="configurations that a search finds (default: 3)"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", help="also draw the memory as bars, .png, .svg or .pdf (needs matplotlib)"
+    )
     parser.add_argument("--no-cache", action="store_true", help="compile even if the same plan was made before")
     parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
     return parser
@@ -158,12 +166,3 @@ def _families() -> str:
     lines = ["FAMILY:SIZE; other sizes of the same form work too"]
     lines += [f"  {family:<6} {'  '.join(examples)}" for family, examples in families().items()]
     return "\n".join(lines)
-
-
-def quietly_on_cpu() -> None:
-    """JAX itself runs on the CPU here, whatever the machine has: what is planned for may be in use by somebody else.
-    The compilers' warnings, such as that they could not save more memory, are left out: the receipt says what matters."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")

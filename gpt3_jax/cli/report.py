@@ -11,6 +11,7 @@ from gpt3_jax.errors import UserError
 
 _EPILOG = """examples:
   gpt3-jax report paper                                        # ZeRO Tables 1 and 2, GPT-3 Table D.1, by formula
+  gpt3-jax report published                                    # the roofline against 109 published measurements
   gpt3-jax report zero --topology v5p:2x2x2                    # ZeRO Figure 1: a 1.3B model, stages 0 to 3, compiled
   gpt3-jax report zero --topology h100:1x8 --picture zero.png"""
 
@@ -31,13 +32,18 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "what",
-        choices=["paper", "zero"],
-        help="paper: ZeRO's Tables 1 and 2 and GPT-3's Table D.1; zero: model state of stages 0 to 3, compiled, beside the formula",
+        choices=["paper", "zero", "published"],
+        help="paper: ZeRO's Tables 1 and 2 and GPT-3's Table D.1; zero: model state of stages 0 to 3, compiled, beside "
+        "the formula; published: step times that plan's roofline predicts for published runs, beside what was measured",
     )
     parser.add_argument("--topology", metavar="NAME", help="for zero: the machine to compile for, as of gpt3-jax plan")
     parser.add_argument("--model", default="gpt3-xl", metavar="FILE", help="for zero: whose model (default: gpt3-xl)")
-    parser.add_argument("--picture", metavar="FILE", help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)")
-    parser.add_argument("--no-cache", action="store_true", help="for zero: compile even if the same was compiled before")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="for zero: compile even if the same was compiled before"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if args.what == "paper":
@@ -46,15 +52,22 @@ def main(argv: list[str]) -> int:
         tables = [paper.zero_table_1(), paper.zero_table_2(), paper.gpt3_table_d1()]
         print(json.dumps(paper.as_data(), indent=1) if args.json else "\n\n".join(tables))
         return 0
+    if args.what == "published":
+        from gpt3_jax.plan import comparison
+
+        print(json.dumps(comparison.as_data(), indent=1) if args.json else comparison.table(), end="")
+        return 0
     if not args.topology:
-        raise UserError("report zero needs a topology: --topology v5p:2x2x2; gpt3-jax plan --list-topologies lists them")
+        raise UserError(
+            "report zero needs a topology: --topology v5p:2x2x2; gpt3-jax plan --list-topologies lists them"
+        )
     return _zero(args)
 
 
 def _zero(args: argparse.Namespace) -> int:
-    from gpt3_jax.cli.plan import quietly_on_cpu
+    from gpt3_jax.plan.on_cpu import plan_on_cpu
 
-    quietly_on_cpu()
+    plan_on_cpu()
     from gpt3_jax.config import load_config
     from gpt3_jax.plan import formulas, paper
     from gpt3_jax.plan.picture import check_picture, memory_bars

@@ -8,7 +8,6 @@ also when the program turned out too large for the device. TPU and GPU compilers
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -246,9 +245,7 @@ class _Purposes:
 
     def _parameters(self, loop: Instruction) -> frozenset[str]:
         return frozenset(
-            name
-            for callee in loop.called("body", "condition")
-            for name in self._program.parameters(callee)
+            name for callee in loop.called("body", "condition") for name in self._program.parameters(callee)
         )
 
     def _purpose(self, value: _Value, op_name: str) -> Purpose:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from typing import Any
 
 from gpt3_jax import devices
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
@@ -141,12 +142,25 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_data() -> list[dict[str, Any]]:
+    """All rows for a program: what was measured, what is predicted, and whether the row set a constant."""
+    return [
+        {
+            "system": row.system,
+            "model": row.model,
+            "device": device(row).name,
+            "devices": row.devices,
+            "measured_seconds": row.seconds,
+            "predicted_seconds": predict(row).step_seconds,
+            "miss": miss(row),
+            "calibrates": row.calibrates,
+        }
+        for row in ROWS
+    ]
+
+
 def device(row: Row) -> devices.Device:
     """The device of a row, with the network that it ran on."""
     found = devices.lookup(row.device_kind)
     assert found is not None, row.device_kind
     return dataclasses.replace(found, network=row.network) if row.network else found
-
-
-if __name__ == "__main__":
-    print(table(), end="")

@@ -1,5 +1,5 @@
-"""What a configuration will about need and cost, by arithmetic alone: to leave out what cannot fit and to order the rest
-before anything is compiled. What a plan says is read from the compiled program, never from here.
+"""What a configuration will about need and cost, by arithmetic alone: to leave out what cannot fit, and to order the
+rest before anything is compiled. What a plan says is read from the compiled program, never from here.
 
 Bytes are a device's; B tokens of one microbatch on one data shard, D = d_model, L layers, V padded vocabulary, Ψ
 parameters of one tensor shard, t tensor shards, N the ZeRO group.
@@ -14,6 +14,7 @@ import jax
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
+from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.roofline import Traffic, Work
 
 _KEPT = {"full": 2, "dots": 22, "none": 60}
@@ -52,9 +53,12 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
     again = {"full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
     psi = _psi(config) / tensor
     width = 2 if model.dtype == "bfloat16" else 4
-    activations = 100 * _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
-    passes = {"full": 4, "dots": 3, "none": 3}[config.train.remat]
-    hbm = passes * microbatches * width * psi + activations * model.d_model * model.n_layers / tensor + 32 * psi / data
+    recompute: elementwise.Recompute = "block" if config.train.remat != "none" else "none"
+    block = elementwise.block_bytes(model.d_model, model.d_ff, recompute) + elementwise.flash_bytes(
+        model.d_model, recompute
+    )
+    moved = (block * model.n_layers + elementwise.loss_bytes(model.n_vocab_padded)) * tokens / devices
+    hbm = moved + elementwise.optimizer_bytes(psi / (data if stage else 1))
     return Work(
         tokens=tokens,
         devices=devices,

@@ -15,7 +15,7 @@ from jax.extend import core, source_info_util
 from gpt3_jax.errors import RunError
 
 _CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
-"""cuDNN's fused attention, and the matmuls over scores in each: two forward; backward three more and the scores anew."""
+"""cuDNN's fused attention, and the matmuls over scores in each: two forward; backward four, and the scores anew."""
 
 
 def matmul_flops(jaxpr: Any) -> int:

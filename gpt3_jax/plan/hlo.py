@@ -28,6 +28,8 @@ _KINDS: dict[str, Kind] = {
     "collective-permute": "permute",
     "collective-permute-start": "permute",
 }
+COLLECTIVES = frozenset(opcode for opcode in _KINDS if not opcode.endswith("-start"))
+"""Opcodes of collectives; each may also be split into ``-start`` and ``-done``."""
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
@@ -198,10 +200,7 @@ class Program:
             return None
         # The side that holds whole tensors: what goes into a reduction or out of a gather.
         operands = sum(shape_bytes(found.shape) for name in i.operands if (found := self.instructions.get(name)))
-        if kind == "all-gather":
-            size = operands * devices
-        else:
-            size = operands
+        size = operands * devices if kind == "all-gather" else operands
         fused = outer is not i
         if kind == "all-reduce" and fused and 0 < shape_bytes(outer.shape) <= 1.5 * size / max(devices, 1):
             kind = "reduce-scatter"
@@ -271,7 +270,7 @@ def _relative(path: str) -> str:
     """A file of this project from its package on; another's from its environment on."""
     for marker in ("/gpt3_jax/", "/site-packages/"):
         if marker in path:
-            head, _, tail = path.rpartition(marker)
+            _, _, tail = path.rpartition(marker)
             return f"gpt3_jax/{tail}" if marker == "/gpt3_jax/" else tail
     return path.rsplit("/", 1)[-1]
 
@@ -291,7 +290,9 @@ class _Frames:
                 break
             elif section == "FileNames" and (found := re.match(r'(\d+) "(.*)"', line)):
                 self._files[int(found[1])] = found[2]
-            elif section == "FileLocations" and (found := re.match(r"(\d+) \{.*?file_name_id=(\d+).*?line=(\d+)", line)):
+            elif section == "FileLocations" and (
+                found := re.match(r"(\d+) \{.*?file_name_id=(\d+).*?line=(\d+)", line)
+            ):
                 self._locations[int(found[1])] = (int(found[2]), int(found[3]))
             elif section == "StackFrames" and (
                 found := re.match(r"(\d+) \{.*?file_location_id=(\d+)(?:.*?parent_frame_id=(\d+))?", line)

@@ -1,10 +1,11 @@
-"""Bytes that a compiled program moves to and from a device's main memory, counted from its scheduled instructions."""
+"""Bytes that a compiled program moves through a device's main memory outside its matmuls, counted from its scheduled
+instructions. What a matmul reads and writes itself is part of its efficiency (see `plan.roofline`)."""
 
 from __future__ import annotations
 
 import re
 
-from gpt3_jax.plan.hlo import Instruction, Program, shape_bytes
+from gpt3_jax.plan.hlo import COLLECTIVES, Instruction, Program, shape_bytes
 
 _MOVE_NOTHING = frozenset(
     {
@@ -13,19 +14,30 @@ _MOVE_NOTHING = frozenset(
         "all-gather-done", "all-reduce-done", "collective-permute-done", "send", "send-done", "recv", "recv-done",
     }
 )  # fmt: skip
+_MATMULS = frozenset({"dot", "convolution", "custom-call", "ragged-dot", "scaled-dot"})
+"""cuBLAS, cuDNN and Pallas kernels are custom calls."""
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 _ON_CHIP = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
 
 
 def hbm_bytes(program: Program) -> float:
-    """Bytes read and written by all instructions of one call: operands and results of every fusion, matmul, copy and
-    collective, each as often as it runs. Of an array that is only sliced, the slice; what a compiler keeps on the chip
-    between two instructions is left out.
+    """Bytes read and written in one call by whatever is neither a matmul, nor a kernel of its own, nor a collective:
+    the operands and results of every other fusion and copy, as often as it runs. Of an array that is only sliced, the
+    slice; what a compiler keeps on the chip between two instructions is left out.
 
     Raises:
         RunError: a loop whose trip count does not stand in the program.
     """
-    return sum(calls * _bytes(program, i) for i, calls, _ in program.running() if i.opcode not in _MOVE_NOTHING)
+    return sum(calls * _bytes(program, i) for i, calls, _ in program.running() if not _elsewhere(program, i))
+
+
+def _elsewhere(program: Program, instruction: Instruction) -> bool:
+    """Whether it moves nothing itself, or is accounted for as a matmul or as a collective."""
+    opcode = instruction.opcode
+    if opcode in _MOVE_NOTHING or opcode in _MATMULS or opcode.removesuffix("-start") in COLLECTIVES:
+        return True
+    bodies = (program.computation(name) for name in instruction.called("calls")) if opcode == "fusion" else ()
+    return any(i.opcode in _MATMULS or i.opcode in COLLECTIVES for body in bodies for i in body.values())
 
 
 def _bytes(program: Program, instruction: Instruction) -> float:

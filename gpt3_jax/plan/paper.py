@@ -12,7 +12,7 @@ from gpt3_jax.plan.formulas import STAGES, TABLE_1_DEVICES, TABLE_1_MODELS, Stag
 from gpt3_jax.plan.table import count, grid
 
 _SHAPES = {7.5e9: (36, 4096, 32), 128e9: (70, 12288, 96), 1e12: (127, 25600, 160)}
-"""Layers, width and heads of GPTs of these sizes. The paper gives sizes only, no shapes; these are within 1 % of them."""
+"""Layers, width and heads of GPTs of these sizes. The paper gives no shapes; these are within 1 % of the sizes."""
 
 
 def zero_config(parameters: float, devices: int, stage: Stage, n_ctx: int = 128) -> Config:
@@ -88,8 +88,7 @@ def as_data() -> dict[str, Any]:
         "zero_table_1": [dataclasses.asdict(row) for row in formulas.table_1()],
         "zero_table_2": [dataclasses.asdict(row) for row in formulas.table_2()],
         "gpt3_table_d1": {
-            name: dataclasses.asdict(row) | {"pf_days": row.pf_days}
-            for name, row in _compute(presets())
+            name: dataclasses.asdict(row) | {"pf_days": row.pf_days} for name, row in _compute(presets())
         },
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, train_flops_per_token
@@ -51,7 +52,8 @@ def place(topology: Topology, mesh: dict[str, int]) -> Placement:
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]
     inside = {REPLICA: replica // topology.slices, **inside}
-    placed = dict(roofline.torus(device, topology.shape, inside))
+    chips = math.prod(topology.shape) * topology.slices
+    placed = dict(roofline.torus(device, topology.shape, inside, len(topology.devices) // chips))
     if topology.slices > 1:
         placed |= roofline.slices(device, REPLICA, replica)
     return placed

@@ -254,9 +254,7 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
     psi = _psi(step.config, tensor)
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once
-    moved = sum(
-        (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements for c in step.collectives if DATA in c.axes
-    )
+    moved = sum((2 if c.kind == "all-reduce" else 1) * c.calls * c.elements for c in step.collectives if DATA in c.axes)
     return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": float(psi)}
 
 

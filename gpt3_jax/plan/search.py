@@ -91,7 +91,8 @@ def search(
     found = candidates(config, topology)
     if not found:
         raise UserError(
-            f"no mesh, stage, remat and microbatch fits {topology.name} by arithmetic; take more devices or a smaller model"
+            f"no mesh, stage, remat and microbatch fits {topology.name} by arithmetic; take more devices or a smaller "
+            "model"
         )
     say(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
     return confirm(_diverse(found), topology, keep, 4 * keep, say, cache)
@@ -149,8 +150,8 @@ def confirm(
 
 
 def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receipt, bool]:
-    """The receipt of a configuration, and whether it was kept from an earlier plan: the same configuration, topology and
-    versions of everything that has a part in it.
+    """The receipt of a configuration, and whether it was kept from an earlier plan: of the same configuration, topology
+    and versions of everything that has a part in it.
 
     Raises:
         UserError, RunError: as `compile_step`.
@@ -201,7 +202,7 @@ def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, micro
 
 
 def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
-    """Axes that multiply to the devices and divide the model: tensor groups inside a node, replicas over whole slices."""
+    """Axes that multiply to the devices and divide the model: tensor groups inside a node, whole slices as replicas."""
     model, n = config.model, len(topology.devices)
     outer = topology.slices if topology.platform == "tpu" else topology.shape[0]
     widest = topology.shape[1] if topology.platform == "gpu" else min(n // topology.slices, 16)

@@ -121,19 +121,23 @@ def _time(r: Receipt) -> str:
     p = r.prediction
     if p is None:
         return f"Time: no prediction, because {r.topology['device']} has no figures"
-    rows = [("matmuls", duration(p.compute_seconds), ""), ("memory", duration(p.hbm_seconds), "overlaps")]
+    rows = [("matmuls", duration(p.compute_seconds), ""), ("memory, between matmuls", duration(p.hbm_seconds), "")]
     rows += [
-        (f"{link.medium}, {' + '.join(link.axes)}", duration(link.seconds), f"{duration(link.exposed)} of it waited for")
+        (
+            f"{link.medium}, {' + '.join(link.axes)}",
+            duration(link.seconds),
+            f"{duration(link.exposed)} of it waited for",
+        )
         for link in p.links
     ]
     tokens = f"{count(p.total_tokens)} tokens"
     return "\n".join(
         [
-            f"Predicted time of a step: {duration(p.step_seconds)} (all overlapped {duration(p.fastest_seconds)}, nothing "
-            f"{duration(p.slowest_seconds)}); bound by {p.bound}",
+            f"Predicted time of a step: {duration(p.step_seconds)} ({duration(p.fastest_seconds)} if all overlapped, "
+            f"{duration(p.slowest_seconds)} if nothing); bound by {p.bound}",
             grid(rows),
-            f"  {count(p.tokens_per_second)} tokens/s; MFU {p.mfu:.1%} (6N), {p.mfu_with_attention:.1%} (6N and visible "
-            "attention)",
+            f"  {count(p.tokens_per_second)} tokens/s; MFU {p.mfu:.1%} (6N), {p.mfu_with_attention:.1%} "
+            "(6N and visible attention)",
             f"  {tokens}: {duration(p.days * 86400)}, {count(p.device_hours)} device-hours",
             "  assumed:",
             *(f"    {line}" for line in p.assumptions),

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -80,7 +81,9 @@ def open_topology(name: str, slices: int = 1) -> Topology:
             f"unknown topology {name!r}; {hint}; expected FAMILY:SIZE, gpt3-jax plan --list-topologies lists them"
         )
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", size):
-        raise UserError(f"topology {name!r} has the size {size!r}; expected numbers with x between: {_EXAMPLES[family][-1]}")
+        raise UserError(
+            f"topology {name!r} has the size {size!r}; expected numbers with x between: {_EXAMPLES[family][-1]}"
+        )
     shape = tuple(int(part) for part in size.split("x"))
     if slices < 1:
         raise UserError(f"--slices is {slices}; expected at least 1")
@@ -107,7 +110,9 @@ def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
             platform="tpu", topology_name=f"{family}:{'x'.join(map(str, shape))}", **more
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"topology {name!r} is none that libtpu knows: {_reason(error)}; e.g. {_EXAMPLES[family][-1]}") from None
+        raise UserError(
+            f"topology {name!r} is none that libtpu knows: {_reason(error)}; e.g. {_EXAMPLES[family][-1]}"
+        ) from None
     return _checked(name, family, shape, slices, described)
 
 
@@ -115,7 +120,10 @@ def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
     if len(shape) != 2:
         raise UserError(f"topology {name!r} has {len(shape)} numbers; expected NODESxGPUS: {_EXAMPLES[family][-1]}")
     if slices != 1:
-        raise UserError(f"--slices is {slices}, but {family} nodes make no slices; put the nodes into the name: {family}:{shape[0] * slices}x{shape[1]}")
+        raise UserError(
+            f"--slices is {slices}, but {family} nodes make no slices; put the nodes into the name: "
+            f"{family}:{shape[0] * slices}x{shape[1]}"
+        )
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (13, 12)):
         raise UserError(
             f"topology {name!r} needs the CUDA compiler, and JAX's CUDA plugin is not installed; "
@@ -134,8 +142,10 @@ def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
     return _checked(name, family, shape, slices, described)
 
 
-def _checked(name: str, family: str, shape: tuple[int, ...], slices: int, described: topologies.TopologyDescription) -> Topology:
-    devices = tuple(described.devices)
+def _checked(
+    name: str, family: str, shape: tuple[int, ...], slices: int, described: topologies.TopologyDescription
+) -> Topology:
+    devices: tuple[Any, ...] = tuple(described.devices)
     title = f"{slices} × {name}" if slices > 1 else name
     return Topology(title, family, shape, slices, devices, lookup(devices[0].device_kind))
 
