@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import importlib.util
 import math
-import os
 import re
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.experimental import topologies
 
 from gpt3_jax.devices import Device, lookup
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.distributed import plan_without_tpu
+from gpt3_jax.parallel.distributed import compile_without_devices
 from gpt3_jax.plan.gpu_targets import TARGETS
 
 _TPU_DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
@@ -103,7 +102,7 @@ def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
             f"topology {name!r} needs the TPU compiler, and libtpu is not installed; "
             "install it with pip install libtpu (no TPU is needed)"
         )
-    plan_without_tpu()
+    compile_without_devices()
     more = {"num_slices": slices} if slices > 1 else {}
     try:
         described = topologies.get_topology_desc(
@@ -129,7 +128,7 @@ def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
             f"topology {name!r} needs the CUDA compiler, and JAX's CUDA plugin is not installed; "
             "install it with pip install 'jax[cuda13]' (no GPU is needed)"
         )
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    compile_without_devices()
     try:
         described = topologies.get_topology_desc(
             platform="cuda",
