@@ -294,3 +294,22 @@ def test_a_loop_of_unknown_length_is_refused_only_around_a_collective() -> None:
 def test_groups_of_one_device_are_left_out() -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     assert counted(lambda x: lax.psum(x, "b"), mesh=mesh) == []
+
+
+def test_a_gather_in_steps_sends_what_one_over_all_sends() -> None:
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    rows = tuple(tuple(range(first, first + 2)) for first in range(0, 8, 2))
+    columns = tuple(zip(*rows, strict=True))
+
+    def in_steps(x: Any, steps: Any) -> Any:
+        for groups in steps:
+            x = lax.all_gather(x, "data", tiled=True, axis_index_groups=groups)
+        return x
+
+    def collectives(steps: Any) -> list[Collective]:
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
+        return count(jax.shard_map(lambda x: in_steps(x, steps), mesh=mesh, **specs), jnp.zeros(80))
+
+    (one,), (inner, outer) = collectives([None]), collectives([rows, columns])
+    assert (inner.devices, outer.devices) == (2, 4)
+    assert inner.elements_sent + outer.elements_sent == one.elements_sent == 70

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -76,8 +77,6 @@ class TrafficRow:
     calls: int
     bytes: float
     """Sent by a device, by the ring formula."""
-    elements: float
-    """The same without dtype and without the ring's (N - 1) / N: what the papers count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +212,8 @@ def _traced(collectives: list[Collective]) -> tuple[TrafficRow, ...]:
     rows: dict[tuple[str, str], TrafficRow] = {}
     for c in collectives:
         key = "+".join(c.axes), c.kind
-        old = rows.get(key, TrafficRow(*key, 0, 0.0, 0.0))
-        whole = (2 if c.kind == "all-reduce" else 1) * c.calls * c.elements
-        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent, old.elements + whole)
+        old = rows.get(key, TrafficRow(*key, 0, 0.0))
+        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent)
     return tuple(rows[key] for key in sorted(rows))
 
 
@@ -223,8 +221,8 @@ def _compiled(collectives: list[CompiledCollective], shape: dict[str, int]) -> t
     rows: dict[tuple[str, str], TrafficRow] = {}
     for c in collectives:
         key = _axes(c, shape), c.kind
-        old = rows.get(key, TrafficRow(*key, 0, 0.0, 0.0))
-        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent, 0.0)
+        old = rows.get(key, TrafficRow(*key, 0, 0.0))
+        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent)
     return tuple(rows[key] for key in sorted(rows))
 
 
@@ -254,7 +252,9 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
     psi = _psi(step.config, tensor)
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once
-    moved = sum((2 if c.kind == "all-reduce" else 1) * c.calls * c.elements for c in step.collectives if DATA in c.axes)
+    sent = sum(c.elements_sent for c in step.collectives if DATA in c.axes)
+    # The paper leaves out the ring's (N - 1) / N.
+    moved = float(sent * Fraction(data, data - 1)) if data > 1 else 0.0
     return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": float(psi)}
 
 

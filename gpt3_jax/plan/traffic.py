@@ -47,7 +47,7 @@ class Collective:
     axes: tuple[str, ...]
     """Mesh axes that it runs over, in the mesh's order."""
     devices: int
-    """Devices of one group."""
+    """Devices of one group; fewer than the axes have where a gather runs in steps over a part of them at a time."""
     elements: int
     """Elements of the whole tensor: gathered; about to be scattered; reduced."""
     dtype: str
@@ -126,10 +126,13 @@ def _walk(jaxpr: Any, sizes: dict[str, int], calls: int) -> Iterator[Collective]
 
 
 def _collectives(eqn: Any, sizes: dict[str, int], calls: int) -> Iterator[Collective]:
-    if eqn.params.get("axis_index_groups") is not None:
-        raise _unknown(eqn, "runs over groups of its own, not over mesh axes")
     axes = tuple(axis for axis in sizes if axis in _axes(eqn))
     devices = math.prod(sizes[axis] for axis in axes)
+    groups = eqn.params.get("axis_index_groups")
+    if groups is not None:
+        if len({len(group) for group in groups}) != 1:
+            raise _unknown(eqn, "runs over groups of different sizes")
+        devices = len(groups[0])
     if devices == 1:
         return
     kind = _KINDS[eqn.primitive.name]
