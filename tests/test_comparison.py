@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt3_jax.plan import comparison
+from gpt3_jax.parallel.mesh import DATA
+from gpt3_jax.plan import comparison, formulas
 from gpt3_jax.plan.published import ROWS, Row, six_n_and_full_attention
 from gpt3_jax.plan.roofline import MATMUL
 
@@ -21,7 +22,7 @@ def rows(system: str, model: str, kind: str = "") -> list[Row]:
 
 
 def test_the_table_has_not_drifted() -> None:
-    """Predictions change only together with this file: `python -m gpt3_jax.plan.comparison > tests/published_table.txt`
+    """Predictions change only together with this file: `gpt3-jax report published > tests/published_table.txt`
     after a look at what changed."""
     assert comparison.table() == TABLE.read_text(encoding="utf-8")
 
@@ -43,6 +44,7 @@ def test_the_one_constant_of_a_family_is_what_its_rows_imply(family: str) -> Non
         comparison.implied_share(row) for row in ROWS if row.calibrates and comparison.device(row).family == family
     ]
     assert MATMUL[family].share == round(statistics.median(implied), 2)
+    assert f"median of {({2: 'two', 5: 'five', 9: 'nine'})[len(implied)]} " in MATMUL[family].why
 
 
 def test_what_calibrates_is_one_slice_or_node_without_tensor_parallelism() -> None:
@@ -125,6 +127,18 @@ def test_tokens_per_second_agree_with_the_mfu_printed_beside_them(
     row = next(row for row in rows("LLM Foundry", model, kind) if row.devices == devices)
     rate = row.tokens / row.devices / row.seconds
     assert six_n_and_full_attention(row.shape) * rate / peak == pytest.approx(mfu, rel=0.015)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_data_parallel_traffic_is_zeros(stage: formulas.Stage) -> None:
+    """2 Ψ or 3 Ψ over a ring for each microbatch (ZeRO section 7): bf16 gathers, gradients as they are reduced."""
+    found = [row for row in ROWS if row.stage == stage and row.tensor == 1]
+    assert {row.microbatches for row in found} >= ({1, 2, 3, 4, 16, 21} if stage == 3 else {1})
+    for row in found:
+        sent = sum(part.bytes for part in comparison.work(row).traffic if part.axes == (DATA,))
+        ring = row.shape.params * (row.data - 1) / row.data
+        in_bf16 = 2 * row.shape.params * float(formulas.ring_traffic(stage, row.data))
+        assert sent == pytest.approx(row.microbatches * (in_bf16 + (row.reduce_bytes - 2) * ring))
 
 
 def test_batches() -> None:

@@ -21,21 +21,21 @@ GATE, GATE_BACK = ([F, F], [F]), ([F, F, F], [F, F])
 FLASH, FLASH_BACK = ([A, A, A], [A]), ([A, A, A, A, A], [A, A, A])
 
 
-@pytest.mark.parametrize(("recompute", "again"), [("none", []), ("attention", []), ("block", [NORM, GELU, NORM])])
-def test_block(recompute: elementwise.Recompute, again: list[tuple[list[int], list[int]]]) -> None:
+@pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [NORM, GELU, NORM]), ("full", [NORM, GELU, NORM])])
+def test_block(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
     operations = [NORM, GELU, NORM, NORM_BACK, GELU_BACK, NORM_BACK, *again]
-    assert elementwise.block_bytes(D, F, recompute) == moved(operations)
+    assert elementwise.block_bytes(D, F, remat) == moved(operations)
 
 
 def test_gated_block() -> None:
     operations = [NORM, GATE, NORM, NORM_BACK, GATE_BACK, NORM_BACK]
     assert elementwise.block_bytes(D, F, gated=True) == moved(operations)
-    assert elementwise.block_bytes(D, F, "block", gated=True) == moved([*operations, NORM, GATE, NORM])
+    assert elementwise.block_bytes(D, F, "full", gated=True) == moved([*operations, NORM, GATE, NORM])
 
 
-@pytest.mark.parametrize(("recompute", "again"), [("none", []), ("attention", [FLASH]), ("block", [FLASH])])
-def test_flash(recompute: elementwise.Recompute, again: list[tuple[list[int], list[int]]]) -> None:
-    assert elementwise.flash_bytes(A, recompute) == moved([FLASH, FLASH_BACK, *again])
+@pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [FLASH]), ("full", [FLASH])])
+def test_flash(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
+    assert elementwise.flash_bytes(A, remat) == moved([FLASH, FLASH_BACK, *again])
 
 
 def test_scores_through_memory() -> None:
@@ -43,7 +43,7 @@ def test_scores_through_memory() -> None:
     softmax = [([s], []), ([s], []), ([s], [s])]
     derivative = [([s, s], []), ([s, s], [s])]
     assert elementwise.score_bytes(3, 50) == moved([*softmax, *derivative])
-    assert elementwise.score_bytes(3, 50, "block") == moved([*softmax, *derivative, *softmax])
+    assert elementwise.score_bytes(3, 50, "full") == moved([*softmax, *derivative, *softmax])
 
 
 def test_loss_and_optimizer() -> None:

@@ -130,6 +130,7 @@ def test_assumptions_state_every_number() -> None:
         "tensor 8 on 8 of 8x8x8: 2 links: 200 GB/s",
         "100% of the tensor-parallel",
         "but for one block's",
+        "no batch ramp",
     ):
         assert stated in text
     assert "network" not in text
@@ -219,11 +220,20 @@ def test_a_mesh_that_does_not_fill_the_slice() -> None:
         ({REPLICA: 16, DATA: 8}, {DATA: ("NVLink", 450e9), REPLICA: ("network", 50e9)}),
         ({REPLICA: 2, DATA: 4}, {DATA: ("NVLink", 450e9), REPLICA: ("NVLink", 450e9)}),
         ({DATA: 4, TENSOR: 16}, {TENSOR: ("network", 400e9), DATA: ("network", 50e9)}),
+        (
+            {REPLICA: 2, DATA: 4, TENSOR: 2},
+            {TENSOR: ("NVLink", 450e9), DATA: ("NVLink", 450e9), REPLICA: ("network", 50e9)},
+        ),
     ],
 )
 def test_axes_on_nodes(axes: dict[str, int], expected: dict[str, tuple[str, float]]) -> None:
     placed = roofline.nodes(H100, axes)
     assert {axis: (link.medium, link.bandwidth) for axis, link in placed.items()} == expected
+
+
+def test_network_cards_carry_no_more_than_nvlink() -> None:
+    fast = dataclasses.replace(H100, network=100e9)
+    assert roofline.nodes(fast, {DATA: 64})[DATA].bandwidth == 450e9
 
 
 def test_slices_talk_over_the_data_center_network() -> None:

@@ -23,15 +23,15 @@ def work(row: Row) -> Work:
     tokens = row.tokens / row.devices
     blocks = shape.n_layers
     # The embedding is counted as looked up, though MaxText multiplies with one-hot rows: under a hundredth of the rest.
-    # Of the matmuls, the backward pass is twice the forward; of attention's, too, and under either way of recomputing
-    # the forward runs again.
-    flops: float = (8 if row.recompute == "block" else 6) * shape.block_params + 6 * shape.n_vocab * shape.d_model
-    flops += shape.attention_flops * (0.5 if row.flash else 1) * (1 if row.recompute == "none" else 4 / 3)
-    moved = elementwise.block_bytes(shape.d_model, shape.d_ff, row.recompute, shape.gated)
+    # Of the matmuls, the backward pass is twice the forward; of attention's, too, and under either remat its
+    # forward runs again.
+    flops: float = (8 if row.remat == "full" else 6) * shape.block_params + 6 * shape.n_vocab * shape.d_model
+    flops += shape.attention_flops * (0.5 if row.flash else 1) * (1 if row.remat == "none" else 4 / 3)
+    moved: float = elementwise.block_bytes(shape.d_model, shape.d_ff, row.remat, shape.gated)
     if row.flash:
-        moved += elementwise.flash_bytes(shape.d_attention, row.recompute)
+        moved += elementwise.flash_bytes(shape.d_attention, row.remat)
     else:
-        moved += elementwise.score_bytes(shape.n_heads, shape.n_ctx, row.recompute)
+        moved += elementwise.score_bytes(shape.n_heads, shape.n_ctx, row.remat)
     moved = blocks * moved + elementwise.loss_bytes(shape.n_vocab)
 
     shard = shape.params / row.tensor
@@ -47,7 +47,7 @@ def work(row: Row) -> Work:
         # Attention and MLP each gather their input and scatter their output, forward and backward. The inputs are
         # wanted again for the gradients of the weights: gathered again, or had from a block that runs again, which
         # needs all but the last scatter.
-        calls = 4 + 4 + (3 if row.recompute == "block" else 2)
+        calls = 4 + 4 + (3 if row.remat == "full" else 2)
         activations = 2 * tokens * row.tensor * shape.d_model * (row.tensor - 1) / row.tensor
         parts.append(Traffic((TENSOR,), "all-gather", calls * blocks * activations, calls * blocks))
     if row.replica > 1:

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-Recompute = Literal["none", "attention", "block"]
-"""What the backward pass runs again: nothing but what a flash kernel does; attention; the whole block."""
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass runs again, as in `TrainConfig.remat`: nothing but what a flash kernel does itself; all but
+the matmuls with weights; the whole block."""
 
 _BF16 = 2
 
 
-def block_bytes(d_model: int, d_ff: int, recompute: Recompute = "none", gated: bool = False) -> int:
+def block_bytes(d_model: int, d_ff: int, remat: Remat = "none", gated: bool = False) -> int:
     """Bytes per token and block, forward and backward, of all but attention: see `flash_bytes` and `score_bytes`.
 
     Args:
         d_model: width of the residual stream.
         d_ff: width of the MLP.
-        recompute: what runs twice.
+        remat: what runs twice.
         gated: whether the activation has a gate beside it, of the same width.
     """
     inputs = 2 if gated else 1
@@ -34,33 +35,38 @@ def block_bytes(d_model: int, d_ff: int, recompute: Recompute = "none", gated: b
     # The activation reads its inputs and writes one output; backward it reads its inputs and the output's gradient and
     # writes a gradient for each input.
     activation, activation_back = (inputs + 1) * d_ff, (2 * inputs + 1) * d_ff
-    again = norms + activation if recompute == "block" else 0
+    again = 0 if remat == "none" else norms + activation
     return _BF16 * (norms + activation + norms + activation_back + again)
 
 
-def flash_bytes(d_attention: int, recompute: Recompute = "none") -> int:
+def flash_bytes(d_attention: int, remat: Remat = "none") -> int:
     """Bytes per token and block of a flash-attention kernel, forward and backward.
 
     Forward it reads queries, keys and values and writes its result; backward it reads these four and the result's
     gradient and writes three gradients.
     """
     forward, backward = 4, 8
-    return _BF16 * d_attention * (forward + backward + (0 if recompute == "none" else forward))
+    return _BF16 * d_attention * (forward + backward + (0 if remat == "none" else forward))
 
 
-def score_bytes(n_heads: int, n_ctx: int, recompute: Recompute = "none") -> int:
-    """Bytes per token and block of attention whose scores go through memory, over all positions, visible or not.
+def score_bytes(n_heads: int, positions: int, remat: Remat = "none") -> int:
+    """Bytes per token and block of attention whose scores go through memory, in bf16.
 
     Softmax reads the scores for the maximum, for the sum and for the quotient, which it writes; its derivative reads
     probabilities and gradients twice and writes once.
+
+    Args:
+        n_heads: heads.
+        positions: keys that a query's scores are computed for, visible or not.
+        remat: what runs twice.
     """
     forward, backward = 4, 5
-    return _BF16 * n_heads * n_ctx * (forward + backward + (0 if recompute == "none" else forward))
+    return _BF16 * n_heads * positions * (forward + backward + (0 if remat == "none" else forward))
 
 
 def loss_bytes(n_vocab: int) -> int:
-    """Bytes per token of the loss over fp32 logits: written, read for the loss, read again for the gradient in bf16."""
-    return (4 + 4 + 4 + 2) * n_vocab
+    """Bytes per token of the loss: fp32 logits read for the maximum, the sum and the gradient, which is bf16."""
+    return (3 * 4 + _BF16) * n_vocab
 
 
 def optimizer_bytes(parameters: float) -> float:

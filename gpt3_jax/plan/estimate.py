@@ -53,10 +53,8 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
     again = {"full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
     psi = _psi(config) / tensor
     width = 2 if model.dtype == "bfloat16" else 4
-    recompute: elementwise.Recompute = "block" if config.train.remat != "none" else "none"
-    block = elementwise.block_bytes(model.d_model, model.d_ff, recompute) + elementwise.flash_bytes(
-        model.d_model, recompute
-    )
+    remat = config.train.remat
+    block = elementwise.block_bytes(model.d_model, model.d_ff, remat) + elementwise.flash_bytes(model.d_model, remat)
     moved = (block * model.n_layers + elementwise.loss_bytes(model.n_vocab_padded)) * tokens / devices
     hbm = moved + elementwise.optimizer_bytes(psi / (data if stage else 1))
     return Work(

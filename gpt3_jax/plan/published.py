@@ -3,10 +3,17 @@
 Each row is a configuration that its authors ran, with the commit where configuration and figure stand. The measured
 step time is what they count per token (FLOPs by their own convention at that commit, or just tokens) over their rate.
 
-Left out: the MLPerf GPT-3 submissions. They state the time to a target loss over a part of the data, with evaluations
-in it, and ran in lower precision (MaxText's own scripts for v5p say int8; NVIDIA's submissions are fp8), whose peak is
-twice as high: no bf16 step time can be had from them. Of Megatron-LM's table, the rows with a pipeline: their schedule
-and microbatches are not published. Its strong scaling: two rounded MFU and a picture.
+Left out, and why:
+
+- MLPerf GPT-3: states the time to a target loss over a part of the data, with evaluations in it, and ran in lower
+  precision (fp8 in NVIDIA's submissions; int8 in MaxText's own script for v5p), whose peak is twice as high. No bf16
+  step time can be had from it.
+- Megatron-LM: rows with a pipeline, whose schedule and microbatches are not published; and the strong scaling, which is
+  two rounded MFU and a picture.
+- Pax 126M: what it recomputes is not clear. Of its other models the rows with fused kernels (TE) are taken, which are
+  there for both devices.
+- LLM Foundry: other sequence lengths, fp8, and A100 of 40 GB, which the table of devices does not hold. Levanter's runs
+  on v3 and torchtitan's on H100 of 500 W and other memory: the same.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from gpt3_jax.plan.elementwise import Recompute
+from gpt3_jax.plan.elementwise import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Row:
     tensor: int
     sequences: float
     """Per device and step."""
-    recompute: Recompute
+    remat: Remat
     flash: bool
     """Whether attention ran in a kernel, which also skips what is not visible."""
     rate: float
@@ -154,7 +161,7 @@ def _v5e() -> list[Row]:
             data=256 // tensor,
             tensor=tensor,
             sequences=batch,
-            recompute="block",
+            remat="full",
             flash=False,
             rate=teraflops * 1e12,
             unit=six_n_and_full_attention,
@@ -168,14 +175,14 @@ def _v5e() -> list[Row]:
 
 def _v5p() -> list[Row]:
     source = "AI-Hypercomputer/maxtext 76bd53b0f, MaxText/configs/v5p"
-    # scale: (sequences per chip, tensor, recompute, {dims of a slice: TFLOP/s on one and on two slices})
-    published: dict[int, tuple[int, int, Recompute, dict[tuple[int, ...], tuple[int, int]]]] = {
-        32: (8, 4, "attention", {(4, 4, 4): (328, 319)}),
-        64: (4, 4, "attention", {(4, 4, 4): (323, 309)}),
-        128: (2, 8, "attention", {(4, 4, 8): (315, 305), (4, 8, 8): (316, 274)}),
-        256: (2, 8, "attention", {(8, 8, 8): (308, 289)}),
-        512: (2, 16, "block", {(8, 8, 8): (294, 282)}),
-        1024: (2, 16, "block", {(8, 8, 16): (254, 237), (8, 16, 16): (297, 279)}),
+    # scale: (sequences per chip, tensor, remat, {dims of a slice: TFLOP/s on one and on two slices})
+    published: dict[int, tuple[int, int, Remat, dict[tuple[int, ...], tuple[int, int]]]] = {
+        32: (8, 4, "dots", {(4, 4, 4): (328, 319)}),
+        64: (4, 4, "dots", {(4, 4, 4): (323, 309)}),
+        128: (2, 8, "dots", {(4, 4, 8): (315, 305), (4, 8, 8): (316, 274)}),
+        256: (2, 8, "dots", {(8, 8, 8): (308, 289)}),
+        512: (2, 16, "full", {(8, 8, 8): (294, 282)}),
+        1024: (2, 16, "full", {(8, 8, 16): (254, 237), (8, 16, 16): (297, 279)}),
     }
     return [
         Row(
@@ -188,13 +195,13 @@ def _v5p() -> list[Row]:
             data=dims[0] * dims[1] * dims[2] // tensor,
             tensor=tensor,
             sequences=batch,
-            recompute=recompute,
+            remat=remat,
             flash=True,
             rate=teraflops * 1e12,
             unit=six_n_and_half_attention,
             source=source,
         )
-        for scale, (batch, tensor, recompute, slices) in published.items()
+        for scale, (batch, tensor, remat, slices) in published.items()
         for dims, measured in slices.items()
         for replica, teraflops in enumerate(measured, start=1)
     ]
@@ -218,7 +225,7 @@ def _v4() -> list[Row]:
                     data=dims[0] * dims[1] * dims[2],
                     tensor=1,
                     sequences=batch,
-                    recompute="block",
+                    remat="full",
                     flash=False,
                     rate=teraflops * 1e12,
                     unit=six_n,
@@ -243,7 +250,7 @@ def _megatron() -> list[Row]:
             data=48,
             tensor=tensor,
             sequences=192 / (48 * tensor),
-            recompute="none",
+            remat="none",
             flash=True,
             rate=teraflops * 1e12,
             unit=six_n_and_full_attention,
@@ -264,6 +271,7 @@ def _jax_on_gpus() -> list[Row]:
     h100, a100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
     llama = Shape(32, 4096, 32, 128, 11008, 32000, 4096, tied=False, gated=True)
     common: dict[str, Any] = {"slice_dims": (), "tensor": 1, "flash": True}
+    # The Llamas' policy (minimal_flash) also keeps what attention gives: nearest to recomputing nothing.
     a3 = [
         Row(
             "MaxText",
@@ -273,7 +281,7 @@ def _jax_on_gpus() -> list[Row]:
             replica=2**i,
             data=8,
             sequences=4,
-            recompute="none",
+            remat="none",
             rate=teraflops * 1e12,
             unit=six_n_and_half_attention,
             network=12.5e9,  # A3: 800 Gb/s for a node's eight GPUs (recalled, not looked up)
@@ -291,7 +299,7 @@ def _jax_on_gpus() -> list[Row]:
         replica=1,
         data=8,
         sequences=2,
-        recompute="none",
+        remat="none",
         rate=2 * 4096 / 0.721,
         unit=one_token,
         calibrates=True,
@@ -299,7 +307,7 @@ def _jax_on_gpus() -> list[Row]:
         **common,
     )
     shapes = {"5B": Shape(24, 4096, 32, 128, 16384, 50304, 2048), "175B": Shape(96, 12288, 96, 128, 49152, 50257, 2048)}
-    recomputes: dict[str, Recompute] = {"5B": "attention", "175B": "block"}
+    remats: dict[str, Remat] = {"5B": "dots", "175B": "full"}
     pax = [
         Row(
             "Pax",
@@ -309,10 +317,10 @@ def _jax_on_gpus() -> list[Row]:
             replica=1,
             data=256,
             sequences=sequences,
-            recompute=recomputes[model],
+            remat=remats[model],
             rate=per_second * 2048 / 256,
             unit=one_token,
-            source="NVIDIA/JAX-Toolbox 8b3ce014, rosetta/projects/pax/README.md; google/paxml, contrib/gpu configs.py",
+            source="NVIDIA/JAX-Toolbox 8b3ce014, pax/README.md; google/paxml b397693, gpu/scripts_gpu/configs.py",
             **common,
         )
         for model, kind, sequences, per_second in (
@@ -325,7 +333,7 @@ def _jax_on_gpus() -> list[Row]:
     return [*a3, toolbox, *pax]
 
 
-_RECOMPUTE: dict[str, Recompute] = {"block": "block", "none": "none"}
+_REMAT: dict[str, Remat] = {"full": "full", "none": "none"}
 _MPT = {
     "125m": (12, 768, 12),
     "350m": (24, 1024, 16),
@@ -339,13 +347,13 @@ _MPT = {
 }
 """Blocks, width and heads: GPT-3's sizes, and two more."""
 
-# Model, GPUs, sequences in a microbatch, microbatches, ZeRO stage, blocks run again, tokens per second and GPU.
+# Model, GPUs, sequences in a microbatch, microbatches, ZeRO stage, remat, tokens per second and GPU.
 _MPT_H100 = """
-70b 512 8 1 3 block 1007, 70b 256 8 1 3 block 1035, 70b 128 8 1 3 block 1058, 70b 64 8 4 3 block 1039
-70b 32 2 16 3 block 882
-30b 512 8 1 3 block 2115, 30b 256 8 1 3 block 2148, 30b 128 8 1 3 block 2199, 30b 32 14 3 3 block 2308
-30b 16 10 3 3 block 2263, 30b 8 3 21 3 block 2002
-13b 512 16 1 3 block 4952, 13b 256 16 1 3 block 4989, 13b 128 16 1 3 block 5080
+70b 512 8 1 3 full 1007, 70b 256 8 1 3 full 1035, 70b 128 8 1 3 full 1058, 70b 64 8 4 3 full 1039
+70b 32 2 16 3 full 882
+30b 512 8 1 3 full 2115, 30b 256 8 1 3 full 2148, 30b 128 8 1 3 full 2199, 30b 32 14 3 3 full 2308
+30b 16 10 3 3 full 2263, 30b 8 3 21 3 full 2002
+13b 512 16 1 3 full 4952, 13b 256 16 1 3 full 4989, 13b 128 16 1 3 full 5080
 13b 64 2 1 3 none 4800, 13b 32 2 1 3 none 4811, 13b 16 2 1 3 none 4767, 13b 8 2 1 3 none 4792
 7b 512 6 1 3 none 9670, 7b 256 6 1 3 none 10119, 7b 128 6 1 3 none 10475, 7b 8 6 1 3 none 10643
 3b 512 8 1 2 none 21664, 3b 256 8 1 2 none 22772, 3b 128 8 1 2 none 23422
@@ -355,7 +363,7 @@ _MPT_H100 = """
 760m 32 24 1 3 none 67971, 760m 16 24 1 3 none 68551, 760m 8 24 2 3 none 63147
 """
 _MPT_A100 = """
-70b 64 8 4 3 block 410, 70b 32 2 16 3 block 373, 30b 8 3 21 3 block 916, 13b 8 2 3 3 none 2262
+70b 64 8 4 3 full 410, 70b 32 2 16 3 full 373, 30b 8 3 21 3 full 916, 13b 8 2 3 3 none 2262
 7b 8 6 2 3 none 4641, 3b 8 10 2 3 none 10811, 1b 8 14 4 3 none 20513, 760m 8 24 2 3 none 32434
 350m 8 32 2 3 none 58782, 125m 8 40 2 3 none 142830, 125m 8 32 2 3 none 141737
 """
@@ -367,7 +375,7 @@ def _mpt(table: str, device_kind: str) -> list[Row]:
     for line in table.replace(",", "\n").split("\n"):
         if not line:
             continue
-        model, gpus, sequences, microbatches, stage, recompute, rate = line.split()
+        model, gpus, sequences, microbatches, stage, remat, rate = line.split()
         layers, width, heads = _MPT[model]
         rows.append(
             Row(
@@ -380,7 +388,7 @@ def _mpt(table: str, device_kind: str) -> list[Row]:
                 data=int(gpus),
                 tensor=1,
                 sequences=int(sequences) * int(microbatches),
-                recompute=_RECOMPUTE[recompute],
+                remat=_REMAT[remat],
                 flash=True,
                 rate=float(rate),
                 unit=one_token,

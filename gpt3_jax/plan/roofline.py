@@ -60,7 +60,7 @@ class Traffic:
     bytes: float
     """Bytes that a device sends in a step, all calls together, by the ring formula."""
     calls: int
-    """How often a step runs each: the number of blocks for what stands in their loop, 1 for what stands outside."""
+    """How often a step runs each amid the blocks' compute; 1 for what stands outside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Prediction:
     """The resource that takes the largest part of the step."""
     total_tokens: float
     days: float
-    """For `total_tokens`."""
+    """For `total_tokens`, all in steps like this one."""
     device_hours: float
-    """For `total_tokens`."""
+    """The same, times all devices."""
     assumptions: tuple[str, ...]
 
 
@@ -202,7 +202,10 @@ def predict(
 
 
 def traffic_of(collectives: Iterable[Collective]) -> tuple[Traffic, ...]:
-    """A program's collectives, as `gpt3_jax.plan.traffic.count` gives them, added up for `Work`."""
+    """A program's collectives, as `gpt3_jax.plan.traffic.count` gives them, added up for `Work`.
+
+    One in a loop without compute hides behind nothing, however often it runs: who knows of such sets its calls to 1.
+    """
     sums: dict[tuple[tuple[str, ...], Kind, int], float] = {}
     for collective in collectives:
         key = (collective.axes, collective.kind, collective.calls)
@@ -361,4 +364,5 @@ def _assumptions(
             "A collective that runs once for each block hides behind other blocks' compute, but for one block's; one "
             "that runs once per step is waited for in full."
         )
+    found.append("Every step is like this one: no batch ramp, no stragglers, no input, checkpoints or stops.")
     return tuple(found)

@@ -1,0 +1,109 @@
+"""Matmuls counted from a step's jaxpr, against what the model's shapes say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of
+
+from gpt3_jax.config import Config
+from gpt3_jax.errors import RunError
+from gpt3_jax.plan.flops import matmul_flops
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+
+
+def of(function: Any, *args: Any) -> int:
+    return matmul_flops(jax.make_jaxpr(function)(*args))
+
+
+def of_step(cell: Cell) -> int:
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+    return of(make_step(settings, mesh, cell.microbatches), abstract_state(settings, mesh), rows)
+
+
+def attention_positions(settings: Config) -> int:
+    """Key positions that a query's scores are computed for, over all layers: T dense; two blocks of a band, each
+    padded up to whole blocks of queries, banded."""
+    model = settings.model
+    band = model.band_width
+    blocks = -(-model.n_ctx // band)
+    seen = {"dense": model.n_ctx * model.n_ctx, "banded": blocks * band * 2 * band}
+    kinds = [model.attention_pattern[layer % len(model.attention_pattern)] for layer in range(model.n_layers)]
+    return sum(seen[kind] for kind in kinds)
+
+
+def expected(cell: Cell) -> float:
+    """On one device."""
+    settings = config(cell)
+    model = settings.model
+    d = model.d_model
+    tokens = SEQUENCES * CONTEXT / (cell.mesh[0] * cell.mesh[1] * cell.mesh[2])
+    block = 12 * d * d * model.n_layers
+    # Recomputed is what the backward pass asks for: not the second matmul of the MLP, which is the block's last.
+    again = {"none": 0, "full": 2 * (block - 4 * d * d * model.n_layers)}[cell.remat]
+    attention = 4 * d * attention_positions(settings) / CONTEXT  # forward, per token
+    scores_again = {"none": 0.0, "full": attention}[cell.remat]
+    # The loss pads its tokens to whole chunks.
+    rows = SEQUENCES * CONTEXT // (cell.mesh[0] * cell.mesh[1]) // cell.microbatches
+    chunks = -(-rows // min(settings.train.loss_chunk, rows))
+    padded = chunks * -(-rows // chunks) * cell.microbatches
+    loss = 6 * d * model.n_vocab_padded * padded / cell.mesh[2]
+    return tokens * (6 * block + again + 3 * attention + scores_again) + loss
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(0, (1, 1, 1)),
+        Cell(3, (1, 1, 1)),
+        Cell(3, (1, 1, 1), remat="full"),
+        Cell(3, (1, 4, 2), remat="full"),
+        Cell(1, (2, 2, 2), microbatches=3),
+        Cell(2, (1, 8, 1), microbatches=3, remat="full"),
+        Cell(3, (1, 1, 8), remat="full", unroll=2),
+    ],
+    ids=str,
+)
+def test_a_step_computes_what_its_shapes_say(cell: Cell) -> None:
+    assert of_step(cell) == expected(cell)
+
+
+def test_one_matmul() -> None:
+    a, b = jax.ShapeDtypeStruct((3, 5, 7), jnp.float32), jax.ShapeDtypeStruct((3, 7, 11), jnp.float32)
+    assert of(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), a, b) == 2 * 3 * 5 * 7 * 11
+    assert of(lambda a, b: jnp.einsum("bij,cjk->bcik", a, b), a, b) == 2 * 3 * 3 * 5 * 7 * 11
+
+
+def test_loops_conditions_and_derivatives() -> None:
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    once = 2 * 4**3
+
+    def chain(x: jax.Array) -> jax.Array:
+        return lax.scan(lambda c, _: (c @ x, None), x, length=5)[0]
+
+    assert of(chain, x) == 5 * once
+    assert of(jax.jit(chain), x) == 5 * once
+    assert of(jax.grad(lambda x: chain(x).sum()), x) == 15 * once
+    assert of(jax.grad(lambda x: jax.checkpoint(jnp.sin)(jnp.cos(x @ x)).sum()), x) == 3 * once
+    assert of(lambda x: lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: (x + 1) @ x, x), x) == once
+    with pytest.raises(RunError, match=r"loop at .* no fixed trip count"):
+        of(lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), x)
+    assert of(lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x - 1, x), x) == 0
+
+
+def test_a_derivative_of_ones_own_counts_once() -> None:
+    @jax.custom_vjp
+    def square(x: jax.Array) -> jax.Array:
+        return x @ x
+
+    square.defvjp(lambda x: (x @ x, x), lambda x, ct: (ct @ x.T + x.T @ ct,))
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    assert of(square, x) == 2 * 4**3
+    assert of(jax.grad(lambda x: square(x).sum()), x) == 3 * 2 * 4**3
