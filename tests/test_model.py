@@ -1,20 +1,18 @@
-"""The model against plain references: attention, loss, initialisation, counts."""
+"""The model against plain references: reach, loss, initialisation, counts. Attention has a file of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import equations
 
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import token_loss
 from gpt3_jax.model.params import names, param_table
 from gpt3_jax.parallel.collectives import Local
@@ -32,48 +30,6 @@ SMALL = ModelConfig(
 )
 
 
-def masked_reference(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None) -> jax.Array:
-    """Attention as the definition says it: all scores, then a mask."""
-    scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(q.shape[-1])
-    back = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
-    visible = (back >= 0) & (back < (band or q.shape[1]))
-    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1), v)
-
-
-def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, length, 3, 4))
-    return q, k, v
-
-
-@pytest.mark.parametrize("band", [None, 1, BAND])
-@pytest.mark.parametrize("length", [1, BAND - 1, BAND, BAND + 1, 3 * BAND, 3 * BAND + 5])
-def test_attention_equals_a_masked_reference(length: int, band: int | None) -> None:
-    inputs = qkv(length)
-    cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def value_and_gradients(function: Any) -> Any:
-        out, pull = jax.vjp(lambda *x: function(*x, band), *inputs)
-        return out, pull(cotangent)
-
-    found, expected = value_and_gradients(attention), value_and_gradients(masked_reference)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
-
-
-@pytest.mark.parametrize("band", [None, BAND])
-def test_output_t_depends_on_its_band_and_on_nothing_else(band: int | None) -> None:
-    length = 3 * BAND + 5
-    q, k, v = qkv(length)
-    # [T, S]: how much value s moves output t (head 0), and how much key s does.
-    by_value = jax.jit(jax.jacobian(lambda v: attention(q, k, v, band)[0, :, 0, 0]))(v)[:, 0, :, 0, 0]
-    by_key = jnp.abs(jax.jit(jax.jacobian(lambda k: attention(q, k, v, band)[0, :, 0, 0]))(k)[:, 0, :, 0]).sum(-1)
-    back = np.arange(length)[:, None] - np.arange(length)
-    inside = (back >= 0) & (back < (band or length))
-    np.testing.assert_array_equal(by_value != 0, inside)
-    inside[0, 0] = False  # the only key that a position sees has weight 1 whatever it is
-    np.testing.assert_array_equal(by_key != 0, inside)
-
-
 @pytest.mark.parametrize(("pattern", "reach"), [(("dense",), 32), (("banded",), 4 * (BAND - 1) + 1)])
 def test_the_model_is_causal_and_sees_as_far_as_its_layers_reach(pattern: tuple[Any, ...], reach: int) -> None:
     config = dataclasses.replace(SMALL, attention_pattern=pattern)
@@ -89,42 +45,6 @@ def test_the_model_is_causal_and_sees_as_far_as_its_layers_reach(pattern: tuple[
         moved = jnp.abs(moved_by(params.position_embedding, t)).sum(-1)
         seen = (np.arange(32) <= t) & (np.arange(32) > t - reach)
         np.testing.assert_array_equal(np.asarray(moved) > 0, seen)
-
-
-def equations(jaxpr: Any) -> Iterator[tuple[Any, int]]:
-    """Every equation with how often it runs: those inside scans as often as the scan is long."""
-    for equation in jaxpr.eqns:
-        yield equation, 1
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from ((found, times * count) for found, count in equations(inner))
-
-
-def dot_flops(function: Any, *args: Any) -> int:
-    """Multiplications and additions of all matmuls."""
-    total = 0
-    for equation, times in equations(jax.make_jaxpr(function)(*args).jaxpr):
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            depth = np.prod([equation.invars[0].aval.shape[i] for i in contracted])
-            total += 2 * times * int(depth * equation.outvars[0].aval.size)
-    return total
-
-
-def test_what_lies_outside_the_band_is_not_computed() -> None:
-    def flops(length: int, band: int | None) -> int:
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, band).sum()
-
-        return dot_flops(jax.grad(loss, argnums=(0, 1, 2)), *qkv(length))
-
-    assert flops(512, None) == 4 * flops(256, None)
-    assert flops(512, BAND) == 2 * flops(256, BAND)
-    # Two blocks of keys for each query, against all of them.
-    assert flops(512, BAND) * 512 == flops(512, None) * 2 * BAND
 
 
 ROWS, WIDTH, VOCAB, PADDED = 37, 16, 61, 64

@@ -23,7 +23,16 @@ import gpt3_jax
 pytestmark = pytest.mark.slow  # a compilation or several for each bug
 
 PACKAGE = Path(gpt3_jax.__file__).parent
-RELOADED = ("gpt3_jax", "step_cells", "hlo_text", "test_zero", "test_step", "test_traffic", "test_model")
+RELOADED = (
+    "gpt3_jax",
+    "step_cells",
+    "hlo_text",
+    "test_zero",
+    "test_step",
+    "test_traffic",
+    "test_model",
+    "test_attention",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

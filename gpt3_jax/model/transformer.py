@@ -168,7 +168,7 @@ def mlp(block: Block, x_BTD: jax.Array) -> jax.Array:
 def _block(block: Block, x_BSD: jax.Array, band: int | None, config: ModelConfig, local: Local) -> jax.Array:
     h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_1_scale, block.ln_1_bias, config.norm_eps))
     q, k, v = qkv_projection(block, h_BTD, config)
-    heads_BTA = attention(q, k, v, band).reshape(*h_BTD.shape[:2], -1)
+    heads_BTA = attention(q, k, v, band, local.platform).reshape(*h_BTD.shape[:2], -1)
     x_BSD = x_BSD + local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel)) + block.attn_out_bias
     h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_2_scale, block.ln_2_bias, config.norm_eps))
     return x_BSD + local.scatter_sequence(mlp(block, h_BTD)) + block.mlp_down_bias

@@ -1,4 +1,4 @@
-"""Causal attention, dense and locally banded (GPT-3 section 2.1; Sparse Transformer's `local` pattern).
+"""Attention with all scores at once: the reference for the other implementations, and the fastest for few scores.
 
 Shapes: B batch, T positions, H heads, K head width; N blocks of W positions. Scores and softmax are fp32.
 """
@@ -10,25 +10,35 @@ import jax.numpy as jnp
 
 from gpt3_jax.model.matmul import einsum
 
-_MASKED = -1e30
+MASKED = -1e30
 """Finite, so that a row's maximum never becomes NaN; far below any score, so that its weight is exactly 0."""
 
 
-def attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+def plain(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
     """Each position attends to itself and the positions before it: all of them, or `band` in total.
 
     Returns [B, T, H, K] in the dtype of `q`.
     """
     length = q_BTHK.shape[1]
     band = min(band or length, length)
+    return (_banded if _has_blocks(length, band) else _dense)(q_BTHK, k_BTHK, v_BTHK, band)
+
+
+def score_bytes(shape_BTHK: tuple[int, ...], band: int | None) -> int:
+    """Bytes of the scores that `plain` holds for queries of this shape."""
+    batch, length, heads, _ = shape_BTHK
+    band = min(band or length, length)
+    rows, keys = (-(-length // band) * band, 2 * band) if _has_blocks(length, band) else (length, length)
+    return 4 * batch * heads * rows * keys
+
+
+def _has_blocks(length: int, band: int) -> bool:
     # Blocks pay from three of them on: two blocks of a band each see all there is, and more.
-    if 2 * band >= length:
-        return _dense(q_BTHK, k_BTHK, v_BTHK, band)
-    return _banded(q_BTHK, k_BTHK, v_BTHK, band)
+    return 2 * band < length
 
 
 def _softmax(scores: jax.Array, visible: jax.Array, like: jax.Array) -> jax.Array:
-    scores = jnp.where(visible, scores * like.shape[-1] ** -0.5, _MASKED)
+    scores = jnp.where(visible, scores * like.shape[-1] ** -0.5, MASKED)
     return jax.nn.softmax(scores, axis=-1).astype(like.dtype)
 
 

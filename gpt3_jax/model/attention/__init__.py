@@ -1,0 +1,65 @@
+"""Causal attention, dense and locally banded (GPT-3 section 2.1; Sparse Transformer's `local` pattern).
+
+One function with an implementation for each kind of hardware, all of them the same mathematics, held against `plain`:
+
+- `plain`: all scores at once. The reference, and the fastest where they are few.
+- `blockwise`: block after block, scores never whole; pure JAX, for every platform, dtype and shape.
+- `splash`: the Pallas kernel for TPUs.
+- `cudnn`: cuDNN's flash attention, for NVIDIA GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.model.attention.blockwise import blockwise
+from gpt3_jax.model.attention.cudnn import cudnn
+from gpt3_jax.model.attention.cudnn import supports as cudnn_supports
+from gpt3_jax.model.attention.plain import plain, score_bytes
+from gpt3_jax.model.attention.splash import splash
+from gpt3_jax.model.attention.splash import supports as splash_supports
+
+Implementation = Literal["plain", "blockwise", "splash", "cudnn"]
+
+PLAIN_SCORE_BYTES = 4 * 2**20
+"""Up to here a CPU takes `plain`: scores that its caches hold. Beyond, `blockwise` is the faster one there too."""
+
+
+def attention(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str = "cpu"
+) -> jax.Array:
+    """Each position attends to itself and the positions before it: all of them, or `band` in total.
+
+    Scores are scaled by 1/√K; scores and softmax are fp32. Returns [B, T, H, K] in the dtype of `q`.
+
+    Args:
+        platform: the platform that the program is compiled for: cpu, gpu or tpu. What cpu gets runs on all of them.
+    """
+    length = q_BTHK.shape[1]
+    band = None if band is None or band >= length else band
+    implementation = _IMPLEMENTATIONS[choose(q_BTHK.shape, q_BTHK.dtype, band, platform)]
+    with jax.named_scope("attention"):
+        return implementation(q_BTHK, k_BTHK, v_BTHK, band)
+
+
+def choose(shape_BTHK: tuple[int, ...], dtype: jnp.dtype, band: int | None, platform: str) -> Implementation:
+    """Which implementation `attention` takes for queries of this shape and dtype on this platform."""
+    if platform == "tpu" and splash_supports(shape_BTHK, dtype):
+        return "splash"
+    if platform == "gpu" and cudnn_supports(shape_BTHK, dtype):
+        return "cudnn"
+    if platform == "cpu" and score_bytes(shape_BTHK, band) <= PLAIN_SCORE_BYTES:
+        return "plain"
+    return "blockwise"
+
+
+_IMPLEMENTATIONS: dict[Implementation, Callable[[jax.Array, jax.Array, jax.Array, int | None], jax.Array]] = {
+    "plain": plain,
+    "blockwise": blockwise,
+    "splash": splash,
+    "cudnn": cudnn,
+}

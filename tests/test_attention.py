@@ -1,0 +1,248 @@
+"""Attention: every implementation against its definition, in values and gradients, and what each of them computes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from jaxprs import dot_flops, equations
+
+from gpt3_jax import model
+from gpt3_jax.config import ModelConfig, load_config
+from gpt3_jax.model.attention import attention, choose
+from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
+from gpt3_jax.model.attention.plain import plain, score_bytes
+from gpt3_jax.model.attention.splash import splash
+from gpt3_jax.model.transformer import PlainWeights, loss_sum
+from gpt3_jax.parallel.collectives import Local
+
+BAND = 8
+blockwise_by_4 = functools.partial(blockwise, block=4)
+splash_interpreted = functools.partial(splash, interpret=True)
+
+
+def definition(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None) -> jax.Array:
+    """Attention as the definition says it: all scores, then a mask."""
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(q.shape[-1])
+    back = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    visible = (back >= 0) & (back < (band or q.shape[1]))
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1), v)
+
+
+def qkv(length: int, width: int = 4, dtype: Any = jnp.float32, heads: int = 3) -> tuple[jax.Array, ...]:
+    return tuple(jax.random.normal(jax.random.key(0), (3, 2, length, heads, width), dtype))
+
+
+def output_and_gradients(function: Any, band: int | None, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+    """Of queries, keys and values, for a cotangent that weights no two outputs alike."""
+    cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape, inputs[0].dtype)
+    out, pull = jax.vjp(lambda *qkv: function(*qkv, band), *inputs)
+    return out, *pull(cotangent)
+
+
+def assert_like_the_definition(
+    function: Any, band: int | None, inputs: tuple[jax.Array, ...], within: float = 1e-5
+) -> None:
+    found, expected = (
+        jax.jit(functools.partial(output_and_gradients, how, band))(*inputs) for how in (function, definition)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=within, atol=within * max(1, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("band", [None, 1, BAND])
+@pytest.mark.parametrize("length", [1, BAND - 1, BAND, BAND + 1, 3 * BAND, 3 * BAND + 5])
+def test_plain_equals_the_definition(length: int, band: int | None) -> None:
+    assert_like_the_definition(plain, band, qkv(length))
+
+
+@pytest.mark.parametrize("block", [1, 5, BAND, 64])
+@pytest.mark.parametrize("band", [None, 1, BAND, BAND + 1])
+@pytest.mark.parametrize("length", [1, BAND, 3 * BAND + 5])
+def test_blockwise_equals_the_definition(length: int, band: int | None, block: int) -> None:
+    assert_like_the_definition(functools.partial(blockwise, block=block), band, qkv(length))
+
+
+@pytest.mark.parametrize("block", [5, 64])
+def test_blockwise_holds_scores_of_any_size(block: int) -> None:
+    """Scores of hundreds, whose exponentials overflow fp32 unless each row's maximum is taken off."""
+    q, k, v = qkv(3 * BAND)
+    assert_like_the_definition(functools.partial(blockwise, block=block), None, (30 * q, 30 * k, v), within=1e-4)
+
+
+@pytest.mark.parametrize(("band", "width"), [(None, 64), (100, 80), (128, 96), (None, 128)])
+def test_splash_equals_the_definition(band: int | None, width: int) -> None:
+    assert_like_the_definition(splash_interpreted, band, qkv(384, width, heads=2))
+
+
+@pytest.mark.parametrize("function", [blockwise_by_4, functools.partial(blockwise, block=128), splash_interpreted])
+@pytest.mark.parametrize("band", [None, 100])
+def test_bf16_rounds_no_more_than_plain_does(function: Any, band: int | None) -> None:
+    """The error against fp32, that of the rounded operands included, is that of `plain` or close to it."""
+    inputs = qkv(128, 64, jnp.bfloat16)
+    exact = output_and_gradients(plain, band, *(x.astype(jnp.float32) for x in inputs))
+    errors = {}
+    for how in (function, plain):
+        found = jax.jit(functools.partial(output_and_gradients, how, band))(*inputs)
+        assert all(x.dtype == jnp.bfloat16 for x in found)
+        errors[how] = [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in zip(found, exact, strict=True)]
+    np.testing.assert_array_less(errors[function], 1.25 * np.array(errors[plain]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("function", [functools.partial(blockwise, block=32), splash_interpreted, plain])
+def test_within_a_shard_map_that_checks_its_types(function: Any, shape: tuple[int, ...]) -> None:
+    """As in the step: batch over two axes, heads over the third, recomputed in the backward pass."""
+    devices = jax.devices()[: int(np.prod(shape))]
+    mesh = jax.make_mesh(shape, ("x", "y", "z"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    inputs = tuple(jax.random.normal(jax.random.key(0), (3, 4, 128, 2, 8)))
+
+    def rematerialised(*qkv_and_band: Any) -> jax.Array:
+        return jax.checkpoint(function, static_argnums=3)(*qkv_and_band)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, ct: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(lambda *x: rematerialised(*x, 100), q, k, v)
+        return out, *pull(ct)
+
+    partition = PartitionSpec(("x", "y"), None, "z")
+    cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape)
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=partition, out_specs=partition)
+    found = jax.jit(sharded)(*inputs, cotangent)
+    expected = jax.jit(functools.partial(output_and_gradients, definition, 100))(*inputs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("band", [None, BAND])
+@pytest.mark.parametrize("function", [plain, blockwise_by_4])
+def test_output_t_depends_on_its_band_and_on_nothing_else(function: Any, band: int | None) -> None:
+    length = 3 * BAND + 5
+    q, k, v = qkv(length)
+    # [T, S]: how much value s moves output t (head 0), and how much key s does.
+    by_value = jax.jit(jax.jacobian(lambda v: function(q, k, v, band)[0, :, 0, 0]))(v)[:, 0, :, 0, 0]
+    by_key = jnp.abs(jax.jit(jax.jacobian(lambda k: function(q, k, v, band)[0, :, 0, 0]))(k)[:, 0, :, 0]).sum(-1)
+    back = np.arange(length)[:, None] - np.arange(length)
+    inside = (back >= 0) & (back < (band or length))
+    np.testing.assert_array_equal(by_value != 0, inside)
+    inside[0, 0] = False  # the only key that a position sees has weight 1 whatever it is
+    np.testing.assert_array_equal(by_key != 0, inside)
+
+
+def test_what_lies_outside_the_band_is_not_computed_by_plain() -> None:
+    def flops(length: int, band: int | None) -> int:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return plain(q, k, v, band).sum()
+
+        return dot_flops(jax.grad(loss, argnums=(0, 1, 2)), *qkv(length))
+
+    assert flops(512, None) == 4 * flops(256, None)
+    assert flops(512, BAND) == 2 * flops(256, BAND)
+    # Two blocks of keys for each query, against all of them.
+    assert flops(512, BAND) * 512 == flops(512, None) * 2 * BAND
+
+
+@pytest.mark.parametrize("block", [1, 7, BAND, 16, 100])
+@pytest.mark.parametrize("band", [None, 1, 2, BAND, BAND + 1, BAND + 2, 63])
+@pytest.mark.parametrize("length", [1, 16, 63, 64])
+def test_blockwise_visits_the_blocks_with_a_visible_key_and_no_other(length: int, band: int | None, block: int) -> None:
+    n_blocks = -(-length // block)
+    positions = np.arange(n_blocks * block)
+    back = positions[:, None] - positions
+    visible = (back >= 0) & (back < (band or len(positions)))
+    touched = visible.reshape(n_blocks, block, n_blocks, block).any(axis=(1, 3))
+    pairs = visited_blocks(length, band, block)
+    assert {tuple(pair) for pair in pairs.tolist()} == set(zip(*map(np.ndarray.tolist, touched.nonzero()), strict=True))
+    assert len(pairs) == touched.sum()
+
+
+@pytest.mark.parametrize("band", [None, 256])
+def test_blockwise_computes_what_it_visits(band: int | None) -> None:
+    """From the jaxpr, for the paper's context: as many steps as blocks, two matmuls forward and five backward."""
+    length, heads, width = 2048, 2, 64
+    inputs = [jax.ShapeDtypeStruct((1, length, heads, width), jnp.bfloat16)] * 3
+    block = block_size(length, band)
+    pairs = len(visited_blocks(length, band, block))
+    assert pairs == (10 if band is None else 15)
+    one_matmul = 2 * heads * block**2 * width
+    assert dot_flops(lambda *x: blockwise(*x, band), *inputs) == 2 * pairs * one_matmul
+    gradients = functools.partial(output_and_gradients, blockwise, band)
+    assert dot_flops(gradients, *inputs) == (2 + 5) * pairs * one_matmul
+    lengths = [
+        e.params["length"] for e, _ in equations(jax.make_jaxpr(gradients)(*inputs).jaxpr) if "length" in e.params
+    ]
+    assert lengths == [pairs, pairs]
+
+
+@pytest.mark.parametrize("length", [2048, 16384])
+def test_the_program_of_blockwise_does_not_grow_with_the_context(length: int) -> None:
+    def size(length: int) -> int:
+        inputs = [jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16)] * 3
+        program = jax.make_jaxpr(functools.partial(output_and_gradients, blockwise, None))(*inputs)
+        return sum(1 for _ in equations(program.jaxpr))
+
+    assert size(length) == size(1024)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
+    """In the whole model's gradient nothing is larger than the scores of one pair of blocks."""
+    config = ModelConfig(
+        n_layers=2, d_model=16, n_heads=2, n_ctx=2048, n_vocab=61, vocab_multiple=1, band_width=256, dtype="float32"
+    )
+    assert choose((1, 2048, 2, 8), jnp.dtype("float32"), None, "tpu") == "blockwise"
+    params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+
+    def loss(params: Any, rows: jax.Array) -> jax.Array:
+        return loss_sum(PlainWeights(params, "float32"), rows, config, Local(platform="tpu"), remat, 256)
+
+    program = jax.make_jaxpr(jax.grad(loss))(params, jax.ShapeDtypeStruct((1, 2049), jnp.int32))
+    sizes = [(out.aval.size, out.aval.shape) for e, _ in equations(program.jaxpr) for out in e.outvars]
+    assert max(sizes) == (2 * 512**2, (1, 2, 512, 512))
+
+
+def test_which_implementation_where() -> None:
+    bf16, fp32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    paper = (1, 2048, 16, 128)
+    for width in (64, 80, 96, 128):
+        assert choose((8, 2048, 12, width), bf16, 256, "tpu") == "splash"
+        assert choose((8, 2048, 12, width), bf16, None, "gpu") == "cudnn"
+    assert choose(paper, fp32, None, "tpu") == choose(paper, fp32, 256, "gpu") == "blockwise"
+    assert choose((1, 2000, 16, 128), bf16, None, "tpu") == "blockwise"  # no multiple of the kernel's 128 positions
+    assert choose((1, 2048, 16, 132), bf16, None, "gpu") == "blockwise"
+    assert choose(paper, bf16, None, "cpu") == "blockwise"
+    assert choose(paper, bf16, None, "rocm") == "blockwise"
+    assert choose((4, 256, 2, 64), fp32, None, "gpu") == "blockwise"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "shakespeare"])
+def test_small_models_keep_plain_on_cpu(name: str) -> None:
+    config = load_config([name], [])
+    shape = (config.train.batch_tokens // config.model.n_ctx, config.model.n_ctx, config.model.n_heads, 64)
+    for band in (None, config.model.band_width):
+        assert choose(shape, jnp.dtype(config.model.dtype), band, "cpu") == "plain"
+
+
+@pytest.mark.parametrize(("length", "band"), [(64, None), (64, BAND), (61, BAND), (16, BAND), (17, BAND)])
+def test_score_bytes_are_those_of_plain(length: int, band: int | None) -> None:
+    inputs = qkv(length)
+    program = jax.make_jaxpr(lambda *x: plain(*x, band))(*inputs)
+    scores = [e.outvars[0].aval for e, _ in equations(program.jaxpr) if e.primitive.name == "exp"]
+    assert [s.size * s.dtype.itemsize for s in scores] == [score_bytes(inputs[0].shape, band)]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_attention_runs_what_it_chose(platform: str) -> None:
+    """A band longer than the context is no band; operations carry the name that profiles attribute them by."""
+    inputs = qkv(3 * BAND)
+    assert choose(inputs[0].shape, inputs[0].dtype, BAND, platform) == ("plain" if platform == "cpu" else "blockwise")
+    for band in (BAND, 1000):
+        found = attention(*inputs, band, platform)
+        np.testing.assert_allclose(found, definition(*inputs, band), atol=1e-5)
+    program = jax.jit(lambda *x: attention(*x, BAND, platform)).lower(*inputs)
+    has_loop = "stablehlo.while" in program.as_text()
+    assert has_loop == (platform == "tpu")
+    assert "attention/" in program.as_text(debug_info=True)
