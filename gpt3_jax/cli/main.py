@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import select
@@ -52,6 +53,7 @@ INTERRUPT_EXIT = 130
 
 def run() -> int:
     """The console script: `main` with this process's arguments."""
+    _hush_libtpu()
     code = main(sys.argv[1:])
     if code == INTERRUPT_EXIT:
         # Not through Python's own end, which takes away what a compilation in another thread still uses: a crash.
@@ -59,6 +61,17 @@ def run() -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _hush_libtpu() -> None:
+    """Where libtpu is installed to plan with and there is no TPU: it would complain of that at every start of JAX."""
+    if importlib.util.find_spec("libtpu") is None or not set(sys.argv[1:2]) & set(COMMANDS):
+        return
+    from gpt3_jax.parallel.distributed import compile_without_devices
+    from gpt3_jax.train.host_memory import cpu_only
+
+    if cpu_only():
+        compile_without_devices()
 
 
 def main(argv: list[str]) -> int:
