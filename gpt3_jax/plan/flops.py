@@ -7,7 +7,7 @@ out: it is bound by memory, not by arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend import core, source_info_util
@@ -18,16 +18,23 @@ _CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wra
 """cuDNN's fused attention, and the matmuls over scores in each: two forward; backward four, and the scores anew."""
 
 
-def matmul_flops(jaxpr: Any) -> int:
+def matmul_flops(jaxpr: Any, shares: Sequence[float] = ()) -> float:
     """Floating-point operations of all matmuls in one call of the program, per device: 2 for each multiply-add.
+
+    Args:
+        jaxpr: of the program; open or closed.
+        shares: of a condition with as many branches, how often each is taken (the kinds of attention, where one block's
+            code chooses). Of other conditions the dearest branch counts.
+
+    A Pallas kernel counts with its whole grid: what it skips of a causal mask's blocks is counted, too.
 
     Raises:
         RunError: a matmul in a loop without a fixed trip count.
     """
-    return sum(_walk(getattr(jaxpr, "jaxpr", jaxpr)))
+    return sum(_walk(getattr(jaxpr, "jaxpr", jaxpr), shares))
 
 
-def _walk(jaxpr: Any) -> Iterator[int]:
+def _walk(jaxpr: Any, shares: Sequence[float]) -> Iterator[float]:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
@@ -35,19 +42,22 @@ def _walk(jaxpr: Any) -> Iterator[int]:
         elif name in _CUDNN:
             yield _cudnn(eqn)
         elif name == "scan":
-            yield eqn.params["length"] * matmul_flops(eqn.params["jaxpr"])
+            yield eqn.params["length"] * matmul_flops(eqn.params["jaxpr"], shares)
         elif name == "cond":
-            yield max(matmul_flops(branch) for branch in eqn.params["branches"])
+            branches = [matmul_flops(branch, shares) for branch in eqn.params["branches"]]
+            chosen = len(branches) == len(shares)
+            yield sum(s * b for s, b in zip(shares, branches, strict=True)) if chosen else max(branches)
         elif name == "pallas_call":
+            # The conditions in there are the kernel's own.
             yield math.prod(eqn.params["grid_mapping"].grid) * matmul_flops(eqn.params["jaxpr"])
         elif name == "while":
-            inside = sum(matmul_flops(inner) for inner in core.jaxprs_in_params(eqn.params))
+            inside = sum(matmul_flops(inner, shares) for inner in core.jaxprs_in_params(eqn.params))
             if inside:
                 where = source_info_util.summarize(eqn.source_info)
                 raise RunError(f"the loop at {where} has matmuls and no fixed trip count: they cannot be counted")
         else:
             for inner in core.jaxprs_in_params(eqn.params):
-                yield matmul_flops(inner)
+                yield matmul_flops(inner, shares)
 
 
 def _dot(eqn: Any) -> int:
