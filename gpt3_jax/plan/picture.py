@@ -60,7 +60,7 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
     axes.invert_yaxis()
     axes.set_xlabel("GiB on one device")
     axes.margins(x=0.12)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=5, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
