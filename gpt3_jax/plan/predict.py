@@ -47,7 +47,7 @@ def place(topology: Topology, mesh: dict[str, int]) -> Placement:
     """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices."""
     device = topology.device
     assert device is not None
-    if topology.platform == "gpu":
+    if topology.has_nodes:
         return roofline.nodes(device, mesh)
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]

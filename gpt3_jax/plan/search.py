@@ -204,8 +204,8 @@ def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, micro
 def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
     """Axes that multiply to the devices and divide the model: tensor groups inside a node, whole slices as replicas."""
     model, n = config.model, len(topology.devices)
-    outer = topology.slices if topology.platform == "tpu" else topology.shape[0]
-    widest = topology.shape[1] if topology.platform == "gpu" else min(n // topology.slices, 16)
+    outer = topology.shape[0] if topology.has_nodes else topology.slices
+    widest = topology.shape[1] if topology.has_nodes else min(n // topology.slices, 16)
     sequences = config.train.batch_tokens // model.n_ctx
     for tensor in _powers(widest):
         sizes = (model.n_heads, model.n_vocab_padded, model.d_ff, model.n_ctx)

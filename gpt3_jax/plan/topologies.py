@@ -50,6 +50,11 @@ class Topology:
     """Its row of the device table; None when it has none."""
 
     @property
+    def has_nodes(self) -> bool:
+        """Whether devices sit in nodes behind a switch, as GPUs do, and not on a torus."""
+        return self.family in TARGETS
+
+    @property
     def platform(self) -> str:
         """tpu or gpu; cpu for the fake devices of tests."""
         return str(self.devices[0].platform)

@@ -1,0 +1,106 @@
+"""The search: what it tries, in which order, and that what it recommends was compiled and fits. On fake CPU devices that
+the planner takes for a node of GPUs with little memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+from step_cells import CONTEXT, Cell, config
+
+from gpt3_jax import devices
+from gpt3_jax.config import Config
+from gpt3_jax.errors import UserError
+from gpt3_jax.plan import search as searching
+from gpt3_jax.plan.search import candidates, nearest, plan, search
+from gpt3_jax.plan.topologies import Topology
+
+SEQUENCES = 32
+
+
+def node(memory: int = 10**9) -> Topology:
+    h100 = devices.lookup("NVIDIA H100 80GB HBM3")
+    assert h100 is not None
+    small = dataclasses.replace(h100, hbm_usable=memory)
+    return Topology("h100:1x8", "h100", (1, 8), 1, tuple(jax.devices()), small)
+
+
+def settings() -> Config:
+    base = config(Cell(1, (1, 8, 1)))
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, batch_tokens=SEQUENCES * CONTEXT))
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
+    found = candidates(settings(), node())
+    model = settings().model
+    seen = set()
+    for candidate in found:
+        mesh = candidate.mesh
+        assert mesh["replica"] * mesh["data"] * mesh["tensor"] == 8
+        assert SEQUENCES % (mesh["replica"] * mesh["data"]) == 0
+        assert model.n_heads % mesh["tensor"] == 0 and model.n_vocab_padded % mesh["tensor"] == 0
+        per_shard = SEQUENCES // (mesh["replica"] * mesh["data"])
+        assert candidate.config.train.microbatch * candidate.microbatches == per_shard
+        assert tuple(candidate.settings.values()) not in seen
+        seen.add(tuple(candidate.settings.values()))
+    steps = [candidate.prediction.step_seconds for candidate in found]
+    assert steps == sorted(steps)
+    meshes = {tuple(candidate.mesh.values()) for candidate in found}
+    assert meshes == {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}
+    assert {candidate.config.parallel.stage for candidate in found} == {0, 1, 2, 3}
+    assert {candidate.config.train.remat for candidate in found} == {"none", "dots", "full"}
+
+
+def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
+    everything = candidates(settings(), node())
+    half = sorted(c.bytes for c in everything)[len(everything) // 2]
+    left = candidates(settings(), node(int(half)))
+    assert 0 < len(left) < len(everything)
+    assert max(c.bytes for c in left) <= 1.15 * half
+    with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
+        search(settings(), node(1000), 1, silent, None)
+
+
+def test_a_search_confirms_by_compiling_and_keeps_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    real = searching.compile_step
+    monkeypatch.setattr(searching, "compile_step", lambda *args: (compiled.append(args), real(*args))[1])
+    lines: list[str] = []
+    found = search(settings(), node(), 2, lines.append, tmp_path)
+    assert len(found) == len(compiled) == 2
+    assert all(receipt.memory.fits for _, receipt in found)
+    times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
+    assert len(times) == 2 and times == sorted(times)
+    assert sum("fits" in line and "GiB" in line for line in lines) == 2
+
+    again = search(settings(), node(), 2, lines.append, tmp_path)
+    assert len(compiled) == 2
+    assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
+    assert "kept from before" in lines[-1]
+
+
+def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:
+    too_large = settings()
+    tight, _ = plan(too_large, node(), None)
+    # One byte short of what this configuration takes: something else has to be found.
+    found = nearest(too_large, tight.mesh, node(tight.memory.total - 1), 1, silent, None)
+    ((candidate, receipt),) = found
+    assert receipt.memory.total < tight.memory.total
+    assert receipt.memory.fits
+    changed = [key for key, value in candidate.settings.items() if value != _now(too_large, tight.mesh)[key]]
+    assert 1 <= len(changed) <= 2
+
+
+def _now(config: Config, mesh: dict[str, int]) -> dict[str, object]:
+    return {
+        "parallel.stage": config.parallel.stage,
+        **{f"parallel.{axis}": size for axis, size in mesh.items()},
+        "train.remat": config.train.remat,
+        "train.microbatch": config.train.microbatch,
+    }
