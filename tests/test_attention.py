@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -61,9 +62,10 @@ def test_plain_equals_the_definition(length: int, band: int | None) -> None:
     assert_like_the_definition(plain, band, qkv(length))
 
 
-@pytest.mark.parametrize("block", [1, 5, BAND, 64])
-@pytest.mark.parametrize("band", [None, 1, BAND, BAND + 1])
-@pytest.mark.parametrize("length", [1, BAND, 3 * BAND + 5])
+@pytest.mark.parametrize(
+    ("length", "band", "block"),
+    [(29, None, 5), (29, BAND, 5), (29, 1, BAND), (29, BAND + 1, BAND), (29, BAND, 64), (24, None, BAND), (1, None, 1)],
+)
 def test_blockwise_equals_the_definition(length: int, band: int | None, block: int) -> None:
     assert_like_the_definition(functools.partial(blockwise, block=block), band, qkv(length))
 
@@ -75,7 +77,7 @@ def test_blockwise_holds_scores_of_any_size(block: int) -> None:
     assert_like_the_definition(functools.partial(blockwise, block=block), None, (30 * q, 30 * k, v), within=1e-4)
 
 
-@pytest.mark.parametrize(("band", "width"), [(None, 64), (100, 80), (128, 96), (None, 128)])
+@pytest.mark.parametrize(("band", "width"), [(None, 64), (100, 80), (128, 96)])
 def test_splash_equals_the_definition(band: int | None, width: int) -> None:
     assert_like_the_definition(splash_interpreted, band, qkv(384, width, heads=2))
 
@@ -145,18 +147,16 @@ def test_what_lies_outside_the_band_is_not_computed_by_plain() -> None:
     assert flops(512, BAND) * 512 == flops(512, None) * 2 * BAND
 
 
-@pytest.mark.parametrize("block", [1, 7, BAND, 16, 100])
 @pytest.mark.parametrize("band", [None, 1, 2, BAND, BAND + 1, BAND + 2, 63])
-@pytest.mark.parametrize("length", [1, 16, 63, 64])
-def test_blockwise_visits_the_blocks_with_a_visible_key_and_no_other(length: int, band: int | None, block: int) -> None:
-    n_blocks = -(-length // block)
-    positions = np.arange(n_blocks * block)
-    back = positions[:, None] - positions
-    visible = (back >= 0) & (back < (band or len(positions)))
-    touched = visible.reshape(n_blocks, block, n_blocks, block).any(axis=(1, 3))
-    pairs = visited_blocks(length, band, block)
-    assert {tuple(pair) for pair in pairs.tolist()} == set(zip(*map(np.ndarray.tolist, touched.nonzero()), strict=True))
-    assert len(pairs) == touched.sum()
+def test_blockwise_visits_the_blocks_with_a_visible_key_and_no_other(band: int | None) -> None:
+    for length, block in itertools.product((1, 16, 63, 64), (1, 7, BAND, 16, 100)):
+        n_blocks = -(-length // block)
+        positions = np.arange(n_blocks * block)
+        back = positions[:, None] - positions
+        visible = (back >= 0) & (back < (band or len(positions)))
+        touched = visible.reshape(n_blocks, block, n_blocks, block).any(axis=(1, 3))
+        visited = visited_blocks(length, band, block)
+        assert sorted(visited.tolist()) == np.argwhere(touched).tolist(), (length, block)
 
 
 @pytest.mark.parametrize("band", [None, 256])
