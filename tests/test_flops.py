@@ -93,9 +93,13 @@ def test_loops_conditions_and_derivatives() -> None:
     assert of(jax.grad(lambda x: chain(x).sum()), x) == 15 * once
     assert of(jax.grad(lambda x: jax.checkpoint(jnp.sin)(jnp.cos(x @ x)).sum()), x) == 3 * once
     assert of(lambda x: lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: (x + 1) @ x, x), x) == once
-    assert matmul_flops(
-        jax.make_jaxpr(lambda i, x: lax.switch(i, [lambda x: x, lambda x: x @ x], x))(0, jnp.ones((4, 4))), (0.75, 0.25)
-    ) == 0.25 * once
+    assert (
+        matmul_flops(
+            jax.make_jaxpr(lambda i, x: lax.switch(i, [lambda x: x, lambda x: x @ x], x))(0, jnp.ones((4, 4))),
+            (0.75, 0.25),
+        )
+        == 0.25 * once
+    )
     with pytest.raises(RunError, match=r"loop at .* no fixed trip count"):
         of(lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), x)
     assert of(lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x - 1, x), x) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501 (XLA's lines are as long as they are)
 from pathlib import Path
 
 import pytest

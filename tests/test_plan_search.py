@@ -1,5 +1,5 @@
-"""The search: what it tries, in which order, and that what it recommends was compiled and fits. On fake CPU devices that
-the planner takes for a node of GPUs with little memory."""
+"""The search: what it tries, in which order, and that what it recommends was compiled and fits. On fake CPU devices,
+which the planner takes for a node of GPUs with little memory."""
 
 from __future__ import annotations
 
