@@ -6,8 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from gpt3_jax.errors import UserError
+from gpt3_jax.plan.on_cpu import plan_on_cpu
+
+if TYPE_CHECKING:
+    from gpt3_jax.plan.formulas import Stage
 
 _EPILOG = """examples:
   gpt3-jax report paper                                        # ZeRO Tables 1 and 2, GPT-3 Table D.1, by formula
@@ -37,6 +42,19 @@ def main(argv: list[str]) -> int:
         "the formula; published: step times that plan's roofline predicts for published runs, beside what was measured",
     )
     parser.add_argument("--topology", metavar="NAME", help="for zero: the machine to compile for, as of gpt3-jax plan")
+    parser.add_argument(
+        "--compiled",
+        choices=["v5p", "h100"],
+        help="for paper: also compile the cells of ZeRO's Table 1 for this family of devices; half a minute each",
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        nargs="*",
+        default=[64, 1024],
+        metavar="N",
+        help="for --compiled: the rows of the table (default: 64 1024)",
+    )
     parser.add_argument("--model", default="gpt3-xl", metavar="FILE", help="for zero: whose model (default: gpt3-xl)")
     parser.add_argument(
         "--picture", metavar="FILE", help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)"
@@ -49,7 +67,8 @@ def main(argv: list[str]) -> int:
     if args.what == "paper":
         from gpt3_jax.plan import paper
 
-        tables = [paper.zero_table_1(), paper.zero_table_2(), paper.gpt3_table_d1()]
+        compiled = _compile_table_1(args) if args.compiled else None
+        tables = [paper.zero_table_1(compiled), paper.zero_table_2(), paper.gpt3_table_d1()]
         print(json.dumps(paper.as_data(), indent=1) if args.json else "\n\n".join(tables))
         return 0
     if args.what == "published":
@@ -64,9 +83,29 @@ def main(argv: list[str]) -> int:
     return _zero(args)
 
 
-def _zero(args: argparse.Namespace) -> int:
-    from gpt3_jax.plan.on_cpu import plan_on_cpu
+def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage], int]:
+    """Bytes on one device of the compiled step, for each cell of the rows that are asked for."""
+    plan_on_cpu()
+    from gpt3_jax.plan import formulas, paper
+    from gpt3_jax.plan.search import default_cache, plan
+    from gpt3_jax.plan.topologies import open_topology
 
+    known = paper.TABLE_1_TOPOLOGIES[args.compiled]
+    if strange := [n for n in args.devices if n not in known]:
+        raise UserError(f"--devices {strange[0]} is no row that is compiled; choose from {', '.join(map(str, known))}")
+    result: dict[tuple[float, int, Stage], int] = {}
+    for devices in args.devices:
+        topology = open_topology(known[devices])
+        for parameters in formulas.TABLE_1_MODELS:
+            for stage in formulas.STAGES[1:]:
+                print(f"compiling {parameters / 1e9:g}B, N {devices}, stage {stage}", file=sys.stderr, flush=True)
+                config = paper.zero_config(parameters, devices, stage)
+                receipt, _ = plan(config, topology, None if args.no_cache else default_cache())
+                result[parameters, devices, stage] = receipt.memory.total - receipt.memory.code
+    return result
+
+
+def _zero(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
     from gpt3_jax.plan import formulas, paper

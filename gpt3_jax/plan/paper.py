@@ -35,18 +35,15 @@ def state_config(model: ModelConfig, devices: int, stage: Stage) -> Config:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class CompiledCell:
-    """One compiled entry of Table 1."""
-
-    parameters: int
-    """Of the compiled model, padding included."""
-    total: int
-    """Bytes on one device."""
+TABLE_1_TOPOLOGIES = {
+    "v5p": {4: "v5p:2x2x1", 16: "v5p:2x2x4", 64: "v5p:4x4x4", 256: "v5p:4x8x8", 1024: "v5p:8x8x16"},
+    "h100": {4: "h100:1x4", 16: "h100:2x8", 64: "h100:8x8", 256: "h100:32x8", 1024: "h100:128x8"},
+}
+"""Machines of Table 1's N devices, by family."""
 
 
-def zero_table_1(compiled: Mapping[tuple[float, int, Stage], CompiledCell] | None = None) -> str:
-    """ZeRO's Table 1 as text: GB per device by the formula and, where compiled, by the program."""
+def zero_table_1(compiled: Mapping[tuple[float, int, Stage], int] | None = None) -> str:
+    """ZeRO's Table 1 as text: GB per device by the formula; and of the compiled step, for the bytes in `compiled`."""
     cells = {(row.parameters, row.devices): row.gigabytes for row in formulas.table_1()}
     rows = []
     for devices in TABLE_1_DEVICES:
@@ -55,13 +52,13 @@ def zero_table_1(compiled: Mapping[tuple[float, int, Stage], CompiledCell] | Non
             for stage in STAGES[1:]:
                 text = _gb(cells[parameters, devices][stage])
                 if compiled and (cell := compiled.get((parameters, devices, stage))):
-                    text += f" ({_gb(cell.total / 1e9)})"
+                    text += f" ({_gb(cell / 1e9)})"
                 row.append(text)
         rows.append(row)
     names = {1: "os", 2: "os+g", 3: "os+g+p"}
     head = ["N", *(f"{count(p)} {names[s]}" for p in TABLE_1_MODELS for s in STAGES[1:])]
     title = "ZeRO Table 1: GB of model state per device"
-    return title + (" (of the compiled step, all included)" if compiled else "") + "\n" + grid(rows, head)
+    return title + (" (in brackets: all memory of the compiled step)" if compiled else "") + "\n" + grid(rows, head)
 
 
 def zero_table_2() -> str:

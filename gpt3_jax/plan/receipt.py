@@ -155,6 +155,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),
+            "platform": step.topology.platform,
             "device": device.name if device else f"{step.topology.devices[0].device_kind} (not in the device table)",
         },
         memory=memory,

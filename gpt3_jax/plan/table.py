@@ -76,6 +76,8 @@ def _memory(r: Receipt) -> str:
         grid(rows),
         f"  model state by ZeRO's formula for this stage: {size(memory.zero_formula)}",
     ]
+    if r.topology["platform"] == "gpu" and memory.fits and share(memory.total, memory.usable or 0) > 0.7:
+        lines.append("  JAX takes 75 % of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more, 0.92 say")
     if r.too_large:
         lines.append(f"  the compiler refused it: {r.too_large}")
     if memory.fits is False:
