@@ -46,11 +46,16 @@ def output_and_gradients(function: Any, band: int | None, *inputs: jax.Array) ->
     return out, *pull(cotangent)
 
 
+def run(function: Any, *inputs: jax.Array) -> Any:
+    """Compiled without LLVM's optimizations, which take longer than they save."""
+    return jax.jit(function).lower(*inputs).compile({"xla_backend_optimization_level": 0})(*inputs)
+
+
 def assert_like_the_definition(
     function: Any, band: int | None, inputs: tuple[jax.Array, ...], within: float = 1e-5
 ) -> None:
     found, expected = (
-        jax.jit(functools.partial(output_and_gradients, how, band))(*inputs) for how in (function, definition)
+        run(functools.partial(output_and_gradients, how, band), *inputs) for how in (function, definition)
     )
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=within, atol=within * max(1, np.abs(theirs).max()))
@@ -90,7 +95,7 @@ def test_bf16_rounds_no_more_than_plain_does(function: Any, band: int | None) ->
     exact = output_and_gradients(plain, band, *(x.astype(jnp.float32) for x in inputs))
     errors = {}
     for how in (function, plain):
-        found = jax.jit(functools.partial(output_and_gradients, how, band))(*inputs)
+        found = run(functools.partial(output_and_gradients, how, band), *inputs)
         assert all(x.dtype == jnp.bfloat16 for x in found)
         errors[how] = [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in zip(found, exact, strict=True)]
     np.testing.assert_array_less(errors[function], 1.25 * np.array(errors[plain]))
@@ -114,8 +119,8 @@ def test_within_a_shard_map_that_checks_its_types(function: Any, shape: tuple[in
     partition = PartitionSpec(("x", "y"), None, "z")
     cotangent = jax.random.normal(jax.random.key(1), inputs[0].shape)
     sharded = jax.shard_map(local, mesh=mesh, in_specs=partition, out_specs=partition)
-    found = jax.jit(sharded)(*inputs, cotangent)
-    expected = jax.jit(functools.partial(output_and_gradients, definition, 100))(*inputs)
+    found = run(sharded, *inputs, cotangent)
+    expected = run(functools.partial(output_and_gradients, definition, 100), *inputs)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
 
 
@@ -125,8 +130,8 @@ def test_output_t_depends_on_its_band_and_on_nothing_else(function: Any, band: i
     length = 3 * BAND + 5
     q, k, v = qkv(length)
     # [T, S]: how much value s moves output t (head 0), and how much key s does.
-    by_value = jax.jit(jax.jacobian(lambda v: function(q, k, v, band)[0, :, 0, 0]))(v)[:, 0, :, 0, 0]
-    by_key = jnp.abs(jax.jit(jax.jacobian(lambda k: function(q, k, v, band)[0, :, 0, 0]))(k)[:, 0, :, 0]).sum(-1)
+    by_value = run(jax.jacobian(lambda v: function(q, k, v, band)[0, :, 0, 0]), v)[:, 0, :, 0, 0]
+    by_key = jnp.abs(run(jax.jacobian(lambda k: function(q, k, v, band)[0, :, 0, 0]), k)[:, 0, :, 0]).sum(-1)
     back = np.arange(length)[:, None] - np.arange(length)
     inside = (back >= 0) & (back < (band or length))
     np.testing.assert_array_equal(by_value != 0, inside)
