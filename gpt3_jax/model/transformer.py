@@ -89,8 +89,8 @@ class PlainWeights:
 def forward(params: Params, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once."""
     weights = PlainWeights(params, config.dtype)
-    h_BTD, embedding_VD, _ = hidden(weights, tokens_BT, config, Local(), remat="none")
-    logits = einsum("btd,vd->btv", h_BTD, embedding_VD, jnp.float32)
+    h_BTD, _, _ = hidden(weights, tokens_BT, config, Local(), remat="none")
+    logits = einsum("btd,vd->btv", h_BTD, params.token_embedding.astype(config.dtype), jnp.float32)
     return logits[..., : config.n_vocab]
 
 
@@ -238,6 +238,12 @@ def bands(config: ModelConfig) -> tuple[int | None, ...]:
     return tuple(config.band_width if kind == "banded" else None for kind in config.attention_pattern)
 
 
+def band_shares(config: ModelConfig) -> dict[int | None, float]:
+    """Each kind of attention by its band, in the order of the branches that a block chooses from; and how often."""
+    period = bands(config)
+    return {band: period.count(band) / len(period) for band in sorted(set(period), key=str)}
+
+
 def _blocks(
     weights: Weights, x_BSD: jax.Array, length: int, config: ModelConfig, local: Local, remat: Remat, unroll: int
 ) -> jax.Array:
@@ -251,7 +257,7 @@ def _blocks(
             return jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=no_loop)
         return one_block
 
-    kinds = sorted(set(period), key=str)
+    kinds = tuple(band_shares(config))
     if unroll == 1 and not no_loop and len(kinds) > 1:
         # One block's code for all of them, which chooses its attention: half the program, and a backward pass whose
         # schedule cannot put one block's weight gradients off until the other's are due, with all that they need.
