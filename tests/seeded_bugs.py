@@ -169,8 +169,8 @@ BUGS = (
     Bug(
         "weights are gathered in fp32",
         "parallel/zero.py",
-        "weight = _cast(_stored(shard, how), how)",
-        "weight = _stored(shard, how)",
+        "weight = _flat(_cast(_stored(shard, how), how), how)",
+        "weight = _flat(_stored(shard, how), how)",
         ("test_traffic", "test_bf16_weights_are_gathered_in_bf16", ()),
     ),
     Bug(
@@ -246,8 +246,8 @@ BUGS = (
     Bug(
         "the label of a position is its own token",
         "model/transformer.py",
-        "labels_N = rows_BT1[:, 1:].reshape(-1)",
-        "labels_N = rows_BT1[:, :-1].reshape(-1)",
+        "rows_BT1[:, 1:].reshape(-1)",
+        "rows_BT1[:, :-1].reshape(-1)",
         RECIPE,
     ),
     Bug(

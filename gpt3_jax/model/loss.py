@@ -44,7 +44,7 @@ class Deferred:
         """What goes into `token_loss` for `n` rows in chunks of `chunk`."""
         vocab, d = embedding_VD.shape
         dtype = embedding_VD.dtype
-        if n > 2 * d:
+        if n > d:
             return Deferred(product_VD=local.vary(jnp.zeros((vocab, d), dtype)))
         rows = _chunks(n, chunk)[0] * _chunks(n, chunk)[1]
         zero = local.vary_batch(jnp.zeros((), jnp.float32))
