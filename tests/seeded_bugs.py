@@ -79,7 +79,7 @@ BUGS = (
         "scatter_dimension=how.dim",
         "scatter_dimension=summed.ndim - 1 - how.dim",
         EQUALS_ONE_DEVICE_AT_STAGE_3,
-        refused="shapes do not match",
+        refused="must be divisible by shard_count",
     ),
     Bug(
         "tensor and data shards lie in the wrong order",
