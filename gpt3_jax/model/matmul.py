@@ -89,7 +89,7 @@ _linear.defvjp(_linear_forward, _linear_backward)
 @jax.custom_vjp
 def _linear_gathered(x: jax.Array, kernel: Gathered) -> jax.Array:
     rows = _linear_forward(x, _flat(kernel.value))[0]
-    return rows.reshape(*x.shape[:-1], *kernel.shard.shape[1:])
+    return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:])
 
 
 def _linear_gathered_backward(saved: tuple[jax.Array, Gathered], ct: jax.Array) -> tuple[jax.Array, Gathered]:

@@ -49,11 +49,18 @@ class Gather:
     """The data axis, or None where nothing is sharded."""
     compute: jnp.dtype
     reduce: jnp.dtype
+    inside: bool = False
+    """Whether the weight is gathered within the loss (stage 3), not ahead of it."""
     steps: tuple[Groups, ...] = ()
     """`mesh.data_steps`: the groups of each step, innermost first; none: one collective over the whole axis."""
     tpu: bool = False
     kernel: bool = False
     """Whether this is a matmul's kernel, whose gradient is reduced as it is made (`Gathered`)."""
+
+    @property
+    def gradient(self) -> jnp.dtype:
+        """The dtype of a reduced gradient: what it was reduced in, which nothing is lost by keeping it in."""
+        return self.reduce if self.axis else jnp.dtype(jnp.float32)
 
 
 @jax.named_scope("gather_weights")
@@ -71,12 +78,12 @@ def _collect(shard: jax.Array, how: Gather) -> jax.Array:
 @jax.named_scope("reduce_gradients")
 def _scatter(gradient: jax.Array, how: Gather) -> jax.Array:
     if how.axis is None:
-        return gradient.astype(jnp.float32)
+        return gradient.astype(how.gradient)
     dims = gradient.shape
     summed = _flat(gradient.astype(how.compute).astype(how.reduce), how)
     for groups in reversed(how.steps or (None,)):
         summed = lax.psum_scatter(summed, how.axis, scatter_dimension=how.dim, tiled=True, axis_index_groups=groups)
-    return _stored(summed.reshape(*dims[: how.dim], -1, *dims[how.dim + 1 :]).astype(jnp.float32), how)
+    return _stored(summed.reshape(*dims[: how.dim], -1, *dims[how.dim + 1 :]), how)
 
 
 def _cast(shard: jax.Array, how: Gather) -> jax.Array:
@@ -109,8 +116,8 @@ class Gathered:
 
     value: jax.Array
     """[I, ...O] or [I, O]; passes no gradient on."""
-    shard: jax.Array
-    """What gets the gradient."""
+    target: jax.Array
+    """What gets the gradient: see `attach`."""
     how: Gather = flax.struct.field(pytree_node=False)
 
     def reduce(self, gradient: jax.Array) -> jax.Array:
@@ -119,44 +126,35 @@ class Gathered:
 
     def shaped(self, gradient: jax.Array) -> jax.Array:
         """The shard's gradient, its columns flat, in the shape and the layout of the shard."""
-        if self.how.tpu and self.shard.ndim == 2:
+        if self.how.tpu and self.target.ndim == 2:
             gradient = with_layout_constraint(gradient, Layout((0, 1)))
-        return _stored(gradient.reshape(self.shard.shape), self.how)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(shard: jax.Array, how: Gather) -> jax.Array:
-    """fp32 shard to whole weight in the compute dtype; backward, the reduce-scatter of its gradient."""
-    return _collect(shard, how)
-
-
-gather.defvjp(lambda shard, how: (_collect(shard, how), None), lambda how, _, ct: (_scatter(ct, how),))
+        return _stored(gradient.reshape(self.target.shape), self.how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attach(shard: jax.Array, bits: jax.Array, how: Gather) -> jax.Array:
-    """Stage 2: a weight gathered before, whose gradient goes, reduce-scattered, to its shard.
+def attach(target: jax.Array, bits: jax.Array, how: Gather) -> jax.Array:
+    """A whole weight, whose gradient goes, reduce-scattered, to `target`.
 
-    The weight comes as the integers of its bits: an integer has no tangent, so the scan over the blocks does not
-    build a full-size zero gradient for the stack of gathered weights.
+    Args:
+        target: in the shape of a shard and the dtype of its gradient; its values are not looked at.
+        bits: the weight gathered ahead (stage 2), or its fp32 shard, gathered here (stage 3), as the integers of its
+            bits: an integer has no tangent, so the scan over the blocks does not build a full-size zero gradient for
+            the stack of them.
     """
+    return _value(bits, how)
+
+
+attach.defvjp(lambda target, bits, how: (_value(bits, how), None), lambda how, _, ct: (_scatter(ct, how), None))
+
+
+def _value(bits: jax.Array, how: Gather) -> jax.Array:
+    if how.inside:
+        return _collect(lax.bitcast_convert_type(bits, jnp.float32), how)
     return lax.bitcast_convert_type(bits, how.compute)
 
 
-attach.defvjp(
-    lambda shard, bits, how: (lax.bitcast_convert_type(bits, how.compute), None),
-    lambda how, _, ct: (_scatter(ct, how), None),
-)
-
-
-def _gather(shard: jax.Array, how: Gather) -> Any:
-    return Gathered(_collect(lax.stop_gradient(shard), how), shard, how) if how.kernel else gather(shard, how)
-
-
-def _attach(shard: jax.Array, bits: jax.Array, how: Gather) -> Any:
-    if how.kernel:
-        return Gathered(lax.bitcast_convert_type(bits, how.compute), shard, how)
-    return attach(shard, bits, how)
+def _attach(target: jax.Array, bits: jax.Array, how: Gather) -> Any:
+    return Gathered(_value(bits, how), target, how) if how.kernel else attach(target, bits, how)
 
 
 def _bits(weight: jax.Array) -> jax.Array:
@@ -189,6 +187,7 @@ class Zero:
                 axis,
                 jnp.dtype(compute),
                 self._reduce,
+                self.stage == 3,
                 steps,
                 tpu=platform == "tpu",
                 # One block's matrix, split along its inputs.
@@ -202,10 +201,12 @@ class Zero:
     def prepare(self, shards: Tree) -> tuple[Tree, Tree]:
         """From the master shards: what the loss is differentiated by, and what it needs besides."""
         shards = self.local.vary(shards)
-        if self.stage == 3:
-            return shards, None
-        weights = jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
-        return (shards, jax.tree.map(_bits, weights)) if self.stage == 2 else (weights, None)
+        if self.stage <= 1:
+            return jax.tree.map(self._gather_stack, self._table, self._gathers, shards), None
+        targets = jax.tree.map(lambda shard, how: shard.astype(how.gradient), shards, self._gathers)
+        if self.stage == 2:
+            shards = jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
+        return targets, jax.tree.map(_bits, shards)
 
     def _gather_stack(self, spec: Any, how: Gather, shard: jax.Array) -> jax.Array:
         # Block by block: gathered whole, a stack would be gathered along its second dimension, and on GPU that costs
@@ -264,13 +265,11 @@ class _Weights:
     def _open(self, active: Tree, passive: Tree, gathers: Tree) -> Tree:
         if self._stage <= 1:
             return active
-        if self._stage == 2:
-            return jax.tree.map(_attach, active, passive, gathers)
-        return jax.tree.map(_gather, active, gathers)
+        return jax.tree.map(_attach, active, passive, gathers)
 
     @property
     def blocks(self) -> Tree:
-        return (self._active.blocks, self._passive.blocks) if self._stage == 2 else (self._active.blocks, None)
+        return self._active.blocks, self._passive.blocks if self._passive is not None else None
 
     @property
     def made_inside(self) -> bool:
@@ -295,11 +294,7 @@ class _Weights:
         active = self._active.token_embedding
         if self._stage <= 1:
             return active, lax.stop_gradient(active), functools.partial(jnp.asarray, dtype=how.compute)
-        if self._stage == 2:
-            value = lax.bitcast_convert_type(self._passive.token_embedding, how.compute)
-        else:
-            value = _collect(lax.stop_gradient(active), how)
-        return active, value, functools.partial(_scatter, how=how)
+        return active, _value(self._passive.token_embedding, how), functools.partial(_scatter, how=how)
 
     def position_table(self) -> jax.Array:
         (table,) = self._top("position_embedding")
@@ -310,6 +305,6 @@ class _Weights:
         if self._stage == 3:
             # The barrier ties the second gather to the blocks' result: without it the compiler would see the same
             # gather twice and hold the first through all the blocks.
-            shard, _ = lax.stop_gradient(lax.optimization_barrier((self._active.token_embedding, h)))
-            token_table_VD = _collect(shard, self._gathers.token_embedding)
+            bits, _ = lax.optimization_barrier((self._passive.token_embedding, lax.stop_gradient(h)))
+            token_table_VD = _value(bits, self._gathers.token_embedding)
         return scale, bias, token_table_VD
