@@ -132,29 +132,27 @@ class Gathered:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attach(target: jax.Array, bits: jax.Array, how: Gather) -> jax.Array:
+def attach(target: jax.Array, source: jax.Array, how: Gather) -> jax.Array:
     """A whole weight, whose gradient goes, reduce-scattered, to `target`.
 
     Args:
         target: in the shape of a shard and the dtype of its gradient; its values are not looked at.
-        bits: the weight gathered ahead (stage 2), or its fp32 shard, gathered here (stage 3), as the integers of its
-            bits: an integer has no tangent, so the scan over the blocks does not build a full-size zero gradient for
-            the stack of them.
+        source: stage 3: the weight's fp32 shard, gathered here. Stage 2: the weight gathered ahead, as the integers of
+            its bits: an integer has no tangent, so the scan over the blocks does not build a full-size zero gradient
+            for the stack of gathered weights.
     """
-    return _value(bits, how)
+    return _value(source, how)
 
 
-attach.defvjp(lambda target, bits, how: (_value(bits, how), None), lambda how, _, ct: (_scatter(ct, how), None))
+attach.defvjp(lambda target, source, how: (_value(source, how), None), lambda how, _, ct: (_scatter(ct, how), None))
 
 
-def _value(bits: jax.Array, how: Gather) -> jax.Array:
-    if how.inside:
-        return _collect(lax.bitcast_convert_type(bits, jnp.float32), how)
-    return lax.bitcast_convert_type(bits, how.compute)
+def _value(source: jax.Array, how: Gather) -> jax.Array:
+    return _collect(source, how) if how.inside else lax.bitcast_convert_type(source, how.compute)
 
 
-def _attach(target: jax.Array, bits: jax.Array, how: Gather) -> Any:
-    return Gathered(_value(bits, how), target, how) if how.kernel else attach(target, bits, how)
+def _attach(target: jax.Array, source: jax.Array, how: Gather) -> Any:
+    return Gathered(_value(source, how), target, how) if how.kernel else attach(target, source, how)
 
 
 def _bits(weight: jax.Array) -> jax.Array:
@@ -204,16 +202,19 @@ class Zero:
         if self.stage <= 1:
             return jax.tree.map(self._gather_stack, self._table, self._gathers, shards), None
         targets = jax.tree.map(lambda shard, how: shard.astype(how.gradient), shards, self._gathers)
-        if self.stage == 2:
-            shards = jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
-        return targets, jax.tree.map(_bits, shards)
+        if self.stage == 3:
+            return targets, lax.stop_gradient(shards)
+        return targets, jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
 
     def _gather_stack(self, spec: Any, how: Gather, shard: jax.Array) -> jax.Array:
         # Block by block: gathered whole, a stack would be gathered along its second dimension, and on GPU that costs
         # a transposed second copy of all the weights.
         def whole(shard: jax.Array) -> jax.Array:
             weight = _collect(shard, how)
-            return weight.reshape(*weight.shape[: how.dim + 1], *shard.shape[how.dim + 1 :])
+            if not (how.kernel and self.stage == 2):  # which is taken flat
+                weight = weight.reshape(*weight.shape[: how.dim + 1], *shard.shape[how.dim + 1 :])
+            # In here, block by block: a stack of one type would be copied into one of the other.
+            return _bits(weight) if self.stage == 2 else weight
 
         return _each_block(spec, whole, shard)
 
@@ -305,6 +306,6 @@ class _Weights:
         if self._stage == 3:
             # The barrier ties the second gather to the blocks' result: without it the compiler would see the same
             # gather twice and hold the first through all the blocks.
-            bits, _ = lax.optimization_barrier((self._passive.token_embedding, lax.stop_gradient(h)))
-            token_table_VD = _value(bits, self._gathers.token_embedding)
+            shard, _ = lax.optimization_barrier((self._passive.token_embedding, lax.stop_gradient(h)))
+            token_table_VD = _value(shard, self._gathers.token_embedding)
         return scale, bias, token_table_VD
