@@ -34,7 +34,11 @@ def collectives(text: str, mesh: Mesh) -> Counter[tuple[str, tuple[str, ...], in
                 trip_count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
                 assert trip_count, f"a loop of unknown length: {line.strip()[:120]}"
                 trips = int(trip_count[1])
-            assert "branch_computations" not in line, "a conditional, whose branches this does not follow"
+            if branches := re.search(r"branch_computations=\{(.*?)\}", line):
+                before = found.total()
+                for branch in re.findall(r"%([\w.\-]+)", branches[1]):
+                    visit(branch, times)
+                assert found.total() == before, "a collective in a branch, which may run or not"
             for called in _CALLED.findall(line):
                 visit(called, times * trips)
             if match := _COLLECTIVE.search(line):

@@ -12,6 +12,7 @@ from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of
 
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
+from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.plan.flops import matmul_flops
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
@@ -25,7 +26,9 @@ def of_step(cell: Cell) -> int:
     settings = config(cell)
     mesh = mesh_of(settings)
     rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
-    return of(make_step(settings, mesh, cell.microbatches), abstract_state(settings, mesh), rows)
+    step = make_step(settings, mesh, cell.microbatches)
+    shares = tuple(band_shares(settings.model).values())
+    return matmul_flops(jax.make_jaxpr(step)(abstract_state(settings, mesh), rows), shares)
 
 
 def attention_positions(settings: Config) -> int:

@@ -13,7 +13,7 @@ from jaxprs import equations
 
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.model.loss import token_loss
+from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.params import names, param_table
 from gpt3_jax.parallel.collectives import Local
 
@@ -75,6 +75,23 @@ def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for ours, reference in zip(own, gradients, strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [WIDTH, WIDTH + 1])
+def test_a_deferred_gradient_is_that_of_the_output_matrix(rows: int) -> None:
+    _, embedding, _ = loss_inputs()
+    h, labels = jax.random.normal(jax.random.key(5), (rows, WIDTH)), jnp.arange(rows) % VOCAB - 1
+    deferred = Deferred.zeros(rows, 5, embedding, Local())
+    assert (deferred.product_VD is None) == (rows == WIDTH)
+
+    def weighted(deferred: Deferred, embedding: jax.Array) -> jax.Array:
+        return 3 * token_loss(h, embedding, labels, VOCAB, 5, Local(), deferred)
+
+    ours, nothing = jax.grad(weighted, argnums=(0, 1))(deferred, embedding)
+    expected = jax.grad(lambda e: 3 * plain_loss(h, e, labels))(embedding)
+    np.testing.assert_allclose(ours.product(0, PADDED), expected, atol=2e-5)
+    np.testing.assert_allclose(ours.product(8, 5), expected[8:13], atol=2e-5)
+    assert not np.any(nothing)
 
 
 def test_rows_left_out_get_no_gradient_and_padding_neither_gradient_nor_probability() -> None:

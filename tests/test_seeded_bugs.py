@@ -31,6 +31,7 @@ RELOADED = (
     "test_step",
     "test_traffic",
     "test_model",
+    "test_parts",
     "test_attention",
 )
 

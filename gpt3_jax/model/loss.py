@@ -1,8 +1,9 @@
 """Cross-entropy of next tokens that never holds all logits at once.
 
 Rows (tokens) are taken in chunks; only one chunk's logits exist at a time, fp32, sharded over the tensor axis along
-the vocabulary. When gradients are wanted they are computed on the way, while a chunk's logits are there: nothing is
-kept for the backward pass but the gradients themselves, and no logits are computed twice.
+the vocabulary. When gradients are wanted they are computed on the way, while a chunk's logits are there: no logits are
+computed twice. The output matrix is tied with the token embedding, whose own gradient comes at the very end of the
+backward pass; what is kept until then is the smaller of two things (`Deferred`).
 
 Shapes: N rows, D = d_model, V = this device's slice of the padded vocabulary, C rows of a chunk.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,9 +24,56 @@ from gpt3_jax.parallel.collectives import Local
 _MASKED = -1e30
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@flax.struct.dataclass
+class Deferred:
+    """The gradient of the output matrix, on its way to where that of the embedding is made.
+
+    With few rows, both factors of it are kept, N × V in the compute dtype; else their product, V × D in fp32. Before
+    the loss it is a tree of zeros that nobody reads: its cotangents carry the gradient.
+    """
+
+    logits_ct_NV: Any = None
+    """Cotangent of the logits, in the compute dtype."""
+    h_ND: Any = None
+    scale: Any = None
+    """fp32 scalar that the product of the two is to be multiplied by."""
+    product_VD: Any = None
+
+    @staticmethod
+    def zeros(n: int, chunk: int, embedding_VD: jax.Array, local: Local) -> Deferred:
+        """What goes into `token_loss` for `n` rows in chunks of `chunk`."""
+        vocab, d = embedding_VD.shape
+        dtype = embedding_VD.dtype
+        if n > d:
+            return Deferred(product_VD=local.vary(jnp.zeros((vocab, d), dtype)))
+        rows = _chunks(n, chunk)[0] * _chunks(n, chunk)[1]
+        zero = local.vary_batch(jnp.zeros((), jnp.float32))
+        factors = local.vary((jnp.zeros((rows, vocab), dtype), jnp.zeros((rows, d), dtype)))
+        return Deferred(*factors, zero)
+
+    def product(self, first: Any, size: int) -> jax.Array:
+        """Rows `first` to `first + size` of the gradient, [size, D] in fp32."""
+        if self.product_VD is not None:
+            rows: jax.Array = lax.dynamic_slice_in_dim(self.product_VD, first, size)
+            return rows.astype(jnp.float32)
+        part_NV = lax.dynamic_slice_in_dim(self.logits_ct_NV, first, size, axis=1)
+        return self.scale * einsum("nv,nd->vd", part_NV, self.h_ND, jnp.float32)
+
+
+def _chunks(n: int, chunk: int) -> tuple[int, int]:
+    """Number and size of the chunks of `n` rows."""
+    n_chunks = -(-n // min(chunk, n))
+    return n_chunks, -(-n // n_chunks)
+
+
 def token_loss(
-    h_ND: jax.Array, embedding_VD: jax.Array, labels_N: jax.Array, n_vocab: int, chunk: int, local: Local
+    h_ND: jax.Array,
+    embedding_VD: jax.Array,
+    labels_N: jax.Array,
+    n_vocab: int,
+    chunk: int,
+    local: Local,
+    deferred: Deferred | None = None,
 ) -> jax.Array:
     """Sum over rows of -log p(label), in nats, fp32 scalar (the same on every tensor shard).
 
@@ -34,27 +83,53 @@ def token_loss(
         labels_N: int32 next tokens; a negative label leaves its row out.
         n_vocab: true vocabulary size; columns behind it are padding and get no probability.
         chunk: rows of logits held at once.
+        deferred: `Deferred.zeros`, which then gets the gradient of the output matrix instead of `embedding_VD`.
     """
-    return _scan(h_ND, embedding_VD, labels_N, n_vocab, chunk, local, with_gradients=False)[0]
+    if deferred is None:
+        deferred = Deferred(product_VD=embedding_VD)
+    return _token_loss(h_ND, lax.stop_gradient(embedding_VD), deferred, labels_N, n_vocab, chunk, local)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _token_loss(
+    h_ND: jax.Array,
+    embedding_VD: jax.Array,
+    deferred: Deferred,
+    labels_N: jax.Array,
+    n_vocab: int,
+    chunk: int,
+    local: Local,
+) -> jax.Array:
+    return _scan(h_ND, embedding_VD, labels_N, n_vocab, chunk, local)[0]
 
 
 def _token_loss_forward(
-    h_ND: jax.Array, embedding_VD: jax.Array, labels_N: jax.Array, n_vocab: int, chunk: int, local: Local
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    loss, gradients = _scan(h_ND, embedding_VD, labels_N, n_vocab, chunk, local, with_gradients=True)
+    h_ND: jax.Array,
+    embedding_VD: jax.Array,
+    deferred: Deferred,
+    labels_N: jax.Array,
+    n_vocab: int,
+    chunk: int,
+    local: Local,
+) -> tuple[jax.Array, tuple[jax.Array, Deferred]]:
+    loss, gradients = _scan(h_ND, embedding_VD, labels_N, n_vocab, chunk, local, deferred)
     assert gradients is not None
     return loss, gradients
 
 
 def _token_loss_backward(
-    n_vocab: int, chunk: int, local: Local, gradients: tuple[jax.Array, jax.Array], ct: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    h_ct, embedding_ct = gradients
+    n_vocab: int, chunk: int, local: Local, gradients: tuple[jax.Array, Deferred], ct: jax.Array
+) -> tuple[jax.Array, None, Deferred, None]:
+    h_ct, deferred = gradients
     dtype = h_ct.dtype
-    return (h_ct * ct).astype(dtype), (embedding_ct * ct).astype(dtype), None
+    if deferred.product_VD is not None:
+        deferred = Deferred(product_VD=(deferred.product_VD * ct).astype(dtype))
+    else:
+        deferred = deferred.replace(scale=ct)  # type: ignore[attr-defined]
+    return (h_ct * ct).astype(dtype), None, deferred, None
 
 
-token_loss.defvjp(_token_loss_forward, _token_loss_backward)
+_token_loss.defvjp(_token_loss_forward, _token_loss_backward)
 
 
 def _scan(
@@ -64,11 +139,11 @@ def _scan(
     n_vocab: int,
     chunk: int,
     local: Local,
-    with_gradients: bool,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    deferred: Deferred | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, Deferred] | None]:
+    """The loss; and, for a `deferred`, the gradient of the hidden states and what is to become of its kind."""
     n, d = h_ND.shape
-    n_chunks = -(-n // min(chunk, n))
-    size = -(-n // n_chunks)
+    n_chunks, size = _chunks(n, chunk)
     pad = n_chunks * size - n
     h_chunks = jnp.pad(h_ND, ((0, pad), (0, 0))).reshape(n_chunks, size, d)
     label_chunks = jnp.pad(labels_N, (0, pad), constant_values=-1).reshape(n_chunks, size)
@@ -88,16 +163,23 @@ def _scan(
         label_logit_C = local.sum_tensor(jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1))
         counts_C = labels_C >= 0
         loss = carry[0] + jnp.sum(jnp.where(counts_C, jnp.log(total_C) + top_C - label_logit_C, 0.0))
-        if not with_gradients:
+        if deferred is None:
             return (loss,), ()
         ct_CV = jnp.where(counts_C[:, None], exp_CV / total_C[:, None] - is_label_CV, 0.0).astype(h_CD.dtype)
-        embedding_ct = carry[1] + einsum("cv,cd->vd", ct_CV, h_CD, jnp.float32)
-        return (loss, embedding_ct), (einsum("cv,vd->cd", ct_CV, embedding_VD),)
+        h_ct = einsum("cv,vd->cd", ct_CV, embedding_VD)
+        if deferred.product_VD is None:
+            return (loss,), (h_ct, ct_CV)
+        return (loss, carry[1] + einsum("cv,cd->vd", ct_CV, h_CD, jnp.float32)), (h_ct,)
 
     zero = local.vary_batch(jnp.zeros((), jnp.float32))
-    if not with_gradients:
+    if deferred is None:
         (loss,), _ = lax.scan(one_chunk, (zero,), (h_chunks, label_chunks))
         return loss, None
-    zeros_VD = local.vary(jnp.zeros(embedding_VD.shape, jnp.float32))
-    (loss, embedding_ct), (h_ct,) = lax.scan(one_chunk, (zero, zeros_VD), (h_chunks, label_chunks))
-    return loss, (h_ct.reshape(-1, d)[:n], embedding_ct)
+    if deferred.product_VD is None:
+        (loss,), (h_ct, ct) = lax.scan(one_chunk, (zero,), (h_chunks, label_chunks))
+        kept = Deferred(ct.reshape(-1, vocab), h_chunks.reshape(-1, d), zero)
+    else:
+        zeros_VD = local.vary(jnp.zeros(embedding_VD.shape, jnp.float32))
+        (loss, product_VD), (h_ct,) = lax.scan(one_chunk, (zero, zeros_VD), (h_chunks, label_chunks))
+        kept = Deferred(product_VD=product_VD)
+    return loss, (h_ct.reshape(-1, d)[:n], kept)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gpt3_jax.parallel.zero import Gathered
+
 
 def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     # TPUs and GPUs would take fp32 operands as bf16 or TF32 unless told otherwise; fp32 as a setting means fp32.
@@ -53,9 +55,16 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Arra
     return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
 
 
+def linear(x: jax.Array, kernel: jax.Array | Gathered) -> jax.Array:
+    """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype.
+
+    The gradient of a `Gathered` kernel goes to its shard, reduced while it is made.
+    """
+    return _linear_gathered(x, kernel) if isinstance(kernel, Gathered) else _linear(x, kernel)
+
+
 @jax.custom_vjp
-def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype."""
+def _linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _linear_forward(x, kernel)[0]
 
 
@@ -69,14 +78,60 @@ def _linear_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[j
 
 def _linear_backward(saved: tuple[jax.Array, jax.Array], ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    x_rows, flat = x.reshape(-1, x.shape[-1]), _flat(kernel)
-    ct_rows = ct.reshape(x_rows.shape[0], -1)
-    x_ct = _accumulate("no,io->ni", ct_rows, flat, x.dtype)
+    x_rows, ct_rows = _rows(x, ct)
     kernel_ct = _accumulate("ni,no->io", x_rows, ct_rows, kernel.dtype)
-    return x_ct.reshape(x.shape), kernel_ct.reshape(kernel.shape)
+    return _input_ct(x, kernel, ct_rows), kernel_ct.reshape(kernel.shape)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
+def _linear_gathered(x: jax.Array, kernel: Gathered) -> jax.Array:
+    rows = _linear_forward(x, _flat(kernel.value))[0]
+    return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:])
+
+
+def _linear_gathered_backward(saved: tuple[jax.Array, Gathered], ct: jax.Array) -> tuple[jax.Array, Gathered]:
+    x, kernel = saved
+    x_rows, ct_rows = _rows(x, ct)
+    n_inputs, n_outputs = x_rows.shape[1], ct_rows.shape[1]
+    parts = 1
+    while parts < _MOST_PARTS and n_inputs * n_outputs > parts * _PART and n_outputs % (2 * parts) == 0:
+        parts *= 2
+    columns = n_outputs // parts
+
+    def part(i: Any) -> jax.Array:
+        ct_part = lax.dynamic_slice_in_dim(ct_rows, i * columns, columns, axis=1)
+        return _accumulate("ni,no->io", x_rows, ct_part, kernel.value.dtype)
+
+    # While one part is reduced, the next is made: no more than two are there at a time, and the matmuls still have
+    # the reductions of others to hide.
+    last = part(0) if parts > 1 else _accumulate("ni,no->io", x_rows, ct_rows, kernel.value.dtype)
+    reduced = []
+    if parts > 1:
+        last, done = lax.scan(lambda made, i: (part(i), kernel.reduce(made)), last, jnp.arange(1, parts))
+        reduced = [jnp.moveaxis(done, 0, 1).reshape(done.shape[1], -1)]
+    gradient = jnp.concatenate([*reduced, kernel.reduce(last)], axis=1)
+    # The value passes nothing on: it has been cut off, and its zeros are never made.
+    nothing = jnp.zeros_like(kernel.value)
+    return _input_ct(x, kernel.value, ct_rows), Gathered(nothing, kernel.shaped(gradient), kernel.how)
+
+
+_linear_gathered.defvjp(lambda x, kernel: (_linear_gathered(x, kernel), (x, kernel)), _linear_gathered_backward)
+
+_PART = 2**24
+"""Elements of a kernel's gradient above which it is made in parts: 64 MB in fp32."""
+_MOST_PARTS = 8
+
+
+def _rows(x: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_rows = x.reshape(-1, x.shape[-1])
+    return x_rows, ct.reshape(x_rows.shape[0], -1)
+
+
+def _input_ct(x: jax.Array, kernel: jax.Array, ct_rows: jax.Array) -> jax.Array:
+    return _accumulate("no,io->ni", ct_rows, _flat(kernel), x.dtype).reshape(x.shape)
 
 
 def _flat(kernel: jax.Array) -> jax.Array:

@@ -3,12 +3,14 @@
 Pre-LayerNorm blocks, learned positions, biases, tanh GELU, tied output. Blocks alternate kinds of attention; they are
 scanned over periods of that pattern, so that compile time does not grow with depth.
 
-Shapes: B batch, T positions, S = T / tensor positions of this tensor shard, D = d_model, H heads and A = H × K
+Shapes: B batch, T positions; B × S of the residual stream: all positions, or on a tensor shard 1 × its share of the run
+of all rows' positions (B × T / tensor); D = d_model, H heads and A = H × K
 attention width and F = d_ff of this tensor shard, V its slice of the vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -18,13 +20,15 @@ from jax import lax
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
-from gpt3_jax.model.loss import token_loss
+from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.matmul import einsum, linear
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import DATA
 
 Remat = Literal["none", "dots", "full"]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Attention of one kind: queries, keys and values to heads, each [B, T, H, K]."""
 
 
 class Weights(Protocol):
@@ -41,11 +45,16 @@ class Weights(Protocol):
     def block(self, layer: Any) -> Block:
         """The weights of one block from its slice of `blocks`; called inside the scan."""
 
-    def embeddings(self) -> tuple[jax.Array, jax.Array]:
-        """Token embedding [V, D] and position embedding [C, D]."""
+    def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The token embedding: what is differentiated, its value [V, D], and what turns some of the value's rows of
+        gradient, [rows, D] in fp32, into the gradient of the first. The value itself passes no gradient on."""
 
-    def head(self, h: jax.Array, token_embedding: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Final LayerNorm's scale and bias, and the output matrix [V, D], once the blocks have given `h`."""
+    def position_table(self) -> jax.Array:
+        """The position embedding [C, D]."""
+
+    def head(self, h: jax.Array, token_table_VD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Final LayerNorm's scale and bias, and the output matrix [V, D], once the blocks have given `h`. The matrix
+        is the value of the token embedding, and passes no gradient on either."""
 
 
 class PlainWeights:
@@ -65,18 +74,23 @@ class PlainWeights:
     def block(self, layer: Block) -> Block:
         return layer
 
-    def embeddings(self) -> tuple[jax.Array, jax.Array]:
-        return self._params.token_embedding, self._params.position_embedding
+    def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+        table: jax.Array = self._params.token_embedding
+        return table, lax.stop_gradient(table), functools.partial(jnp.asarray, dtype=table.dtype)
 
-    def head(self, h: jax.Array, token_embedding: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return self._params.ln_f_scale, self._params.ln_f_bias, token_embedding
+    def position_table(self) -> jax.Array:
+        table: jax.Array = self._params.position_embedding
+        return table
+
+    def head(self, h: jax.Array, token_table_VD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return self._params.ln_f_scale, self._params.ln_f_bias, token_table_VD
 
 
 def forward(params: Params, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once."""
     weights = PlainWeights(params, config.dtype)
-    h_BTD, embedding_VD = hidden(weights, tokens_BT, config, Local(), remat="none")
-    logits = einsum("btd,vd->btv", h_BTD, embedding_VD, jnp.float32)
+    h_BTD, _, _ = hidden(weights, tokens_BT, config, Local(), remat="none")
+    logits = einsum("btd,vd->btv", h_BTD, params.token_embedding.astype(config.dtype), jnp.float32)
     return logits[..., : config.n_vocab]
 
 
@@ -90,59 +104,102 @@ def loss_sum(
     unroll: int = 1,
 ) -> jax.Array:
     """Sum of -log p over the T targets of each row of T + 1 tokens, in nats (fp32 scalar, one per tensor group)."""
-    h_BTD, embedding_VD = hidden(weights, rows_BT1[:, :-1], config, local, remat, unroll)
-    labels_N = rows_BT1[:, 1:].reshape(-1)
-    return token_loss(h_BTD.reshape(-1, config.d_model), embedding_VD, labels_N, config.n_vocab, loss_chunk, local)
+    h_BTD, embedding_VD, deferred = hidden(weights, rows_BT1[:, :-1], config, local, remat, unroll, loss_chunk)
+    h_ND, labels_N = h_BTD.reshape(-1, config.d_model), rows_BT1[:, 1:].reshape(-1)
+    with jax.named_scope("head_loss"):
+        return token_loss(h_ND, embedding_VD, labels_N, config.n_vocab, loss_chunk, local, deferred)
 
 
 def hidden(
-    weights: Weights, tokens_BT: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Final hidden states [B, T, D], whole rows on every tensor shard, and the output matrix [V, D]."""
-    token_embedding_VD, position_embedding_CD = weights.embeddings()
-    x_BSD = embed(token_embedding_VD, position_embedding_CD, tokens_BT, local)
-    x_BSD = _blocks(weights, x_BSD, config, local, remat, unroll)
-    scale, bias, embedding_VD = weights.head(x_BSD, token_embedding_VD)
-    return local.gather_sequence(layer_norm(x_BSD, scale, bias, config.norm_eps)), embedding_VD
+    weights: Weights,
+    tokens_BT: jax.Array,
+    config: ModelConfig,
+    local: Local,
+    remat: Remat,
+    unroll: int = 1,
+    loss_chunk: int = 1,
+) -> tuple[jax.Array, jax.Array, Deferred]:
+    """Final hidden states [B, T, D], whole rows on every tensor shard; the output matrix [V, D], without a gradient;
+    and where its gradient goes instead."""
+    active, table_VD, finish = weights.token_table()
+    deferred = Deferred.zeros(tokens_BT.size, loss_chunk, table_VD, local)
+    ids_BT = tokens_BT - local.tensor_index() * table_VD.shape[0]
+    with jax.named_scope("embed"):
+        x_BTD, deferred = lookup(active, table_VD, ids_BT, deferred, finish)
+    length = tokens_BT.shape[1]
+    with jax.named_scope("embed"):
+        x_BSD = local.scatter_sequence(_add_positions(x_BTD, weights.position_table()[:length], local))
+    x_BSD = _blocks(weights, x_BSD, length, config, local, remat, unroll)
+    scale, bias, table_VD = weights.head(x_BSD, table_VD)
+    return local.gather_sequence(layer_norm(x_BSD, scale, bias, config.norm_eps), length), table_VD, deferred
 
 
-def embed(
-    token_embedding_VD: jax.Array, position_embedding_CD: jax.Array, tokens_BT: jax.Array, local: Local
-) -> jax.Array:
-    """Token plus position embeddings, this tensor shard's positions: [B, S, D]."""
-    length = tokens_BT.shape[1] // local.tensor_size
-    x_BSD = local.scatter_sequence(
-        lookup(token_embedding_VD, tokens_BT - local.tensor_index() * token_embedding_VD.shape[0])
-    )
-    positions = lax.dynamic_slice_in_dim(position_embedding_CD, local.tensor_index() * length, length, axis=0)
-    return x_BSD + positions
+def _add_positions(x_BTD: jax.Array, positions_TD: jax.Array, local: Local) -> jax.Array:
+    if local.tensor is not None:
+        # What the tensor shards have so far are summands: one of them brings the positions.
+        positions_TD = jnp.where(local.tensor_index() == 0, positions_TD, 0)
+    return x_BTD + positions_TD
 
 
-@jax.custom_vjp
-def lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Rows of the table; zeros for ids outside it. Backward, a frequent row's gradient is summed in fp32, not bf16."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def lookup(
+    active: jax.Array,
+    table_VD: jax.Array,
+    ids_BT: jax.Array,
+    deferred: Deferred,
+    finish: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, Deferred]:
+    """Rows of the table, zeros for ids outside it; and `deferred`, as it is.
+
+    Backward, what `deferred` brings from the output matrix and the gradient of the rows are summed in fp32, some rows
+    of the table at a time, and go through `finish` into the gradient of `active`: once, for both uses of the table.
+    """
     inside = (ids_BT >= 0) & (ids_BT < table_VD.shape[0])
-    return jnp.where(inside[..., None], table_VD[jnp.where(inside, ids_BT, 0)], 0)
+    return jnp.where(inside[..., None], table_VD[jnp.where(inside, ids_BT, 0)], 0), deferred
 
 
-def _lookup_forward(table_VD: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # The table goes along for its shape and its type over the mesh; XLA drops it.
-    return lookup(table_VD, ids_BT), (table_VD, ids_BT)
+def _lookup_forward(
+    active: jax.Array,
+    table_VD: jax.Array,
+    ids_BT: jax.Array,
+    deferred: Deferred,
+    finish: Callable[[jax.Array], jax.Array],
+) -> tuple[tuple[jax.Array, Deferred], tuple[jax.Array, jax.Array]]:
+    # The table goes along for its shape; XLA drops it.
+    return lookup(active, table_VD, ids_BT, deferred, finish), (table_VD, ids_BT)
 
 
-def _lookup_backward(saved: tuple[jax.Array, jax.Array], ct_BTD: jax.Array) -> tuple[jax.Array, None]:
+def _lookup_backward(
+    finish: Callable[[jax.Array], jax.Array], saved: tuple[jax.Array, jax.Array], cts: tuple[jax.Array, Deferred]
+) -> tuple[jax.Array, None, None, None]:
     table_VD, ids_BT = saved
+    ct_BTD, deferred = cts
     vocab = table_VD.shape[0]
-    inside = (ids_BT >= 0) & (ids_BT < vocab)
-    zeros = jnp.zeros_like(table_VD, jnp.float32)
-    # Ids outside are sent behind the end, where `drop` loses them.
-    summed = zeros.at[jnp.where(inside, ids_BT, vocab)].add(ct_BTD.astype(jnp.float32), mode="drop")
-    return summed.astype(table_VD.dtype), None
+    parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and table_VD.size <= n * _TABLE_PART)
+    size = vocab // parts
+
+    def part(first: Any) -> jax.Array:
+        ids = ids_BT - first
+        inside = (ids >= 0) & (ids < size)
+        head_PD = deferred.product(first, size)
+        # Ids outside are sent behind the end, where `drop` loses them.
+        zeros = jnp.zeros_like(head_PD)
+        rows_PD = zeros.at[jnp.where(inside, ids, size)].add(ct_BTD.astype(jnp.float32), mode="drop")
+        return finish(rows_PD + head_PD)
+
+    if parts == 1:
+        return part(0), None, None, None
+    gradient = lax.map(part, jnp.arange(parts) * size)
+    return gradient.reshape(vocab, -1), None, None, None
 
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
+_TABLE_PART = 2**26
+"""Elements of the token embedding's gradient that are made, and reduced, at once: 256 MB in fp32."""
 
+
+@jax.named_scope("norm")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """LayerNorm over the last dimension, statistics in fp32, result in the dtype of `x`."""
     x32 = x.astype(jnp.float32)
@@ -165,13 +222,15 @@ def mlp(block: Block, x_BTD: jax.Array) -> jax.Array:
     return linear(jax.nn.gelu(up, approximate=True), block.mlp_down_kernel)
 
 
-def _block(block: Block, x_BSD: jax.Array, band: int | None, config: ModelConfig, local: Local) -> jax.Array:
-    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_1_scale, block.ln_1_bias, config.norm_eps))
-    q, k, v = qkv_projection(block, h_BTD, config)
-    heads_BTA = attention(q, k, v, band, local.platform).reshape(*h_BTD.shape[:2], -1)
-    x_BSD = x_BSD + local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel)) + block.attn_out_bias
-    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_2_scale, block.ln_2_bias, config.norm_eps))
-    return x_BSD + local.scatter_sequence(mlp(block, h_BTD)) + block.mlp_down_bias
+def _block(block: Block, x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local) -> jax.Array:
+    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_1_scale, block.ln_1_bias, config.norm_eps), length)
+    with jax.named_scope("attention"):
+        q, k, v = qkv_projection(block, h_BTD, config)
+        heads_BTA = attend(q, k, v).reshape(*h_BTD.shape[:2], -1)
+        x_BSD = x_BSD + local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel)) + block.attn_out_bias
+    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_2_scale, block.ln_2_bias, config.norm_eps), length)
+    with jax.named_scope("mlp"):
+        return x_BSD + local.scatter_sequence(mlp(block, h_BTD)) + block.mlp_down_bias
 
 
 def bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -179,23 +238,54 @@ def bands(config: ModelConfig) -> tuple[int | None, ...]:
     return tuple(config.band_width if kind == "banded" else None for kind in config.attention_pattern)
 
 
+def band_shares(config: ModelConfig) -> dict[int | None, float]:
+    """Each kind of attention by its band, in the order of the branches that a block chooses from; and how often."""
+    period = bands(config)
+    return {band: period.count(band) / len(period) for band in sorted(set(period), key=str)}
+
+
 def _blocks(
-    weights: Weights, x_BSD: jax.Array, config: ModelConfig, local: Local, remat: Remat, unroll: int
+    weights: Weights, x_BSD: jax.Array, length: int, config: ModelConfig, local: Local, remat: Remat, unroll: int
 ) -> jax.Array:
     period = bands(config)
     # Scan's backward loop is a loop of its own: what checkpoint recomputes cannot be merged with the forward pass.
     # Unrolled to the last period there is no loop, and the compiler would keep what it is to compute, or gather, anew.
     no_loop = unroll * len(period) >= config.n_layers
 
+    def checked(one_block: Any) -> Any:
+        if remat != "none" or weights.made_inside:
+            return jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=no_loop)
+        return one_block
+
+    kinds = tuple(band_shares(config))
+    if unroll == 1 and not no_loop and len(kinds) > 1:
+        # One block's code for all of them, which chooses its attention: half the program, and a backward pass whose
+        # schedule cannot put one block's weight gradients off until the other's are due, with all that they need.
+        branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]
+
+        def any_block(x_BSD: jax.Array, layer_and_kind: Any) -> jax.Array:
+            layer, kind = layer_and_kind
+
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                return lax.switch(kind, branches, q, k, v)  # type: ignore[no-any-return]
+
+            return _block(weights.block(layer), x_BSD, length, attend, config, local)
+
+        step = checked(any_block)
+        which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
+        x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights.blocks, which))
+        return x_BSD
+
     def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
         for i, band in enumerate(period):
+            attend = functools.partial(attention, band=band, platform=local.platform)
 
-            def one_block(x_BSD: jax.Array, layer: Any, band: int | None = band) -> jax.Array:
-                return _block(weights.block(layer), x_BSD, band, config, local)
+            # Cut out of the period in here: a slice made outside would be kept for the backward pass, of all blocks.
+            def one_block(x_BSD: jax.Array, layers: Any, i: int = i, attend: Attend = attend) -> jax.Array:
+                layer = jax.tree.map(lambda leaf: leaf[i], layers)
+                return _block(weights.block(layer), x_BSD, length, attend, config, local)
 
-            if remat != "none" or weights.made_inside:
-                one_block = jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=no_loop)
-            x_BSD = one_block(x_BSD, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+            x_BSD = checked(one_block)(x_BSD, layers)
         return x_BSD, None
 
     periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights.blocks)

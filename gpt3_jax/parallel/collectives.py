@@ -53,13 +53,24 @@ class Local:
         """Maximum over tensor shards; the same on each of them, and typed so."""
         return lax.pmax(x, self.tensor) if self.tensor else x
 
-    def gather_sequence(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T/tensor, D] to [B, T, D]: in front of a column-parallel matmul. Backward: `scatter_sequence`."""
-        return _gather(x_BTD, self.tensor, reduction_dtype(x_BTD.dtype, self.platform)) if self.tensor else x_BTD
+    def gather_sequence(self, x_BSD: jax.Array, length: int) -> jax.Array:
+        """The residual stream's shard to whole rows of `length` positions, [B, T, D]: in front of a column-parallel
+        matmul. Backward: `scatter_sequence`."""
+        if self.tensor is None:
+            return x_BSD
+        whole = _gather(x_BSD, self.tensor, reduction_dtype(x_BSD.dtype, self.platform))
+        return whole.reshape(-1, length, x_BSD.shape[-1])
 
     def scatter_sequence(self, x_BTD: jax.Array) -> jax.Array:
-        """Partial sums [B, T, D] to their sum's shard [B, T/tensor, D]: behind a row-parallel matmul."""
-        return _scatter(x_BTD, self.tensor, reduction_dtype(x_BTD.dtype, self.platform)) if self.tensor else x_BTD
+        """Partial sums [B, T, D] to their sum's shard, [1, B × T / tensor, D]: behind a row-parallel matmul.
+
+        All positions of all rows are split as one run, not each row by itself: so the dimension that the collectives
+        run along is the leading one, and no device has to transpose what they move.
+        """
+        if self.tensor is None:
+            return x_BTD
+        as_one = x_BTD.reshape(1, -1, x_BTD.shape[-1])
+        return _scatter(as_one, self.tensor, reduction_dtype(x_BTD.dtype, self.platform))
 
 
 def vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -89,3 +89,30 @@ def active_axes(mesh: Mesh) -> tuple[str, ...]:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+Groups = tuple[tuple[int, ...], ...]
+"""Groups of indices along one mesh axis, as the collectives' `axis_index_groups` take them."""
+
+
+def data_steps(mesh: Mesh) -> tuple[Groups, ...]:
+    """The steps in which a gather over `data` runs, innermost first; a reduce-scatter takes them backwards.
+
+    None (one collective over the whole axis) but on a TPU torus: over all chips of a plane or a cube its compiler has
+    no gather and no scatter, and takes all-reduces of the whole tensor instead, twice the bytes and the full size in
+    memory. In two steps, along the last dimension of the torus and across the others, each has its own ring.
+    """
+    size = mesh.shape[DATA]
+    if mesh_platform(mesh) != "tpu" or size < 4:
+        return ()
+    coordinates = [tuple(device.coords) for device in mesh.devices[0, :, 0]]
+    moving = [len({one[i] for one in coordinates}) > 1 for i in range(len(coordinates[0]))]
+    # The run of neighbours that differ from the first in one coordinate.
+    changed = [{i for i, (a, b) in enumerate(zip(one, coordinates[0], strict=True)) if a != b} for one in coordinates]
+    inner = 1
+    while inner < size and len(set().union(*changed[: inner + 1])) == 1:
+        inner += 1
+    if sum(moving) < 2 or inner == 1 or size % inner:
+        return ()
+    rows = tuple(tuple(range(first, first + inner)) for first in range(0, size, inner))
+    return rows, tuple(zip(*rows, strict=True))

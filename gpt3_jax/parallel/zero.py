@@ -21,16 +21,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
-from gpt3_jax.parallel.mesh import DATA, TENSOR, active_axes
+from gpt3_jax.parallel.mesh import DATA, TENSOR, Groups, active_axes, data_steps
 from gpt3_jax.parallel.rules import partitions, sharded_axes
 
 Tree = Any
@@ -46,58 +49,110 @@ class Gather:
     """The data axis, or None where nothing is sharded."""
     compute: jnp.dtype
     reduce: jnp.dtype
+    inside: bool = False
+    """Whether the weight is gathered within the loss (stage 3), not ahead of it."""
+    steps: tuple[Groups, ...] = ()
+    """`mesh.data_steps`: the groups of each step, innermost first; none: one collective over the whole axis."""
+    tpu: bool = False
+    kernel: bool = False
+    """Whether this is a matmul's kernel, whose gradient is reduced as it is made (`Gathered`)."""
+
+    @property
+    def gradient(self) -> jnp.dtype:
+        """The dtype of a reduced gradient: what it was reduced in, which nothing is lost by keeping it in."""
+        return self.reduce if self.axis else jnp.dtype(jnp.float32)
 
 
+@jax.named_scope("gather_weights")
 def _collect(shard: jax.Array, how: Gather) -> jax.Array:
-    weight = shard.astype(how.compute)
-    return lax.all_gather(weight, how.axis, axis=how.dim, tiled=True) if how.axis else weight
+    """The whole weight, `_flat`. Nothing stands behind the gather: it would be kept for the backward pass where the
+    gathered weight is not (`model.transformer`'s policy)."""
+    weight = _flat(_cast(_stored(shard, how), how), how)
+    if how.axis is None:
+        return weight
+    for groups in how.steps or (None,):
+        weight = lax.all_gather(weight, how.axis, axis=how.dim, tiled=True, axis_index_groups=groups)
+    return weight
 
 
+@jax.named_scope("reduce_gradients")
 def _scatter(gradient: jax.Array, how: Gather) -> jax.Array:
     if how.axis is None:
-        return gradient.astype(jnp.float32)
-    summed = lax.psum_scatter(gradient.astype(how.reduce), how.axis, scatter_dimension=how.dim, tiled=True)
-    return summed.astype(jnp.float32)
+        return gradient.astype(how.gradient)
+    dims = gradient.shape
+    summed = _flat(gradient.astype(how.compute).astype(how.reduce), how)
+    for groups in reversed(how.steps or (None,)):
+        summed = lax.psum_scatter(summed, how.axis, scatter_dimension=how.dim, tiled=True, axis_index_groups=groups)
+    return _stored(summed.reshape(*dims[: how.dim], -1, *dims[how.dim + 1 :]), how)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(shard: jax.Array, how: Gather) -> jax.Array:
-    """fp32 shard to whole weight in the compute dtype; backward, the reduce-scatter of its gradient."""
-    return _collect(shard, how)
+def _cast(shard: jax.Array, how: Gather) -> jax.Array:
+    if how.tpu and how.compute == jnp.bfloat16:
+        # Rounded first, to the same value: a bare cast of a slice its compiler turns into a slice of the cast, and
+        # casts the stack of all blocks in front of the loop over them.
+        shard = lax.reduce_precision(shard, 8, 7)
+    return shard.astype(how.compute)
 
 
-gather.defvjp(lambda shard, how: (_collect(shard, how), None), lambda how, _, ct: (_scatter(ct, how),))
+def _flat(x: jax.Array, how: Gather) -> jax.Array:
+    """What stands behind the dimension that is gathered, as one: a short dimension in there (the three of queries,
+    keys and values) would be padded in a TPU's tiles."""
+    return x.reshape(*x.shape[: how.dim + 1], -1) if x.ndim > how.dim + 2 else x
+
+
+def _stored(shard: jax.Array, how: Gather) -> jax.Array:
+    """A shard in the layout that the state has it in. Left to choose, a TPU's compiler copies the stack of all blocks
+    into the one that suits a single gather, padded."""
+    if not how.tpu or shard.ndim != 3:
+        return shard
+    # The short dimension of three in front, so that the other two fill whole tiles.
+    pinned: jax.Array = with_layout_constraint(shard, Layout((1, 0, 2)))
+    return pinned
+
+
+@flax.struct.dataclass
+class Gathered:
+    """A matmul's kernel that is gathered, with the way its gradient takes (`model.matmul.linear`)."""
+
+    value: jax.Array
+    """[I, ...O] or [I, O]; passes no gradient on."""
+    target: jax.Array
+    """What gets the gradient: see `attach`."""
+    how: Gather = flax.struct.field(pytree_node=False)
+
+    def reduce(self, gradient: jax.Array) -> jax.Array:
+        """Some of the output columns' gradient, [I, columns], to this device's shard of their sum."""
+        return _scatter(gradient, self.how)
+
+    def shaped(self, gradient: jax.Array) -> jax.Array:
+        """The shard's gradient, its columns flat, in the shape and the layout of the shard."""
+        if self.how.tpu and self.target.ndim == 2:
+            gradient = with_layout_constraint(gradient, Layout((0, 1)))
+        return _stored(gradient.reshape(self.target.shape), self.how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attach(shard: jax.Array, bits: jax.Array, how: Gather) -> jax.Array:
-    """Stage 2: a weight gathered before, whose gradient goes, reduce-scattered, to its shard.
+def attach(target: jax.Array, source: jax.Array, how: Gather) -> jax.Array:
+    """A whole weight, whose gradient goes, reduce-scattered, to `target`.
 
-    The weight comes as the integers of its bits: an integer has no tangent, so the scan over the blocks does not
-    build a full-size zero gradient for the stack of gathered weights.
+    Args:
+        target: in the shape of a shard and the dtype of its gradient; its values are not looked at.
+        source: stage 3: the weight's fp32 shard, gathered here. Stage 2: the weight gathered ahead, as the integers of
+            its bits: an integer has no tangent, so the scan over the blocks does not build a full-size zero gradient
+            for the stack of gathered weights.
     """
-    return lax.bitcast_convert_type(bits, how.compute)
+    return _value(source, how)
 
 
-attach.defvjp(
-    lambda shard, bits, how: (lax.bitcast_convert_type(bits, how.compute), None),
-    lambda how, _, ct: (_scatter(ct, how), None),
-)
+attach.defvjp(lambda target, source, how: (_value(source, how), None), lambda how, _, ct: (_scatter(ct, how), None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def gather_again(shard: jax.Array, first: jax.Array, how: Gather) -> jax.Array:
-    """Stage 3: a second gather of a weight that was dropped since its `first`, before the gradient's one reduction.
-
-    Backward, the gradient joins that of `first`, so that the weight is reduce-scattered once, not twice.
-    """
-    return _collect(shard, how)
+def _value(source: jax.Array, how: Gather) -> jax.Array:
+    return _collect(source, how) if how.inside else lax.bitcast_convert_type(source, how.compute)
 
 
-gather_again.defvjp(
-    lambda shard, first, how: (_collect(shard, how), shard),
-    lambda how, shard, ct: (jnp.zeros_like(shard), ct),
-)
+def _attach(target: jax.Array, source: jax.Array, how: Gather) -> Any:
+    return Gathered(_value(source, how), target, how) if how.kernel else attach(target, source, how)
 
 
 def _bits(weight: jax.Array) -> jax.Array:
@@ -123,8 +178,20 @@ class Zero:
         self._whole: Tree = partitions(table, mesh, zero=False)
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), platform)
         axis = DATA if DATA in active and self.stage >= 1 else None
+        steps = data_steps(mesh) if axis else ()
         self._gathers: Tree = jax.tree.map(
-            lambda spec: Gather(spec.zero_dim, axis, jnp.dtype(compute), self._reduce), table
+            lambda spec: Gather(
+                spec.zero_dim,
+                axis,
+                jnp.dtype(compute),
+                self._reduce,
+                self.stage == 3,
+                steps,
+                tpu=platform == "tpu",
+                # One block's matrix, split along its inputs.
+                kernel=spec.stacked and len(spec.shape) > 2 and spec.zero_dim == 0,
+            ),
+            table,
         )
 
     # -- before the loss -------------------------------------------------------------------------------------------
@@ -132,15 +199,24 @@ class Zero:
     def prepare(self, shards: Tree) -> tuple[Tree, Tree]:
         """From the master shards: what the loss is differentiated by, and what it needs besides."""
         shards = self.local.vary(shards)
+        if self.stage <= 1:
+            return jax.tree.map(self._gather_stack, self._table, self._gathers, shards), None
+        targets = jax.tree.map(lambda shard, how: shard.astype(how.gradient), shards, self._gathers)
         if self.stage == 3:
-            return shards, None
-        weights = jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
-        return (shards, jax.tree.map(_bits, weights)) if self.stage == 2 else (weights, None)
+            return targets, lax.stop_gradient(shards)
+        return targets, jax.tree.map(self._gather_stack, self._table, self._gathers, shards)
 
     def _gather_stack(self, spec: Any, how: Gather, shard: jax.Array) -> jax.Array:
         # Block by block: gathered whole, a stack would be gathered along its second dimension, and on GPU that costs
         # a transposed second copy of all the weights.
-        return _each_block(spec, functools.partial(_collect, how=how), shard)
+        def whole(shard: jax.Array) -> jax.Array:
+            weight = _collect(shard, how)
+            if not (how.kernel and self.stage == 2):  # which is taken flat
+                weight = weight.reshape(*weight.shape[: how.dim + 1], *shard.shape[how.dim + 1 :])
+            # In here, block by block: a stack of one type would be copied into one of the other.
+            return _bits(weight) if self.stage == 2 else weight
+
+        return _each_block(spec, whole, shard)
 
     # -- within the loss -------------------------------------------------------------------------------------------
 
@@ -154,6 +230,7 @@ class Zero:
         """Gradients of `prepare`'s first result to fp32 shards of the sum over all devices."""
         return jax.tree.map(self._reduce_leaf, self._table, self._gathers, self.specs, gradients)
 
+    @jax.named_scope("reduce_gradients")
     def _reduce_leaf(self, spec: Any, how: Gather, partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
         if self.stage == 1:
             gradient = _each_block(spec, functools.partial(_scatter, how=how), gradient)
@@ -164,6 +241,7 @@ class Zero:
             return gradient.astype(jnp.float32)
         return lax.psum(gradient.astype(self._reduce), left).astype(jnp.float32)
 
+    @jax.named_scope("clip")
     def square_norm(self, shards: Tree) -> jax.Array:
         """Sum of squares over a whole sharded tree, each element counted once."""
         by_axes: dict[tuple[str, ...], jax.Array] = {}
@@ -188,13 +266,11 @@ class _Weights:
     def _open(self, active: Tree, passive: Tree, gathers: Tree) -> Tree:
         if self._stage <= 1:
             return active
-        if self._stage == 2:
-            return jax.tree.map(attach, active, passive, gathers)
-        return jax.tree.map(gather, active, gathers)
+        return jax.tree.map(_attach, active, passive, gathers)
 
     @property
     def blocks(self) -> Tree:
-        return (self._active.blocks, self._passive.blocks) if self._stage == 2 else (self._active.blocks, None)
+        return self._active.blocks, self._passive.blocks if self._passive is not None else None
 
     @property
     def made_inside(self) -> bool:
@@ -214,15 +290,22 @@ class _Weights:
             for name in names
         )
 
-    def embeddings(self) -> tuple[jax.Array, jax.Array]:
-        token, position = self._top("token_embedding", "position_embedding")
-        return token, position
+    def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+        how: Gather = self._gathers.token_embedding
+        active = self._active.token_embedding
+        if self._stage <= 1:
+            return active, lax.stop_gradient(active), functools.partial(jnp.asarray, dtype=how.compute)
+        return active, _value(self._passive.token_embedding, how), functools.partial(_scatter, how=how)
 
-    def head(self, h: jax.Array, token_embedding: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def position_table(self) -> jax.Array:
+        (table,) = self._top("position_embedding")
+        return table
+
+    def head(self, h: jax.Array, token_table_VD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         scale, bias = self._top("ln_f_scale", "ln_f_bias")
         if self._stage == 3:
             # The barrier ties the second gather to the blocks' result: without it the compiler would see the same
             # gather twice and hold the first through all the blocks.
-            shard, _ = lax.optimization_barrier((self._active.token_embedding, h))
-            token_embedding = gather_again(shard, token_embedding, self._gathers.token_embedding)
-        return scale, bias, token_embedding
+            shard, _ = lax.optimization_barrier((self._passive.token_embedding, lax.stop_gradient(h)))
+            token_table_VD = _value(shard, self._gathers.token_embedding)
+        return scale, bias, token_table_VD

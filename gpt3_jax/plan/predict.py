@@ -7,6 +7,7 @@ import math
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, train_flops_per_token
+from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA
 from gpt3_jax.plan import roofline
 from gpt3_jax.plan.compiled import CompiledStep
@@ -25,7 +26,7 @@ def predict_compiled(step: CompiledStep) -> Prediction | None:
     work = Work(
         tokens=tokens,
         devices=devices,
-        matmul_flops=float(matmul_flops(step.jaxpr)),
+        matmul_flops=float(matmul_flops(step.jaxpr, tuple(band_shares(config.model).values()))),
         model_flops=model_flops,
         attention_flops=visible - model_flops,
         hbm_bytes=hbm_bytes(step.program),

@@ -12,6 +12,7 @@ import jax
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
+from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import formulas
@@ -127,7 +128,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         6.0 * parameters * tokens,
         (6.0 * parameters + attention) * tokens,
         train_flops_per_token(config.model, attention=True) * tokens,
-        float(matmul_flops(step.jaxpr)),
+        float(matmul_flops(step.jaxpr, tuple(band_shares(config.model).values()))),
     )
     return Receipt(
         model={

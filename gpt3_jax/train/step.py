@@ -80,13 +80,15 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
         sequences = state.sequences + jnp.uint32(n_sequences)
         rate = schedule(sequences.astype(jnp.float32) * config.model.n_ctx)
-        factor = optimizer.clip_factor(config.optimizer, norm)
-        gradients = jax.tree.map(lambda g: g * factor, gradients)
-        params, opt_state = optimizer.update(config.optimizer, mask, gradients, state.opt_state, state.params, rate)
-        # An update from a loss that is not finite never reaches the state, whatever the loop decides to do about it.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
+        with jax.named_scope("clip"):
+            factor = optimizer.clip_factor(config.optimizer, norm)
+            gradients = jax.tree.map(lambda g: g * factor, gradients)
+        with jax.named_scope("optimizer"):
+            params, opt_state = optimizer.update(config.optimizer, mask, gradients, state.opt_state, state.params, rate)
+            # An update from a loss that is not finite never reaches the state, whatever the loop decides about it.
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            )
         skipped = state.skipped + jnp.uint32(~finite)
         metrics = Metrics(loss, norm, jnp.asarray(rate, jnp.float32), finite.astype(jnp.float32))
         return TrainState(params, opt_state, state.step + jnp.uint32(1), sequences, skipped), metrics

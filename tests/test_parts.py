@@ -1,0 +1,122 @@
+"""What is done to large models only, or on a TPU's torus only, done to the tiny one here: nothing changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import test_traffic
+import test_zero
+from step_cells import Cell, batch, config, mesh_of, on_mesh, place
+from test_traffic import of_step, parameters, sent, tally
+
+from gpt3_jax.model import matmul, transformer
+from gpt3_jax.parallel import zero
+from gpt3_jax.parallel.mesh import data_steps
+from gpt3_jax.train.step import make_step
+
+CELL = Cell(3, (1, 8, 1), 1, "full")
+ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
+COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
+
+
+def train(cell: Cell) -> Any:
+    """One step, compiled anew: `step_cells.run` keeps what it made before."""
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    state, told = make_step(settings, mesh, cell.microbatches)(place(settings, mesh), on_mesh(batch(0), mesh))
+    return jax.device_get((told.loss, told.grad_norm, state.params))
+
+
+def assert_same(got: Any, want: Any, tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), got, want)
+
+
+def assert_parts_change_nothing() -> None:
+    """Stages 2 and 3 make gradients of kernels, and every stage that of the embedding, in parts of this many."""
+    want = train(CELL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "_PART", 600)
+        patch.setattr(transformer, "_TABLE_PART", 3000)
+        assert_same(train(CELL), want, test_zero.PARAMS)
+        assert_same(train(CELL._replace(stage=2)), want, test_zero.PARAMS)
+
+
+def assert_steps_change_nothing() -> None:
+    want = train(CELL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+        for stage in (1, 2, 3):
+            assert_same(train(CELL._replace(stage=stage)), want, test_zero.PARAMS)
+
+
+def test_parts_change_nothing() -> None:
+    assert_parts_change_nothing()
+
+
+def test_steps_change_nothing() -> None:
+    assert_steps_change_nothing()
+
+
+def test_parts_move_the_same_volume_in_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = of_step(CELL)
+    monkeypatch.setattr(matmul, "_PART", 600)
+    monkeypatch.setattr(transformer, "_TABLE_PART", 3000)
+    found = of_step(CELL)
+    for kind in ("all-gather", "reduce-scatter"):
+        assert sent(found, kind, axis="data") == sent(want, kind, axis="data")
+    assert tally(found, "all-gather", "data") == tally(want, "all-gather", "data")
+    expected: Counter[int] = Counter()
+    for name, (n, elements) in parameters(CELL).items():
+        most = {"token_embedding": 4}.get(name, 8 if name in test_traffic.KERNELS else 1)
+        parts = next(p for p in (1, 2, 4, 8) if p == most or elements <= p * (3000 if n == 1 else 600))
+        expected[elements // parts] += n * parts
+    assert tally(found, "reduce-scatter", "data") == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_steps_send_what_one_ring_sends(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(n - 1) / n of the inner step's share, and of the whole in the outer one, are (N - 1) / N of the whole."""
+    cell = CELL._replace(stage=stage)
+    want = of_step(cell)
+    monkeypatch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+    found = of_step(cell)
+    for kind in ("all-gather", "reduce-scatter"):
+        assert sent(found, kind, axis="data") == sent(want, kind, axis="data")
+        assert sum(c.calls for c in found if c.kind == kind) == 2 * sum(c.calls for c in want if c.kind == kind)
+
+
+def torus(*shape: int, data: int, tensor: int = 1, platform: str = "tpu") -> Any:
+    """What `data_steps` looks at of a mesh, its devices in the order of their coordinates, tensor groups in front."""
+    devices = [SimpleNamespace(platform=platform, coords=coords) for coords in np.ndindex(*shape)]
+    grid = np.empty(len(devices), object)
+    grid[:] = devices
+    grid = grid.reshape(tensor, data).T[None]
+    return SimpleNamespace(devices=grid, shape={"replica": 1, "data": data, "tensor": tensor})
+
+
+def test_a_gather_goes_along_the_torus() -> None:
+    inner, outer = data_steps(torus(4, 4, 4, data=64))
+    assert inner[0] == (0, 1, 2, 3) and len(inner) == 16
+    assert outer[0] == tuple(range(0, 64, 4)) and len(outer) == 4
+    inner, outer = data_steps(torus(16, 16, 1, data=256))
+    assert inner[1] == tuple(range(16, 32)) and outer[1] == tuple(range(1, 256, 16))
+    for steps in ((inner, outer), data_steps(torus(8, 8, 8, data=64, tensor=8))):
+        for groups in steps:
+            assert sorted(i for group in groups for i in group) == list(range(sum(map(len, groups))))
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        torus(4, 4, 4, data=64, platform="gpu"),
+        torus(1, 16, 1, data=16),  # a ring has its own gather
+        torus(2, 2, 1, data=1, tensor=4),
+    ],
+)
+def test_elsewhere_a_gather_is_one_collective(mesh: Any) -> None:
+    assert data_steps(mesh) == ()
