@@ -258,9 +258,10 @@ def _blocks(
         return one_block
 
     kinds = tuple(band_shares(config))
-    if unroll == 1 and not no_loop and len(kinds) > 1:
+    if unroll == 1 and not no_loop and len(kinds) > 1 and local.platform != "gpu":
         # One block's code for all of them, which chooses its attention: half the program, and a backward pass whose
         # schedule cannot put one block's weight gradients off until the other's are due, with all that they need.
+        # Not on a GPU, which would wait for its host at every choice.
         branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]
 
         def any_block(x_BSD: jax.Array, layer_and_kind: Any) -> jax.Array:
