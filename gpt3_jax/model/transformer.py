@@ -195,6 +195,9 @@ def _lookup_backward(
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
+_LONG_BLOCK = 2**26
+"""Weights of a block, on one device, from which on a choice of the host's, some 50 µs, is less than a hundredth of the
+block's time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
 _TABLE_PART = 2**26
 """Elements of the token embedding's gradient that are made, and reduced, at once: 256 MB in fp32."""
 
@@ -258,10 +261,11 @@ def _blocks(
         return one_block
 
     kinds = tuple(band_shares(config))
-    if unroll == 1 and not no_loop and len(kinds) > 1 and local.platform != "gpu":
+    # A GPU waits for its host at every choice: only a block that takes long does not feel it.
+    may_choose = local.platform != "gpu" or 12 * config.d_model**2 // local.tensor_size >= _LONG_BLOCK
+    if unroll == 1 and not no_loop and len(kinds) > 1 and may_choose:
         # One block's code for all of them, which chooses its attention: half the program, and a backward pass whose
         # schedule cannot put one block's weight gradients off until the other's are due, with all that they need.
-        # Not on a GPU, which would wait for its host at every choice.
         branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]
 
         def any_block(x_BSD: jax.Array, layer_and_kind: Any) -> jax.Array:
