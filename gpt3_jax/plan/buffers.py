@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from gpt3_jax.errors import RunError
 from gpt3_jax.plan.hlo import Instruction, Program
@@ -45,14 +45,19 @@ class Buffer:
     instruction: str
 
 
+Shape: TypeAlias = tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Shapes:
     """What tells weights and logits from other arrays: sizes on one device, in elements."""
 
-    block: frozenset[tuple[int, ...]]
-    """Shapes of one block's matrices, whole over `data` and as shards, sorted, without dimensions of 1."""
-    top: frozenset[tuple[int, ...]]
-    """The same for the embeddings."""
+    block: frozenset[Shape]
+    """One block's matrices, whole over `data`: their dimensions sorted, without those of 1."""
+    top: frozenset[Shape]
+    """The embeddings, whole."""
+    shards: frozenset[Shape]
+    """The shards of both."""
     vocab: int
     """Width of a tensor shard's slice of the padded vocabulary."""
     d_model: int
@@ -260,21 +265,32 @@ class _Purposes:
         if scopes & {"optimizer", "clip"}:
             return "temporary"
         if self._is_weight(dims):
-            if "reduce_gradients" in scopes or ("transpose" in scopes and "gather_weights" not in scopes):
-                return "gradients"
-            return "gradients" if value.shape.startswith("f32") else "gathered weights"
+            if "gather_weights" in scopes and "reduce_gradients" not in scopes:
+                return "gathered weights"
+            made_backward = scopes & {"reduce_gradients", "transpose"} or value.shape.startswith("f32")
+            return "gradients" if made_backward or self._is_shard(dims) else "gathered weights"
         if self._shapes.vocab in dims:
             return "logits"
-        return "activations" if dims and dims[0] in self._shapes.stacks and len(dims) > 2 else "temporary"
+        kept = len(dims) > 2 and dims[0] in self._shapes.stacks and self._shapes.d_model in dims
+        return "activations" if kept else "temporary"
 
     def _is_weight(self, dims: tuple[int, ...]) -> bool:
+        return self._matches(dims, self._shapes.block, self._shapes.top) or self._is_shard(dims)
+
+    def _is_shard(self, dims: tuple[int, ...]) -> bool:
+        """Whether this is a shard's shape and no whole weight's: in the compute dtype only gradients stay in it."""
+        return self._matches(dims, self._shapes.shards, self._shapes.shards) and not self._matches(
+            dims, self._shapes.block, self._shapes.top
+        )
+
+    def _matches(self, dims: tuple[int, ...], block: frozenset[Shape], top: frozenset[Shape]) -> bool:
         """Whether this is a matrix's shape, in any order: one block's, or a stack over periods and their blocks."""
         bare = [d for d in dims if d != 1]
-        if len(bare) > 1 and tuple(sorted(bare)) in self._shapes.top | self._shapes.block:
+        if len(bare) > 1 and tuple(sorted(bare)) in top | block:
             return True
         for depth in (1, 2):
             stack, matrix = bare[:depth], tuple(sorted(bare[depth:]))
-            if len(matrix) > 1 and stack[0] in self._shapes.stacks and matrix in self._shapes.block:
+            if len(matrix) > 1 and stack[0] in self._shapes.stacks and matrix in block:
                 return True
         return False
 

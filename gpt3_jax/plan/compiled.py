@@ -132,14 +132,16 @@ def _shapes(config: Config, mesh: Mesh) -> Shapes:
     model = config.model
     block: set[tuple[int, ...]] = set()
     top: set[tuple[int, ...]] = set()
+    shards: set[tuple[int, ...]] = set()
     for spec in jax.tree.leaves(param_table(model)):
         dims, axes = (spec.shape[1:], spec.axes[1:]) if spec.stacked else (spec.shape, spec.axes)
         whole = [d // mesh.shape[TENSOR] if TENSOR_RULES[a] == TENSOR else d for d, a in zip(dims, axes, strict=True)]
         shard = list(whole)
         shard[spec.zero_dim] //= mesh.shape[DATA]
-        for shape in (whole, shard):
+        for shape, known in ((whole, block if spec.stacked else top), (shard, shards)):
             forms = [shape] if len(shape) < 3 else [shape, [shape[0], shape[1] * shape[2]]]  # q, k, v side by side
-            (block if spec.stacked else top).update(tuple(sorted(d for d in form if d != 1)) for form in forms)
+            known.update(tuple(sorted(d for d in form if d != 1)) for form in forms)
     periods = model.n_layers // len(model.attention_pattern)
     vocab = model.n_vocab_padded // mesh.shape[TENSOR]
-    return Shapes(frozenset(block), frozenset(top), vocab, model.d_model, frozenset({model.n_layers, periods}))
+    stacks = frozenset({model.n_layers, periods})
+    return Shapes(frozenset(block), frozenset(top), frozenset(shards), vocab, model.d_model, stacks)

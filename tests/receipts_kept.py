@@ -1,0 +1,79 @@
+"""The receipts that the repository keeps: which plans they are, and how to make them anew.
+
+    python tests/receipts_kept.py             # all; minutes each
+    python tests/receipts_kept.py gpt3-175b.v5p-8x8x8
+
+Each is kept twice: as JSON, which tests/test_plan_receipts.py compares with a fresh plan, and as the text that
+`gpt3-jax plan` prints, for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "receipts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    configs: tuple[str, ...]
+    topology: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.configs[0]}.{self.topology.replace(':', '-')}"
+
+    @property
+    def command(self) -> str:
+        configs = " ".join(f"--config {config}" for config in self.configs)
+        return " ".join(["gpt3-jax plan", configs, f"--topology {self.topology}", *self.overrides])
+
+
+KEPT = (
+    Kept(("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--train.microbatch", "4")),
+    Kept(("gpt3-medium", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--train.microbatch", "4")),
+    Kept(("gpt3-large", "mesh-v5e-256"), "v5e:8x8", ("--parallel.data", "64")),
+    Kept(("gpt3-xl", "mesh-v5e-256"), "v5e:16x16"),
+    Kept(("gpt3-2.7b", "mesh-v5e-256"), "v5e:16x16"),
+    Kept(("gpt3-6.7b", "mesh-v5e-256"), "v5e:16x16"),
+    Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
+    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8"),
+    Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
+    Kept(("gpt3-small", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-medium", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-large", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-xl", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-2.7b", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-6.7b", "mesh-h100-8"), "h100:1x8"),
+    Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
+    Kept(("gpt3-175b", "mesh-h100-64x8"), "h100:64x8"),
+)
+
+
+def make(kept: Kept) -> None:
+    """Plans it and writes both files."""
+    from gpt3_jax.config import load_config
+    from gpt3_jax.plan.compiled import compile_step
+    from gpt3_jax.plan.receipt import make_receipt, receipt_to_json
+    from gpt3_jax.plan.table import render
+    from gpt3_jax.plan.topologies import open_topology
+
+    receipt = make_receipt(compile_step(load_config(kept.configs, kept.overrides), open_topology(kept.topology)))
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{kept.name}.json").write_text(json.dumps(receipt_to_json(receipt), indent=1) + "\n")
+    (FOLDER / f"{kept.name}.txt").write_text(f"$ {kept.command}\n\n{render(receipt)}")
+
+
+if __name__ == "__main__":
+    from gpt3_jax.plan.on_cpu import plan_on_cpu
+
+    plan_on_cpu()
+    wanted = sys.argv[1:] or [kept.name for kept in KEPT]
+    for one in KEPT:
+        if one.name in wanted:
+            make(one)
+            print(one.name, flush=True)

@@ -1,0 +1,79 @@
+"""Fresh plans against the receipts that the repository keeps: memory and traffic do not drift unseen."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+
+import pytest
+from receipts_kept import FOLDER, KEPT, Kept
+
+from gpt3_jax.config import load_config
+from gpt3_jax.plan.compiled import compile_step
+from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
+from gpt3_jax.plan.table import render
+from gpt3_jax.plan.topologies import open_topology
+
+MEMORY, TRAFFIC, WORK = 0.03, 0.01, 0.001
+"""How far a fresh plan may be from the kept one. Versions of the compilers differ by less."""
+QUICK = ("gpt3-small.v5e-4x4", "gpt3-175b.v5p-8x8x8")
+"""Compiled in the default run, where libtpu is installed; the others by `pytest -m slow`."""
+
+
+def _compiler(kept: Kept) -> str:
+    return "libtpu" if kept.topology.startswith(("v", "tpu")) else "jax_cuda13_plugin"
+
+
+def _cases() -> list[object]:
+    cases = []
+    for kept in KEPT:
+        marks = [] if kept.name in QUICK else [pytest.mark.slow]
+        missing = importlib.util.find_spec(_compiler(kept)) is None
+        marks.append(pytest.mark.skipif(missing, reason=f"{_compiler(kept)} is not installed"))
+        cases.append(pytest.param(kept, id=kept.name, marks=marks))
+    return cases
+
+
+@functools.cache
+def kept_receipt(kept: Kept) -> Receipt:
+    return receipt_from_json(json.loads((FOLDER / f"{kept.name}.json").read_text()))
+
+
+@pytest.mark.parametrize("kept", _cases())
+def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
+    fresh = make_receipt(compile_step(load_config(kept.configs, kept.overrides), open_topology(kept.topology)))
+    old = kept_receipt(kept)
+    assert fresh.memory.total == pytest.approx(old.memory.total, rel=MEMORY)
+    assert fresh.memory.fits == old.memory.fits
+    for part in ("traced", "compiled"):
+        now, before = ({(r.axes, r.kind): r.bytes for r in getattr(x, part)} for x in (fresh, old))
+        assert sum(now.values()) == pytest.approx(sum(before.values()), rel=TRAFFIC), part
+    assert {(r.axes, r.kind): r.bytes for r in fresh.traced} == pytest.approx(
+        {(r.axes, r.kind): r.bytes for r in old.traced}, rel=TRAFFIC
+    )
+    assert fresh.flops.device == pytest.approx(old.flops.device, rel=WORK)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_the_kept_text_is_what_the_receipt_prints(kept: Kept) -> None:
+    text = (FOLDER / f"{kept.name}.txt").read_text()
+    assert text == f"$ {kept.command}\n\n{render(kept_receipt(kept))}"
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_every_kept_plan_fits(kept: Kept) -> None:
+    receipt = kept_receipt(kept)
+    assert receipt.memory.fits
+    assert receipt.batch["tokens"] == load_config(kept.configs, kept.overrides).train.batch_tokens
+
+
+def test_every_size_has_a_tpu_and_a_gpu_receipt() -> None:
+    from gpt3_jax.config import presets
+
+    for platform in ("libtpu", "jax_cuda13_plugin"):
+        assert {kept.configs[0] for kept in KEPT if _compiler(kept) == platform} == set(presets())
+
+
+def test_no_receipt_is_kept_that_nothing_compares() -> None:
+    assert {path.stem for path in FOLDER.glob("*.*")} == {kept.name for kept in KEPT}
