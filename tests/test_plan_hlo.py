@@ -111,7 +111,15 @@ def write(folder: Path, assignment: str = ASSIGNMENT) -> Path:
     return folder
 
 
-SHAPES = Shapes(frozenset(), frozenset({(10, 64)}), frozenset(), vocab=100, d_model=64, stacks=frozenset({2, 4}))
+SHAPES = Shapes(
+    frozenset(),
+    frozenset({(10, 64)}),
+    frozenset(),
+    vocab=100,
+    d_model=64,
+    gathered_inside=False,
+    stacks=frozenset({2, 4}),
+)
 
 
 def test_collectives_with_trip_counts_groups_and_kinds() -> None:

@@ -61,6 +61,8 @@ class Shapes:
     vocab: int
     """Width of a tensor shard's slice of the padded vocabulary."""
     d_model: int
+    gathered_inside: bool
+    """Whether weights are gathered block by block (stage 3)."""
     stacks: frozenset[int]
     """First dimensions of a stack: periods, layers."""
 
@@ -260,39 +262,36 @@ class _Purposes:
             return "moments" if re.search(r"\.(mu|nu)\b", op_name) else "batch"
         if op_name.startswith(("state.", "rows")):
             return "temporary"  # an argument copied into another layout
-        dims = _dims(value.shape)
+        dims = tuple(d for d in _dims(value.shape) if d != 1)
         scopes = set(re.split(r"[/()]+", op_name))
         if scopes & {"optimizer", "clip"}:
             return "temporary"
-        if self._is_weight(dims):
-            if "gather_weights" in scopes and "reduce_gradients" not in scopes:
-                return "gathered weights"
-            made_backward = scopes & {"reduce_gradients", "transpose"} or value.shape.startswith("f32")
-            return "gradients" if made_backward or self._is_shard(dims) else "gathered weights"
+        if "reduce_gradients" in scopes or "ni,no->io" in scopes:  # the einsum of a kernel's gradient
+            return "gradients"
+        if "gather_weights" in scopes:
+            return "gathered weights"
+        if self._stacked(dims, self._shapes.shards):
+            return "gradients"
+        # Only below stage 3 a stack of whole weights is ever there; a stack of activations may have its shape.
+        whole = not self._shapes.gathered_inside and self._stacked(dims, self._shapes.block)
+        if whole or _sorted(dims) in self._shapes.top:
+            return "gradients" if "transpose" in scopes or value.shape.startswith("f32") else "gathered weights"
         if self._shapes.vocab in dims:
             return "logits"
         kept = len(dims) > 2 and dims[0] in self._shapes.stacks and self._shapes.d_model in dims
         return "activations" if kept else "temporary"
 
-    def _is_weight(self, dims: tuple[int, ...]) -> bool:
-        return self._matches(dims, self._shapes.block, self._shapes.top) or self._is_shard(dims)
-
-    def _is_shard(self, dims: tuple[int, ...]) -> bool:
-        """Whether this is a shard's shape and no whole weight's: in the compute dtype only gradients stay in it."""
-        return self._matches(dims, self._shapes.shards, self._shapes.shards) and not self._matches(
-            dims, self._shapes.block, self._shapes.top
+    def _stacked(self, dims: Shape, matrices: frozenset[Shape]) -> bool:
+        """Whether this is a stack of such matrices: over layers, or over periods and their blocks."""
+        stacks = self._shapes.stacks
+        return any(
+            len(dims) > depth + 1 and dims[0] in stacks and _sorted(dims[depth:]) in matrices for depth in (1, 2)
         )
 
-    def _matches(self, dims: tuple[int, ...], block: frozenset[Shape], top: frozenset[Shape]) -> bool:
-        """Whether this is a matrix's shape, in any order: one block's, or a stack over periods and their blocks."""
-        bare = [d for d in dims if d != 1]
-        if len(bare) > 1 and tuple(sorted(bare)) in top | block:
-            return True
-        for depth in (1, 2):
-            stack, matrix = bare[:depth], tuple(sorted(bare[depth:]))
-            if len(matrix) > 1 and stack[0] in self._shapes.stacks and matrix in block:
-                return True
-        return False
+
+def _sorted(dims: Shape) -> Shape:
+    """Without regard to the order that the compiler chose."""
+    return tuple(sorted(dims))
 
 
 def _plain(shape: str) -> str:

@@ -144,4 +144,5 @@ def _shapes(config: Config, mesh: Mesh) -> Shapes:
     periods = model.n_layers // len(model.attention_pattern)
     vocab = model.n_vocab_padded // mesh.shape[TENSOR]
     stacks = frozenset({model.n_layers, periods})
-    return Shapes(frozenset(block), frozenset(top), frozenset(shards), vocab, model.d_model, stacks)
+    inside = config.parallel.stage == 3
+    return Shapes(frozenset(block), frozenset(top), frozenset(shards), vocab, model.d_model, inside, stacks)
