@@ -128,19 +128,26 @@ def _zero(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([receipt_to_json(receipt) for receipt in receipts], indent=1))
     else:
-        rows = [
-            (
-                str(stage),
-                size(r.memory.zero_formula),
-                size(r.memory.total - r.memory.code),
-                f"{(r.memory.total - r.memory.code) / r.memory.zero_formula - 1:+.1%}",
-                f"{r.zero_elements['paper']:g} Ψ",
-                f"{r.zero_elements['program']:.3f} Ψ",
+        gathered = paper.largest_gathered(model)
+        rows = []
+        for stage, receipt in zip(formulas.STAGES, receipts, strict=True):
+            expected = receipt.memory.zero_formula + (gathered if stage == 3 else 0)
+            total = receipt.memory.total - receipt.memory.code
+            moved = receipt.zero_elements
+            layer = f" + {size(gathered)}" if stage == 3 else ""
+            rows.append(
+                (
+                    str(stage),
+                    size(receipt.memory.zero_formula) + layer,
+                    size(total),
+                    f"{total / expected - 1:+.1%}",
+                    f"{moved['paper']:g} Ψ",
+                    f"{moved['program']:.3f} Ψ",
+                )
             )
-            for stage, r in zip(formulas.STAGES, receipts, strict=True)
-        ]
         print(f"Model state of {args.model} on {topology.name}, one sequence of {model.n_ctx} tokens a device")
         print(grid(rows, ("stage", "ZeRO's formula", "compiled step", "", "traffic", "compiled")))
+        print("  at stage 3 the largest layer that is gathered comes on top of the formula")
     if args.picture:
         memory_bars(receipts, [f"stage {stage}" for stage in formulas.STAGES], args.picture)
         print(f"wrote {args.picture}", file=sys.stderr)

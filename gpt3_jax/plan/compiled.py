@@ -77,20 +77,10 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     traced_at = time.perf_counter()
     lowered = traced.lower()
     lowered_at = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        code, too_large = 0, ""
-        try:
-            compiled = lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            too_large = _memory_complaint(error)
-        else:
-            stats: Any = compiled.memory_analysis()
-            code = int(stats.generated_code_size_in_bytes)
-        compiled_at = time.perf_counter()
-        text = _program_text(Path(folder))
-        program = Program(text)
-        peak = read_peak(Path(folder), program, _shapes(config, mesh))
+    made = _compile(lowered, shapes := _shapes(config, mesh))
+    # Seen once in thousands of compilations on CPU: the program was written, its buffers were not.
+    code, too_large, program, peak = made or _compile(lowered, shapes, again=True)  # type: ignore[misc]
+    compiled_at = time.perf_counter()
     return CompiledStep(
         config,
         topology,
@@ -105,6 +95,24 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
         lowered_at - traced_at,
         compiled_at - lowered_at,
     )
+
+
+def _compile(lowered: Any, shapes: Shapes, again: bool = False) -> tuple[int, str, Program, Peak] | None:
+    """Code size, the complaint of a compiler that refused it for its memory, the program, and its peak; None where the
+    compiler did not write the last, unless this is done `again`."""
+    code, too_large = 0, ""
+    with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            too_large = _memory_complaint(error)
+        else:
+            stats: Any = compiled.memory_analysis()
+            code = int(stats.generated_code_size_in_bytes)
+        program = Program(_program_text(Path(folder)))
+        if not again and not any(Path(folder).glob("*buffer-assignment.txt")):
+            return None
+        return code, too_large, program, read_peak(Path(folder), program, shapes)
 
 
 def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:

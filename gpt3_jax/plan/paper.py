@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig, TrainConfig, preset, presets
+from gpt3_jax.model.params import param_table
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.formulas import STAGES, TABLE_1_DEVICES, TABLE_1_MODELS, Stage
 from gpt3_jax.plan.table import count, grid
@@ -33,6 +36,13 @@ def state_config(model: ModelConfig, devices: int, stage: Stage) -> Config:
         parallel=ParallelConfig(stage=stage, data=devices, reduce_dtype="bfloat16"),
         train=TrainConfig(tokens=300_000_000_000, batch_tokens=tokens, remat="full", loss_chunk=model.n_ctx),
     )
+
+
+def largest_gathered(model: ModelConfig) -> int:
+    """Bytes of the largest layer that stage 3 gathers at once, in the compute dtype: a block, or the token embedding."""
+    table = param_table(model)
+    block = sum(spec.size // spec.shape[0] for spec in jax.tree.leaves(table.blocks))
+    return max(block, table.token_embedding.size) * (2 if model.dtype == "bfloat16" else 4)
 
 
 TABLE_1_TOPOLOGIES = {
