@@ -179,24 +179,27 @@ def _arguments(values: Iterable[_Value], program: Program) -> dict[int, _Value]:
 
 
 def _fullest(heap: Iterable[_Value], ranges: Mapping[str, tuple[int, int]]) -> list[_Value]:
-    """The values alive at the moment when most bytes are; of several at one place, the first."""
-    known = [(v, ranges[v.name + v.index]) for v in heap if v.name + v.index in ranges]
-    if not known:
-        return []
-    changes: dict[int, int] = {}
-    for value, (start, end) in known:
-        changes[start] = changes.get(start, 0) + value.size
-        changes[end + 1] = changes.get(end + 1, 0) - value.size
-    total, most, moment = 0, -1, 0
-    for time in sorted(changes):
-        total += changes[time]
+    """The values alive at the moment when most of the heap is in use; of several at one place, the largest.
+
+    Several values may be alive at one place: a loop's element before, in and behind the loop.
+    """
+    known = sorted(
+        ((v, ranges[v.name + v.index]) for v in heap if v.size and v.name + v.index in ranges),
+        key=lambda pair: (pair[0].offset, -pair[0].size),
+    )
+    best: list[_Value] = []
+    most = -1
+    for moment in sorted({start for _, (start, _) in known}):
+        there: list[_Value] = []
+        total = end = 0
+        for value, (first, last) in known:
+            if first <= moment <= last and value.offset + value.size > end:
+                total += value.offset + value.size - max(value.offset, end)
+                end = value.offset + value.size
+                there.append(value)
         if total > most:
-            most, moment = total, time
-    alive: dict[int, _Value] = {}
-    for value, (start, end) in known:
-        if start <= moment <= end and value.size and value.size >= getattr(alive.get(value.offset), "size", 0):
-            alive[value.offset] = value
-    return list(alive.values())
+            best, most = there, total
+    return best
 
 
 class _Purposes:

@@ -39,7 +39,7 @@ def state_config(model: ModelConfig, devices: int, stage: Stage) -> Config:
 
 
 def largest_gathered(model: ModelConfig) -> int:
-    """Bytes of the largest layer that stage 3 gathers at once, in the compute dtype: a block, or the token embedding."""
+    """Bytes of the largest layer that stage 3 gathers at once, in its dtype: a block, or the token embedding."""
     table = param_table(model)
     block = sum(spec.size // spec.shape[0] for spec in jax.tree.leaves(table.blocks))
     return max(block, table.token_embedding.size) * (2 if model.dtype == "bfloat16" else 4)
