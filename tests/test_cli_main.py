@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import types
@@ -151,3 +152,24 @@ def test_every_command_explains_itself(name: str) -> None:
     result = _as_module(name, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert f"usage: gpt3-jax {name}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("installed", "cpu_only", "hushed"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_libtpu_is_hushed_only_where_it_has_no_tpu(
+    installed: bool, cpu_only: bool, hushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt3_jax.train import host_memory
+
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "as it was")
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "as it was")
+    monkeypatch.setattr(sys, "argv", ["gpt3-jax", "train"])
+    monkeypatch.setattr(front.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(host_memory, "cpu_only", lambda: cpu_only)
+    front._hush_libtpu()
+    assert ("TPU_SKIP_MDS_QUERY" in os.environ) == hushed
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "as it was", "what is set is left alone"
