@@ -10,6 +10,7 @@ import pytest
 from receipts_kept import FOLDER, KEPT, Kept
 
 from gpt3_jax.config import load_config
+from gpt3_jax.plan import estimate
 from gpt3_jax.plan.compiled import compile_step
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
 from gpt3_jax.plan.table import render
@@ -53,6 +54,29 @@ def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
         {(r.axes, r.kind): r.bytes for r in old.traced}, rel=TRAFFIC
     )
     assert fresh.flops.device == pytest.approx(old.flops.device, rel=WORK)
+    # Each purpose within 5 %, or so small that it does not matter.
+    slack = 0.01 * old.memory.total
+    assert fresh.memory.purposes == pytest.approx(old.memory.purposes, rel=0.05, abs=slack)
+    assert fresh.hbm_bytes == pytest.approx(old.hbm_bytes, rel=0.1)
+    assert fresh.prediction is not None and old.prediction is not None
+    assert fresh.prediction.step_seconds == pytest.approx(old.prediction.step_seconds, rel=0.03)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_the_compiled_program_moves_what_the_traced_one_states(kept: Kept) -> None:
+    receipt = kept_receipt(kept)
+    traced, compiled = (sum(row.bytes for row in rows) for rows in (receipt.traced, receipt.compiled))
+    assert compiled <= 1.25 * traced, "more than a compiler may add for small tensors"
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_the_estimate_is_near_enough_to_prune_by(kept: Kept) -> None:
+    receipt = kept_receipt(kept)
+    config = load_config(kept.configs, kept.overrides)
+    mesh = receipt.mesh
+    need = estimate.memory(config, mesh["replica"], mesh["data"], mesh["tensor"], receipt.batch["microbatches"])
+    # Too high by more than the search's slack, and what fits would not be tried.
+    assert 0.4 * receipt.memory.total < need < 1.15 * receipt.memory.total
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)

@@ -40,7 +40,15 @@ def make_mesh(parallel: ParallelConfig, devices: Sequence[jax.Device] | None = N
                 f"parallel.replica {replica} is not a multiple of the machine's {slices} slices; ZeRO's gathers stay "
                 f"inside a slice, set parallel.replica to {slices}"
             )
-        grid = mesh_utils.create_hybrid_device_mesh((replica // slices, data, tensor), (slices, 1, 1), devices=devices)
+        try:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (replica // slices, data, tensor), (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+            )
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(
+                f"parallel.data {data} × parallel.tensor {tensor} cannot be laid on a slice of this machine: "
+                f"{' '.join(str(error).split())[:200]}; choose others"
+            ) from None
     else:
         if devices[0].platform != "tpu":
             # In the order of the nodes, so that a tensor group stays inside one.

@@ -78,7 +78,7 @@ def _collect(shard: jax.Array, how: Gather) -> jax.Array:
 @jax.named_scope("reduce_gradients")
 def _scatter(gradient: jax.Array, how: Gather) -> jax.Array:
     if how.axis is None:
-        return gradient.astype(how.gradient)
+        return gradient.astype(how.compute).astype(how.gradient)
     dims = gradient.shape
     summed = _flat(gradient.astype(how.compute).astype(how.reduce), how)
     for groups in reversed(how.steps or (None,)):

@@ -281,8 +281,7 @@ class _Purposes:
             return "gradients" if "transpose" in scopes or value.shape.startswith("f32") else "gathered weights"
         if self._shapes.vocab in dims:
             return "logits"
-        kept = len(dims) > 2 and dims[0] in self._shapes.stacks and self._shapes.d_model in dims
-        return "activations" if kept else "temporary"
+        return "activations" if len(dims) > 2 and dims[0] in self._shapes.stacks else "temporary"
 
     def _stacked(self, dims: Shape, matrices: frozenset[Shape]) -> bool:
         """Whether this is a stack of such matrices: over layers, or over periods and their blocks."""

@@ -30,6 +30,7 @@ _KINDS: dict[str, Kind] = {
 }
 COLLECTIVES = frozenset(opcode for opcode in _KINDS if not opcode.endswith("-start"))
 """Opcodes of collectives; each may also be split into ``-start`` and ``-done``."""
+_STARTED = "async-collective-start"
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
@@ -74,7 +75,7 @@ class CompiledCollective:
     """Devices of one group."""
     bytes: float
     """Bytes of the whole tensors: gathered; about to be scattered; reduced."""
-    calls: int
+    calls: float
     """Times that the program runs it."""
     asynchronous: bool
     """Whether it is split into a start and a done, so that other work can stand in between."""
@@ -102,6 +103,8 @@ class Program:
         self._computations: dict[str, dict[str, Instruction]] = {}
         self._entry = ""
         self._frames = _Frames(text)
+        found_partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+        self._partitions = int(found_partitions[1]) if found_partitions else 0
         current: dict[str, Instruction] | None = None
         for line in text.splitlines():
             if current is None:
@@ -142,20 +145,21 @@ class Program:
         found = re.search(r'source_file="([^"]*)" source_line=(\d+)', instruction.attributes)
         return f"{_relative(found[1])}:{found[2]}" if found else ""
 
-    def running(self) -> Iterator[tuple[Instruction, int, bool]]:
+    def running(self) -> Iterator[tuple[Instruction, float, bool]]:
         """Each instruction that is scheduled on its own (not inside a fusion), how often it runs, and whether it is
-        wrapped into an asynchronous start."""
+        wrapped into an asynchronous start. Of a condition, each branch runs an equal share."""
         yield from self._walk(self._entry, 1, False)
 
-    def _walk(self, computation: str, calls: int, wrapped: bool) -> Iterator[tuple[Instruction, int, bool]]:
+    def _walk(self, computation: str, calls: float, wrapped: bool) -> Iterator[tuple[Instruction, float, bool]]:
         for instruction in self._computations.get(computation, {}).values():
             yield instruction, calls, wrapped
             if instruction.opcode == "while":
                 (body,) = instruction.called("body")
                 yield from self._walk(body, calls * self.trip_count(instruction), False)
             elif instruction.opcode == "conditional":
-                for branch in instruction.called("branch_computations", "true_computation", "false_computation"):
-                    yield from self._walk(branch, calls, False)
+                branches = instruction.called("branch_computations", "true_computation", "false_computation")
+                for branch in branches:
+                    yield from self._walk(branch, calls / len(branches), False)
             elif instruction.opcode in ("call", "async-start"):
                 for callee in instruction.called("to_apply", "calls", "called_computations"):
                     yield from self._walk(callee, calls, wrapped or instruction.opcode == "async-start")
@@ -185,17 +189,31 @@ class Program:
         result = []
         for instruction, calls, wrapped in self.running():
             inside = [instruction]
+            if instruction.opcode == "fusion" and self._goes_on(instruction):
+                continue
             if instruction.opcode == "fusion":
+                wrapped = wrapped or instruction.name.startswith(_STARTED)
                 inside = [i for name in instruction.called("calls") for i in self._computations[name].values()]
             for inner in inside:
                 if inner.opcode in _KINDS and (found := self._collective(inner, instruction, calls, wrapped)):
                     result.append(found)
         return result
 
-    def _collective(self, i: Instruction, outer: Instruction, calls: int, wrapped: bool) -> CompiledCollective | None:
+    def _goes_on(self, fusion: Instruction) -> bool:
+        """Whether a fusion carries on, or ends, a collective that another one has started: a TPU writes its collective
+        into all of them."""
+        if fusion.name.startswith("async-collective-done"):
+            return True
+        before = (self.instructions.get(name) for name in fusion.operands)
+        sources = (i.operands[0] if i and i.opcode == "get-tuple-element" else i.name if i else "" for i in before)
+        return any(name.startswith(_STARTED) for name in sources)
+
+    def _collective(self, i: Instruction, outer: Instruction, calls: float, wrapped: bool) -> CompiledCollective | None:
         kind = _KINDS[i.opcode]
         groups = _groups(i.attributes)
-        devices = len(groups[0]) if groups else 0
+        devices = len(groups[0]) if groups else self._partitions
+        if kind != "permute" and devices < 1:
+            raise RunError(f"the devices of the collective {i.name} cannot be read: {i.attributes[:200]}")
         if devices == 1:
             return None
         # The side that holds whole tensors: what goes into a reduction or out of a gather.
@@ -260,10 +278,33 @@ def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
         return tuple(map(tuple, grid.reshape(int(found[1]), int(found[2])).tolist()))
     if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
         return tuple(tuple(int(d) for d in g.split(",") if d) for g in re.findall(r"\{([\d,]*)\}", found[1]))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\(([\d,]*)\))? *\{([^}]*)\}", attributes):
+        return _mesh_groups(found[1], found[2], found[3])
     if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
         pairs = [tuple(int(d) for d in pair.split(",")) for pair in re.findall(r"\{(\d+,\d+)\}", found[1])]
         return tuple(pairs)
     return ()
+
+
+def _mesh_groups(mesh: str, order: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
+    """Groups along named axes of a mesh: ``'data'=4,'tensor'=2`` and ``'data'``, or ``'data':(2)2``, which is the part
+    of size 2 behind the first 2 of the axis."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
+    dims: list[int] = []
+    along: list[int] = []
+    parts = {name: (int(before or 1), int(size or 0)) for name, before, size in _PART_OF_AXIS.findall(axes)}
+    for name, size in sizes.items():
+        before, middle = parts.get(name, (size, 1))
+        middle = middle or size
+        if name in parts:
+            along.append(len(dims) + 1)
+        dims += [before, middle, size // (before * middle)]
+    grid = np.arange(math.prod(dims)) if not order else np.array([int(d) for d in order.split(",")])
+    moved = np.moveaxis(grid.reshape(dims), along, range(-len(along), 0))
+    return tuple(map(tuple, moved.reshape(-1, math.prod(dims[i] for i in along)).tolist()))
+
+
+_PART_OF_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 
 
 def _relative(path: str) -> str:

@@ -46,6 +46,9 @@ def _bytes(program: Program, instruction: Instruction) -> float:
         return 2 * _in_hbm(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1].shape) if operands[1] else 0.0
+    if instruction.opcode == "copy-start":  # its result: the copy, the source once more, and a context
+        first = re.match(r"\(?([^,\s]*\[[\d,]*\](?:\{[^}]*\})?)", instruction.shape)
+        return (_in_hbm(first[1]) if first else 0.0) + sum(_in_hbm(o.shape) for o in operands if o)
     if instruction.opcode != "fusion":
         return _in_hbm(instruction.shape) + sum(_in_hbm(o.shape) for o in operands if o)
     (callee,) = instruction.called("calls")

@@ -6,14 +6,15 @@ import dataclasses
 import math
 
 from gpt3_jax.config import Config
+from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA
+from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, data_steps, make_mesh
 from gpt3_jax.plan import roofline
 from gpt3_jax.plan.compiled import CompiledStep
 from gpt3_jax.plan.flops import matmul_flops
 from gpt3_jax.plan.memory_traffic import hbm_bytes
-from gpt3_jax.plan.roofline import Placement, Prediction, Work
+from gpt3_jax.plan.roofline import Interconnect, Placement, Prediction, Work
 from gpt3_jax.plan.topologies import Topology
 
 
@@ -41,23 +42,35 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
     if device is None:
         return None
     work = dataclasses.replace(work, traffic=tuple(_as_it_stands(part, config) for part in work.traffic))
-    return roofline.predict(work, device, place(topology, mesh), float(config.train.tokens))
+    return roofline.predict(work, device, place(topology, mesh, config), float(config.train.tokens))
 
 
-def place(topology: Topology, mesh: dict[str, int]) -> Placement:
+def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:
     """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices."""
     device = topology.device
     assert device is not None
     if topology.has_nodes:
-        return roofline.nodes(device, mesh)
+        links = dataclasses.replace(device.links, node_devices=topology.shape[1])
+        return roofline.nodes(dataclasses.replace(device, links=links), mesh)
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]
     inside = {REPLICA: replica // topology.slices, **inside}
     chips = math.prod(topology.shape) * topology.slices
     placed = dict(roofline.torus(device, topology.shape, inside, len(topology.devices) // chips))
+    if DATA in placed and (steps := data_steps(make_mesh(config.parallel, topology.devices))):
+        placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
     if topology.slices > 1:
         placed |= roofline.slices(device, REPLICA, replica)
     return placed
+
+
+def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:
+    """A gather in two steps sends nearly all its bytes in the outer one, which has not the links of the inner."""
+    links = 2 if inner % device.links.wrap_multiple == 0 else 1
+    left = whole.bandwidth - links * device.links.bandwidth
+    if left <= 0:
+        return whole
+    return dataclasses.replace(whole, bandwidth=left, how=f"{whole.how}, less {links} of a gather's other step")
 
 
 def _as_it_stands(part: roofline.Traffic, config: Config) -> roofline.Traffic:

@@ -40,6 +40,8 @@ class Memory:
     code: int
     total: int
     """All of it: what the device must have."""
+    refused: bool
+    """Whether the compiler refused the program for its memory."""
     usable: int | None
     """What it has for a program; None for a device that is not in the table."""
     zero_formula: int
@@ -50,6 +52,8 @@ class Memory:
     @property
     def fits(self) -> bool | None:
         """None when the device's capacity is not known."""
+        if self.refused:
+            return False
         return None if self.usable is None else self.total <= self.usable
 
 
@@ -75,7 +79,7 @@ class TrafficRow:
     axes: str
     """Mesh axes, ``data`` or ``replica+data``."""
     kind: str
-    calls: int
+    calls: float
     bytes: float
     """Sent by a device, by the ring formula."""
 
@@ -119,6 +123,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         peak.gaps,
         step.code,
         step.total_bytes,
+        bool(step.too_large),
         device.hbm_usable if device else None,
         round(state.total),
         peak.buffers[:LARGEST],
@@ -262,8 +267,8 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
 
 def versions(platform: str) -> dict[str, str]:
     """Versions of everything that has a part in a plan for tpu or gpu."""
-    wanted = ["gpt3-jax", "jax", "jaxlib"]
-    wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin"]
+    wanted = ["gpt3-jax", "jax", "jaxlib", "flax", "optax"]
+    wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13"]
     found = {}
     for name in wanted:
         try:

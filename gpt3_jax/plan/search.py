@@ -3,6 +3,7 @@ arithmetic, the best of them confirmed by compiling."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -135,7 +136,7 @@ def confirm(
             break
         try:
             receipt, kept = plan(candidate.config, topology, cache)
-        except RunError as error:
+        except (RunError, UserError) as error:
             say(f"[{number}] {candidate.options}: {error}")
             continue
         verdict = "fits" if receipt.memory.fits else "does not fit"
@@ -158,22 +159,24 @@ def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receip
     """
     from gpt3_jax.plan.receipt import versions
 
-    key = json.dumps([to_yaml(config), topology.name, versions(topology.platform), _code_version()])
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    key = json.dumps([to_yaml(config), topology.name, versions(topology.platform), _code_version(), flags])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache else None
     if path is not None and path.is_file():
         try:
             return receipt_from_json(json.loads(path.read_text())), True
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # unreadable or of another form: made anew
     receipt = make_receipt(compile_step(config, topology))
     if path is not None:
+        part = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps(receipt_to_json(receipt)))
             part.replace(path)
         except OSError:
-            pass  # a plan that cannot be kept is still a plan
+            with contextlib.suppress(OSError):  # a plan that cannot be kept is still a plan
+                part.unlink(missing_ok=True)
     return receipt, False
 
 

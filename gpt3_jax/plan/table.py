@@ -113,7 +113,7 @@ def _traffic(r: Receipt) -> str:
 
 def _traffic_grid(rows: Iterable[TrafficRow], title: str) -> str:
     return grid(
-        [(row.axes, row.kind, f"{row.calls:,}", size(row.bytes)) for row in rows],
+        [(row.axes, row.kind, f"{row.calls:,.0f}", size(row.bytes)) for row in rows],
         (title, "", "calls", "bytes"),
         left=2,
     )
