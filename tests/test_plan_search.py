@@ -62,7 +62,7 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
     left = candidates(settings(), node(int(half)))
     assert 0 < len(left) < len(everything)
-    assert max(c.bytes for c in left) <= 1.15 * half
+    assert max(c.bytes for c in left) <= searching._SLACK * half
     with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
         search(settings(), node(1000), 1, silent, None)
 

@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--keep is {args.keep}; expected at least 1")
     topology = open_topology(args.topology, args.slices)
     cache = None if args.no_cache else default_cache()
+    if args.search and args.picture:
+        raise UserError("--picture draws one plan; leave out --search, or plan what it found with --picture")
     if args.search:
         return _search(config, topology, args.keep, cache, args.json)
     _say(f"compiling for {topology.name}, {len(topology.devices):,} devices")

@@ -8,6 +8,7 @@ also when the program turned out too large for the device. TPU and GPU compilers
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class Shapes:
     top: frozenset[Shape]
     """The embeddings, whole."""
     shards: frozenset[Shape]
-    """The shards of both."""
+    """The shards of a block's."""
     vocab: int
     """Width of a tensor shard's slice of the padded vocabulary."""
     d_model: int
@@ -260,9 +261,10 @@ class _Purposes:
 
     def _purpose(self, value: _Value, op_name: str) -> Purpose:
         if value.parameter:
-            if ".params" in op_name or op_name.startswith("params"):
-                return "master weights"
-            return "moments" if re.search(r"\.(mu|nu)\b", op_name) else "batch"
+            argument = op_name or value.name  # which bears it where the compiler has lost the other
+            if re.search(r"[._](mu|nu)[._]", argument):
+                return "moments"
+            return "master weights" if re.search(r"(^|[._])params[._]", argument) else "batch"
         if op_name.startswith(("state.", "rows")):
             return "temporary"  # an argument copied into another layout
         dims = tuple(d for d in _dims(value.shape) if d != 1)
@@ -287,7 +289,8 @@ class _Purposes:
         """Whether this is a stack of such matrices: over layers, or over periods and their blocks."""
         stacks = self._shapes.stacks
         return any(
-            len(dims) > depth + 1 and dims[0] in stacks and _sorted(dims[depth:]) in matrices for depth in (1, 2)
+            len(dims) > depth + 1 and math.prod(dims[:depth]) in stacks and _sorted(dims[depth:]) in matrices
+            for depth in (1, 2)
         )
 
 

@@ -146,7 +146,7 @@ def _shapes(config: Config, mesh: Mesh) -> Shapes:
         whole = [d // mesh.shape[TENSOR] if TENSOR_RULES[a] == TENSOR else d for d, a in zip(dims, axes, strict=True)]
         shard = list(whole)
         shard[spec.zero_dim] //= mesh.shape[DATA]
-        for shape, known in ((whole, block if spec.stacked else top), (shard, shards)):
+        for shape, known in ((whole, block), (shard, shards)) if spec.stacked else ((whole, top),):
             forms = [shape] if len(shape) < 3 else [shape, [shape[0], shape[1] * shape[2]]]  # q, k, v side by side
             known.update(tuple(sorted(d for d in form if d != 1)) for form in forms)
     periods = model.n_layers // len(model.attention_pattern)

@@ -20,7 +20,7 @@ from gpt3_jax.plan.roofline import Traffic, Work
 _KEPT = {"full": 2, "dots": 22, "none": 60}
 """Bytes of activations kept per layer, token and unit of D, by remat: the block's input; the matmuls' results beside
 it; everything."""
-_WORKING = 60
+_WORKING = 44
 """Bytes alive within one block, forward and backward, per token and unit of D."""
 
 
@@ -32,9 +32,11 @@ def memory(config: Config, replica: int, data: int, tensor: int, microbatches: i
     tokens = _tokens_of_microbatch(config, replica, data, microbatches)
     width = 2 if model.dtype == "bfloat16" else 4
     state = 12 * psi / group
-    block = (psi - model.n_vocab_padded * model.d_model / tensor) / model.n_layers
-    gathered = width * (psi if stage < 3 else 2 * block + model.n_vocab_padded * model.d_model / tensor)
-    gradients = 4 * (psi if stage < 2 else psi / group + 2 * block + model.n_vocab_padded * model.d_model / tensor)
+    table = model.n_vocab_padded * model.d_model / tensor
+    block = (psi - table) / model.n_layers
+    gathered = width * (psi if stage < 3 else block + table)
+    # Below stage 2 in the compute dtype; above, shards of them and what is on its way into them.
+    gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**26) + width * block
     if microbatches > 1:
         gradients += 4 * (psi if stage < 2 else psi / group)
     kept = _KEPT[config.train.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor

@@ -42,7 +42,11 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
     if device is None:
         return None
     work = dataclasses.replace(work, traffic=tuple(_as_it_stands(part, config) for part in work.traffic))
-    return roofline.predict(work, device, place(topology, mesh, config), float(config.train.tokens))
+    found = roofline.predict(work, device, place(topology, mesh, config), float(config.train.tokens))
+    if config.model.dtype == "float32":
+        slow = "float32 matmuls are timed at the bf16 peak, which they do not reach: they take several times as long."
+        found = dataclasses.replace(found, assumptions=(slow, *found.assumptions))
+    return found
 
 
 def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:

@@ -23,8 +23,9 @@ from gpt3_jax.plan.roofline import Prediction
 from gpt3_jax.plan.topologies import Topology
 
 REMATS = ("none", "dots", "full")
-_SLACK = 1.15
-"""A candidate whose estimate is this much above the capacity is not compiled: the estimate is not that wrong."""
+_SLACK = 1.3
+"""A candidate whose estimate is this much above the capacity is not compiled. Of the kept receipts the estimates are 0.71
+to 1.26 times what was compiled; a test holds them below this."""
 
 
 @dataclasses.dataclass(frozen=True)

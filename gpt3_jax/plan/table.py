@@ -105,7 +105,7 @@ def _traffic(r: Receipt) -> str:
         lines.append(_traffic_grid(r.compiled, "compiled program"))
     if r.zero_elements["paper"]:
         lines.append(
-            f"  over data, in elements for each parameter: {r.zero_elements['program']:.3f}, ZeRO's formula "
+            f"  traced over data, in elements for each parameter: {r.zero_elements['program']:.3f}, ZeRO's formula "
             f"{r.zero_elements['paper']:g}"
         )
     return "\n".join(lines)
