@@ -24,8 +24,8 @@ from gpt3_jax.plan.topologies import Topology
 
 REMATS = ("none", "dots", "full")
 _SLACK = 1.3
-"""A candidate whose estimate is this much above the capacity is not compiled. Of the kept receipts the estimates are 0.71
-to 1.26 times what was compiled; a test holds them below this."""
+"""A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
+0.71 to 1.26 times what was compiled; a test holds them below this."""
 
 
 @dataclasses.dataclass(frozen=True)
