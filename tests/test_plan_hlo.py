@@ -132,6 +132,20 @@ def test_collectives_with_trip_counts_groups_and_kinds() -> None:
     assert (permute.kind, permute.asynchronous, permute.calls) == ("permute", True, 1)
 
 
+def test_newer_texts_name_elements_of_tuples_and_axes_of_meshes() -> None:
+    newer = PROGRAM.replace(
+        "replica_groups={{0,2,4,6},{1,3,5,7}}", "replica_groups=mesh['data'=4,'tensor'=2] {'data'}"
+    ).replace("replica_groups=[1,8]<=[8]", "replica_groups=mesh['data'=4,'tensor'=2] {'data','tensor'}")
+    older = Program(PROGRAM).collectives()
+    assert Program(newer).collectives() == older
+    part = PROGRAM.replace("replica_groups={{0,2,4,6},{1,3,5,7}}", "replica_groups=mesh['data'=8] {'data':(2)4}")
+    assert Program(part).collectives()[1].groups == ((0, 1, 2, 3), (4, 5, 6, 7))
+    element = PROGRAM.replace("all-gather(%row)", "all-gather(%state#2)")
+    assert Program(element).collectives()[0].bytes == older[0].bytes
+    with pytest.raises(RunError, match="devices of the collective whole"):
+        Program(PROGRAM.replace("replica_groups=[1,8]<=[8]", "replica_groups=somehow")).collectives()
+
+
 def test_the_line_of_source() -> None:
     program = Program(PROGRAM)
     assert program.source(program.instructions["mine.1"]) == "gpt3_jax/model/loss.py:71"

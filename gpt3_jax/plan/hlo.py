@@ -114,6 +114,9 @@ class Program:
             elif line.startswith("}"):
                 current = None
             elif (instruction := _parse(line)) is not None:
+                for name in instruction.operands:
+                    if "#" in name and name not in current:
+                        current[name] = _element(name, current)
                 current[instruction.name] = instruction
         if not self._entry:
             raise RunError("the compiler's text of the program has no ENTRY computation: it cannot be read")
@@ -254,8 +257,30 @@ def _parse(line: str) -> Instruction | None:
         return None
     closing = _closing(rest, opening)
     inside = re.sub(r"/\*.*?\*/", "", rest[opening + 1 : closing])
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(part.strip() for part in inside.split(",") if part)
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", inside)) or tuple(
+        part.strip() for part in inside.split(",") if part
+    )
     return Instruction(head[1], rest[:opening], shape, operands, rest[closing + 1 :])
+
+
+def _element(name: str, body: dict[str, Instruction]) -> Instruction:
+    """``loop#3``, an element of a tuple named where it is used, as the instruction that older texts have for it."""
+    whole, _, place = name.partition("#")
+    parts = _tuple_parts(body[whole].shape) if whole in body else []
+    shape = parts[int(place)] if int(place) < len(parts) else ""
+    return Instruction(name, "get-tuple-element", shape, (whole,), f", index={place}")
+
+
+def _tuple_parts(shape: str) -> list[str]:
+    """The shapes in a tuple's, those of its own tuples left whole."""
+    parts, depth, start = [], 0, 1
+    shape = re.sub(r"/\*.*?\*/", "", shape)
+    for at, character in enumerate(shape):
+        depth += (character in "([{") - (character in ")]}")
+        if (character == "," and depth == 1) or (character == ")" and depth == 0):
+            parts.append(shape[start:at].strip())
+            start = at + 1
+    return parts
 
 
 def _closing(text: str, opening: int) -> int:
