@@ -150,4 +150,4 @@ def _time(r: Receipt) -> str:
 def _foot(r: Receipt) -> str:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in r.seconds.items())
     versions = ", ".join(f"{name} {version}" for name, version in r.versions.items())
-    return f"Made by {versions}; {seconds}"
+    return f"Made by {versions}\nin {seconds}"
