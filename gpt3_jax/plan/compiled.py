@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from gpt3_jax.config import Config
@@ -77,9 +80,8 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     traced_at = time.perf_counter()
     lowered = traced.lower()
     lowered_at = time.perf_counter()
-    made = _compile(lowered, shapes := _shapes(config, mesh))
-    # Seen once in thousands of compilations on CPU: the program was written, its buffers were not.
-    code, too_large, program, peak = made or _compile(lowered, shapes, again=True)  # type: ignore[misc]
+    with _without_cache():
+        code, too_large, program, peak = _compile(lowered, _shapes(config, mesh))
     compiled_at = time.perf_counter()
     return CompiledStep(
         config,
@@ -97,9 +99,21 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     )
 
 
-def _compile(lowered: Any, shapes: Shapes, again: bool = False) -> tuple[int, str, Program, Peak] | None:
-    """Code size, the complaint of a compiler that refused it for its memory, the program, and its peak; None where the
-    compiler did not write the last, unless this is done `again`."""
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """JAX's persistent compilation cache off: what is found in there comes without the compiler's account of it."""
+    before = getattr(jax.config, "jax_enable_compilation_cache", True)  # not in JAX's type stubs
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def _compile(lowered: Any, shapes: Shapes) -> tuple[int, str, Program, Peak]:
+    """Code size, the complaint of a compiler that refused it for its memory, the program, and its peak."""
     code, too_large = 0, ""
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
         try:
@@ -110,8 +124,6 @@ def _compile(lowered: Any, shapes: Shapes, again: bool = False) -> tuple[int, st
             stats: Any = compiled.memory_analysis()
             code = int(stats.generated_code_size_in_bytes)
         program = Program(_program_text(Path(folder)))
-        if not again and not any(Path(folder).glob("*buffer-assignment.txt")):
-            return None
         return code, too_large, program, read_peak(Path(folder), program, shapes)
 
 

@@ -12,5 +12,3 @@ def plan_on_cpu() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    # What is found compiled there comes without the compiler's account of it.
-    jax.config.update("jax_enable_compilation_cache", False)
