@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilers import NEEDS_TPU, needs_compiler_of
 from jax.sharding import Mesh
 
 from gpt3_jax.config import load_config
@@ -17,13 +17,7 @@ from gpt3_jax.parallel.mesh import AXES
 from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.train.step import make_step
 
-NO_TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-NO_GPU = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="no CUDA plugin")
-TOPOLOGIES = [
-    pytest.param("v5p:2x2x1", marks=NO_TPU),
-    pytest.param("v6e:2x2", marks=NO_TPU),
-    pytest.param("h100:1x8", marks=NO_GPU),
-]
+TOPOLOGIES = [pytest.param(name, marks=needs_compiler_of(name)) for name in ("v5p:2x2x1", "v6e:2x2", "h100:1x8")]
 
 
 @functools.cache
@@ -68,7 +62,7 @@ def test_a_device_that_nothing_is_known_of_gets_none() -> None:
     assert compiler_options(Mesh(np.array(devices).reshape(1, -1, 1), AXES)) == {}
 
 
-@NO_TPU
+@NEEDS_TPU
 def test_a_single_device_gets_none() -> None:
     assert compiler_options(Mesh(np.array(mesh("v5p:2x2x1").devices.flat[0]).reshape(1, 1, 1), AXES)) == {}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 
 import pytest
+from compilers import NEEDS_GPU, NEEDS_TPU, needs_compiler_of
 from receipts_kept import FOLDER, KEPT, Kept
 
 from gpt3_jax.config import load_config
@@ -23,21 +23,10 @@ QUICK = ("gpt3-small.v5e-4x4", "gpt3-175b.v5p-8x8x8")
 """Compiled in the default run, where libtpu is installed; the others by `pytest -m slow`."""
 
 
-def _compiler(kept: Kept) -> str:
-    return "libtpu" if kept.topology.startswith(("v", "tpu")) else "jax_cuda13_plugin"
-
-
-def _command(kept: Kept) -> str:
-    """What installs it."""
-    return f"pip install -c constraints.txt -e '.[{'plan' if _compiler(kept) == 'libtpu' else 'cuda'}]'"
-
-
 def _cases() -> list[object]:
     cases = []
     for kept in KEPT:
-        marks = [] if kept.name in QUICK else [pytest.mark.slow]
-        missing = importlib.util.find_spec(_compiler(kept)) is None
-        marks.append(pytest.mark.skipif(missing, reason=f"{_compiler(kept)} is not installed: {_command(kept)}"))
+        marks = [needs_compiler_of(kept.topology), *([] if kept.name in QUICK else [pytest.mark.slow])]
         cases.append(pytest.param(kept, id=kept.name, marks=marks))
     return cases
 
@@ -114,8 +103,8 @@ def test_every_kept_plan_fits(kept: Kept) -> None:
 def test_every_size_has_a_tpu_and_a_gpu_receipt() -> None:
     from gpt3_jax.config import presets
 
-    for platform in ("libtpu", "jax_cuda13_plugin"):
-        assert {kept.configs[0] for kept in KEPT if _compiler(kept) == platform} == set(presets())
+    for compiler in (NEEDS_TPU, NEEDS_GPU):
+        assert {kept.configs[0] for kept in KEPT if needs_compiler_of(kept.topology) is compiler} == set(presets())
 
 
 def test_no_receipt_is_kept_that_nothing_compares() -> None:

@@ -4,9 +4,9 @@ TPUs and GPUs, whose matmul work must be found in full where the schedule is rea
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import pytest
+from compilers import NEEDS_GPU, NEEDS_TPU
 
 from gpt3_jax.config import load_config
 from gpt3_jax.model.transformer import band_shares
@@ -212,8 +212,6 @@ SMALL_TPU = (("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16"
 SMALL_GPU = (("gpt3-small", "mesh-h100-8"), "h100:1x8", ())
 LARGE_TPU = (("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ())
 LARGE_GPU = (("gpt3-175b", "mesh-h100-64x8"), "h100:64x8", ())
-NO_TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-NO_GPU = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="no CUDA plugin")
 
 
 @functools.cache
@@ -222,10 +220,10 @@ def compiled(configs: tuple[str, ...], topology: str, overrides: tuple[str, ...]
 
 
 CASES = [
-    pytest.param(SMALL_TPU, marks=NO_TPU, id="small-v5e"),
-    pytest.param(LARGE_TPU, marks=[NO_TPU, pytest.mark.slow], id="175b-v5p"),
-    pytest.param(SMALL_GPU, marks=[NO_GPU, pytest.mark.slow], id="small-h100"),
-    pytest.param(LARGE_GPU, marks=[NO_GPU, pytest.mark.slow], id="175b-h100"),
+    pytest.param(SMALL_TPU, marks=NEEDS_TPU, id="small-v5e"),
+    pytest.param(LARGE_TPU, marks=[NEEDS_TPU, pytest.mark.slow], id="175b-v5p"),
+    pytest.param(SMALL_GPU, marks=[NEEDS_GPU, pytest.mark.slow], id="small-h100"),
+    pytest.param(LARGE_GPU, marks=[NEEDS_GPU, pytest.mark.slow], id="175b-h100"),
 ]
 
 

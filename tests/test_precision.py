@@ -4,11 +4,11 @@ operands but those that are meant, and attention runs in the platform's kernel, 
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import pytest
+from compilers import NEEDS_TPU, needs_compiler_of
 
 from gpt3_jax.config import load_config, presets
 from gpt3_jax.model.transformer import band_shares
@@ -33,11 +33,8 @@ QUICK = ("gpt3-175b", "v5p:2x2x2")
 def _cases() -> list[object]:
     cases = []
     for topology in MESHES:
-        module = "jax_cuda13_plugin" if topology.startswith("h100") else "libtpu"
-        missing = importlib.util.find_spec(module) is None
         for model in presets():
-            marks = [pytest.mark.skipif(missing, reason=f"{module} is not installed")]
-            marks += [] if (model, topology) == QUICK else [pytest.mark.slow]
+            marks = [needs_compiler_of(topology), *([] if (model, topology) == QUICK else [pytest.mark.slow])]
             cases.append(pytest.param(model, topology, marks=marks, id=f"{model}-{topology}"))
     return cases
 
@@ -77,7 +74,7 @@ def test_attention_runs_in_the_platforms_kernel(model: str, topology: str) -> No
     assert not outside
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@NEEDS_TPU
 def test_a_model_in_fp32_is_seen() -> None:
     found = traced(*QUICK, "--model.dtype", "float32")
     assert sum(m.flops for m in fp32(found)) > 0.9 * sum(m.flops for m in found if not m.kernel)
