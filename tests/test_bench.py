@@ -150,6 +150,19 @@ def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) 
     assert workload.make_workload(config, mesh, False, largest=1).stage.sequences == 8
 
 
+def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = make_mesh(config.parallel)  # eight data shards, four sequences of the batch on each
+    large = replace(config, train={"microbatch": 8})
+    work = workload.make_workload(large, mesh, keep_batch=False)
+    assert (work.stage.sequences, work.stage.microbatches, work.shard_sequences) == (64, 1, 8)
+    assert work.why == "train.microbatch 8 on each data shard, above the 4 of the configuration's batch"
+    # Cut to what happens to be the whole batch, it is still not what was asked for.
+    monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
+    work = workload.make_workload(large, mesh, keep_batch=False)
+    assert work.tokens == 512
+    assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
+
+
 def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate decides, whatever the machine: here a pretended 36 GiB, and one of 100 that is filled by less."""
     config = preset("gpt3-xl")

@@ -62,7 +62,8 @@ def cpu_shard_sequences(config: Config) -> int:
 
 
 def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | None = None) -> Workload:
-    """The workload: one microbatch on each data shard, as large as the configuration's and no larger than fits.
+    """The workload: one microbatch on each data shard, as large as the configuration's and no larger than fits. A
+    `train.microbatch` above the batch is taken as asked for.
 
     Args:
         keep_batch: take the configuration's whole batch, with its microbatches, as it is.
@@ -76,7 +77,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
     room = capacity(device)
     micro = config.train.microbatch
     whole = max(1, config.train.batch_tokens // config.model.n_ctx // shards)
-    asked = min(micro, whole) if micro else whole
+    asked = micro or whole
     if keep_batch:
         run, sequences, reason = replace(config, train={"ramp_tokens": 0}), asked, ""
     else:
@@ -101,8 +102,10 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
             f"{room / 2**30:,.1f} GiB; take a smaller model, more devices, or raise parallel.stage"
         )
     why = ""
-    if stage.sequences * run.model.n_ctx != config.train.batch_tokens:
+    if stage.sequences * run.model.n_ctx != config.train.batch_tokens or sequences < asked:
         why = f"of the configuration's {config.train.batch_tokens:,} tokens one microbatch on each data shard"
+        if asked > whole:
+            why = f"train.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
         if sequences < asked:
             why += f", {sequences} of its {asked} sequences: {reason}"
     return Workload(run, mesh, stage, why)
