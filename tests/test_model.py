@@ -96,6 +96,36 @@ def test_a_deferred_gradient_is_that_of_the_output_matrix(rows: int) -> None:
     assert not np.any(nothing)
 
 
+def test_a_cpu_makes_the_product_with_the_vocabulary_behind_and_it_is_the_same() -> None:
+    rows = WIDTH + 1
+    _, embedding, _ = loss_inputs(jnp.bfloat16)
+    h = jax.random.normal(jax.random.key(5), (rows, WIDTH), jnp.bfloat16)
+    labels = jnp.arange(rows) % VOCAB - 1
+
+    def found(platform: str) -> tuple[Deferred, jax.Array, tuple[jax.Array, Deferred]]:
+        local = Local(platform=platform)
+        deferred = Deferred.zeros(rows, 5, embedding, local)
+
+        def weighted(h: jax.Array, deferred: Deferred) -> jax.Array:
+            return 3 * token_loss(h, embedding, labels, VOCAB, 5, local, deferred)
+
+        return deferred, *jax.jit(jax.value_and_grad(weighted, argnums=(0, 1)))(h, deferred)
+
+    (zeros, loss, (h_ct, behind)), (others, other_loss, (other_h_ct, in_front)) = found("cpu"), found("tpu")
+    assert (zeros.product_DV.shape, zeros.product_VD) == ((WIDTH, PADDED), None)
+    assert (others.product_VD.shape, others.product_DV) == ((PADDED, WIDTH), None)
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(h_ct, np.float32), np.asarray(other_h_ct, np.float32))
+    # Both round the sum over the chunks once, to bf16; in which order rows are summed may tip it the other way.
+    for part in ((0, PADDED), (8, 5)):
+        ours, theirs = behind.product(*part), in_front.product(*part)
+        assert ours.dtype == theirs.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=1e-5)
+    # And that is the gradient, but for what rounding the logits' cotangents loses.
+    expected = jax.grad(lambda e: 3 * plain_loss(h.astype(jnp.float32), e, labels))(embedding.astype(jnp.float32))
+    np.testing.assert_allclose(behind.product(0, PADDED), expected, rtol=2**-5, atol=2**-5)
+
+
 def test_rows_left_out_get_no_gradient_and_padding_neither_gradient_nor_probability() -> None:
     h, embedding, labels = loss_inputs()
     # A padding row that would win if it counted.
