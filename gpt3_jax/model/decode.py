@@ -20,7 +20,7 @@ from jax import lax
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
-from gpt3_jax.model.matmul import einsum, linear
+from gpt3_jax.model.matmul import default_is_cpu, einsum, linear
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import layer_norm
 from gpt3_jax.model.transformer import bands, mlp, qkv_projection
@@ -142,19 +142,15 @@ def decode_step(
     return _logits(weights, x_BQD, config), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def _copies(config: ModelConfig, batch: int) -> int:
     """How many equal rows a step computes for one. XLA's CPU backend runs a bf16 matmul of a single row at a tenth of
     the speed of two, which read the weights once all the same."""
-    return 2 if batch == 1 and config.dtype == "bfloat16" and _on_cpu() else 1
+    return 2 if batch == 1 and config.dtype == "bfloat16" and default_is_cpu() else 1
 
 
 def _cache_dtype(config: ModelConfig) -> str:
     """The CPU backend writes bf16 by way of fp32, which for one position means the whole cache, there and back."""
-    return "float32" if _on_cpu() else config.dtype
+    return "float32" if default_is_cpu() else config.dtype
 
 
 def _bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -183,7 +179,7 @@ def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array) -> ja
     batch, heads, _ = new_BHK.shape
     slots_B = positions_B % cache_NSK.shape[1]
     new_BHK = new_BHK.astype(cache_NSK.dtype)
-    if not _on_cpu():
+    if not default_is_cpu():
         new_NK = new_BHK.reshape(batch * heads, -1)
         return cache_NSK.at[jnp.arange(batch * heads), jnp.repeat(slots_B, heads)].set(new_NK)
     # The CPU compiler takes a scatter apart into what copies the whole cache, several times.

@@ -92,10 +92,15 @@ def _linear_backward(platform: str, saved: tuple[jax.Array, jax.Array], ct: jax.
 _linear.defvjp(lambda x, kernel, platform: _linear_forward(x, kernel), _linear_backward)
 
 
+def default_is_cpu() -> bool:
+    """Whether what runs where nobody has said so runs on a CPU."""
+    return jax.default_backend() == "cpu"
+
+
 def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:
     """The sum over rows of ``a[n, I] b[n, O]``: [I, O] in `dtype`, accumulated in fp32. A kernel's gradient."""
     # Asked of both: `forward`, which is differentiated from Python, is told of no platform.
-    if platform == "cpu" and jax.default_backend() == "cpu" and a_NI.dtype == jnp.bfloat16:
+    if platform == "cpu" and default_is_cpu() and a_NI.dtype == jnp.bfloat16:
         return _accumulate("in,no->io", _transposed(a_NI), b_NO, dtype)
     return _accumulate("ni,no->io", a_NI, b_NO, dtype)
 
