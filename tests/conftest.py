@@ -1,8 +1,23 @@
 """Eight fake CPU devices for every test, set before JAX starts."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"])
+# LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs for
+# milliseconds. What the user has set wins. Processes that tests start are compiled as for a user.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+    ]
+)
 # Nothing of the user's: tests that mean to have compiled programs kept say where.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no garbage collection looks through it again, and checkpoints ask for many."""
+    gc.collect()
+    gc.freeze()
