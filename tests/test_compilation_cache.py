@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -19,18 +20,21 @@ from gpt3_jax.config import Config, replace, to_yaml
 from gpt3_jax.parallel import compilation_cache
 from gpt3_jax.train.integrity import named_leaves
 
-# Counts what is found and what is written, and says so at the end.
+# Counts what each command finds and what it writes, and says so at its end.
 PROGRAM = """
-import atexit, collections, sys
+import collections, json, sys
 import jax.monitoring
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
 from gpt3_jax.parallel import compilation_cache
 compilation_cache._MIN_COMPILE_S = 0.0
 from gpt3_jax.cli.main import main
-code = main(sys.argv[1:])
-print("found", counts["cache_hits"], "written", counts["cache_misses"], flush=True)
-raise SystemExit(code)
+for arguments in json.loads(sys.argv[1]):
+    counts.clear()
+    code = main(arguments)
+    print("found", counts["cache_hits"], "written", counts["cache_misses"], flush=True)
+    if code:
+        raise SystemExit(code)
 """
 
 
@@ -39,8 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def start(arguments: list[str], cache: Path, **variables: str) -> subprocess.Popen[str]:
-    """``gpt3-jax`` as from a user's shell, whose cache folder is `cache`."""
+def start(commands: list[list[str]], cache: Path, **variables: str) -> subprocess.Popen[str]:
+    """``gpt3-jax`` with each of these arguments in turn, as from a user's shell, whose cache folder is `cache`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     env |= {
         "JAX_PLATFORMS": "cpu",
@@ -49,27 +53,25 @@ def start(arguments: list[str], cache: Path, **variables: str) -> subprocess.Pop
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **variables,
     }
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def train(config: Config, cache: Path, **variables: str) -> subprocess.Popen[str]:
+def train(config: Config) -> list[str]:
     file = Path(config.train.run_dir).with_suffix(f".{config.distributed.process_id}.yaml")
     file.write_text(to_yaml(config))
-    return start(["train", "--config", str(file)], cache, **variables)
+    return ["train", "--config", str(file)]
 
 
-def counts(out: str) -> tuple[int, int]:
-    """Programs found in the cache, and written to it."""
-    found = re.search(r"found (\d+) written (\d+)", out)
-    assert found is not None, out
-    return int(found[1]), int(found[2])
+def counts(out: str) -> list[tuple[int, int]]:
+    """Programs found in the cache, and written to it, by each command."""
+    return [(int(found), int(written)) for found, written in re.findall(r"found (\d+) written (\d+)", out)]
 
 
-def run(config: Config, cache: Path, **variables: str) -> tuple[tuple[int, int], str]:
-    code, out, err = finish(train(config, cache, **variables))
+def run(commands: list[list[str]], cache: Path, **variables: str) -> tuple[list[tuple[int, int]], str, str]:
+    code, out, err = finish(start(commands, cache, **variables))
     assert code == 0, out + err
-    return counts(out), err
+    return counts(out), out, err
 
 
 def programs(cache: Path) -> list[Path]:
@@ -98,28 +100,23 @@ def alternating(data: Path, run_dir: Path, **train: Any) -> Config:
 def test_a_second_start_compiles_nothing_and_changes_no_bit(tmp_path: Path, data: Path) -> None:
     cold, warm, damaged = (alternating(data, tmp_path / name, tokens=256) for name in ("cold", "warm", "damaged"))
     cache = tmp_path / "cache"
-    (found, written), err = run(cold, cache)
+    generate = ["generate", cold.train.run_dir, "--prompt", "ab", "--max-tokens", "6"]
+    first, said, err = run([train(cold), generate], cache)
     kept = programs(cache)
-    assert found == 0 and written == len(kept) > 0
+    assert first[0][0] == 0 and all(written > 0 for _, written in first)
+    assert sum(written for _, written in first) == len(kept)
     assert "programs" not in err
-    assert run(warm, cache)[0] == (len(kept), 0)
+    second, again, _ = run([train(warm), generate], cache)
+    assert second == [(found + written, 0) for found, written in first]
+    texts = [re.split(r"found \d+ written \d+\n", out)[1] for out in (said, again)]
+    assert texts[0] == texts[1] != ""
 
     for path in kept:  # as a process killed while it writes leaves them
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    (found, _), err = run(damaged, cache)
-    assert found == 0
+    (third,), _, err = run([train(damaged)], cache)
+    assert third[0] == 0
     assert "Error reading persistent compilation cache entry for 'jit_step'" in err
     assert_bit_identical(cold, warm, damaged)
-
-    texts = []
-    for first in (True, False):
-        command = ["generate", cold.train.run_dir, "--prompt", "ab", "--max-tokens", "6"]
-        code, out, err = finish(start(command, tmp_path / "cache-of-generation"))
-        assert code == 0, out + err
-        found, written = counts(out)
-        assert (found == 0) == first and (written == 0) == (not first)
-        texts.append(out.partition("\nfound")[0])
-    assert texts[0] == texts[1]
 
 
 @pytest.fixture
@@ -188,11 +185,12 @@ def two(config: Config, caches: list[Path]) -> list[tuple[tuple[int, int], str]]
         port = free.getsockname()[1]
     manual = {"mode": "manual", "coordinator": f"127.0.0.1:{port}", "processes": 2}
     processes = [
-        train(replace(config, distributed={**manual, "process_id": rank}), cache) for rank, cache in enumerate(caches)
+        start([train(replace(config, distributed={**manual, "process_id": rank}))], cache)
+        for rank, cache in enumerate(caches)
     ]
     ended = [finish(process) for process in processes]
     assert [code for code, _, _ in ended] == [0, 0], ended
-    return [(counts(out), err) for _, out, err in ended]
+    return [(counts(out)[0], err) for _, out, err in ended]
 
 
 @pytest.mark.slow
