@@ -4,6 +4,7 @@ which the planner takes for a node of GPUs with little memory."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.plan import elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
+from gpt3_jax.plan.compiled import CompiledStep, compile_step
 from gpt3_jax.plan.search import candidates, nearest, plan, search
 from gpt3_jax.plan.topologies import Topology
 
@@ -33,6 +35,19 @@ def node(memory: int = 10**9) -> Topology:
 def settings() -> Config:
     base = config(Cell(1, (1, 8, 1)))
     return dataclasses.replace(base, train=dataclasses.replace(base.train, batch_tokens=SEQUENCES * CONTEXT))
+
+
+@functools.cache
+def compiled(config: Config) -> CompiledStep:
+    return compile_step(config, node())
+
+
+@pytest.fixture(autouse=True)
+def each_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes differ in memory only, which the CPU's compiler is not told of."""
+    monkeypatch.setattr(
+        searching, "compile_step", lambda config, machine: dataclasses.replace(compiled(config), topology=machine)
+    )
 
 
 def silent(line: str) -> None:

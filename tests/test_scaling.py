@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -30,6 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "DEPTHS", LAYERS)
 
 
+@functools.cache
 def plan(config: Config, topology: Topology) -> Receipt:
     return make_receipt(compile_step(config, topology))
 
@@ -40,17 +42,17 @@ def machine(name: str) -> Topology:
 
 @pytest.mark.usefixtures("small")
 def test_state_falls_as_one_over_n_and_depth_is_varied() -> None:
-    by_depth, by_devices = scaling.measure("fake", LAYERS, (2, 4, 8), plan, machine)
+    by_depth, by_devices = scaling.measure("fake", LAYERS, (2, 8), plan, machine)
     assert [(p.layers, p.devices) for p in by_depth] == [(2, 8), (4, 8)]
-    assert [(p.layers, p.devices) for p in by_devices] == [(4, 2), (4, 4), (4, 8)]
+    assert [(p.layers, p.devices) for p in by_devices] == [(4, 2), (4, 8)]
     # Every tensor divides; counters and the batch are no part of it.
-    for point, data in zip(by_devices, (1, 2, 4), strict=True):
+    for point, data in zip(by_devices, (1, 4), strict=True):
         assert point.state == pytest.approx(by_devices[0].state / data, rel=1e-3)
         assert point.state == pytest.approx(point.state_formula, rel=1e-3)
         assert 0 < point.seconds < 600 and point.total > point.state
     assert by_depth[0].state < by_depth[1].state
     text = scaling.table(by_depth, by_devices)
-    assert "12 Ψ / N" in text and len(scaling.as_data(by_depth, by_devices)["by_devices"]) == 3
+    assert "12 Ψ / N" in text and len(scaling.as_data(by_depth, by_devices)["by_devices"]) == 2
 
 
 def test_the_model_is_175b_at_stage_3_with_one_sequence_a_shard() -> None:
