@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs for
 # milliseconds. What the user has set wins. Processes that tests start are compiled as for a user.
@@ -17,7 +19,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 
-def pytest_collection_finish() -> None:
-    """What has been imported stays: no garbage collection looks through it again, and checkpoints ask for many."""
+@pytest.fixture(scope="module", autouse=True)
+def what_there_is_stays() -> None:
+    """No garbage collection looks again through what was imported and traced before: reading a checkpoint asks for
+    several."""
     gc.collect()
     gc.freeze()
