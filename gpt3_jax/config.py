@@ -228,6 +228,9 @@ class TrainConfig:
     unroll: int = 1
     """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU; compile time and
     code grow with it."""
+    mlp_parts: int = 1
+    """At ZeRO stage 3 with remat full: parts that an MLP's weights are gathered in, one worked with while the next is
+    on its way. With more, less memory; and mostly some more time (`gpt3-jax plan` says both)."""
     loss_chunk: int = 1024
     """Rows (tokens) of logits held at once by the loss."""
     log_tokens: int = 0
@@ -248,6 +251,7 @@ class TrainConfig:
             "ramp_start_tokens",
             "ramp_stages",
             "unroll",
+            "mlp_parts",
             "loss_chunk",
             "eval_tokens",
         ):
@@ -356,6 +360,11 @@ class Config:
             self.model.n_heads % self.parallel.tensor == 0,
             f"model.n_heads {self.model.n_heads} does not divide by parallel.tensor {self.parallel.tensor}; "
             "choose a tensor axis that divides the heads",
+        )
+        _require(
+            self.train.mlp_parts == 1 or (self.parallel.stage == 3 and self.train.remat == "full"),
+            f"train.mlp_parts is {self.train.mlp_parts} with parallel.stage {self.parallel.stage} and train.remat "
+            f"{self.train.remat}; expected 1 there: only stage 3 with remat full gathers an MLP's weights in parts",
         )
 
 

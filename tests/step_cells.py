@@ -37,6 +37,7 @@ class Cell(NamedTuple):
     remat: str = "none"
     dtype: str = "float32"
     unroll: int = 1
+    mlp_parts: int = 1
 
     def __str__(self) -> str:
         mesh, unroll = "x".join(map(str, self.mesh)), f"-unroll{self.unroll}" if self.unroll > 1 else ""
@@ -86,6 +87,7 @@ def config(cell: Cell, **optimizer: Any) -> Config:
             batch_tokens=batch_tokens,
             remat=cell.remat,  # type: ignore[arg-type]
             unroll=cell.unroll,
+            mlp_parts=cell.mlp_parts,
             loss_chunk=37,
             seed=7,
         ),

@@ -30,8 +30,9 @@ attention = importlib.import_module("gpt3_jax.model.attention")
 
 SEQUENCES, CONTEXT, BAND = 4, 160, 24
 FILES = ("argparse.py", "typing.py")
-SWITCHED = {"unroll": 1, "remat": "full", "microbatch": 2, "loss_chunk": 100}
-"""A scan over blocks that choose their kind of attention; two microbatches, chunks that do not divide their rows."""
+SWITCHED = {"unroll": 1, "remat": "full", "mlp_parts": 4, "microbatch": 2, "loss_chunk": 100}
+"""A scan over blocks that choose their kind of attention; MLPs in parts, two microbatches, chunks that do not divide
+their rows."""
 UNROLLED = {"unroll": 2, "remat": "none", "microbatch": 0, "loss_chunk": 1024}
 """Straight-line code, one chunk."""
 PERTURBED = 4
@@ -53,7 +54,7 @@ def config(dtype: str, steps: int, **train: Any) -> Config:
     tokens = SEQUENCES * CONTEXT
     values["optimizer"] |= {"peak_lr": 5e-3, "warmup_tokens": 10 * tokens, "decay_tokens": steps * tokens}
     values["train"] |= {"batch_tokens": tokens, "tokens": steps * tokens, **train}
-    values["parallel"] |= {"data": 1}
+    values["parallel"] |= {"data": 1, "stage": 3 if "mlp_parts" in train else 1}
     return from_dict(values)
 
 

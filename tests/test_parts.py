@@ -67,6 +67,22 @@ def test_steps_change_nothing() -> None:
     assert_steps_change_nothing()
 
 
+def assert_parts_of_the_mlp_change_nothing(mesh: tuple[int, int, int] = (1, 8, 1)) -> None:
+    """Forward and backward, an MLP's hidden layer in parts."""
+    assert_same(train(CELL._replace(mesh=mesh, mlp_parts=8)))
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (1, 1, 8)], ids=str)
+def test_parts_of_the_mlp_change_nothing(mesh: tuple[int, int, int]) -> None:
+    assert_parts_of_the_mlp_change_nothing(mesh)
+
+
+def test_parts_of_the_mlp_come_in_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    unchanged()
+    monkeypatch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+    assert_parts_of_the_mlp_change_nothing()
+
+
 def test_parts_move_the_same_volume_in_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     want = of_step(CELL)
     monkeypatch.setattr(matmul, "_PART", 600)
@@ -81,6 +97,19 @@ def test_parts_move_the_same_volume_in_more_calls(monkeypatch: pytest.MonkeyPatc
         parts = next(p for p in (1, 2, 4, 8) if p == most or elements <= p * (3000 if n == 1 else 600))
         expected[elements // parts] += n * parts
     assert tally(found, "reduce-scatter", "data") == expected
+
+
+def test_parts_of_the_mlp_move_the_same_volume_in_more_calls() -> None:
+    want, found = of_step(CELL), of_step(CELL._replace(mlp_parts=8))
+    for kind in ("all-gather", "reduce-scatter"):
+        assert sent(found, kind, axis="data") == sent(want, kind, axis="data")
+        per_part = Counter(tally(want, kind, "data"))
+        for name in ("mlp_up_kernel", "mlp_up_bias", "mlp_down_kernel"):
+            n, elements = parameters(CELL)[name]
+            calls = n * (2 if kind == "all-gather" else 1)
+            per_part[elements] -= calls
+            per_part[elements // 8] += 8 * calls
+        assert tally(found, kind, "data") == +per_part
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

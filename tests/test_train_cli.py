@@ -168,6 +168,20 @@ BAD: list[Case] = [
         nothing,
     ),
     (
+        "an MLP in parts where it is not gathered",
+        ["--train.mlp_parts", "4"],
+        r"mlp_parts is 4 with parallel\.stage \d and train\.remat \w+; expected 1 there",
+        2,
+        nothing,
+    ),
+    (
+        "parts that do not divide an MLP",
+        ["--parallel.stage", "3", "--train.remat", "full", "--train.mlp_parts", "3"],
+        r"mlp_parts is 3, which does not divide a device's \d+ of the MLP's \d+ hidden units",
+        2,
+        nothing,
+    ),
+    (
         "ramp above the full batch",
         ["--train.ramp_tokens", "1000"],
         r"ramp_start_tokens 32768 is above train\.batch_tokens 128",

@@ -21,9 +21,10 @@ from jax import lax
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.matmul import default_is_cpu, einsum, linear
+from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import layer_norm
-from gpt3_jax.model.transformer import bands, mlp, qkv_projection
+from gpt3_jax.model.transformer import bands, qkv_projection
 
 _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from gpt3_jax.parallel.zero import Gathered
+from gpt3_jax.parallel.gather import Gathered
 
 
 def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -95,6 +95,11 @@ _linear.defvjp(lambda x, kernel, platform: _linear_forward(x, kernel), _linear_b
 def default_is_cpu() -> bool:
     """Whether what runs where nobody has said so runs on a CPU."""
     return jax.default_backend() == "cpu"
+
+
+def linear_backward(x: jax.Array, kernel: Gathered, ct: jax.Array, platform: str) -> tuple[jax.Array, Gathered]:
+    """The cotangents of `linear`'s arguments from that of its result, which is not computed for it."""
+    return _linear_gathered_backward(platform, (x, kernel), ct)
 
 
 def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:

@@ -22,8 +22,9 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.matmul import einsum, linear
+from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
-from gpt3_jax.model.pointwise import add_bias, gelu, layer_norm
+from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import DATA
 
@@ -44,7 +45,8 @@ class Weights(Protocol):
         """Whether `block` makes the weights anew, so that the backward pass should not keep them."""
 
     def block(self, layer: Any) -> Block:
-        """The weights of one block from its slice of `blocks`; called inside the scan."""
+        """The weights of one block from its slice of `blocks`; called inside the scan. The MLP's may be shards in
+        parts (`parallel.gather.Sharded`)."""
 
     def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
         """The token embedding: what is differentiated, its value [V, D], and what turns some of the value's rows of
@@ -208,12 +210,6 @@ def qkv_projection(
     qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias)
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
     return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
-
-
-def mlp(block: Block, x_BTD: jax.Array, platform: str = "") -> jax.Array:
-    """The MLP without its output bias, which stands behind the reduction over tensor shards."""
-    up = add_bias(linear(x_BTD, block.mlp_up_kernel, platform), block.mlp_up_bias)
-    return linear(gelu(up), block.mlp_down_kernel, platform)
 
 
 def _block(block: Block, x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local) -> jax.Array:

@@ -155,6 +155,7 @@ def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
     mesh = make_mesh(config.parallel)
     schedule = batch_schedule(config, batch_shards(mesh))
     abstract_state(config, mesh)
+    make_step(config, mesh)  # which is not traced by it
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.n_vocab > config.model.n_vocab:
         raise UserError(

@@ -26,7 +26,7 @@ _BATCH = (
 # `data.train` and `data.tokenizer` are compared by what they hold, not by where they lie.
 _FREE = {
     "train": {
-        "run_dir", "tokens", "microbatch", "remat", "unroll", "loss_chunk", "log_tokens", "eval_tokens",
+        "run_dir", "tokens", "microbatch", "remat", "unroll", "mlp_parts", "loss_chunk", "log_tokens", "eval_tokens",
         "eval_sequences", "nonfinite", "tensorboard",
     },
     "data": {"train", "eval", "prefetch", "tokenizer"},

@@ -43,7 +43,8 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's
     loss is divided by the tokens of the whole batch, so that sums over microbatches and devices are its mean.
     """
-    zero = Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, mesh_platform(mesh))
+    table, platform = param_table(config.model), mesh_platform(mesh)
+    zero = Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
     mask = decay_mask(config.model)
     schedule = optimizer.learning_rate(config.optimizer)
