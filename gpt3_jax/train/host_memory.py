@@ -17,7 +17,7 @@ import jax
 from gpt3_jax.config import ModelConfig, TrainConfig
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
-_LARGEST = 2**31 - 1
+_NEVER = -1  # a threshold, which is an int here, would be passed by 2 GiB that are free
 _ACCELERATOR_NODES = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 _ARENA_BYTES = 60e6
 """What an arena of one thread holds at most (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
@@ -52,7 +52,7 @@ def keep_freed_memory(largest_block: float) -> None:
         # threads wait for one another there, which a small step feels more than anything else.
         libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     libc.mallopt(_M_TOP_PAD, 2**28)
 
 
