@@ -170,12 +170,12 @@ def _scan(
     def one_chunk(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         h_CD, labels_C = chunk
         logits_CV = einsum("cd,vd->cv", h_CD, embedding_VD, jnp.float32)
-        logits_CV = jnp.where(column < n_vocab, logits_CV, _MASKED)
+        logits_CV = _without_padding(logits_CV, n_vocab, column, local)
         top_C = local.max_tensor(jnp.max(logits_CV, axis=-1))
         exp_CV = jnp.exp(logits_CV - top_C[:, None])
         total_C = local.sum_tensor(jnp.sum(exp_CV, axis=-1))
         is_label_CV = labels_C[:, None] == column
-        label_logit_C = local.sum_tensor(jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1))
+        label_logit_C = _label_logits(logits_CV, labels_C, is_label_CV, local)
         counts_C = labels_C >= 0
         loss = carry[0] + jnp.sum(jnp.where(counts_C, jnp.log(total_C) + top_C - label_logit_C, 0.0))
         if deferred is None:
@@ -204,3 +204,25 @@ def _scan(
         (loss, product_VD), (h_ct,) = lax.scan(one_chunk, (zero, zeros_VD), (h_chunks, label_chunks))
         kept = Deferred(product_VD=product_VD)
     return loss, (h_ct.reshape(-1, d)[:n], kept)
+
+
+def _few_passes(local: Local) -> bool:
+    """Whether logits are picked and masked where they lie. XLA's CPU backend makes a pass over all of a chunk's, there
+    and back, of each mask that a reduction stands behind; others fuse the masks into their reductions."""
+    return local.platform == "cpu" and local.tensor is None
+
+
+def _without_padding(logits_CV: jax.Array, n_vocab: int, column: jax.Array, local: Local) -> jax.Array:
+    padding = logits_CV.shape[1] - n_vocab
+    if not _few_passes(local):
+        return jnp.where(column < n_vocab, logits_CV, _MASKED)
+    if padding <= 0:
+        return logits_CV
+    return lax.dynamic_update_slice_in_dim(logits_CV, jnp.full_like(logits_CV[:, :padding], _MASKED), n_vocab, axis=1)
+
+
+def _label_logits(logits_CV: jax.Array, labels_C: jax.Array, is_label_CV: jax.Array, local: Local) -> jax.Array:
+    """Each row's logit of its label; of a row that is left out, any number."""
+    if _few_passes(local):
+        return jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1, mode="clip")[:, 0]
+    return local.sum_tensor(jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1))
