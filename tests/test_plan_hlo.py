@@ -271,16 +271,19 @@ def test_a_collective_that_a_tpu_splits_over_fusions_counts_once() -> None:
   ROOT %all.{i} = f32[64]{{0}} all-reduce(%p.{i}), replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}, to_apply=%add
 }}
 """
-        for i in range(3)
+        for i in range(5)
     )
     found = module(
         "%async-collective-start.1 = (f32[64]{0}, f32[64]{0}) fusion(%a), kind=kCustom, calls=%part.0",
         "%element = f32[64]{0} get-tuple-element(%async-collective-start.1), index=1",
         "%between = f32[64]{0} fusion(%element), kind=kOutput, calls=%part.1",
-        "ROOT %async-collective-done.1 = f32[64]{0} fusion(%between), kind=kCustom, calls=%part.2",
+        "%behind = (f32[64]{0}, f32[64]{0}) fusion(%between), kind=kOutput, calls=%part.2",
+        "%its = f32[64]{0} get-tuple-element(%behind), index=0",
+        "%another = f32[64]{0} fusion(%a), kind=kOutput, calls=%part.3",
+        "ROOT %async-collective-done.1 = f32[64]{0} fusion(%its, %another), kind=kCustom, calls=%part.4",
         computations=fused,
     ).collectives()
-    assert [(one.calls, one.asynchronous) for one in found] == [(1, True)]
+    assert [(one.calls, one.asynchronous) for one in found] == [(1, True), (1, False)]
 
 
 def test_each_branch_of_a_condition_runs_its_share() -> None:

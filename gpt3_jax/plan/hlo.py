@@ -236,8 +236,17 @@ class Program:
         if fusion.name.startswith("async-collective-done"):
             return True
         before = (self.instructions.get(name) for name in fusion.operands)
-        sources = (i.operands[0] if i and i.opcode == "get-tuple-element" else i.name if i else "" for i in before)
-        return any(name.startswith(_STARTED) for name in sources)
+        sources = {i.operands[0] if i.opcode == "get-tuple-element" else i.name for i in before if i}
+        if any(name.startswith(_STARTED) for name in sources):
+            return True
+        # Carried through several: the one before has the same collective, and carries it on itself.
+        fusions = (i for name in sources if (i := self.instructions.get(name)) and i.opcode == "fusion")
+        return any(self._inside(fusion) & self._inside(other) and self._goes_on(other) for other in fusions)
+
+    def _inside(self, fusion: Instruction) -> frozenset[tuple[str, str]]:
+        """Opcode and shape of each collective that is written into a fusion."""
+        inside = (i for name in fusion.called("calls") for i in self._computations[name].values())
+        return frozenset((i.opcode, i.shape) for i in inside if i.opcode in _KINDS)
 
     def _collective(self, i: Instruction, outer: Instruction, calls: float, wrapped: bool) -> CompiledCollective | None:
         kind = _KINDS[i.opcode]
