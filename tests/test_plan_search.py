@@ -75,6 +75,22 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
     assert {candidate.config.train.remat for candidate in found} == {"none", "dots", "full"}
 
 
+def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
+    base = settings()
+    asked = dataclasses.replace(
+        base,
+        parallel=dataclasses.replace(base.parallel, stage=3),
+        train=dataclasses.replace(base.train, remat="full", mlp_parts=3),
+    )
+    found = candidates(asked, node())
+    assert {c.config.train.mlp_parts for c in found} == {1}
+    eight = dataclasses.replace(asked, train=dataclasses.replace(asked.train, mlp_parts=8))
+    for candidate in candidates(eight, node()):
+        inside = candidate.config.parallel.stage == 3 and candidate.config.train.remat == "full"
+        assert candidate.config.train.mlp_parts == (8 if inside else 1)
+        assert candidate.options.endswith(f"--train.mlp_parts {candidate.config.train.mlp_parts}")
+
+
 def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None:
     two_nodes = dataclasses.replace(node(), shape=(2, 4))
     assert {tuple(c.mesh.values()) for c in candidates(settings(), two_nodes)} == {
@@ -169,6 +185,7 @@ def _now(config: Config, mesh: dict[str, int]) -> dict[str, object]:
         **{f"parallel.{axis}": size for axis, size in mesh.items()},
         "train.remat": config.train.remat,
         "train.microbatch": config.train.microbatch,
+        "train.mlp_parts": config.train.mlp_parts,
     }
 
 

@@ -49,6 +49,7 @@ class Candidate:
             **{f"parallel.{axis}": self.mesh[axis] for axis in AXES},
             "train.remat": train.remat,
             "train.microbatch": train.microbatch,
+            "train.mlp_parts": train.mlp_parts,
         }
 
     @property
@@ -119,6 +120,7 @@ def nearest(
         **{f"parallel.{axis}": mesh[axis] for axis in AXES},
         "train.remat": config.train.remat,
         "train.microbatch": config.train.microbatch,
+        "train.mlp_parts": config.train.mlp_parts,
     }
 
     def changes(candidate: Candidate) -> int:
@@ -207,6 +209,9 @@ def _code_version() -> str:
 def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int) -> Config:
     parallel: Any = {"stage": stage, **mesh}
     train: Any = {"remat": remat, "microbatch": microbatch}
+    units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
+    if stage != 3 or remat != "full" or units % config.train.mlp_parts:
+        train["mlp_parts"] = 1
     return dataclasses.replace(
         config,
         parallel=dataclasses.replace(config.parallel, **parallel),
