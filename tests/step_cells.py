@@ -41,7 +41,8 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         mesh, unroll = "x".join(map(str, self.mesh)), f"-unroll{self.unroll}" if self.unroll > 1 else ""
-        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}{unroll}"
+        parts = f"-parts{self.mlp_parts}" if self.mlp_parts > 1 else ""
+        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}{unroll}{parts}"
 
 
 def matrix(dtype: str = "float32") -> list[Cell]:

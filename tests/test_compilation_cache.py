@@ -106,10 +106,13 @@ def test_a_second_start_compiles_nothing_and_changes_no_bit(tmp_path: Path, data
     assert first[0][0] == 0 and all(written > 0 for _, written in first)
     assert sum(written for _, written in first) == len(kept)
     assert "programs" not in err
-    second, again, _ = run([train(warm), generate], cache)
-    assert second == [(found + written, 0) for found, written in first]
-    texts = [re.split(r"found \d+ written \d+\n", out)[1] for out in (said, again)]
-    assert texts[0] == texts[1] != ""
+    # Each command by itself: it is to find the cache without the other's help.
+    second, _, _ = run([train(warm)], cache)
+    assert second == [(sum(first[0]), 0)]
+    ((found, written),), again, _ = run([generate], cache)
+    assert found >= sum(first[1]) and not written
+    texts = [re.split(r"found \d+ written \d+\n", out) for out in (said, again)]
+    assert texts[0][1] == texts[1][0] != ""
 
     for path in kept:  # as a process killed while it writes leaves them
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -55,38 +55,6 @@ def test_a_block_that_was_freed_is_not_paid_for_again(size: float) -> None:
     assert faults("keep") < 1000 < 3 * min(size, 90e6) / 4096 * 0.9 < faults("leave")
 
 
-_PLACES = """
-import ctypes, sys
-from gpt3_jax.train.host_memory import keep_freed_memory
-size = int(float(sys.argv[1]))
-keep_freed_memory(size, float(sys.argv[2]))
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
-libc.posix_memalign.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t]
-places, last = set(), None
-for step in range(40):
-    block = ctypes.c_void_p()
-    assert libc.posix_memalign(ctypes.byref(block), 64, size) == 0
-    places.add(block.value)
-    libc.malloc(int(1e6))
-    if step % 3 == 0:  # most of the time it is freed before the next comes
-        last, block = block, last
-    libc.free(block)
-print((max(places) - min(places)) / size + 1)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_small_blocks_that_last_do_not_take_the_places_of_large_ones() -> None:
-    def blocks(lasting: float) -> float:
-        done = subprocess.run([sys.executable, "-c", _PLACES, "2e8", str(lasting)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
-
-    assert blocks(1e8) < 3.01 < blocks(0)
-
-
 @pytest.mark.parametrize("name", ["shakespeare", "quickstart"])
 def test_what_a_step_keeps_is_known_roughly(name: str) -> None:
     config = replace(preset(name), parallel={"data": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import test_traffic
 import test_zero
-from step_cells import Cell, batch, compiled, config, mesh_of, on_mesh, place
+from step_cells import CONTEXT, Cell, batch, compiled, config, mesh_of, on_mesh, place
 from test_traffic import of_step, parameters, sent, tally
 
 from gpt3_jax.model import matmul, transformer
 from gpt3_jax.parallel import zero
 from gpt3_jax.parallel.mesh import data_steps
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
 
 CELL = Cell(3, (1, 8, 1), 1, "full")
 ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
@@ -110,6 +113,30 @@ def test_parts_of_the_mlp_move_the_same_volume_in_more_calls() -> None:
             per_part[elements] -= calls
             per_part[elements // 8] += 8 * calls
         assert tally(found, kind, "data") == +per_part
+
+
+def test_parts_of_the_mlp_are_gathered_one_by_one() -> None:
+    """In loops, forward and backward, so that no compiler can gather them all ahead; and nowhere whole."""
+    settings = config(CELL._replace(mlp_parts=8))
+    mesh = mesh_of(settings)
+    rows = jax.ShapeDtypeStruct((16, CONTEXT + 1), np.int32)
+    jaxpr = make_step(settings, mesh).trace(abstract_state(settings, mesh), rows).jaxpr
+    # Two kernels, forward and backward: the first part is gathered in front of the loop over the other seven.
+    assert [elements for looped, elements in gathers(jaxpr) if looped and elements > 128] == [32 * 128 // 8] * 4
+    assert not [elements for _, elements in gathers(jaxpr) if elements == 32 * 128]
+
+
+def gathers(jaxpr: Any, looped: bool = False) -> Iterator[tuple[bool, int]]:
+    """Of each gather, whether it stands in a scan over seven parts; and its elements."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "all_gather":
+            yield looped, eqn.outvars[0].aval.size
+        is_loop = eqn.primitive.name == "scan" and (eqn.params["length"], eqn.params["unroll"]) == (7, 1)
+        inside = looped or is_loop
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from gathers(inner, inside)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

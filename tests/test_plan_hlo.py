@@ -264,26 +264,46 @@ def test_an_all_reduce_of_which_a_fusion_keeps_everything_is_one(kept: int, kind
     assert (found.kind, found.devices, found.bytes) == (kind, 4, 256)
 
 
-def test_a_collective_that_a_tpu_splits_over_fusions_counts_once() -> None:
-    fused = "".join(
+def all_reduces(*channels: int) -> str:
+    """Computations that are one all-reduce each, of the given channels; 0 for none."""
+    return "".join(
         f"""%part.{i} (p.{i}: f32[64]) -> f32[64] {{
   %p.{i} = f32[64]{{0}} parameter(0)
-  ROOT %all.{i} = f32[64]{{0}} all-reduce(%p.{i}), replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}, to_apply=%add
-}}
+  ROOT %all.{i} = f32[64]{{0}} all-reduce(%p.{i}),{f" channel_id={channel}," * bool(channel)} """
+        """replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
 """
-        for i in range(5)
+        for i, channel in enumerate(channels)
     )
+
+
+@pytest.mark.parametrize("channel", [0, 7])
+def test_a_collective_that_a_tpu_splits_over_fusions_counts_once(channel: int) -> None:
     found = module(
         "%async-collective-start.1 = (f32[64]{0}, f32[64]{0}) fusion(%a), kind=kCustom, calls=%part.0",
         "%element = f32[64]{0} get-tuple-element(%async-collective-start.1), index=1",
         "%between = f32[64]{0} fusion(%element), kind=kOutput, calls=%part.1",
-        "%behind = (f32[64]{0}, f32[64]{0}) fusion(%between), kind=kOutput, calls=%part.2",
-        "%its = f32[64]{0} get-tuple-element(%behind), index=0",
-        "%another = f32[64]{0} fusion(%a), kind=kOutput, calls=%part.3",
-        "ROOT %async-collective-done.1 = f32[64]{0} fusion(%its, %another), kind=kCustom, calls=%part.4",
-        computations=fused,
+        "ROOT %async-collective-done.1 = f32[64]{0} fusion(%between), kind=kCustom, calls=%part.2",
+        computations=all_reduces(channel, channel, channel),
     ).collectives()
-    assert [(one.calls, one.asynchronous) for one in found] == [(1, True), (1, False)]
+    assert [(one.calls, one.asynchronous) for one in found] == [(1, True)]
+
+
+def test_collectives_that_are_carried_along_are_told_apart_by_their_channels() -> None:
+    """Of the same shape, in a row: one goes through two fusions, another starts from a result of theirs, a third waits
+    for that."""
+    found = module(
+        "%async-collective-start.1 = (f32[64]{0}, f32[64]{0}) fusion(%a), kind=kCustom, calls=%part.0",
+        "%element = f32[64]{0} get-tuple-element(%async-collective-start.1), index=1",
+        "%between = f32[64]{0} fusion(%element), kind=kOutput, calls=%part.1",
+        "%behind = f32[64]{0} fusion(%between), kind=kOutput, calls=%part.2",
+        "%async-collective-start.2 = f32[64]{0} fusion(%behind), kind=kCustom, calls=%part.3",
+        "%waits = f32[64]{0} fusion(%behind), kind=kOutput, calls=%part.4",
+        "%async-collective-done.1 = f32[64]{0} fusion(%behind), kind=kCustom, calls=%part.5",
+        "ROOT %async-collective-done.2 = f32[64]{0} fusion(%async-collective-start.2), kind=kCustom, calls=%part.6",
+        computations=all_reduces(7, 7, 7, 8, 9, 7, 8),
+    ).collectives()
+    assert [one.asynchronous for one in found] == [True, True, False]
 
 
 def test_each_branch_of_a_condition_runs_its_share() -> None:

@@ -148,6 +148,7 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "overlap": config.parallel.overlap,
         "remat": config.train.remat,
         "unroll": config.train.unroll,
+        "mlp_parts": config.train.mlp_parts,
         "loss_chunk": config.train.loss_chunk,
         "batch_tokens": work.tokens,
         "sequences": work.stage.sequences,

@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
 def _prepare(config: Config, keep_batch: bool) -> None:
     """What must be done before JAX starts its threads: see `train`."""
     from gpt3_jax.bench.workload import cpu_shard_sequences, with_batch
-    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, lasting_bytes, step_bytes
+    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
     if cpu_only():
         import jax
@@ -119,7 +119,7 @@ def _prepare(config: Config, keep_batch: bool) -> None:
         # The profiler of a TPU's library that is installed to plan with ends the process where there is no TPU.
         jax.config.update("jax_platforms", "cpu")
         run = config if keep_batch else with_batch(config, cpu_shard_sequences(config), 1)
-        keep_freed_memory(step_bytes(run.model, run.train), lasting_bytes(run.model))
+        keep_freed_memory(step_bytes(run.model, run.train))
 
 
 class _Bench:

@@ -101,10 +101,10 @@ def _help() -> str:
 def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.parallel import compilation_cache, distributed
     from gpt3_jax.train import loop, quickstart
-    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, lasting_bytes, step_bytes
+    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
     if cpu_only():
-        keep_freed_memory(step_bytes(config.model, config.train), lasting_bytes(config.model))
+        keep_freed_memory(step_bytes(config.model, config.train))
     distributed.start(config.distributed)
     with _NoneLeftWaiting():
         say = loop.say_to_stderr

@@ -93,7 +93,7 @@ def token_loss(
     Args:
         h_ND: final hidden states, whole rows on each tensor shard.
         embedding_VD: the output matrix, tied with the token embedding (GPT-2's code).
-        labels_N: int32 next tokens; a negative label leaves its row out.
+        labels_N: int32 next tokens, below n_vocab; a negative label leaves its row out.
         n_vocab: true vocabulary size; columns behind it are padding and get no probability.
         chunk: rows of logits held at once.
         deferred: `Deferred.zeros`, which then gets the gradient of the output matrix instead of `embedding_VD`.

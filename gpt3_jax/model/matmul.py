@@ -98,7 +98,7 @@ def default_is_cpu() -> bool:
 
 
 def linear_backward(x: jax.Array, kernel: Gathered, ct: jax.Array, platform: str) -> tuple[jax.Array, Gathered]:
-    """The cotangents of `linear`'s arguments from that of its result, which is not computed for it."""
+    """The cotangents of `linear`'s arguments from that of its result, [..., ...O], without the result."""
     return _linear_gathered_backward(platform, (x, kernel), ct)
 
 

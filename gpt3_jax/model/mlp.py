@@ -3,7 +3,8 @@ weights as shards, a part of the hidden layer at a time.
 
 An MLP has two thirds of a block's weights. In parts, its hidden layer cut into P, two parts' weights are there at once:
 those that are worked with, and the next on their way. Forward, the parts' outputs are summed; backward, a part's hidden
-layer is computed again, used, and gone before the next. The traffic is the same, in smaller pieces.
+layer is computed again, used, and gone before the next. The network carries the same bytes, in smaller pieces; the
+device's own memory carries more: the sums, and cuts and copies of the parts.
 
 Shapes: B batch, T positions, D = d_model, F = d_ff of this tensor shard, G = F / P.
 """

@@ -65,6 +65,7 @@ def scatter(gradient: jax.Array, how: Gather) -> jax.Array:
 
 @jax.named_scope("reduce_gradients")
 def reduce_scatter(gradient: jax.Array, how: Gather) -> jax.Array:
+    """The device's shard of the gradients' sum over the data axis, in `how.gradient`. Nothing is rounded before."""
     if how.axis is None:
         return gradient.astype(how.gradient)
     dims = gradient.shape

@@ -62,6 +62,7 @@ class Zero:
         self.stage = parallel.stage
         self.local = Local(active, TENSOR if TENSOR in active else None, mesh.shape[TENSOR], platform)
         self.specs: Tree = partitions(table, mesh, zero=self.stage >= 1)
+        """A PartitionSpec for each parameter, its gradient, moments and master weight."""
         if mlp_parts > 1:
             d_ff, shards = table.blocks.mlp_up_bias.shape[-1], mesh.shape[DATA] * mesh.shape[TENSOR]
             if d_ff // shards % mlp_parts:
@@ -71,7 +72,6 @@ class Zero:
                     f"{d_ff // shards}"
                 )
         self._mlp_parts = mlp_parts
-        """A PartitionSpec for each parameter, its gradient, moments and master weight."""
         self._table = table
         self._whole: Tree = partitions(table, mesh, zero=False)
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), platform)

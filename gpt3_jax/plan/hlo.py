@@ -223,30 +223,32 @@ class Program:
     def _stated(self, instruction: Instruction, calls: float, wrapped: bool) -> list[CompiledCollective]:
         inside = [instruction]
         if instruction.opcode == "fusion":
-            if self._goes_on(instruction):
-                return []
-            wrapped = wrapped or instruction.name.startswith(_STARTED)
+            starts = instruction.name.startswith(_STARTED)
+            wrapped = wrapped or starts
             inside = [i for name in instruction.called("calls") for i in self._computations[name].values()]
+            if not starts:
+                inside = [i for i in inside if i.opcode in _KINDS and not self._goes_on(instruction, i)]
         found = [self._collective(i, instruction, calls, wrapped) for i in inside if i.opcode in _KINDS]
         return [collective for collective in found if collective is not None]
 
-    def _goes_on(self, fusion: Instruction) -> bool:
+    def _goes_on(self, fusion: Instruction, collective: Instruction) -> bool:
         """Whether a fusion carries on, or ends, a collective that another one has started: a TPU writes its collective
-        into all of them."""
+        into all of them, with one channel."""
+        channel = _channel(collective)
+        if channel:
+            return channel in self._started
         if fusion.name.startswith("async-collective-done"):
             return True
         before = (self.instructions.get(name) for name in fusion.operands)
-        sources = {i.operands[0] if i.opcode == "get-tuple-element" else i.name for i in before if i}
-        if any(name.startswith(_STARTED) for name in sources):
-            return True
-        # Carried through several: the one before has the same collective, and carries it on itself.
-        fusions = (i for name in sources if (i := self.instructions.get(name)) and i.opcode == "fusion")
-        return any(self._inside(fusion) & self._inside(other) and self._goes_on(other) for other in fusions)
+        sources = (i.operands[0] if i and i.opcode == "get-tuple-element" else i.name if i else "" for i in before)
+        return any(name.startswith(_STARTED) for name in sources)
 
-    def _inside(self, fusion: Instruction) -> frozenset[tuple[str, str]]:
-        """Opcode and shape of each collective that is written into a fusion."""
-        inside = (i for name in fusion.called("calls") for i in self._computations[name].values())
-        return frozenset((i.opcode, i.shape) for i in inside if i.opcode in _KINDS)
+    @functools.cached_property
+    def _started(self) -> frozenset[str]:
+        """Channels of the collectives that a fusion of their own starts."""
+        fusions = (i for i in self.instructions.values() if i.opcode == "fusion" and i.name.startswith(_STARTED))
+        inside = (i for f in fusions for name in f.called("calls") for i in self._computations[name].values())
+        return frozenset(channel for i in inside if i.opcode in _KINDS and (channel := _channel(i)))
 
     def _collective(self, i: Instruction, outer: Instruction, calls: float, wrapped: bool) -> CompiledCollective | None:
         kind = _KINDS[i.opcode]
@@ -264,6 +266,11 @@ class Program:
             kind = "reduce-scatter"
         asynchronous = wrapped or i.opcode.endswith("-start")
         return CompiledCollective(kind, groups, devices, size, calls, asynchronous, i.op_name or outer.op_name)
+
+
+def _channel(collective: Instruction) -> str:
+    found = re.search(r"\bchannel_id=(\d+)", collective.attributes)
+    return found[1] if found else ""
 
 
 def shape_bytes(shape: str) -> float:

@@ -167,6 +167,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "remat": config.train.remat,
             "reduce_dtype": config.parallel.reduce_dtype,
             "dtype": config.model.dtype,
+            "mlp_parts": config.train.mlp_parts,
             "loss_chunk": config.train.loss_chunk,
         },
         topology={

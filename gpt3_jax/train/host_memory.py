@@ -9,23 +9,18 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
-import mmap
 import platform
 from pathlib import Path
 
 import jax
 
 from gpt3_jax.config import ModelConfig, TrainConfig
-from gpt3_jax.model.params import count_params
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _NEVER = -1  # a threshold, which is an int here, would be passed by 2 GiB that are free
 _ACCELERATOR_NODES = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 _ARENA_BYTES = 60e6
 """What an arena of one thread holds at most (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
-_GUARD_BYTES = 2**22
-_MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
-_STATE_BYTES, _SLACK_BYTES = 12, 2**30  # for each parameter: weight and two moments in fp32; for all else
 _BYTES_KEPT = 135.0
 """Per token, layer and unit of width, in fp32; measured on the small shipped models (129 and 137)."""
 
@@ -41,14 +36,13 @@ def cpu_only() -> bool:
     return not any(any(Path("/dev").glob(node)) for node in _ACCELERATOR_NODES)
 
 
-def keep_freed_memory(largest_block: float, lasting: float = 0.0) -> None:
+def keep_freed_memory(largest_block: float) -> None:
     """Tells glibc's malloc to keep what is freed. Does nothing where the C library is another one.
 
     To be called before JAX starts its threads.
 
     Args:
         largest_block: about how many bytes XLA will ask for at once.
-        lasting: about how many bytes in smaller blocks will be there while it does.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -60,33 +54,6 @@ def keep_freed_memory(largest_block: float, lasting: float = 0.0) -> None:
         # A thread's own arena cannot hold it: glibc would map and unmap it after all. One arena for all can; but
         # threads wait for one another there, which a small step feels more than anything else.
         libc.mallopt(_M_ARENA_MAX, 1)
-        _set_apart(libc, int(largest_block), int(lasting))
-
-
-def _set_apart(libc: ctypes.CDLL, largest_block: int, lasting: int) -> None:
-    """Divides the heap into a stock for what is small and room for large blocks behind it; both in huge pages.
-
-    Something small that lasts, put behind a large block, would spoil its place when it is freed: the next of its size
-    needs a little more, for its alignment, and the heap would grow by a block. While the stock has room, the best fit
-    for what is small is there. These are addresses only: no memory is taken before it is used.
-    """
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    # A step's block is still there when the next one's is asked for; and then these two may lie behind a third's place.
-    sizes = lasting, _GUARD_BYTES, 3 * largest_block
-    stock, guard, room = (libc.malloc(size) for size in sizes)
-    page = mmap.PAGESIZE
-    for address, size in zip((stock, guard, room), sizes, strict=True):
-        if address and size > page:
-            libc.madvise(-(-address // page) * page, size - page, _MADV_HUGEPAGE)
-    libc.free(room)  # the guard stays
-    libc.free(stock)
-
-
-def lasting_bytes(model: ModelConfig) -> float:
-    """Bytes that stay between steps, roughly and at most: the train state, and what programs and Python take."""
-    return _STATE_BYTES * count_params(model) + _SLACK_BYTES
 
 
 def step_bytes(model: ModelConfig, train: TrainConfig) -> float:

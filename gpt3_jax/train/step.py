@@ -123,7 +123,8 @@ def make_eval_step(config: Config, mesh: Mesh) -> Any:
 
     A target whose row holds a negative token in its place is left out: so a last batch may be padded.
     """
-    zero = Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, mesh_platform(mesh))
+    table, platform = param_table(config.model), mesh_platform(mesh)
+    zero = Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
 
     def evaluate(params: Any, rows: jax.Array) -> jax.Array:
