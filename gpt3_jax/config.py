@@ -230,8 +230,7 @@ class TrainConfig:
     code grow with it."""
     mlp_parts: int = 1
     """At ZeRO stage 3 with remat full: parts that an MLP's weights are gathered in, one worked with while the next is
-    on its way. Less memory where it is such weights that fill it most, as a rule for some more time; ask `gpt3-jax
-    plan`."""
+    on its way. Less memory where these weights make the peak, mostly for some more time: ask `gpt3-jax plan`."""
     loss_chunk: int = 1024
     """Rows (tokens) of logits held at once by the loss."""
     log_tokens: int = 0

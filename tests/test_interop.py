@@ -23,9 +23,10 @@ from gpt3_jax.model.transformer import PlainWeights, loss_sum
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.train.trained import load_trained
 
-torch = pytest.importorskip("torch", reason="needs the extra hf: pip install 'gpt3-jax[hf]'")
-transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'gpt3-jax[hf]'")
-safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra hf: pip install 'gpt3-jax[hf]'")
+_WHY = "needs torch and transformers: pip install -c constraints.txt -e '.[hf]'"
+torch = pytest.importorskip("torch", reason=_WHY)
+transformers = pytest.importorskip("transformers", reason=_WHY)
+safetensors = pytest.importorskip("safetensors.numpy", reason=_WHY)
 
 pytestmark = pytest.mark.hf
 

@@ -6,7 +6,7 @@ import argparse
 import shlex
 
 _DESCRIPTION = """Converts between runs of this project and models in Hugging Face's format: GPT-2 when every layer is
-dense, GPT-Neo when dense and banded layers alternate. Needs the extra hf: pip install 'gpt3-jax[hf]'."""
+dense, GPT-Neo when dense and banded layers alternate. Needs the extra hf: pip install -c constraints.txt -e '.[hf]'."""
 
 _TO_HF = """Writes the newest checkpoint of a run as a folder that Hugging Face's from_pretrained reads: config.json and
 model.safetensors in fp32, without the padding of the vocabulary, without a tokenizer. GPT-Neo has no biases of queries,

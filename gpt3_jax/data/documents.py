@@ -193,7 +193,9 @@ def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) 
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"{path} is zstd, which needs the package zstandard; install gpt3-jax[data]") from None
+        raise UserError(
+            f"{path} is zstd, which needs the package zstandard: pip install -c constraints.txt -e '.[data]'"
+        ) from None
     # One object a frame: the library's stream reader takes a truncated file for a complete one.
     decoder = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = None
@@ -217,7 +219,9 @@ def _parquet_blocks(file: Input, options: Options, start: Cursor, block_bytes: i
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise UserError(f"{file.path} is Parquet, which needs the package pyarrow; install gpt3-jax[data]") from None
+        raise UserError(
+            f"{file.path} is Parquet, which needs the package pyarrow: pip install -c constraints.txt -e '.[data]'"
+        ) from None
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
             schema = table.schema_arrow

@@ -86,7 +86,7 @@ def _open_torch(path: Path) -> tuple[Shapes, Read]:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path} needs torch to be read; pip install 'gpt3-jax[hf]'") from None
+        raise UserError(f"{path} needs torch to be read; pip install -c constraints.txt -e '.[hf]'") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -99,5 +99,5 @@ def _safetensors() -> Any:
         import safetensors
         import safetensors.numpy
     except ImportError:
-        raise UserError("Hugging Face's format needs safetensors; pip install 'gpt3-jax[hf]'") from None
+        raise UserError("Hugging Face's format needs safetensors; pip install -c constraints.txt -e '.[hf]'") from None
     return safetensors

@@ -43,8 +43,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's
     loss is divided by the tokens of the whole batch, so that sums over microbatches and devices are its mean.
     """
-    table, platform = param_table(config.model), mesh_platform(mesh)
-    zero = Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
+    zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
     mask = decay_mask(config.model)
     schedule = optimizer.learning_rate(config.optimizer)
@@ -105,6 +104,11 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
+def _zero(config: Config, mesh: Mesh) -> Zero:
+    table, platform = param_table(config.model), mesh_platform(mesh)
+    return Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
+
+
 def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int, zeros: Any) -> tuple[jax.Array, Any]:
     """Sums losses and gradients over microbatches, in fp32, from `zeros`."""
     if microbatches == 1:
@@ -123,8 +127,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Any:
 
     A target whose row holds a negative token in its place is left out: so a last batch may be padded.
     """
-    table, platform = param_table(config.model), mesh_platform(mesh)
-    zero = Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
+    zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
 
     def evaluate(params: Any, rows: jax.Array) -> jax.Array:
