@@ -223,14 +223,16 @@ class TrainConfig:
     """Batch sizes on the ramp at most; each is compiled before training starts."""
     microbatch: int = 0
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes: nothing, all but matmul results, or every block from its input."""
+    remat: Literal["none", "dots", "full", "offload"] = "full"
+    """What the backward pass recomputes: nothing; all but matmul results; or every block from its input, which is kept
+    in the device's memory (full) or in the host's (offload: ZeRO's P_a+cpu, section 6.1; on a CPU they are one)."""
     unroll: int = 1
     """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU; compile time and
     code grow with it."""
     mlp_parts: int = 1
-    """At ZeRO stage 3 with remat full: parts that an MLP's weights are gathered in, one worked with while the next is
-    on its way. Less memory where these weights make the peak, mostly for some more time: ask `gpt3-jax plan`."""
+    """At ZeRO stage 3 with remat full or offload: parts that an MLP's weights are gathered in, one worked with while
+    the next is on its way. Less memory where these weights make the peak, mostly for some more time: ask
+    `gpt3-jax plan`."""
     loss_chunk: int = 1024
     """Rows (tokens) of logits held at once by the loss."""
     log_tokens: int = 0
@@ -362,9 +364,10 @@ class Config:
             "choose a tensor axis that divides the heads",
         )
         _require(
-            self.train.mlp_parts == 1 or (self.parallel.stage == 3 and self.train.remat == "full"),
+            self.train.mlp_parts == 1 or (self.parallel.stage == 3 and self.train.remat in ("full", "offload")),
             f"train.mlp_parts is {self.train.mlp_parts} with parallel.stage {self.parallel.stage} and train.remat "
-            f"{self.train.remat}; expected 1 there: only stage 3 with remat full gathers an MLP's weights in parts",
+            f"{self.train.remat}; expected 1 there: only stage 3 with remat full or offload gathers an MLP's weights "
+            "in parts",
         )
 
 

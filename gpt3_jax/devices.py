@@ -18,6 +18,10 @@ XLA_GPU_FRACTION_DEFAULT = 0.75
 """What it takes when nothing is said (JAX's documentation, GPU memory allocation)."""
 XLA_GPU_FRACTION_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
 """In the environment. Its older name, XLA_PYTHON_CLIENT_MEM_FRACTION, still works, but not both together."""
+XLA_HOST_LIMIT_DEFAULT = 64
+"""GiB of the host's memory that XLA takes at most for what a process with GPUs keeps there (XLA's GPU client)."""
+XLA_HOST_LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
+"""In the environment."""
 
 _GIB = 2**30
 _MIB = 2**20
@@ -66,6 +70,8 @@ class Device:
     links: Links
     network: float
     """Bytes per second and device, one direction, to other nodes or slices."""
+    host_link: float | None
+    """Bytes per second and device, one direction, to the host's memory; None where no document says."""
     sources: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
     """For each figure above, the document that states it."""
 
@@ -83,7 +89,7 @@ def _tpu(page: str, **others: str) -> Mapping[str, str]:
 
 
 def _gpu(sheet: str, driver: str, network: str) -> Mapping[str, str]:
-    figures = ("bf16_flops", "fp32_flops", "hbm_bytes", "hbm_bandwidth", "links")
+    figures = ("bf16_flops", "fp32_flops", "hbm_bytes", "hbm_bandwidth", "links", "host_link")
     return MappingProxyType(dict.fromkeys(figures, sheet) | {"hbm_usable": f"nvidia-smi, {driver}", "network": network})
 
 
@@ -97,8 +103,13 @@ _V4 = Device(
     hbm_bandwidth=1200e9,
     links=Links("ICI", 50e9, 6, torus_dims=3, wrap_multiple=4),
     network=6.25e9,
+    host_link=16e9,
     sources=_tpu(
-        "TPU v4", links=_ISCA, network=_BOOK, hbm_usable=f"{_REFUSAL}: 15.25 GiB for each of a chip's two cores"
+        "TPU v4",
+        links=_ISCA,
+        network=_BOOK,
+        host_link=_BOOK,
+        hbm_usable=f"{_REFUSAL}: 15.25 GiB for each of a chip's two cores",
     ),
 )
 _V5E = Device(
@@ -111,6 +122,7 @@ _V5E = Device(
     hbm_bandwidth=819e9,
     links=Links("ICI", 50e9, 4, torus_dims=2, wrap_multiple=16),
     network=3.125e9,
+    host_link=None,
     sources=_tpu("TPU v5e", network=_TPU_DOC.format("TPU v5e: 2 × 100 Gb/s for a host of 8 chips")),
 )
 _V5P = Device(
@@ -123,6 +135,7 @@ _V5P = Device(
     hbm_bandwidth=2765e9,
     links=Links("ICI", 100e9, 6, torus_dims=3, wrap_multiple=4),
     network=6.25e9,
+    host_link=None,
     sources=_tpu("TPU v5p"),
 )
 _V6E = Device(
@@ -135,6 +148,7 @@ _V6E = Device(
     hbm_bandwidth=1638e9,
     links=Links("ICI", 100e9, 4, torus_dims=2, wrap_multiple=16),
     network=12.5e9,
+    host_link=None,  # PCIe Gen5, of a width that is not stated
     sources=_tpu("TPU v6e", network=_TPU_DOC.format("TPU v6e: 4 × 200 Gb/s for a host of 8 chips")),
 )
 # JAX shows a TPU7x chip as two devices, one for each chiplet, and they share the chip's links and network: half of the
@@ -149,6 +163,7 @@ _TPU7X = Device(
     hbm_bandwidth=7380e9 / 2,
     links=Links("ICI", 100e9 / 2, 6, torus_dims=3, wrap_multiple=4),
     network=12.5e9 / 2,
+    host_link=None,
     sources=_tpu("TPU7x (Ironwood)"),
 )
 _A100 = Device(
@@ -161,6 +176,7 @@ _A100 = Device(
     hbm_bandwidth=2039e9,
     links=Links("NVLink", 25e9, 12, torus_dims=0, node_devices=8),
     network=25e9,
+    host_link=32e9,
     sources=_gpu(
         "NVIDIA A100 data sheet",
         "NVIDIA A100-SXM4-80GB",
@@ -177,6 +193,7 @@ _H100 = Device(
     hbm_bandwidth=3350e9,
     links=Links("NVLink", 25e9, 18, torus_dims=0, node_devices=8),
     network=50e9,
+    host_link=64e9,
     sources=_gpu("NVIDIA H100 data sheet, dense", "NVIDIA H100 80GB HBM3", _DGX_H100),
 )
 _H200 = dataclasses.replace(

@@ -194,7 +194,7 @@ def test_the_program_of_blockwise_does_not_grow_with_the_context(length: int) ->
     assert size(length) == size(1024)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
 def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
     """In the whole model's gradient nothing is larger than the scores of one pair of blocks."""
     config = ModelConfig(

@@ -28,6 +28,7 @@ def test_figures_are_of_the_right_magnitude(device: devices.Device) -> None:
     assert 100 < device.bf16_flops / device.hbm_bandwidth < 600
     assert 3 < device.hbm_bandwidth / device.links.device_bandwidth < 15
     assert 5 < device.links.device_bandwidth / device.network < 150
+    assert device.host_link is None or 10e9 < device.host_link < 100e9
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)

@@ -21,7 +21,10 @@ GATE, GATE_BACK = ([F, F], [F]), ([F, F, F], [F, F])
 FLASH, FLASH_BACK = ([A, A, A], [A]), ([A, A, A, A, A], [A, A, A])
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [NORM, GELU, NORM]), ("full", [NORM, GELU, NORM])])
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [("none", []), ("dots", [NORM, GELU, NORM]), ("full", [NORM, GELU, NORM]), ("offload", [NORM, GELU, NORM])],
+)
 def test_block(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
     operations = [NORM, GELU, NORM, NORM_BACK, GELU_BACK, NORM_BACK, *again]
     assert elementwise.block_bytes(D, F, remat) == moved(operations)
@@ -33,7 +36,7 @@ def test_gated_block() -> None:
     assert elementwise.block_bytes(D, F, "full", gated=True) == moved([*operations, NORM, GATE, NORM])
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [FLASH]), ("full", [FLASH])])
+@pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [FLASH]), ("full", [FLASH]), ("offload", [FLASH])])
 def test_flash(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
     assert elementwise.flash_bytes(A, remat) == moved([FLASH, FLASH_BACK, *again])
 

@@ -91,6 +91,34 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
         assert candidate.options.endswith(f"--train.mlp_parts {candidate.config.train.mlp_parts}")
 
 
+def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
+    roomy = candidates(settings(), node())
+    needs = sorted(c.bytes for c in roomy if c.config.train.remat == "full")
+    usable = int(needs[len(needs) // 2] / searching._TIGHT)  # half of them are short of it
+
+    def place(c: searching.Candidate) -> tuple[object, ...]:
+        return (*c.mesh.values(), c.config.parallel.stage, c.config.train.microbatch)
+
+    found = candidates(settings(), node(usable))
+    need = {place(c): c.bytes for c in roomy if c.config.train.remat == "full"}
+    saving = [c for c in found if c.config.train.remat == "offload" or c.config.train.mlp_parts > 1]
+    # What is tight but hopeless is left out, like everything that cannot fit.
+    assert saving and {place(c) for c in saving} <= {
+        at for at, size in need.items() if size > searching._TIGHT * usable
+    }
+    assert {(c.config.train.remat, c.config.train.mlp_parts) for c in saving} == {
+        ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
+    }  # fmt: skip
+    for c in saving:
+        assert c.bytes < need[place(c)]
+        assert c.config.train.mlp_parts == 1 or c.config.parallel.stage == 3
+    # A tie is for what needs no host and no parts.
+    order = {(place(c), c.config.train.remat, c.config.train.mlp_parts): i for i, c in enumerate(found)}
+    for c in saving:
+        plain = order.get((place(c), "full", 1))
+        assert plain is None or plain < order[place(c), c.config.train.remat, c.config.train.mlp_parts]
+
+
 def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None:
     two_nodes = dataclasses.replace(node(), shape=(2, 4))
     assert {tuple(c.mesh.values()) for c in candidates(settings(), two_nodes)} == {

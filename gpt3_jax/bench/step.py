@@ -183,5 +183,5 @@ def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
     return (
         f"{work.stage.sequences} sequences in {work.stage.microbatches} microbatches on {shards} data shards do not "
         f"fit the devices: {why}; lower train.microbatch, raise parallel.stage, spread the model over more devices, or "
-        f"set train.remat to full{more}"
+        f"set train.remat to full or offload{more}"
     )

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
@@ -28,7 +29,7 @@ from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import DATA
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full", "offload"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Attention of one kind: queries, keys and values to heads, each [B, T, H, K]."""
 
@@ -199,8 +200,8 @@ lookup.defvjp(_lookup_forward, _lookup_backward)
 _LONG_BLOCK = 2**26
 """Weights of a block, on one device, from which on a choice of the host's, some 50 µs, is less than a hundredth of the
 block's time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
-_TABLE_PART = 2**26
-"""Elements of the token embedding's gradient that are made, and reduced, at once: 256 MB in fp32."""
+_TABLE_PART = 2**25
+"""Elements of the token embedding's gradient that are made, and reduced, at once: 128 MB in fp32."""
 
 
 def qkv_projection(
@@ -244,9 +245,15 @@ def _blocks(
     no_loop = unroll * len(period) >= config.n_layers
 
     def checked(one_block: Any) -> Any:
-        if remat != "none" or weights.made_inside:
-            return jax.checkpoint(one_block, policy=_POLICIES[remat], prevent_cse=no_loop)
-        return one_block
+        if remat == "none" and not weights.made_inside:
+            return one_block
+
+        def named(x_BSD: jax.Array, layer: Any) -> jax.Array:
+            return one_block(checkpoint_name(x_BSD, _BLOCK_INPUT), layer)  # type: ignore[no-any-return]
+
+        # Under any other policy a name would only stand in the compiler's way.
+        run = named if remat == "offload" else one_block
+        return jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
     # A GPU waits for its host at every choice: only a block that takes long does not feel it.
@@ -293,8 +300,15 @@ def _save_all_but_weights(primitive: Any, *_: Any, **params: Any) -> bool:
     return not gathers_weights and primitive.name != "bitcast_convert_type"
 
 
-_POLICIES: dict[Remat, Callable[..., bool] | None] = {
+_BLOCK_INPUT = "block_input"
+_POLICIES: dict[Remat, Callable[..., Any] | None] = {
     "none": _save_all_but_weights,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from gpt3_jax.errors import RunError
 from gpt3_jax.plan.hlo import Instruction, Program
+from gpt3_jax.plan.host_copies import HOST_MEMORY
 
 Purpose = Literal[
     "master weights", "moments", "batch", "gathered weights", "gradients", "activations", "logits", "temporary"
@@ -26,7 +27,7 @@ _ALLOCATION = re.compile(r"allocation (\d+): size (\d+)(.*)")
 _VALUE = re.compile(r" value: <\d+ (\S+?)(\{[\d,]*\})?(?: \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (.*)")
 _RANGE = re.compile(r"    (\S+?)(\{[\d,]*\}):(\d+)-(\d+)")
 _DEVICE_MEMORY = 0
-"""XLA's memory space of HBM; on-chip memories and the host have other numbers."""
+"""XLA's memory space of HBM; on-chip memories and the host's (`HOST_MEMORY`) have other numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Peak:
     """Bytes that the program reserves beside them; more than what is alive at the peak, by the gaps between buffers."""
     buffers: tuple[Buffer, ...]
     """Alive at the peak, largest first, arguments included."""
+    host: int
+    """Bytes that the program reserves in the host's memory."""
 
     def by_purpose(self) -> dict[Purpose, int]:
         """Bytes at the peak for each purpose, in the order of `PURPOSES`."""
@@ -99,9 +102,12 @@ def read_peak(folder: Path, program: Program, shapes: Shapes) -> Peak:
     ranges = _ranges(_only(folder, "*after_optimizations-live-range.txt"))
     arguments = _arguments(values, program)
     heaps: dict[int, list[_Value]] = {}
+    on_host: dict[int, int] = {}
     for value in values:
         if value.temporary and value.memory == _DEVICE_MEMORY:
             heaps.setdefault(value.allocation, []).append(value)
+        elif value.temporary and value.memory == HOST_MEMORY:
+            on_host[value.allocation] = value.allocation_size
     purposes = _Purposes(program, shapes)
     alive = [purposes.buffer(v) for v in arguments.values()]
     reserved = 0
@@ -109,7 +115,7 @@ def read_peak(folder: Path, program: Program, shapes: Shapes) -> Peak:
         reserved += heap[0].allocation_size
         alive += [purposes.buffer(v) for v in _fullest(heap, ranges)]
     alive.sort(key=lambda buffer: (-buffer.size, buffer.instruction))
-    return Peak(sum(v.allocation_size for v in arguments.values()), reserved, tuple(alive))
+    return Peak(sum(v.allocation_size for v in arguments.values()), reserved, tuple(alive), sum(on_host.values()))
 
 
 @dataclasses.dataclass(frozen=True)

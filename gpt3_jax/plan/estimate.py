@@ -16,10 +16,11 @@ from gpt3_jax.model.params import count_params, param_table, train_flops_per_tok
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.roofline import Traffic, Work
+from gpt3_jax.plan.traffic import HOST
 
-_KEPT = {"full": 2, "dots": 22, "none": 36}
-"""Bytes of activations kept per layer, token and unit of D, by remat: the block's input; the matmuls' results beside
-it; everything."""
+_KEPT = {"offload": 0, "full": 2, "dots": 22, "none": 36}
+"""Bytes of activations kept per layer, token and unit of D, by remat: nothing on the device; the block's input; the
+matmuls' results beside it; everything."""
 _WORKING = 44
 """Bytes alive within one block, forward and backward, per token and unit of D."""
 
@@ -34,9 +35,12 @@ def memory(config: Config, replica: int, data: int, tensor: int, microbatches: i
     state = 12 * psi / group
     table = model.n_vocab_padded * model.d_model / tensor
     block = (psi - table) / model.n_layers
-    gathered = width * (psi if stage < 3 else block + table)
+    # Of an MLP in parts, two are there; it has two thirds of a block's weights.
+    parts = config.train.mlp_parts
+    there = block if parts == 1 else block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
+    gathered = width * (psi if stage < 3 else there + table)
     # Below stage 2 in the compute dtype; above, shards of them and what is on its way into them.
-    gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**26) + width * block
+    gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**25) + width * there
     if microbatches > 1:
         gradients += 4 * (psi if stage < 2 else psi / group)
     kept = _KEPT[config.train.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor
@@ -52,7 +56,7 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
     tokens = config.train.batch_tokens
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
-    again = {"full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
+    again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
     psi = _psi(config) / tensor
     width = 2 if model.dtype == "bfloat16" else 4
     remat = config.train.remat
@@ -89,9 +93,14 @@ def _traffic(
         result.append(Traffic((REPLICA,), "all-reduce", 2 * (replica - 1) / replica * reduce * psi * share, 1))
     if tensor > 1:
         tokens = _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
-        passes = 6 if config.train.remat == "full" else 4
+        passes = 6 if config.train.remat in ("full", "offload") else 4
         moved = 2 * passes * (tensor - 1) / tensor * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
+    if config.train.remat == "offload":
+        tokens = config.train.batch_tokens / (replica * data * tensor)
+        moved = width * tokens * model.d_model * model.n_layers
+        calls = model.n_layers * microbatches
+        result += [Traffic((HOST,), "to host", moved, calls), Traffic((HOST,), "from host", moved, calls)]
     return result
 
 

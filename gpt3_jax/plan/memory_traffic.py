@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from gpt3_jax.plan.hlo import COLLECTIVES, Instruction, Program, shape_bytes
+from gpt3_jax.plan.host_copies import host_copies_of
 
 _MOVE_NOTHING = frozenset(
     {
@@ -37,9 +38,11 @@ def instruction_bytes(program: Program, instruction: Instruction) -> float:
 
 
 def _elsewhere(program: Program, instruction: Instruction) -> bool:
-    """Whether it moves nothing itself, or is accounted for as a matmul or as a collective."""
+    """Whether it moves nothing itself, or is accounted for as a matmul, a collective or a copy of the host's."""
     opcode = instruction.opcode
     if opcode in _MOVE_NOTHING or opcode in _MATMULS or opcode.removesuffix("-start") in COLLECTIVES:
+        return True
+    if host_copies_of(program, instruction):
         return True
     bodies = (program.computation(name) for name in instruction.called("calls")) if opcode == "fusion" else ()
     return any(i.opcode in _MATMULS or i.opcode in COLLECTIVES for body in bodies for i in body.values())

@@ -50,12 +50,13 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
 
 
 def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:
-    """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices."""
+    """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices; and the way to the
+    host."""
     device = topology.device
     assert device is not None
     if topology.has_nodes:
         links = dataclasses.replace(device.links, node_devices=topology.shape[1])
-        return roofline.nodes(dataclasses.replace(device, links=links), mesh)
+        return roofline.nodes(dataclasses.replace(device, links=links), mesh) | roofline.host(device)
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]
     inside = {REPLICA: replica // topology.slices, **inside}
@@ -65,7 +66,7 @@ def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement
         placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
     if topology.slices > 1:
         placed |= roofline.slices(device, REPLICA, replica)
-    return placed
+    return placed | roofline.host(device)
 
 
 def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:

@@ -18,11 +18,11 @@ from gpt3_jax.plan import formulas
 from gpt3_jax.plan.buffers import Buffer
 from gpt3_jax.plan.compiled import CompiledStep
 from gpt3_jax.plan.flops import matmul_flops
-from gpt3_jax.plan.hlo import CompiledCollective
+from gpt3_jax.plan.host_copies import host_copies
 from gpt3_jax.plan.memory_traffic import hbm_bytes
 from gpt3_jax.plan.predict import place, predict_compiled
 from gpt3_jax.plan.roofline import Exposed, Prediction
-from gpt3_jax.plan.schedule import Overlap, add_up, rates, read_schedule
+from gpt3_jax.plan.schedule import Overlap, Transfer, add_up, rates, read_schedule
 from gpt3_jax.plan.traffic import Collective
 
 LARGEST = 12
@@ -48,6 +48,8 @@ class Memory:
     """Model state by the ZeRO paper for this stage, 16-bit weights and gradients, fp32 moments and masters."""
     largest: tuple[Buffer, ...]
     """The largest buffers of that moment."""
+    host: int = 0
+    """In the host's memory, for one device; no part of the total."""
 
     @property
     def results(self) -> int:
@@ -79,10 +81,11 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class TrafficRow:
-    """One line of the traffic: what a device sends in a step over one mesh axis with one kind of collective."""
+    """One line of the traffic: what a device sends in a step over one mesh axis with one kind of collective, or moves
+    to or from its host."""
 
     axes: str
-    """Mesh axes, ``data`` or ``replica+data``."""
+    """Mesh axes, ``data`` or ``replica+data``; ``host`` for copies to the host's memory and back."""
     kind: str
     calls: float
     bytes: float
@@ -137,6 +140,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         step.topology.usable,
         round(state.total),
         peak.buffers[:LARGEST],
+        peak.host,
     )
     flops = step_flops(config.model, tokens, step.jaxpr)
     mesh_shape = dict(mesh.shape)
@@ -180,7 +184,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         flops=flops,
         hbm_bytes=hbm_bytes(step.program),
         traced=_traced(step.collectives),
-        compiled=_compiled(step.program.collectives(), mesh_shape),
+        compiled=_compiled([*step.program.collectives(), *host_copies(step.program)], mesh_shape),
         overlap=overlap,
         scheduled_seconds=seconds,
         zero_elements=_zero_elements(step),
@@ -253,7 +257,7 @@ def _traced(collectives: list[Collective]) -> tuple[TrafficRow, ...]:
     return tuple(rows[key] for key in sorted(rows))
 
 
-def _compiled(collectives: list[CompiledCollective], shape: dict[str, int]) -> tuple[TrafficRow, ...]:
+def _compiled(collectives: list[Transfer], shape: dict[str, int]) -> tuple[TrafficRow, ...]:
     rows: dict[tuple[str, str], TrafficRow] = {}
     for c in collectives:
         key = "+".join(c.axes(shape)), c.kind

@@ -17,9 +17,9 @@ from typing import Literal
 from gpt3_jax.devices import Device
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import TENSOR
-from gpt3_jax.plan.traffic import Collective, Kind
+from gpt3_jax.plan.traffic import HOST, Collective, Kind
 
-Medium = Literal["ICI", "NVLink", "network"]
+Medium = Literal["ICI", "NVLink", "network", "PCIe"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ LINK: Mapping[Medium, Efficiency] = MappingProxyType(
         ),
         "NVLink": Efficiency(0.83, "NCCL issue 1264: 376 to 380 of 450 GB/s one way between two H100"),
         "network": Efficiency(0.90, "assumed: no public measurement was found"),
+        "PCIe": Efficiency(0.82, "nvbandwidth issue 24: 52.8 of 64 GB/s from an H100 to its host"),
     }
 )
 HBM = Efficiency(0.80, "assumed: no public measurement was found")
@@ -93,7 +94,8 @@ class Interconnect:
 
 
 Placement = Mapping[str, Interconnect]
-"""For each mesh axis of more than one device, what it runs on."""
+"""For each mesh axis of more than one device, what it runs on; and for `HOST` the way to the host's memory, where a
+document states its bandwidth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,8 @@ def predict(
     Matmuls and what stands between them take turns. Of collectives over the tensor axis, which stand between one matmul
     and the next, the share `tensor_exposed` is waited for. Other collectives hide behind the compute of other blocks,
     but for one call out of those that a step makes: what runs once per step is waited for in full. Whatever takes
-    longer than the compute it hides behind is waited for too.
+    longer than the compute it hides behind is waited for too. Copies to the host's memory and back hide like
+    collectives over other axes; without a figure for their way they are taken as hidden, and the prediction says so.
 
     Args:
         work: of one step.
@@ -157,7 +160,7 @@ def predict(
         tensor_exposed: 0 (all hidden) to 1 (none).
 
     Raises:
-        ValueError: traffic over an axis that `placement` does not hold.
+        ValueError: traffic over a mesh axis that `placement` does not hold.
     """
     matmul = MATMUL[device.family]
     compute = work.matmul_flops / (device.bf16_flops * matmul.share)
@@ -166,7 +169,10 @@ def predict(
 
     links: dict[tuple[str, ...], Exposed] = {}
     hidden = 0.0
+    unknown = sum(part.bytes for part in work.traffic if part.axes == (HOST,) and HOST not in placement)
     for part in work.traffic:
+        if part.axes == (HOST,) and HOST not in placement:
+            continue
         slowest = min((_interconnect(placement, axis) for axis in part.axes), key=lambda link: link.bandwidth)
         seconds = part.bytes / (slowest.bandwidth * LINK[slowest.medium].share)
         exposed = seconds * (tensor_exposed if part.axes == (TENSOR,) else 1 / part.calls)
@@ -197,7 +203,7 @@ def predict(
         total_tokens=total_tokens,
         days=seconds_in_all / 86400,
         device_hours=seconds_in_all * work.devices / 3600,
-        assumptions=_assumptions(device, placement, links, tensor_exposed),
+        assumptions=_assumptions(device, placement, links, tensor_exposed, unknown / step),
     )
 
 
@@ -288,6 +294,13 @@ def nodes(device: Device, axes: Mapping[str, int]) -> dict[str, Interconnect]:
     return placed
 
 
+def host(device: Device) -> dict[str, Interconnect]:
+    """The way to the host's memory; nothing where no document states its bandwidth."""
+    if device.host_link is None:
+        return {}
+    return {HOST: Interconnect("PCIe", device.host_link, "host's memory, one way at a time")}
+
+
 def slices(device: Device, axis: str, count: int) -> dict[str, Interconnect]:
     """A mesh axis over whole slices, on the data-center network."""
     return {axis: Interconnect("network", device.network, f"{axis} {count} across slices")}
@@ -342,8 +355,10 @@ def _assumptions(
     placement: Placement,
     links: Mapping[tuple[str, ...], Exposed],
     tensor_exposed: float,
+    host_rate: float,
 ) -> tuple[str, ...]:
-    """One sentence each, with its number."""
+    """One sentence each, with its number. `host_rate` is what the way to the host has to carry, in bytes per second,
+    where nothing is known of it."""
     matmul = MATMUL[device.family]
     found = [
         f"Compute runs at {matmul.share:.0%} of the {device.bf16_flops / 1e12:g} TFLOP/s bf16 peak of a {device.name} "
@@ -357,6 +372,11 @@ def _assumptions(
         link = placement[axis]
         found.append(f"{link.how}: {link.bandwidth / 1e9:g} GB/s a device.")
     found += [f"{medium} reaches {LINK[medium].share:.0%} of this ({LINK[medium].why})." for medium in sorted(used)]
+    if host_rate:
+        found.append(
+            f"The way to the host's memory keeps up: {host_rate / 1e9:.3g} GB/s on average; no document states what "
+            f"that of a {device.name} carries."
+        )
     if any(axes == (TENSOR,) for axes in links):
         found.append(f"{tensor_exposed:.0%} of the tensor-parallel collectives are waited for.")
     if any(axes != (TENSOR,) for axes in links):

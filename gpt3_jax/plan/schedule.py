@@ -15,13 +15,19 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from gpt3_jax.devices import Device
 from gpt3_jax.plan import roofline
 from gpt3_jax.plan.hlo import COLLECTIVES, CompiledCollective, Instruction, Program
+from gpt3_jax.plan.host_copies import HostCopy, host_copies_of
 from gpt3_jax.plan.kernels import instruction_flops
 from gpt3_jax.plan.memory_traffic import instruction_bytes
 from gpt3_jax.plan.roofline import Placement
+from gpt3_jax.plan.traffic import HOST
+
+Transfer: TypeAlias = CompiledCollective | HostCopy
+"""What moves while compute may run; a copy to the host's memory is, here, a collective like others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +38,19 @@ class Rates:
     """Of matmuls, per second."""
     hbm: float
     """Bytes per second, of what stands between the matmuls."""
-    link: Callable[[CompiledCollective], tuple[str, float]]
-    """What a collective runs on, of which there is one, and the seconds of one call."""
+    link: Callable[[Transfer], tuple[str, float | None]]
+    """What a collective runs on, of which there is one, and the seconds of one call; None where no document says how
+    fast the link is: then nothing waits for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
     """One collective in its place of the schedule; all but `calls` of one call."""
 
-    collective: CompiledCollective
+    collective: Transfer
     """With the calls of its computation."""
-    seconds: float
-    """It takes by itself."""
+    seconds: float | None
+    """It takes by itself; None where nothing is known of its link."""
     waited: float
     """Seconds of these in which no compute ran."""
     flops: float
@@ -52,8 +59,10 @@ class Scheduled:
     """Moved in between by what is no matmul."""
 
     @property
-    def hidden(self) -> float:
-        """The share of it that ran beside compute."""
+    def hidden(self) -> float | None:
+        """The share of it that ran beside compute; None where nothing is known of its link."""
+        if self.seconds is None:
+            return None
         return 1 - self.waited / self.seconds if self.seconds else 0.0
 
 
@@ -67,10 +76,10 @@ class Overlap:
     """Sent by a device, by the ring formula."""
     asynchronous: float
     """Bytes of those that are split into a start and a done."""
-    hidden: float
-    """Bytes that move while compute runs."""
-    seconds: float
-    """That they take by themselves."""
+    hidden: float | None
+    """Bytes that move while compute runs; None where nothing is known of the link."""
+    seconds: float | None
+    """That they take by themselves; None as before."""
     waited: float
     """Seconds of these in which no compute ran."""
 
@@ -83,10 +92,12 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
         shape: of the mesh.
     """
 
-    def link(collective: CompiledCollective) -> tuple[str, float]:
+    def link(collective: Transfer) -> tuple[str, float | None]:
         axes = collective.axes(shape)
         if not axes:  # a permute in which the first device keeps what it has
             return "", 0.0
+        if axes == (HOST,) and HOST not in placement:  # a device whose way to its host has no figure
+            return HOST, None
         slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
         rate = slowest.bandwidth * roofline.LINK[slowest.medium].share
         return "+".join(axes), collective.bytes_sent / collective.calls / rate
@@ -116,8 +127,8 @@ def add_up(found: Iterable[Scheduled], shape: Mapping[str, int]) -> tuple[Overla
             *key,
             old.bytes + collective.bytes_sent,
             old.asynchronous + collective.asynchronous * collective.bytes_sent,
-            old.hidden + one.hidden * collective.bytes_sent,
-            old.seconds + calls * one.seconds,
+            None if old.hidden is None or one.hidden is None else old.hidden + one.hidden * collective.bytes_sent,
+            None if old.seconds is None or one.seconds is None else old.seconds + calls * one.seconds,
             old.waited + calls * one.waited,
         )
     return tuple(rows[key] for key in sorted(rows))
@@ -141,10 +152,12 @@ class _Span:
 class _Flight:
     """A collective that is under way, or was."""
 
-    collective: CompiledCollective
+    collective: Transfer
     link: str
     begin: float
     end: float
+    known: bool
+    """Whether anything is known of its link; if not, its end is its begin."""
     passed: _Span
     """When it was started."""
     waited: float = 0.0
@@ -171,7 +184,7 @@ class _Run:
         """By the name of their start."""
         self._carried: dict[str, str] = {}
         """Names of values that belong to a collective under way, to the name of its start."""
-        self._unfed: dict[str, list[CompiledCollective]] = {}
+        self._unfed: dict[str, list[Transfer]] = {}
         """Started without operands: they begin when they get them."""
 
     def through(self, computation: str) -> _Span:
@@ -195,7 +208,7 @@ class _Run:
             self._compute(i)
         elif i.opcode in ("while", "conditional", "call"):
             self._inner(i)
-        elif found := self._program.collectives_of(i):
+        elif found := self._transfers(i):
             self._carried[i.name] = i.name
             if i.opcode == "async-start" and not i.operands:
                 self._unfed[i.name] = found
@@ -206,6 +219,9 @@ class _Run:
         else:
             self._compute(i)
 
+    def _transfers(self, i: Instruction) -> list[Transfer]:
+        return [*self._program.collectives_of(i), *host_copies_of(self._program, i)]
+
     def _belongs_to(self, i: Instruction) -> str:
         """The start of the collective that most of its operands come from; empty for none."""
         held = Counter(self._carried[name] for name in i.operands if name in self._carried)
@@ -215,13 +231,14 @@ class _Run:
         bodies = (self._program.computation(name) for name in fusion.called("calls"))
         return any(i.opcode in COLLECTIVES for body in bodies for i in body.values())
 
-    def _begin(self, name: str, collectives: list[CompiledCollective]) -> None:
+    def _begin(self, name: str, collectives: list[Transfer]) -> None:
         flights = []
         for collective in collectives:
             link, seconds = self._rates.link(collective)
             free = max((flight.end for flight in self._flights if flight.link == link), default=0.0)
             begin = max(self._passed.seconds, free)
-            flight = _Flight(collective, link, begin, begin + seconds, dataclasses.replace(self._passed))
+            end, known = begin + (seconds or 0.0), seconds is not None
+            flight = _Flight(collective, link, begin, end, known, dataclasses.replace(self._passed))
             self._flights.append(flight)
             flights.append(flight)
         self._open[name] = flights
@@ -239,7 +256,7 @@ class _Run:
             self._timeline.found.append(
                 Scheduled(
                     dataclasses.replace(flight.collective, calls=self._calls),
-                    flight.end - flight.begin,
+                    flight.end - flight.begin if flight.known else None,
                     flight.waited,
                     self._passed.flops - flight.passed.flops,
                     self._passed.hbm_bytes - flight.passed.hbm_bytes,

@@ -22,7 +22,11 @@ from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, rece
 from gpt3_jax.plan.roofline import Prediction
 from gpt3_jax.plan.topologies import Topology
 
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "full", "offload")
+PARTS = 8
+"""Parts of an MLP that are tried where memory is short."""
+_TIGHT = 0.7
+"""Of the capacity: where full remat needs more by its estimate, it is also tried with parts and with offload."""
 _SLACK = 1.3
 """A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
 0.71 to 1.26 times what was compiled; a test holds them below this."""
@@ -73,14 +77,23 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     for mesh in _meshes(config, topology):
         for microbatch, microbatches in _microbatches(config, mesh):
             for stage in (0, 1, 2, 3) if mesh[DATA] > 1 else (0,):
-                for remat in REMATS:
-                    changed = _changed(config, mesh, stage, remat, microbatch)
-                    shape = (mesh[REPLICA], mesh[DATA], mesh[TENSOR], microbatches)
+                shape = (mesh[REPLICA], mesh[DATA], mesh[TENSOR], microbatches)
+                tight = False
+                for remat, parts in _variants(config, mesh, stage):
+                    saves_only = remat == "offload" or parts not in (1, config.train.mlp_parts)
+                    if saves_only and not tight:
+                        continue
+                    changed = _changed(config, mesh, stage, remat, microbatch, parts)
                     need = estimate.memory(changed, *shape)
+                    tight = tight or (remat == "full" and need > _TIGHT * usable)
                     prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
                     if need <= _SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
-    return sorted(found, key=lambda c: (c.prediction.step_seconds, c.bytes))
+    # By arithmetic parts take no time, nor do copies to a host of which nothing is known: of equals those without.
+    return sorted(
+        found,
+        key=lambda c: (c.prediction.step_seconds, c.config.train.remat == "offload", c.config.train.mlp_parts, c.bytes),
+    )
 
 
 def search(
@@ -206,12 +219,23 @@ def _code_version() -> str:
     return digest.hexdigest()
 
 
-def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int) -> Config:
-    parallel: Any = {"stage": stage, **mesh}
-    train: Any = {"remat": remat, "microbatch": microbatch}
+def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tuple[str, int]]:
+    """Every remat, with the parts of an MLP that are asked for and then with more, where they may be; what only saves
+    memory stands behind full remat without it."""
     units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
-    if stage != 3 or remat != "full" or units % config.train.mlp_parts:
-        train["mlp_parts"] = 1
+    asked = config.train.mlp_parts
+    for remat in REMATS:
+        if stage != 3 or remat not in ("full", "offload"):
+            yield remat, 1
+            continue
+        fitting = [parts for parts in dict.fromkeys((asked, PARTS)) if parts > 1 and units % parts == 0]
+        for parts in fitting if asked in fitting else (1, *fitting):
+            yield remat, parts
+
+
+def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int) -> Config:
+    parallel: Any = {"stage": stage, **mesh}
+    train: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
     return dataclasses.replace(
         config,
         parallel=dataclasses.replace(config.parallel, **parallel),

@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from gpt3_jax.devices import XLA_GPU_FRACTION, XLA_GPU_FRACTION_DEFAULT, XLA_GPU_FRACTION_VARIABLE
+from gpt3_jax.devices import (
+    XLA_GPU_FRACTION,
+    XLA_GPU_FRACTION_DEFAULT,
+    XLA_GPU_FRACTION_VARIABLE,
+    XLA_HOST_LIMIT_DEFAULT,
+    XLA_HOST_LIMIT_VARIABLE,
+)
 from gpt3_jax.plan.receipt import Receipt, TrafficRow
+from gpt3_jax.plan.traffic import HOST
 
 _WIDTH = 110
 
@@ -86,6 +93,14 @@ def _memory(r: Receipt) -> str:
         grid(rows),
         f"  model state by ZeRO's formula for this stage: {size(memory.zero_formula)}",
     ]
+    if memory.host:
+        limit = (
+            f"; XLA takes {XLA_HOST_LIMIT_DEFAULT} GiB there for all devices of a process, unless "
+            f"{XLA_HOST_LIMIT_VARIABLE} says more"
+            if r.topology["platform"] == "gpu"
+            else ""
+        )
+        lines.append(f"  in the host's memory, for each device: {size(memory.host)}{limit}")
     if r.topology["platform"] == "gpu" and memory.usable:
         default = memory.usable / XLA_GPU_FRACTION * XLA_GPU_FRACTION_DEFAULT
         lines.append(
@@ -146,12 +161,15 @@ def _overlap_grid(r: Receipt) -> str:
             f"{calls[row.axes, row.kind]:,.0f}",
             size(row.bytes),
             f"{share(row.asynchronous, row.bytes):.0%}",
-            f"{share(row.hidden, row.bytes):.0%}",
+            "not known" if row.hidden is None else f"{share(row.hidden, row.bytes):.0%}",
         )
         for row in r.overlap
     ]
-    sent, split, hidden = (sum(getattr(row, name) for row in r.overlap) for name in ("bytes", "asynchronous", "hidden"))
-    rows.append(("all", "", "", size(sent), f"{share(split, sent):.0%}", f"{share(hidden, sent):.0%}"))
+    among = [row for row in r.overlap if row.axes != HOST]
+    sent, split = sum(row.bytes for row in among), sum(row.asynchronous for row in among)
+    hidden = sum(row.hidden or 0.0 for row in among)
+    if among:
+        rows.append(("all axes", "", "", size(sent), f"{share(split, sent):.0%}", f"{share(hidden, sent):.0%}"))
     return grid(rows, ("compiled program", "", "calls", "bytes", "asynchronous", "beside compute"), left=2)
 
 

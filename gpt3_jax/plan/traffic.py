@@ -1,4 +1,4 @@
-"""The collectives of a program, counted from its jaxpr.
+"""The collectives of a program, and its copies to the host's memory and back, counted from its jaxpr.
 
 The step is manual over every mesh axis, so its jaxpr states each collective, with the trip counts of the loops around
 it: what a configuration moves over each axis is known on any machine, without a compiler for the target.
@@ -21,7 +21,9 @@ from jax.extend import core, source_info_util
 
 from gpt3_jax.errors import RunError
 
-Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute"]
+Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute", "to host", "from host"]
+HOST = "host"
+"""Stands in the place of the mesh axes where something moves between a device and its host."""
 
 _KINDS: dict[str, Kind] = {
     "all_gather": "all-gather",
@@ -41,11 +43,11 @@ _RUN_ONCE = frozenset({"jit", "pjit", "closed_call", "remat2", "checkpoint", "cu
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program: one tensor, at one place of the code."""
+    """One collective of a program, or one copy to the host's memory or back: one tensor, at one place of the code."""
 
     kind: Kind
     axes: tuple[str, ...]
-    """Mesh axes that it runs over, in the mesh's order."""
+    """Mesh axes that it runs over, in the mesh's order; `HOST` for a copy."""
     devices: int
     """Devices of one group; fewer than the axes have where a gather runs in steps over a part of them at a time."""
     elements: int
@@ -66,6 +68,8 @@ class Collective:
             "all-reduce": Fraction(2 * (n - 1), n) * self.elements,
             "all-to-all": Fraction(n - 1, n) * self.elements,
             "permute": Fraction(self.elements),
+            "to host": Fraction(self.elements),
+            "from host": Fraction(self.elements),
         }
         return self.calls * once[self.kind]
 
@@ -76,7 +80,8 @@ class Collective:
 
 
 def count(function: Any, *args: Any) -> list[Collective]:
-    """The collectives of one call, in program order; those over a single device are left out.
+    """The collectives and the host's copies of one call, in program order; collectives over a single device are left
+    out.
 
     Args:
         function: jitted or plain, with its collectives inside `jax.shard_map`; or its jaxpr.
@@ -104,6 +109,8 @@ def _walk(jaxpr: Any, sizes: dict[str, int], calls: int) -> Iterator[Collective]
         name = eqn.primitive.name
         if name in _KINDS and _axes(eqn):
             yield from _collectives(eqn, sizes, calls)
+        elif name == "device_put":
+            yield from _host_copies(eqn, calls)
         elif name == "shard_map":
             yield from _walk(_open(eqn.params["jaxpr"]), sizes | dict(eqn.params["mesh"].shape), calls)
         elif name == "scan":
@@ -141,6 +148,16 @@ def _collectives(eqn: Any, sizes: dict[str, int], calls: int) -> Iterator[Collec
     for atom in whole:
         shape, dtype = atom.aval.shape, np.dtype(atom.aval.dtype).name
         yield Collective(kind, axes, devices, math.prod(shape), dtype, calls, source)
+
+
+def _host_copies(eqn: Any, calls: int) -> Iterator[Collective]:
+    source = source_info_util.summarize(eqn.source_info)
+    for before, after in zip(eqn.invars, eqn.outvars, strict=True):
+        spaces = [getattr(atom.aval, "memory_space", None) for atom in (before, after)]
+        if spaces[0] != spaces[1]:
+            kind: Kind = "to host" if spaces[1] == jax.memory.Space.Host else "from host"
+            elements, dtype = math.prod(after.aval.shape), np.dtype(after.aval.dtype).name
+            yield Collective(kind, (HOST,), 1, elements, dtype, calls, source)
 
 
 def _axes(eqn: Any) -> tuple[str, ...]:

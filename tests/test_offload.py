@@ -1,0 +1,274 @@
+"""`train.remat: offload` (ZeRO's P_a+cpu, section 6.1): the inputs of blocks lie in the host's memory between forward
+and backward pass. It trains what full remat trains, to the bit; the traced program states each copy; compiled programs
+make no others, and hold no input on the device. And what a plan says of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilers import NEEDS_GPU, NEEDS_TPU
+from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
+
+from gpt3_jax import devices
+from gpt3_jax.config import load_config
+from gpt3_jax.errors import UserError
+from gpt3_jax.plan import roofline
+from gpt3_jax.plan.compiled import CompiledStep, compile_step
+from gpt3_jax.plan.hlo import Program
+from gpt3_jax.plan.host_copies import HostCopy, host_copies
+from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.plan.receipt import make_receipt
+from gpt3_jax.plan.roofline import Traffic, Work, predict
+from gpt3_jax.plan.schedule import Rates, add_up, rates, read_schedule
+from gpt3_jax.plan.table import render
+from gpt3_jax.plan.topologies import open_topology
+from gpt3_jax.plan.traffic import HOST, Collective, count
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+
+CELLS = [
+    Cell(3, (1, 8, 1), 1, "offload"),
+    Cell(2, (2, 2, 2), 3, "offload"),
+    Cell(0, (1, 1, 8), 1, "offload"),
+    Cell(3, (1, 8, 1), 1, "offload", unroll=2),
+    Cell(3, (1, 4, 2), 1, "offload", mlp_parts=2),
+    Cell(1, (1, 8, 1), 1, "offload", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_it_trains_what_full_remat_trains_to_the_bit(cell: Cell) -> None:
+    mine, its = run(cell), run(cell._replace(remat="full"))
+    for got, want in zip(jax.tree.leaves(tuple(mine)), jax.tree.leaves(tuple(its)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def of_step(cell: Cell) -> list[Collective]:
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+    return count(make_step(settings, mesh, cell.microbatches), abstract_state(settings, mesh), rows)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_each_blocks_input_goes_to_the_host_and_comes_back_once(cell: Cell) -> None:
+    model = config(cell).model
+    replica, data, tensor = cell.mesh
+    # The residual stream is sharded over `tensor` too: P_a, which P_a+cpu is built on.
+    elements = SEQUENCES // (replica * data * cell.microbatches) * CONTEXT * model.d_model // tensor
+    found = [c for c in of_step(cell) if HOST in c.axes]
+    for kind in ("to host", "from host"):
+        copies = [c for c in found if c.kind == kind]
+        assert {c.elements for c in copies} == {elements}
+        assert {c.dtype for c in copies} == {model.dtype}
+        assert sum(c.calls for c in copies) == model.n_layers * cell.microbatches
+        sent = model.n_layers * cell.microbatches * elements * np.dtype(copies[0].dtype).itemsize
+        assert sum(c.bytes_sent for c in copies) == sent
+    assert {c.kind for c in found} == {"to host", "from host"}
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_nothing_else_moves_than_with_full_remat(cell: Cell) -> None:
+    def moved(cell: Cell) -> list[tuple[object, ...]]:
+        return [(c.kind, c.axes, c.elements, c.dtype, c.calls) for c in of_step(cell) if HOST not in c.axes]
+
+    assert sorted(moved(cell)) == sorted(moved(cell._replace(remat="full")))
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_other_remat_goes_to_the_host(remat: str) -> None:
+    assert not [c for c in of_step(Cell(3, (1, 8, 1), 1, remat)) if HOST in c.axes]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The reader, on texts in the forms of each compiler
+# ---------------------------------------------------------------------------------------------------------------
+
+ROW, STACK = 4 * 8 * 128, 6 * 4 * 8 * 128
+WRITE = """%write (p0: f32[6,8,128], p1: f32[1,8,128], p2: s32[]) -> f32[6,8,128] {
+  %p0 = f32[6,8,128]{2,1,0:T(8,128)S(5)} parameter(0)
+  %p1 = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %p2 = s32[]{:T(128)} parameter(2)
+  ROOT %updated = f32[6,8,128]{2,1,0:T(8,128)S(5)} dynamic-update-slice(%p0, %p1, %p2, %p2, %p2)
+}
+
+"""
+# A GPU puts a fusion around the slice, and an asynchronous start around the fusion.
+WRITE_OF_A_GPU = """%inner (q0: f32[6,8,128], q1: f32[1,8,128], q2: s32[]) -> f32[6,8,128] {
+  %q0 = f32[6,8,128]{2,1,0:S(5)} parameter(0)
+  %q1 = f32[1,8,128]{2,1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  ROOT %updated = f32[6,8,128]{2,1,0:S(5)} dynamic-update-slice(%q0, %q1, %q2, %q2, %q2)
+}
+
+%write (p0: f32[6,8,128], p1: f32[1,8,128], p2: s32[]) -> f32[6,8,128] {
+  %p0 = f32[6,8,128]{2,1,0:S(5)} parameter(0)
+  %p1 = f32[1,8,128]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %wrapped = f32[6,8,128]{2,1,0:S(5)} fusion(%p0, %p1, %p2), kind=kCustom, calls=%inner
+}
+
+"""
+READ = """%read (p3: f32[6,8,128], p4: s32[]) -> f32[1,8,128] {
+  %p3 = f32[6,8,128]{2,1,0:S(5)} parameter(0)
+  %p4 = s32[] parameter(1)
+  ROOT %slice = f32[1,8,128]{2,1,0} dynamic-slice(%p3, %p4, %p4, %p4), dynamic_slice_sizes={1,8,128}
+}
+
+"""
+MATMUL = 2 * 128**3
+
+
+def program(write: str, *between: str) -> Program:
+    lines = [
+        "%x = f32[1,8,128]{2,1,0} parameter(0)",
+        "%m = f32[128,128]{1,0} parameter(1)",
+        "%at = s32[] parameter(2)",
+        '%kept = f32[6,8,128]{2,1,0:S(5)} custom-call(), custom_call_target="AllocateBuffer"',
+        "%ws = ((f32[6,8,128]{2,1,0:S(5)}, f32[1,8,128]{2,1,0}, s32[]), f32[6,8,128]{2,1,0:S(5)}, u32[]) "
+        "async-start(%kept, %x, %at), calls=%write",
+        *between,
+        "%wd = f32[6,8,128]{2,1,0:S(5)} async-done(%ws)",
+        "%rs = ((f32[6,8,128]{2,1,0:S(5)}, s32[]), f32[1,8,128]{2,1,0}, u32[]) async-start(%wd, %at), calls=%read",
+        "%rd = f32[1,8,128]{2,1,0} async-done(%rs)",
+        "%cs = (f32[8,128]{1,0:S(5)}, f32[8,128]{1,0}, u32[]) copy-start(%flat)",
+        "%cd = f32[8,128]{1,0:S(5)} copy-done(%cs)",
+        "%back = f32[8,128]{1,0} copy(%cd)",
+    ]
+    lines.insert(5, "%flat = f32[8,128]{1,0} bitcast(%x)")
+    body = "\n".join(f"  {line}" for line in lines)
+    return Program(
+        "HloModule jit_step, is_scheduled=true, num_partitions=1\n\n"
+        f"{write}{READ}ENTRY %main (x: f32[1,8,128], m: f32[128,128], at: s32[]) -> f32[8,128] {{\n{body}\n}}\n"
+    )
+
+
+@pytest.mark.parametrize("write", [WRITE, WRITE_OF_A_GPU], ids=["tpu", "gpu"])
+def test_copies_to_the_host_and_back_are_read(write: str) -> None:
+    found = host_copies(program(write))
+    assert [(c.kind, c.bytes, c.calls, c.asynchronous) for c in found] == [
+        ("to host", ROW, 1, True),
+        ("from host", ROW, 1, True),
+        ("to host", ROW, 1, True),
+        ("from host", ROW, 1, False),
+    ]
+    assert {c.axes({"data": 8}) for c in found} == {(HOST,)}
+    assert hbm_bytes(program(write)) == 0, "what crosses to the host is no traffic between the matmuls"
+
+
+def by_hand(seconds: float | None) -> Rates:
+    """A matmul of 128 × 128 takes a second."""
+    return Rates(MATMUL, 1e15, lambda c: (HOST, seconds))
+
+
+@pytest.mark.parametrize("write", [WRITE, WRITE_OF_A_GPU], ids=["tpu", "gpu"])
+def test_what_stands_between_its_start_and_its_done_hides_a_copy(write: str) -> None:
+    dot = "%{} = f32[128,128]{{1,0}} dot(%m, %m), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}"
+    seconds, found = read_schedule(program(write, dot.format("one")), by_hand(2.0))
+    # One of the write's two seconds is hidden; the other copies follow each other, and nothing stands between.
+    assert [one.waited for one in found] == [1, 2, 2, 2]
+    assert seconds == 1 + 1 + 2 + 2 + 2
+    rows = {row.kind: row for row in add_up(found, {"data": 8})}
+    assert rows["to host"].hidden == ROW / 2 and rows["to host"].seconds == 4
+    assert rows["from host"].asynchronous == ROW
+
+
+def test_of_a_way_without_a_figure_nothing_is_said() -> None:
+    seconds, found = read_schedule(program(WRITE), by_hand(None))
+    assert seconds == 0
+    assert {(row.hidden, row.seconds, row.waited) for row in add_up(found, {"data": 8})} == {(None, None, 0.0)}
+
+
+def test_rates_are_the_device_tables() -> None:
+    copy = HostCopy("to host", 64e9, 2, True, "")
+    h100, v5p = devices.lookup("NVIDIA H100 80GB HBM3"), devices.lookup("TPU v5p")
+    assert h100 is not None and v5p is not None
+    share = roofline.LINK["PCIe"].share
+    assert rates(h100, roofline.host(h100), {"data": 8}).link(copy) == (HOST, pytest.approx(1 / share))
+    assert rates(v5p, roofline.host(v5p), {"data": 8}).link(copy) == (HOST, None)
+
+
+def test_a_prediction_counts_the_way_to_the_host_or_says_that_it_does_not() -> None:
+    h100, v5p = devices.lookup("NVIDIA H100 80GB HBM3"), devices.lookup("TPU v5p")
+    assert h100 is not None and v5p is not None
+    traffic = (Traffic((HOST,), "to host", 32e9, 10), Traffic((HOST,), "from host", 32e9, 10))
+    work = Work(1000, 1, 1e15, 1e15, 0.0, 0.0, traffic)
+    found = predict(work, h100, roofline.host(h100))
+    (link,) = found.links
+    assert link.medium == "PCIe" and link.seconds == pytest.approx(1 / roofline.LINK["PCIe"].share)
+    assert link.exposed == pytest.approx(link.seconds / 10)
+    assert found.step_seconds == pytest.approx(found.compute_seconds + link.exposed)
+    # A slow way is waited for: compute hides only as long as it lasts itself.
+    much = tuple(Traffic(part.axes, part.kind, 100 * part.bytes, part.calls) for part in traffic)
+    slow = predict(Work(1000, 1, 1e15, 1e15, 0.0, 0.0, much), h100, roofline.host(h100))
+    assert slow.step_seconds == pytest.approx(100 * link.seconds) and slow.bound == "PCIe of host"
+
+    unknown = predict(work, v5p, roofline.host(v5p))
+    assert not unknown.links and unknown.step_seconds == unknown.compute_seconds
+    rate = 64e9 / unknown.step_seconds / 1e9
+    assert any(f"keeps up: {rate:.3g} GB/s" in line and "TPU v5p" in line for line in unknown.assumptions)
+    assert not any("keeps up" in line for line in found.assumptions)
+
+
+def test_parts_of_an_mlp_go_with_it_and_with_nothing_less() -> None:
+    asked = ["--parallel.stage", "3", "--train.mlp_parts", "4", "--train.remat"]
+    assert load_config(["gpt3-small"], [*asked, "offload"]).train.mlp_parts == 4
+    with pytest.raises(UserError, match="only stage 3 with remat full or offload"):
+        load_config(["gpt3-small"], [*asked, "dots"])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Compiled for hardware that is not there
+# ---------------------------------------------------------------------------------------------------------------
+
+LAYERS, WIDTH, TOKENS = 8, 1024, 4 * 1024
+
+
+@functools.cache
+def compiled(topology: str, remat: str) -> CompiledStep:
+    """4 sequences of 1,024 on each device: 8 MiB for each block's input."""
+    shape = ["--model.n_layers", str(LAYERS), "--model.d_model", str(WIDTH), "--model.n_heads", "8"]
+    shape += ["--model.n_ctx", "1024", "--train.batch_tokens", str(8 * TOKENS), "--train.ramp_tokens", "0"]
+    shape += ["--parallel.stage", "3", "--parallel.data", "8", "--train.remat", remat]
+    return compile_step(load_config(["gpt3-small"], shape), open_topology(topology))
+
+
+def stacks_of_inputs(program: Program) -> set[bool]:
+    """Of each stack of blocks' inputs in a program, of all layers or of every second, whether it lies on the host."""
+    stack = re.compile(rf"bf16\[(?:{LAYERS}|{LAYERS // 2}),4,1024,{WIDTH}\]\{{([^}}]*)\}}")
+    return {"S(5)" in layout for i in program.instructions.values() for layout in stack.findall(i.shape)}
+
+
+@pytest.mark.parametrize(
+    "topology", [pytest.param("v5p:2x2x2", marks=NEEDS_TPU), pytest.param("h100:1x8", marks=NEEDS_GPU)]
+)
+def test_a_compiled_program_keeps_no_blocks_input_on_the_device(topology: str) -> None:
+    step, full = compiled(topology, "offload"), compiled(topology, "full")
+    inputs = LAYERS * TOKENS * WIDTH * 2
+    assert step.peak.host == inputs and full.peak.host == 0
+    assert stacks_of_inputs(step.program) == {True} and stacks_of_inputs(full.program) == {False}
+    copies = host_copies(step.program)
+    assert all(copy.asynchronous for copy in copies)
+    back, there = (sum(c.bytes_sent for c in copies if c.kind == kind) for kind in ("from host", "to host"))
+    # A TPU's compiler puts each write off by one turn of the loop, and makes one more for that.
+    assert back == inputs and there in (inputs, inputs * (LAYERS + 1) // LAYERS)
+    assert not host_copies(full.program)
+
+    receipt = make_receipt(step)
+    assert receipt.memory.host == inputs
+    for rows in (receipt.traced, receipt.compiled):
+        assert {row.kind for row in rows if row.axes == HOST} == {"to host", "from host"}
+    text = render(receipt)
+    assert f"in the host's memory, for each device: {inputs / 2**20:.1f} MiB" in text
+    assert ("not known" in text) == (topology.startswith("v5p"))
+    assert ("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB" in text) == (topology.startswith("h100"))
+    assert receipt.prediction is not None and math.isfinite(receipt.prediction.step_seconds)
+    if topology.startswith("h100"):
+        hidden = [row for row in receipt.overlap if row.axes == HOST]
+        assert all(row.hidden is not None and row.hidden > 0.5 * row.bytes for row in hidden)
