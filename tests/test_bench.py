@@ -161,6 +161,9 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert work.tokens == 512
     assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
+    kept = workload.make_workload(large, mesh, keep_batch=True)
+    assert (kept.stage.sequences, kept.stage.microbatches) == (32, 1)
+    assert kept.why == "one microbatch on each data shard, of its 4 sequences: train.microbatch 8 is above them"
 
 
 def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:

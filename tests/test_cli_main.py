@@ -54,6 +54,12 @@ def test_dispatch_hands_over_the_rest_and_returns_the_code(monkeypatch: pytest.M
         (UserError("parallel.stage is 4"), 2, "gpt3-jax: error: parallel.stage is 4\n"),
         (RunError("disk full"), 1, "gpt3-jax: error: disk full\n"),
         (KeyboardInterrupt(), 130, "gpt3-jax: interrupted\n"),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            1,
+            "gpt3-jax: error: this machine has no more memory to give (Unable to allocate 9 TiB); take a smaller batch "
+            "or model, or stop what else runs on it\n",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_code(

@@ -19,6 +19,7 @@ from tiny_run import CTX, losses, metrics, saved, tiny, write_data, write_tokens
 
 from gpt3_jax.data.stream import Stream, open_heldout
 from gpt3_jax.data.tokenizer import ByteTokenizer
+from gpt3_jax.devices import XLA_HOST_LIMIT_VARIABLE
 from gpt3_jax.errors import RunError
 from gpt3_jax.model import forward
 from gpt3_jax.parallel.mesh import make_mesh
@@ -358,3 +359,19 @@ def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path) -> None:
 def test_numbers_for_people() -> None:
     assert [human(n) for n in (0, 999, 999.6, 1234567, 999_999, 3e11)] == ["0", "999", "1k", "1.23M", "1M", "300B"]
     assert [duration(s) for s in (0, 59.9, 61, 3723, 90_000)] == ["0s", "59s", "1m01s", "1h02m", "1d01h"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB", "out of memory on a device"),
+        (
+            f"RESOURCE_EXHAUSTED: out of host memory; try to increase {XLA_HOST_LIMIT_VARIABLE}",
+            "XLA's share of the host's memory is used up",
+        ),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_devices_run_out_of_is_one_line(words: str, line: str | None) -> None:
+    said = loop._device_error(jax.errors.JaxRuntimeError(words))
+    assert said is None if line is None else said is not None and said.startswith(line) and "set" in said

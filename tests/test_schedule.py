@@ -12,7 +12,7 @@ import pytest
 from gpt3_jax.config import Config, OptimizerConfig, preset, replace
 from gpt3_jax.errors import UserError
 from gpt3_jax.train import optimizer
-from gpt3_jax.train.schedule import BatchSchedule, batch_schedule
+from gpt3_jax.train.schedule import BatchSchedule, batch_schedule, deviations
 
 PEAK, WARMUP, DECAY = 6.0e-4, 375_000_000, 260_000_000_000
 
@@ -149,6 +149,24 @@ def test_the_papers_sizes_start_at_32k_tokens_and_end_full() -> None:
 def test_without_a_ramp_there_is_one_size() -> None:
     assert sizes(batch_schedule(ramp(ramp_tokens=0), shards=8)) == [(0, 256)]
     assert sizes(batch_schedule(ramp(ramp_start_tokens=524_288), shards=8)) == [(0, 256)]
+
+
+@pytest.mark.parametrize(
+    ("train", "shards", "said"),
+    [
+        ({}, 8, []),
+        ({"microbatch": 32}, 8, []),
+        ({"microbatch": 64, "ramp_tokens": 0}, 8, ["train.microbatch 64 is above the 32 sequences"]),
+        ({"ramp_start_tokens": 32_768}, 64, ["the batch ramp begins at 131,072 tokens, not at"]),
+        ({"microbatch": 5}, 256, ["microbatch 5 is above the 1 sequences", "the batch ramp begins at 524,288 tokens"]),
+    ],
+)
+def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int, said: list[str]) -> None:
+    config = ramp(**train)
+    lines = list(deviations(config, batch_schedule(config, shards), shards))
+    assert len(lines) == len(said)
+    for line, words in zip(lines, said, strict=True):
+        assert words in line
 
 
 def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:

@@ -108,6 +108,8 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
             why = f"train.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
         if sequences < asked:
             why += f", {sequences} of its {asked} sequences: {reason}"
+    if keep_batch and micro > whole:
+        why = f"one microbatch on each data shard, of its {whole} sequences: train.microbatch {micro} is above them"
     return Workload(run, mesh, stage, why)
 
 

@@ -99,6 +99,14 @@ def main(argv: list[str]) -> int:
         _drop_stdout()  # what is left in it would be complained of once more
         print(f"gpt3-jax: error: {error.strerror}: {error.filename or 'the output'}; free some space", file=sys.stderr)
         return RunError.exit_code
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        print(
+            f"gpt3-jax: error: this machine has no more memory to give{why}; take a smaller batch or model, or stop "
+            "what else runs on it",
+            file=sys.stderr,
+        )
+        return RunError.exit_code
     except KeyboardInterrupt:
         print("gpt3-jax: interrupted", file=sys.stderr)
         return INTERRUPT_EXIT

@@ -22,6 +22,7 @@ from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.devices import XLA_HOST_LIMIT_DEFAULT, XLA_HOST_LIMIT_VARIABLE
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
@@ -32,7 +33,7 @@ from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
 from gpt3_jax.train.run_lock import RunLock
-from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, ramp_deviation
+from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, deviations
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
 from gpt3_jax.train.stopping import StopSignal
@@ -74,7 +75,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     """
     distributed.start(config.distributed)
     mesh, tokenizer, schedule = check(config)
-    if deviation := ramp_deviation(config, schedule):
+    for deviation in deviations(config, schedule, batch_shards(mesh)):
         say(deviation)
     stream, heldout = open_data(config, tokenizer)
     data = Data(stream.fingerprint, tokenizer.fingerprint)
@@ -188,6 +189,11 @@ def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
     if line := compiler_options.refused(error):
         return line
     why = " ".join(str(error).split())[:300]
+    if XLA_HOST_LIMIT_VARIABLE in str(error):
+        return (
+            f"XLA's share of the host's memory is used up: {why}; set {XLA_HOST_LIMIT_VARIABLE} above "
+            f"{XLA_HOST_LIMIT_DEFAULT} if the machine has more, or train.remat to full"
+        )
     if "RESOURCE_EXHAUSTED" in why:
         return (
             f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "

@@ -100,17 +100,22 @@ def batch_schedule(
     return BatchSchedule(tuple(stages), total)
 
 
-def ramp_deviation(config: Config, schedule: BatchSchedule) -> str:
-    """One line where the mesh or the microbatch leave less of the ramp than was asked for; empty where they do not."""
+def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator[str]:
+    """A line for each setting that the mesh, or another setting, leaves less of than was asked for."""
     train, ctx = config.train, config.model.n_ctx
+    per_shard = train.batch_tokens // ctx // shards
+    if train.microbatch > per_shard:
+        yield (
+            f"train.microbatch {train.microbatch} is above the {per_shard} sequences that a data shard has of a batch "
+            f"of {train.batch_tokens:,} tokens: they are one microbatch"
+        )
     first = schedule.stages[0].sequences * ctx
     asked = -(-train.ramp_start_tokens // ctx) * ctx
-    if not train.ramp_tokens or first <= asked:
-        return ""
-    return (
-        f"the batch ramp begins at {first:,} tokens, not at train.ramp_start_tokens {train.ramp_start_tokens:,}, "
-        f"and has {len(schedule.stages)} batch sizes: no smaller batch divides over the mesh and the microbatch"
-    )
+    if train.ramp_tokens and first > asked:
+        yield (
+            f"the batch ramp begins at {first:,} tokens, not at train.ramp_start_tokens {train.ramp_start_tokens:,}, "
+            f"and has {len(schedule.stages)} batch sizes: no smaller batch divides over the mesh and the microbatch"
+        )
 
 
 def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchStage]:
