@@ -7,7 +7,7 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs for
-# milliseconds. What the user has set wins. Processes that tests start are compiled as for a user.
+# milliseconds. What the user has set wins. A process that a test starts inherits it, unless the test says otherwise.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",

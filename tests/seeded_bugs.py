@@ -35,6 +35,17 @@ BUGS = (
         ("test_step", "test_stage_1_reduces_the_sum_over_microbatches_unrounded", ()),
     ),
     Bug(
+        "the inputs of blocks stay on the device",
+        "model/transformer.py",
+        'run = named if remat == "offload" else one_block',
+        "run = one_block",
+        (
+            "test_offload",
+            "test_each_blocks_input_goes_to_the_host_and_comes_back_once",
+            (Cell(3, (1, 8, 1), 1, "offload"),),
+        ),
+    ),
+    Bug(
         "a bias's gradient loses one row",
         "model/pointwise.py",
         "return jnp.sum(ct.astype(jnp.float32), axis=leading)",

@@ -59,13 +59,21 @@ def collect(shard: jax.Array, how: Gather) -> jax.Array:
 
 
 def scatter(gradient: jax.Array, how: Gather) -> jax.Array:
-    """Reduces what the backward pass has made, which is in the compute dtype or is rounded to it."""
+    """Reduces what the backward pass has made, which is in the compute dtype or is rounded to it: a whole weight's
+    gradient [..., N × R, ...] to the shard [..., R, ...]; see `reduce_scatter`."""
     return reduce_scatter(gradient.astype(how.compute), how)
 
 
 @jax.named_scope("reduce_gradients")
 def reduce_scatter(gradient: jax.Array, how: Gather) -> jax.Array:
-    """The device's shard of the gradients' sum over the data axis, in `how.gradient`. Nothing is rounded before."""
+    """The device's shard of the gradients' sum over the data axis, in `how.gradient`. Nothing is rounded before.
+
+    Args:
+        gradient: of the whole weight; [N × R, ...] where dimension `how.dim` is the first.
+
+    Returns:
+        The shard [R, ...]; the gradient as it is where nothing is sharded.
+    """
     if how.axis is None:
         return gradient.astype(how.gradient)
     dims = gradient.shape
@@ -183,5 +191,6 @@ _attach.defvjp(lambda target, source, how: (value(source, how), None), lambda ho
 
 
 def value(source: jax.Array, how: Gather) -> jax.Array:
-    """The whole weight from the `source` of `attach`, without a gradient."""
+    """The whole weight [N × R, ...] in the compute dtype, from the `source` of `attach`: at stage 3 the shard [R, ...],
+    at stage 2 the weight's bits. Passes no gradient on."""
     return collect(source, how) if how.inside else lax.bitcast_convert_type(source, how.compute)
