@@ -188,3 +188,24 @@ def test_libtpu_is_hushed_only_where_it_has_no_tpu(
     assert ("TPU_SKIP_MDS_QUERY" in os.environ) == hushed
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "as it was", "what is set is left alone"
+
+
+@pytest.mark.parametrize(("command", "level"), [("plan", "2"), ("report", "2"), ("train", "unset")])
+def test_compilers_warn_nobody_of_a_plan(command: str, level: str) -> None:
+    """Their level counts from the moment at which JAX is imported, which looking for a TPU does."""
+    code = (
+        "import importlib.util, os, sys; import gpt3_jax.cli.main as front\n"
+        "seen = []\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'jax': seen.append(os.environ.get('TF_CPP_MIN_LOG_LEVEL', 'unset'))\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: object() if name == 'libtpu' else found(name, *rest)\n"
+        f"sys.argv = ['gpt3-jax', {command!r}]\n"
+        "front._hush_libtpu()\n"
+        "print(seen[0])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout == f"{level}\n"

@@ -69,6 +69,10 @@ def _hush_libtpu() -> None:
     """Where libtpu is installed to plan with and there is no TPU: it would complain of that at every start of JAX."""
     if importlib.util.find_spec("libtpu") is None or not set(sys.argv[1:2]) & set(COMMANDS):
         return
+    if sys.argv[1] in ("plan", "report"):
+        from gpt3_jax.plan.on_cpu import hush_compilers
+
+        hush_compilers()  # what follows imports JAX
     from gpt3_jax.parallel.distributed import compile_without_devices
     from gpt3_jax.train.host_memory import cpu_only
 
