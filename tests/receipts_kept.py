@@ -22,10 +22,12 @@ class Kept:
     configs: tuple[str, ...]
     topology: str
     overrides: tuple[str, ...] = ()
+    label: str = ""
+    """What tells it from another of the same model and topology."""
 
     @property
     def name(self) -> str:
-        return f"{self.configs[0]}.{self.topology.replace(':', '-')}"
+        return ".".join(filter(None, (self.configs[0], self.topology.replace(":", "-"), self.label)))
 
     @property
     def command(self) -> str:
@@ -42,6 +44,7 @@ KEPT = (
     Kept(("gpt3-6.7b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8"),
+    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ("--train.remat", "offload"), "offload"),
     Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
     Kept(("gpt3-small", "mesh-h100-8"), "h100:1x8"),
     Kept(("gpt3-medium", "mesh-h100-8"), "h100:1x8"),
