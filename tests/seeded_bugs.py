@@ -185,6 +185,13 @@ BUGS = (
         ("test_parts", "assert_steps_change_nothing", ()),
     ),
     Bug(
+        "a scatter with the devices apart deals the rows out in turn",
+        "parallel/gather.py",
+        "devices, -1, *summed.shape[how.dim + 1 :])",
+        "-1, devices, *summed.shape[how.dim + 1 :]).swapaxes(how.dim, how.dim + 1)",
+        ("test_parts", "assert_scatters_apart_change_nothing", ()),
+    ),
+    Bug(
         "stage 2 sends its gradients twice",
         "parallel/gather.py",
         "lambda how, _, ct: (scatter(ct, how), None))",

@@ -62,12 +62,26 @@ def assert_steps_change_nothing() -> None:
             assert_same(train(CELL._replace(stage=stage)))
 
 
+def assert_scatters_apart_change_nothing() -> None:
+    """To the bit: the same sums of the same numbers."""
+    for stage, steps in ((1, ()), (2, (ROWS, COLUMNS)), (3, (ROWS, COLUMNS))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(zero, "data_steps", lambda mesh, steps=steps: steps)
+            want = train(CELL._replace(stage=stage))
+            patch.setattr(zero, "pads_scatters", lambda mesh, overlap: True)
+            jax.tree.map(np.testing.assert_array_equal, train(CELL._replace(stage=stage)), want)
+
+
 def test_parts_change_nothing() -> None:
     assert_parts_change_nothing()
 
 
 def test_steps_change_nothing() -> None:
     assert_steps_change_nothing()
+
+
+def test_scatters_apart_change_nothing() -> None:
+    assert_scatters_apart_change_nothing()
 
 
 def assert_parts_of_the_mlp_change_nothing(mesh: tuple[int, int, int] = (1, 8, 1)) -> None:

@@ -43,6 +43,17 @@ def compiler_options(mesh: Mesh) -> Options:
     return dict(_GPU) if mesh_platform(mesh) == "gpu" else {}
 
 
+def pads_scatters(mesh: Mesh, overlap: bool) -> bool:
+    """Whether the compiler pads the rows that a reduce-scatter splits: each device is then left with others' rows and
+    sends them on. A TPU's does, but for what a sparse core runs.
+
+    Args:
+        overlap: whether the step is compiled with `compiler_options`.
+    """
+    options = compiler_options(mesh) if overlap else {}
+    return mesh_platform(mesh) == "tpu" and not _SCATTERS.items() <= options.items()
+
+
 def refused(error: Exception) -> str:
     """The line for a compiler that does not know one of the options; empty for any other error."""
     why = " ".join(str(error).split())

@@ -37,6 +37,9 @@ class Gather:
     """`mesh.data_steps`: the groups of each step, innermost first; none: one collective over the whole axis."""
     tpu: bool = False
     """Whether it is for a TPU, whose compiler needs telling where to cast (`_cast`) and in which layout (`_stored`)."""
+    apart: bool = False
+    """Whether a scatter has the devices as a dimension of their own, where there is nothing to pad: for a compiler that
+    pads rows (`compiler_options.pads_scatters`)."""
     kernel: bool = False
     """Whether this is a matmul's kernel, whose gradient is reduced as it is made (`Gathered`)."""
 
@@ -79,7 +82,12 @@ def reduce_scatter(gradient: jax.Array, how: Gather) -> jax.Array:
     dims = gradient.shape
     summed = _flat(gradient.astype(how.reduce), how)
     for groups in reversed(how.steps or (None,)):
-        summed = lax.psum_scatter(summed, how.axis, scatter_dimension=how.dim, tiled=True, axis_index_groups=groups)
+        if how.apart:
+            devices = len(groups[0]) if groups else lax.axis_size(how.axis)
+            summed = summed.reshape(*summed.shape[: how.dim], devices, -1, *summed.shape[how.dim + 1 :])
+        summed = lax.psum_scatter(
+            summed, how.axis, scatter_dimension=how.dim, tiled=not how.apart, axis_index_groups=groups
+        )
     return _stored(summed.reshape(*dims[: how.dim], -1, *dims[how.dim + 1 :]), how)
 
 

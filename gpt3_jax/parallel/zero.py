@@ -31,6 +31,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
+from gpt3_jax.parallel.compiler_options import pads_scatters
 from gpt3_jax.parallel.gather import Gather, Sharded, attach, collect, reduce_scatter, scatter, value
 from gpt3_jax.parallel.mesh import DATA, TENSOR, active_axes, data_steps
 from gpt3_jax.parallel.rules import partitions, sharded_axes
@@ -77,6 +78,7 @@ class Zero:
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), platform)
         axis = DATA if DATA in active and self.stage >= 1 else None
         steps = data_steps(mesh) if axis else ()
+        apart = pads_scatters(mesh, parallel.overlap)
         self._gathers: Tree = jax.tree.map(
             lambda spec: Gather(
                 spec.zero_dim,
@@ -86,6 +88,7 @@ class Zero:
                 self.stage == 3,
                 steps,
                 tpu=platform == "tpu",
+                apart=apart,
                 # One block's matrix, split along its inputs.
                 kernel=spec.stacked and len(spec.shape) > 2 and spec.zero_dim == 0,
             ),

@@ -27,9 +27,9 @@ PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
 _TIGHT = 0.7
 """Of the capacity: where full remat needs more by its estimate, it is also tried with parts and with offload."""
-_SLACK = 1.3
+_SLACK = 1.4
 """A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
-0.71 to 1.26 times what was compiled; a test holds them below this."""
+0.70 to 1.37 times what was compiled; a test holds them below this."""
 
 
 @dataclasses.dataclass(frozen=True)
