@@ -363,6 +363,18 @@ class Config:
             f"model.n_heads {self.model.n_heads} does not divide by parallel.tensor {self.parallel.tensor}; "
             "choose a tensor axis that divides the heads",
         )
+        # XLA finds the copies of a loop over depth; of an unrolled one it keeps the inputs, or cannot compile it.
+        _require(
+            self.train.remat != "offload" or self.train.unroll == 1,
+            f"train.remat is offload with train.unroll {self.train.unroll}; expected 1 with it: the copies to the host "
+            "need the loop over depth as it is",
+        )
+        _require(
+            self.train.remat != "offload" or self.model.n_layers > len(self.model.attention_pattern),
+            f"train.remat is offload with model.n_layers {self.model.n_layers}; expected more than the "
+            f"{len(self.model.attention_pattern)} of model.attention_pattern, else there is no loop over depth; set "
+            "train.remat to full",
+        )
         _require(
             self.train.mlp_parts == 1 or (self.parallel.stage == 3 and self.train.remat in ("full", "offload")),
             f"train.mlp_parts is {self.train.mlp_parts} with parallel.stage {self.parallel.stage} and train.remat "

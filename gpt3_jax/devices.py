@@ -122,8 +122,8 @@ _V5E = Device(
     hbm_bandwidth=819e9,
     links=Links("ICI", 50e9, 4, torus_dims=2, wrap_multiple=16),
     network=3.125e9,
-    host_link=None,
-    sources=_tpu("TPU v5e", network=_TPU_DOC.format("TPU v5e: 2 × 100 Gb/s for a host of 8 chips")),
+    host_link=15e9,
+    sources=_tpu("TPU v5e", host_link=_BOOK, network=_TPU_DOC.format("TPU v5e: 2 × 100 Gb/s for a host of 8 chips")),
 )
 _V5P = Device(
     name="TPU v5p",
@@ -135,8 +135,8 @@ _V5P = Device(
     hbm_bandwidth=2765e9,
     links=Links("ICI", 100e9, 6, torus_dims=3, wrap_multiple=4),
     network=6.25e9,
-    host_link=None,
-    sources=_tpu("TPU v5p"),
+    host_link=15e9,
+    sources=_tpu("TPU v5p", host_link=_BOOK),
 )
 _V6E = Device(
     name="TPU v6e",
@@ -148,8 +148,8 @@ _V6E = Device(
     hbm_bandwidth=1638e9,
     links=Links("ICI", 100e9, 4, torus_dims=2, wrap_multiple=16),
     network=12.5e9,
-    host_link=None,  # PCIe Gen5, of a width that is not stated
-    sources=_tpu("TPU v6e", network=_TPU_DOC.format("TPU v6e: 4 × 200 Gb/s for a host of 8 chips")),
+    host_link=32e9,
+    sources=_tpu("TPU v6e", host_link=_BOOK, network=_TPU_DOC.format("TPU v6e: 4 × 200 Gb/s for a host of 8 chips")),
 )
 # JAX shows a TPU7x chip as two devices, one for each chiplet, and they share the chip's links and network: half of the
 # chip's figures each.

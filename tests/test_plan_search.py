@@ -119,6 +119,55 @@ def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else
         assert plain is None or plain < order[place(c), c.config.train.remat, c.config.train.mlp_parts]
 
 
+def test_of_equals_one_without_copies_to_the_host_comes_first() -> None:
+    """By arithmetic copies are free where nothing is known of their way."""
+    base = settings()
+    short = node(10**6)
+    assert short.device is not None
+    unknown = dataclasses.replace(short, device=dataclasses.replace(short.device, host_link=None))
+    found = candidates(base, unknown)
+    places = [(*c.mesh.values(), c.config.parallel.stage, c.config.train.microbatch) for c in found]
+    order = {
+        (at, c.config.train.remat, c.config.train.mlp_parts): i
+        for i, (at, c) in enumerate(zip(places, found, strict=True))
+    }
+    both = [at for at in places if (at, "full", 1) in order and (at, "offload", 1) in order]
+    assert both
+    for at in both:
+        assert (
+            found[order[at, "full", 1]].prediction.step_seconds
+            == found[order[at, "offload", 1]].prediction.step_seconds
+        )
+        assert order[at, "full", 1] < order[at, "offload", 1]
+
+
+def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
+    base = settings()
+    asked = dataclasses.replace(
+        base,
+        parallel=dataclasses.replace(base.parallel, stage=3),
+        train=dataclasses.replace(base.train, remat="offload", mlp_parts=4),
+    )
+    found = candidates(asked, node())
+    assert {c.config.train.remat for c in found} == {"none", "dots", "full", "offload"}
+    for c in found:
+        inside = c.config.parallel.stage == 3 and c.config.train.remat in ("full", "offload")
+        assert c.config.train.mlp_parts == (4 if inside else 1)
+
+
+def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
+    usable = int(max(c.bytes for c in candidates(settings(), node())))
+    found = candidates(settings(), node(usable))
+    tried = list(searching._diverse(found, settings()))
+    assert any(c.config.train.remat == "offload" or c.config.train.mlp_parts > 1 for c in tried)
+    kinds: dict[tuple[object, ...], list[bool]] = {}
+    for c in tried:
+        remat = "full" if c.config.train.remat == "offload" else c.config.train.remat
+        at = (*c.mesh.values(), c.config.parallel.stage, remat)
+        kinds.setdefault(at, []).append(c.config.train.remat == "offload" or c.config.train.mlp_parts > 1)
+    assert all(saving.count(True) <= 1 and saving.count(False) <= 2 for saving in kinds.values())
+
+
 def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None:
     two_nodes = dataclasses.replace(node(), shape=(2, 4))
     assert {tuple(c.mesh.values()) for c in candidates(settings(), two_nodes)} == {
@@ -133,7 +182,7 @@ def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None
 
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
-    tried = list(searching._diverse(found))
+    tried = list(searching._diverse(found, settings()))
     kinds = [(*c.mesh.values(), c.config.parallel.stage, c.config.train.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert set(kinds) == {(*c.mesh.values(), c.config.parallel.stage, c.config.train.remat) for c in found}

@@ -156,9 +156,13 @@ def test_without_a_ramp_there_is_one_size() -> None:
     [
         ({}, 8, []),
         ({"microbatch": 32}, 8, []),
-        ({"microbatch": 64, "ramp_tokens": 0}, 8, ["train.microbatch 64 is above the 32 sequences"]),
+        (
+            {"microbatch": 64, "ramp_tokens": 0},
+            8,
+            ["train.microbatch 64 is above a data shard's part of a batch of 524,288 tokens, in sequences 32:"],
+        ),
         ({"ramp_start_tokens": 32_768}, 64, ["the batch ramp begins at 131,072 tokens, not at"]),
-        ({"microbatch": 5}, 256, ["microbatch 5 is above the 1 sequences", "the batch ramp begins at 524,288 tokens"]),
+        ({"microbatch": 5}, 256, ["in sequences 1:", "the batch ramp begins at 524,288 tokens"]),
     ],
 )
 def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int, said: list[str]) -> None:

@@ -21,6 +21,7 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan.receipt import Flops, step_flops
+from gpt3_jax.train.host_memory import pinned_memory_is_full
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 
@@ -175,6 +176,8 @@ def _random_rows(work: Workload) -> jax.Array:
 
 
 def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
+    if line := pinned_memory_is_full(error):
+        return line
     why = " ".join(str(error).split())[:200]
     shards = batch_shards(work.mesh)
     more = ""

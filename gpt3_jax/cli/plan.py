@@ -119,17 +119,19 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
     from gpt3_jax.plan.table import count, duration, grid, size
 
+    offload = any(r.memory.host for _, r in found)
     rows = [
         (
             c.options,
             size(r.memory.total),
+            *((size(r.memory.host),) if offload else ()),
             duration(r.prediction.step_seconds) if r.prediction else "",
             count(r.prediction.tokens_per_second) if r.prediction else "",
             f"{r.prediction.mfu:.1%}" if r.prediction else "",
         )
         for c, r in found
     ]
-    return grid(rows, ("options", "memory", "step", "tokens/s", "MFU"))
+    return grid(rows, ("options", "memory", *(("of the host",) if offload else ()), "step", "tokens/s", "MFU"))
 
 
 def _say(line: str) -> None:

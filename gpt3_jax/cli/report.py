@@ -148,6 +148,7 @@ def _remat(args: argparse.Namespace) -> int:
             remat,
             size(r.memory.total),
             {True: "fits", False: "does not fit", None: ""}[r.memory.fits],
+            size(r.memory.host) if r.memory.host else "",
             f"{share(r.flops.device * r.topology['devices'], r.flops.model_visible):.3f}",
             duration(r.prediction.step_seconds) if r.prediction else "",
             duration(r.scheduled_seconds) if r.scheduled_seconds else "",
@@ -156,7 +157,7 @@ def _remat(args: argparse.Namespace) -> int:
     ]
     mesh = " × ".join(f"{axis} {n}" for axis, n in receipts[0].mesh.items())
     print(f"{model} on {topology.name}, {mesh}, ZeRO stage {receipts[0].settings['stage']}")
-    print(grid(rows, ("remat", "memory", "", "work", "predicted step", "in the schedule's order")))
+    print(grid(rows, ("remat", "memory", "", "of the host", "work", "predicted step", "in the schedule's order")))
     return 0
 
 

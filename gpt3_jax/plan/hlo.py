@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from gpt3_jax.errors import RunError
+from gpt3_jax.plan.replica_groups import replica_groups
 from gpt3_jax.plan.traffic import Kind
 
 _KINDS: dict[str, Kind] = {
@@ -215,10 +216,16 @@ class Program:
 
     def collectives_of(self, instruction: Instruction) -> list[CompiledCollective]:
         """What one run of an instruction that is scheduled on its own does or starts, of collectives."""
+        return [found for i, calls, wrapped in self.started(instruction) for found in self._stated(i, calls, wrapped)]
+
+    def started(self, instruction: Instruction) -> Iterator[tuple[Instruction, float, bool]]:
+        """As `running`, what one run of an instruction that is scheduled on its own does: itself, or all that stands
+        in the computation that it starts."""
         if instruction.opcode != "async-start":
-            return self._stated(instruction, 1, False)
-        inside = [found for name in instruction.called("calls") for found in self._walk(name, 1, True)]
-        return [found for i, calls, wrapped in inside for found in self._stated(i, calls, wrapped)]
+            yield instruction, 1, False
+            return
+        for name in instruction.called("calls"):
+            yield from self._walk(name, 1, True)
 
     def _stated(self, instruction: Instruction, calls: float, wrapped: bool) -> list[CompiledCollective]:
         inside = [instruction]
@@ -252,7 +259,7 @@ class Program:
 
     def _collective(self, i: Instruction, outer: Instruction, calls: float, wrapped: bool) -> CompiledCollective | None:
         kind = _KINDS[i.opcode]
-        groups = _groups(i.attributes)
+        groups = replica_groups(i.attributes)
         devices = len(groups[0]) if groups else self._partitions
         if kind != "permute" and devices < 1:
             raise RunError(f"the devices of the collective {i.name} cannot be read: {i.attributes[:200]}")
@@ -328,13 +335,15 @@ def _parse(line: str) -> Instruction | None:
 def _element(name: str, body: dict[str, Instruction]) -> Instruction:
     """``loop#3``, an element of a tuple named where it is used, as the instruction that older texts have for it."""
     whole, _, place = name.partition("#")
-    parts = _tuple_parts(body[whole].shape) if whole in body else []
+    parts = shape_parts(body[whole].shape) if whole in body else []
     shape = parts[int(place)] if int(place) < len(parts) else ""
     return Instruction(name, "get-tuple-element", shape, (whole,), f", index={place}")
 
 
-def _tuple_parts(shape: str) -> list[str]:
-    """The shapes in a tuple's, those of its own tuples left whole."""
+def shape_parts(shape: str) -> list[str]:
+    """The shapes in a tuple's, those of its own tuples left whole; of no tuple, itself."""
+    if not shape.startswith("("):
+        return [shape]
     parts, depth, start = [], 0, 1
     shape = re.sub(r"/\*.*?\*/", "", shape)
     for at, character in enumerate(shape):
@@ -353,46 +362,6 @@ def _closing(text: str, opening: int) -> int:
         if depth == 0:
             return found.start()
     return len(text)
-
-
-def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """Replica groups in any of XLA's three notations; for a permute, its pairs of source and target. Empty where none
-    are stated."""
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        dims = [int(d) for d in found[3].split(",")]
-        grid = np.arange(math.prod(dims)).reshape(dims)
-        if found[4]:
-            grid = grid.transpose([int(d) for d in found[4].split(",")])
-        return tuple(map(tuple, grid.reshape(int(found[1]), int(found[2])).tolist()))
-    if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
-        return tuple(tuple(int(d) for d in g.split(",") if d) for g in re.findall(r"\{([\d,]*)\}", found[1]))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\(([\d,]*)\))? *\{([^}]*)\}", attributes):
-        return _mesh_groups(found[1], found[2], found[3])
-    if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
-        pairs = [tuple(int(d) for d in pair.split(",")) for pair in re.findall(r"\{(\d+,\d+)\}", found[1])]
-        return tuple(pairs)
-    return ()
-
-
-def _mesh_groups(mesh: str, order: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
-    """Groups along named axes of a mesh: ``'data'=4,'tensor'=2`` and ``'data'``, or ``'data':(2)2``, which is the part
-    of size 2 behind the first 2 of the axis."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
-    dims: list[int] = []
-    along: list[int] = []
-    parts = {name: (int(before or 1), int(size or 0)) for name, before, size in _PART_OF_AXIS.findall(axes)}
-    for name, size in sizes.items():
-        before, middle = parts.get(name, (size, 1))
-        middle = middle or size
-        if name in parts:
-            along.append(len(dims) + 1)
-        dims += [before, middle, size // (before * middle)]
-    grid = np.arange(math.prod(dims)) if not order else np.array([int(d) for d in order.split(",")])
-    moved = np.moveaxis(grid.reshape(dims), along, range(-len(along), 0))
-    return tuple(map(tuple, moved.reshape(-1, math.prod(dims[i] for i in along)).tolist()))
-
-
-_PART_OF_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 
 
 def _relative(path: str) -> str:

@@ -1,5 +1,5 @@
 """What a compiled program moves between a device's memory and its host's (`train.remat: offload`): copies, and slices
-written into an array that lies there or read out of it.
+written into an array that lies there or read out of it, by themselves or in a fusion.
 
 Compilers mark what lies in the host's memory by a memory space in its layout, and split what moves there into a start
 and a done as they do with collectives.
@@ -8,16 +8,17 @@ and a done as they do with collectives.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from gpt3_jax.plan.hlo import Instruction, Program, shape_bytes
+from gpt3_jax.plan.hlo import Instruction, Program, shape_bytes, shape_parts
 from gpt3_jax.plan.traffic import HOST, Kind
 
 HOST_MEMORY = 5
 """XLA's memory space of the host."""
-_ON_HOST = re.compile(rf"S\({HOST_MEMORY}\)")
-_COPIES = frozenset({"copy", "copy-start", "dynamic-slice", "dynamic-update-slice", "fusion"})
+_MARK = f"S({HOST_MEMORY})"
+_MOVE = frozenset({"copy", "copy-start", "slice", "slice-start", "dynamic-slice", "dynamic-update-slice", "fusion"})
+_SLICES = frozenset({"slice", "slice-start", "dynamic-slice", "gather"})
+_NO_WORK = _MOVE | {"parameter", "constant", "bitcast", "reshape", "tuple", "get-tuple-element"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,38 +50,82 @@ def host_copies(program: Program) -> list[HostCopy]:
     Raises:
         RunError: a loop whose trip count does not stand in the program.
     """
-    found = ((_copy(program, i, wrapped), calls) for i, calls, wrapped in program.running())
-    return [dataclasses.replace(copy, calls=calls) for copy, calls in found if copy is not None]
+    return _copies(program, program.running())
 
 
 def host_copies_of(program: Program, instruction: Instruction) -> list[HostCopy]:
     """What one run of an instruction that is scheduled on its own does or starts."""
-    inside: Iterator[tuple[Instruction, bool]] = iter([(instruction, False)])
-    if instruction.opcode == "async-start":
-        inside = ((i, True) for name in instruction.called("calls") for i in program.computation(name).values())
-    copies = (_copy(program, i, wrapped) for i, wrapped in inside)
-    return [copy for copy in copies if copy is not None]
+    return _copies(program, program.started(instruction))
 
 
-def _copy(program: Program, i: Instruction, wrapped: bool) -> HostCopy | None:
-    if i.opcode not in _COPIES:
-        return None
-    operands = [found.shape for name in i.operands if (found := program.instructions.get(name))]
-    result = _copied(i)
-    to_host, from_host = bool(_ON_HOST.search(result)), any(_ON_HOST.search(shape) for shape in operands)
-    if not (to_host or from_host):
-        return None
-    kind: Kind = "to host" if to_host else "from host"
-    moved = shape_bytes(result)
-    if to_host and from_host:
-        # An array there of which a part is written: as much as there is of it on the device's side.
-        moved = sum(shape_bytes(shape) for shape in operands if not _ON_HOST.search(shape) and "[]" not in shape)
-    return HostCopy(kind, moved, 1, wrapped or i.opcode == "copy-start", i.op_name)
+def only_copies(program: Program, instruction: Instruction) -> bool:
+    """Whether an instruction moves to or from the host, and computes nothing beside."""
+    if not _copies(program, [(instruction, 1, False)]):
+        return False
+    bodies = [program.computation(name) for name in instruction.called("calls")]
+    return all(i.opcode in _NO_WORK for body in bodies for i in body.values())
 
 
-def _copied(i: Instruction) -> str:
-    """The shape of what is made: of a ``copy-start``, whose result is a tuple, its first part."""
-    if i.opcode != "copy-start":
-        return i.shape
-    first = re.match(r"\(?([^,\s]*\[[\d,]*\](?:\{[^}]*\})?)", i.shape)
-    return first[1] if first else ""
+def _copies(program: Program, running: Iterable[tuple[Instruction, float, bool]]) -> list[HostCopy]:
+    found = []
+    for i, calls, wrapped in running:
+        if i.opcode in _MOVE:
+            split = wrapped or i.opcode.endswith("-start")
+            moved: dict[Kind, float] = {"to host": _written(program, i), "from host": _read(program, i)}
+            found += [HostCopy(kind, size, calls, split, i.op_name) for kind, size in moved.items() if size]
+    return found
+
+
+def _written(program: Program, i: Instruction) -> float:
+    """Bytes that go into the host's memory: of what is updated in place there, the update."""
+    if i.opcode == "fusion":
+        (callee,) = i.called("calls")
+        body, root = program.computation(callee), program.roots[callee]
+        made = [body[name] for name in root.operands if name in body] if root.opcode == "tuple" else [root]
+        return sum(_written_by(body, one) for one in made)
+    return _written_by(program.instructions, i)
+
+
+def _written_by(body: Mapping[str, Instruction], i: Instruction) -> float:
+    if i.opcode == "bitcast" and i.operands and i.operands[0] in body:
+        return _written_by(body, body[i.operands[0]])
+    # Of a start's result, a tuple, the first part is what will be there.
+    made = shape_parts(i.shape)[0] if i.opcode.endswith("-start") else i.shape
+    if _MARK not in made or i.opcode in ("parameter", "get-tuple-element"):
+        return 0.0
+    if i.opcode == "dynamic-update-slice":
+        made = body[i.operands[1]].shape if i.operands[1] in body else ""
+    elif i.operands and all(_MARK in body[name].shape for name in i.operands if name in body):
+        return 0.0  # from one place there to another
+    return shape_bytes(made)
+
+
+def _read(program: Program, i: Instruction) -> float:
+    """Bytes that come from the host's memory: of what is sliced there, the slice."""
+    if i.opcode == "fusion":
+        (callee,) = i.called("calls")
+        body = program.computation(callee)
+        there = [p for p in body.values() if p.opcode == "parameter" and _MARK in p.shape]
+        return sum(_read_of(body, one) for one in there)
+    operands = [found for name in i.operands if (found := program.instructions.get(name))]
+    return sum(_used(i, one) for one in operands if _MARK in one.shape)
+
+
+def _read_of(body: Mapping[str, Instruction], there: Instruction) -> float:
+    """Of a fusion's operand: each slice that it takes, or all of it, once."""
+    users = [user for user in body.values() if there.name in user.operands]
+    through = [user for user in users if user.opcode == "bitcast"]
+    sizes = [_used(user, there) for user in users if user.opcode != "bitcast"]
+    return min(shape_bytes(there.shape), sum(sizes) + sum(_read_of(body, user) for user in through))
+
+
+def _used(user: Instruction, there: Instruction) -> float:
+    """Of an array on the host, what one instruction reads."""
+    if user.opcode in ("tuple", "get-tuple-element"):
+        return 0.0
+    made = shape_parts(user.shape)[0] if user.opcode.endswith("-start") else user.shape
+    if user.opcode == "dynamic-update-slice" and user.operands[0] == there.name:
+        return 0.0
+    if user.opcode in _SLICES:
+        return 0.0 if _MARK in made else shape_bytes(made)
+    return 0.0 if _MARK in made else shape_bytes(there.shape)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from gpt3_jax.plan.hlo import COLLECTIVES, Instruction, Program, shape_bytes
-from gpt3_jax.plan.host_copies import host_copies_of
+from gpt3_jax.plan.host_copies import only_copies
 
 _MOVE_NOTHING = frozenset(
     {
@@ -42,7 +42,7 @@ def _elsewhere(program: Program, instruction: Instruction) -> bool:
     opcode = instruction.opcode
     if opcode in _MOVE_NOTHING or opcode in _MATMULS or opcode.removesuffix("-start") in COLLECTIVES:
         return True
-    if host_copies_of(program, instruction):
+    if only_copies(program, instruction):
         return True
     bodies = (program.computation(name) for name in instruction.called("calls")) if opcode == "fusion" else ()
     return any(i.opcode in _MATMULS or i.opcode in COLLECTIVES for body in bodies for i in body.values())
@@ -94,7 +94,7 @@ def _written(program: Program, body: dict[str, Instruction], callee: str, fusion
     for update in updates:
         inner = _unwrapped(body, update)
         piece = body.get(inner.operands[1])
-        whole -= max(0.0, shape_bytes(inner.shape) - (shape_bytes(piece.shape) if piece else 0.0))
+        whole -= max(0.0, _in_hbm(inner.shape) - (shape_bytes(piece.shape) if piece else 0.0))
     return max(whole, 0.0)
 
 

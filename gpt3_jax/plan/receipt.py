@@ -177,6 +177,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),
+            "devices_of_a_host": step.topology.shape[1] if step.topology.has_nodes else None,
             "platform": step.topology.platform,
             "device": device.name if device else f"{step.topology.devices[0].device_kind} (not in the device table)",
         },

@@ -49,6 +49,9 @@ LINK: Mapping[Medium, Efficiency] = MappingProxyType(
         "PCIe": Efficiency(0.82, "nvbandwidth issue 24: 52.8 of 64 GB/s from an H100 to its host"),
     }
 )
+_BESIDE_COPIES: Mapping[Kind, float] = MappingProxyType({"to host": 1 / 4, "from host": 3 / 4})
+"""The share of a step's compute that copies of one direction can hide behind: with every block computed again, the
+forward pass is one of four equal parts."""
 HBM = Efficiency(0.80, "assumed: no public measurement was found")
 
 
@@ -149,8 +152,11 @@ def predict(
     Matmuls and what stands between them take turns. Of collectives over the tensor axis, which stand between one matmul
     and the next, the share `tensor_exposed` is waited for. Other collectives hide behind the compute of other blocks,
     but for one call out of those that a step makes: what runs once per step is waited for in full. Whatever takes
-    longer than the compute it hides behind is waited for too. Copies to the host's memory and back hide like
-    collectives over other axes; without a figure for their way they are taken as hidden, and the prediction says so.
+    longer than the compute it hides behind is waited for too.
+
+    Copies to the host's memory and back have a link of their own, on which they hide in the same way: those to the host
+    behind the forward pass, a quarter of a step that recomputes every block, those from it behind the rest. Without a
+    figure for that link they are taken as hidden, and the prediction says what it has to carry.
 
     Args:
         work: of one step.
@@ -169,14 +175,19 @@ def predict(
 
     links: dict[tuple[str, ...], Exposed] = {}
     hidden = 0.0
-    unknown = sum(part.bytes for part in work.traffic if part.axes == (HOST,) and HOST not in placement)
+    host_rate = 0.0
     for part in work.traffic:
+        beside = chip * _BESIDE_COPIES.get(part.kind, 1.0)
         if part.axes == (HOST,) and HOST not in placement:
+            host_rate = max(host_rate, part.bytes / beside)
             continue
         slowest = min((_interconnect(placement, axis) for axis in part.axes), key=lambda link: link.bandwidth)
         seconds = part.bytes / (slowest.bandwidth * LINK[slowest.medium].share)
         exposed = seconds * (tensor_exposed if part.axes == (TENSOR,) else 1 / part.calls)
-        hidden += seconds - exposed
+        if part.axes == (HOST,):
+            exposed += max(0.0, seconds - exposed - beside)
+        else:
+            hidden += seconds - exposed
         before = links.get(part.axes, Exposed(part.axes, slowest.medium, 0.0, 0.0))
         links[part.axes] = dataclasses.replace(
             before, seconds=before.seconds + seconds, exposed=before.exposed + exposed
@@ -203,7 +214,7 @@ def predict(
         total_tokens=total_tokens,
         days=seconds_in_all / 86400,
         device_hours=seconds_in_all * work.devices / 3600,
-        assumptions=_assumptions(device, placement, links, tensor_exposed, unknown / step),
+        assumptions=_assumptions(device, placement, links, tensor_exposed, host_rate),
     )
 
 
@@ -213,10 +224,15 @@ def traffic_of(collectives: Iterable[Collective]) -> tuple[Traffic, ...]:
     One in a loop without compute hides behind nothing, however often it runs: who knows of such sets its calls to 1.
     """
     sums: dict[tuple[tuple[str, ...], Kind, int], float] = {}
+    copies: dict[Kind, int] = {}
     for collective in collectives:
-        key = (collective.axes, collective.kind, collective.calls)
+        calls = collective.calls
+        if collective.axes == (HOST,):  # one for each block, whatever the loop's body has of them
+            copies[collective.kind] = copies.get(collective.kind, 0) + calls
+            calls = 0
+        key = (collective.axes, collective.kind, calls)
         sums[key] = sums.get(key, 0.0) + collective.bytes_sent
-    return tuple(Traffic(axes, kind, total, calls) for (axes, kind, calls), total in sums.items())
+    return tuple(Traffic(axes, kind, total, calls or copies[kind]) for (axes, kind, calls), total in sums.items())
 
 
 def torus(
@@ -358,7 +374,7 @@ def _assumptions(
     host_rate: float,
 ) -> tuple[str, ...]:
     """One sentence each, with its number. `host_rate` is what the way to the host has to carry, in bytes per second,
-    where nothing is known of it."""
+    where nothing is known of it; else 0."""
     matmul = MATMUL[device.family]
     found = [
         f"Compute runs at {matmul.share:.0%} of the {device.bf16_flops / 1e12:g} TFLOP/s bf16 peak of a {device.name} "
@@ -374,8 +390,8 @@ def _assumptions(
     found += [f"{medium} reaches {LINK[medium].share:.0%} of this ({LINK[medium].why})." for medium in sorted(used)]
     if host_rate:
         found.append(
-            f"The way to the host's memory keeps up: {host_rate / 1e9:.3g} GB/s on average; no document states what "
-            f"that of a {device.name} carries."
+            f"The way to the host's memory keeps up: {host_rate / 1e9:.3g} GB/s; no document states what that of a "
+            f"{device.name} carries."
         )
     if any(axes == (TENSOR,) for axes in links):
         found.append(f"{tensor_exposed:.0%} of the tensor-parallel collectives are waited for.")

@@ -73,7 +73,7 @@ class Overlap:
     axes: str
     kind: str
     bytes: float
-    """Sent by a device, by the ring formula."""
+    """Sent by a device, by the ring formula; or received from its host."""
     asynchronous: float
     """Bytes of those that are split into a start and a done."""
     hidden: float | None
@@ -216,6 +216,8 @@ class _Run:
             self._begin(i.name, found)
             if not found[0].asynchronous:
                 self._end(i.name)
+                if any(isinstance(transfer, HostCopy) for transfer in found):
+                    self._compute(i)  # of a fusion, what it does beside
         else:
             self._compute(i)
 

@@ -80,10 +80,9 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                 shape = (mesh[REPLICA], mesh[DATA], mesh[TENSOR], microbatches)
                 tight = False
                 for remat, parts in _variants(config, mesh, stage):
-                    saves_only = remat == "offload" or parts not in (1, config.train.mlp_parts)
-                    if saves_only and not tight:
-                        continue
                     changed = _changed(config, mesh, stage, remat, microbatch, parts)
+                    if changed is None or (_saves_only(changed, config) and not tight):
+                        continue
                     need = estimate.memory(changed, *shape)
                     tight = tight or (remat == "full" and need > _TIGHT * usable)
                     prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
@@ -111,7 +110,7 @@ def search(
             "model"
         )
     say(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    tried = list(_diverse(found))
+    tried = list(_diverse(found, config))
     attempts = 4 * keep
     confirmed = confirm(iter(tried), topology, keep, attempts, say, cache)
     if len(confirmed) < keep:
@@ -228,19 +227,31 @@ def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tupl
         if stage != 3 or remat not in ("full", "offload"):
             yield remat, 1
             continue
-        fitting = [parts for parts in dict.fromkeys((asked, PARTS)) if parts > 1 and units % parts == 0]
-        for parts in fitting if asked in fitting else (1, *fitting):
-            yield remat, parts
+        yield remat, asked if units % asked == 0 else 1
+        if asked < PARTS and units % PARTS == 0:
+            yield remat, PARTS
 
 
-def _changed(config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int) -> Config:
+def _saves_only(candidate: Config, asked: Config) -> bool:
+    """Whether it costs time, and is not asked for: only to be tried where memory is short."""
+    offload = candidate.train.remat == "offload" and asked.train.remat != "offload"
+    return offload or candidate.train.mlp_parts > asked.train.mlp_parts
+
+
+def _changed(
+    config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int
+) -> Config | None:
+    """None for settings that do not go together."""
     parallel: Any = {"stage": stage, **mesh}
     train: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
-    return dataclasses.replace(
-        config,
-        parallel=dataclasses.replace(config.parallel, **parallel),
-        train=dataclasses.replace(config.train, **train),
-    )
+    try:
+        return dataclasses.replace(
+            config,
+            parallel=dataclasses.replace(config.parallel, **parallel),
+            train=dataclasses.replace(config.train, **train),
+        )
+    except UserError:
+        return None
 
 
 def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
@@ -273,13 +284,17 @@ def _powers(limit: int) -> list[int]:
     return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
 
 
-def _diverse(found: list[Candidate]) -> Iterator[Candidate]:
-    """In order, but of those that differ only in how they are cut into microbatches the fastest two."""
+def _diverse(found: list[Candidate], asked: Config) -> Iterator[Candidate]:
+    """In order, but of those that differ only in how they are cut into microbatches the fastest two; and of those that
+    differ from them only in what saves memory the fastest."""
     seen: dict[tuple[Any, ...], int] = {}
     for candidate in found:
         settings = dict(candidate.settings)
-        settings.pop("train.microbatch")
-        key = tuple(settings.values())
+        del settings["train.microbatch"], settings["train.mlp_parts"]
+        saves = _saves_only(candidate.config, asked)
+        if saves:
+            settings["train.remat"] = "full"
+        key = saves, *settings.values()
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= 2:
+        if seen[key] <= (1 if saves else 2):
             yield candidate

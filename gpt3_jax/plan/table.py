@@ -94,13 +94,7 @@ def _memory(r: Receipt) -> str:
         f"  model state by ZeRO's formula for this stage: {size(memory.zero_formula)}",
     ]
     if memory.host:
-        limit = (
-            f"; XLA takes {XLA_HOST_LIMIT_DEFAULT} GiB there for all devices of a process, unless "
-            f"{XLA_HOST_LIMIT_VARIABLE} says more"
-            if r.topology["platform"] == "gpu"
-            else ""
-        )
-        lines.append(f"  in the host's memory, for each device: {size(memory.host)}{limit}")
+        lines.append(f"  in the host's memory, for each device: {size(memory.host)}{_host_limit(r)}")
     if r.topology["platform"] == "gpu" and memory.usable:
         default = memory.usable / XLA_GPU_FRACTION * XLA_GPU_FRACTION_DEFAULT
         lines.append(
@@ -114,6 +108,22 @@ def _memory(r: Receipt) -> str:
         largest = [(size(b.size), b.shape, b.purpose, b.source or b.op_name[-60:]) for b in memory.largest]
         lines += ["  largest buffers at the fullest moment, and the line that made them:", grid(largest, left=4)]
     return "\n".join(lines)
+
+
+def _host_limit(r: Receipt) -> str:
+    """What XLA has to be told, where one process has all GPUs of a node, as launch/ starts it."""
+    devices = r.topology.get("devices_of_a_host")
+    if not devices:
+        return ""
+    needed = r.memory.host * devices
+    text = f"; for the {devices} of a node {size(needed)}"
+    if needed <= XLA_HOST_LIMIT_DEFAULT * 2**30:
+        return f"{text}, of {XLA_HOST_LIMIT_DEFAULT} GiB that XLA takes there for a process"
+    # A tenth more than there is: its allocator leaves gaps.
+    return (
+        f"{text}, above the {XLA_HOST_LIMIT_DEFAULT} GiB that XLA takes there for a process: "
+        f"set {XLA_HOST_LIMIT_VARIABLE}={math.ceil(1.1 * needed / 2**30)}"
+    )
 
 
 def _flops(r: Receipt) -> str:
@@ -130,7 +140,8 @@ def _flops(r: Receipt) -> str:
 def _traffic(r: Receipt) -> str:
     if not r.traced:
         return "Traffic: one device, none"
-    lines = ["Traffic: sent by one device in a step", _traffic_grid(r.traced, "traced program")]
+    from_host = ", or received from its host" if any(row.axes == HOST for row in r.traced) else ""
+    lines = [f"Traffic: sent by one device in a step{from_host}", _traffic_grid(r.traced, "traced program")]
     if r.overlap:
         lines.append(_overlap_grid(r))
     elif r.compiled:

@@ -175,4 +175,5 @@ def _without_source(collectives: list[Collective]) -> list[Collective]:
 
 
 def _unknown(eqn: Any, why: str) -> RunError:
-    return RunError(f"the collective at {source_info_util.summarize(eqn.source_info)} {why}: it cannot be counted")
+    where = source_info_util.summarize(eqn.source_info)
+    return RunError(f"what moves between devices, or to the host, at {where} {why}: it cannot be counted")

@@ -22,13 +22,13 @@ from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt3_jax.devices import XLA_HOST_LIMIT_DEFAULT, XLA_HOST_LIMIT_VARIABLE
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
+from gpt3_jax.train.host_memory import pinned_memory_is_full
 from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
@@ -186,14 +186,9 @@ def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | N
 
 def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
     """The line for what the devices or the other processes did; None for what only a traceback explains."""
-    if line := compiler_options.refused(error):
+    if line := compiler_options.refused(error) or pinned_memory_is_full(error):
         return line
     why = " ".join(str(error).split())[:300]
-    if XLA_HOST_LIMIT_VARIABLE in str(error):
-        return (
-            f"XLA's share of the host's memory is used up: {why}; set {XLA_HOST_LIMIT_VARIABLE} above "
-            f"{XLA_HOST_LIMIT_DEFAULT} if the machine has more, or train.remat to full"
-        )
     if "RESOURCE_EXHAUSTED" in why:
         return (
             f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "

@@ -106,8 +106,8 @@ def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator
     per_shard = train.batch_tokens // ctx // shards
     if train.microbatch > per_shard:
         yield (
-            f"train.microbatch {train.microbatch} is above the {per_shard} sequences that a data shard has of a batch "
-            f"of {train.batch_tokens:,} tokens: they are one microbatch"
+            f"train.microbatch {train.microbatch} is above a data shard's part of a batch of {train.batch_tokens:,} "
+            f"tokens, in sequences {per_shard}: it is one microbatch"
         )
     first = schedule.stages[0].sequences * ctx
     asked = -(-train.ramp_start_tokens // ctx) * ctx
