@@ -43,15 +43,16 @@ def compiler_options(mesh: Mesh) -> Options:
     return dict(_GPU) if mesh_platform(mesh) == "gpu" else {}
 
 
-def pads_scatters(mesh: Mesh, overlap: bool) -> bool:
-    """Whether the compiler pads the rows that a reduce-scatter splits: each device is then left with others' rows and
-    sends them on. A TPU's does, but for what a sparse core runs.
+def pads_scatters(mesh: Mesh, overlap: bool, columns: bool = False) -> bool:
+    """Whether the compiler pads what a reduce-scatter splits: each device is then left with others' rows and sends them
+    on, or everything is reduced everywhere. A TPU's does; of rows, not where a sparse core runs it.
 
     Args:
         overlap: whether the step is compiled with `compiler_options`.
+        columns: whether the last dimension is split: a device's part of it may be no whole tile of 128.
     """
     options = compiler_options(mesh) if overlap else {}
-    return mesh_platform(mesh) == "tpu" and not _SCATTERS.items() <= options.items()
+    return mesh_platform(mesh) == "tpu" and (columns or not _SCATTERS.items() <= options.items())
 
 
 def refused(error: Exception) -> str:

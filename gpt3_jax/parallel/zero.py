@@ -78,7 +78,6 @@ class Zero:
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), platform)
         axis = DATA if DATA in active and self.stage >= 1 else None
         steps = data_steps(mesh) if axis else ()
-        apart = pads_scatters(mesh, parallel.overlap)
         self._gathers: Tree = jax.tree.map(
             lambda spec: Gather(
                 spec.zero_dim,
@@ -88,7 +87,7 @@ class Zero:
                 self.stage == 3,
                 steps,
                 tpu=platform == "tpu",
-                apart=apart,
+                apart=pads_scatters(mesh, parallel.overlap, columns=not spec.stacked and spec.zero_dim == 1),
                 # One block's matrix, split along its inputs.
                 kernel=spec.stacked and len(spec.shape) > 2 and spec.zero_dim == 0,
             ),
