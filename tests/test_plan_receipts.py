@@ -111,3 +111,13 @@ def test_every_size_has_a_tpu_and_a_gpu_receipt() -> None:
 
 def test_no_receipt_is_kept_that_nothing_compares() -> None:
     assert {path.stem for path in FOLDER.glob("*.*")} == {kept.name for kept in KEPT}
+
+
+def test_the_readmes_plan_is_the_kept_one() -> None:
+    readme = (FOLDER.parent.parent / "README.md").read_text()
+    command = "gpt3-jax plan --config gpt3-175b --config mesh-v5p-512 --topology v5p:8x8x8"
+    shown = readme[readme.index(command) :].split("```")[2].strip().splitlines()
+    kept = (FOLDER / "gpt3-175b.v5p-8x8x8.txt").read_text()
+    assert kept.startswith(f"$ {command}\n") and len(shown) > 20
+    for line in shown:
+        assert line == "…" or f"\n{line}\n" in kept, line
