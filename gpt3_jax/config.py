@@ -366,8 +366,8 @@ class Config:
         # XLA finds the copies of a loop over depth; of an unrolled one it keeps the inputs, or cannot compile it.
         _require(
             self.train.remat != "offload" or self.train.unroll == 1,
-            f"train.remat is offload with train.unroll {self.train.unroll}; expected 1 with it: the copies to the host "
-            "need the loop over depth as it is",
+            f"train.remat is offload with train.unroll {self.train.unroll}; set train.unroll to 1: the copies to the "
+            "host need the loop over depth as it is",
         )
         _require(
             self.train.remat != "offload" or self.model.n_layers > len(self.model.attention_pattern),
@@ -379,7 +379,7 @@ class Config:
             self.train.mlp_parts == 1 or (self.parallel.stage == 3 and self.train.remat in ("full", "offload")),
             f"train.mlp_parts is {self.train.mlp_parts} with parallel.stage {self.parallel.stage} and train.remat "
             f"{self.train.remat}; expected 1 there: only stage 3 with remat full or offload gathers an MLP's weights "
-            "in parts",
+            "in parts; set train.mlp_parts to 1, or both of these",
         )
 
 

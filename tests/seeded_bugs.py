@@ -62,8 +62,8 @@ BUGS = (
     Bug(
         "each shard divides its loss by its own tokens",
         "train/step.py",
-        "n_tokens = n_sequences * config.model.n_ctx",
-        "n_tokens = rows.shape[0] * config.model.n_ctx",
+        "n_tokens = float(n_sequences * config.model.n_ctx)",
+        "n_tokens = float(rows.shape[0] * config.model.n_ctx)",
         EQUALS_ONE_DEVICE,
     ),
     Bug(

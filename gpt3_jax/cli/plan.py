@@ -52,10 +52,12 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
     plan_on_cpu()
     config = load_config(args.config, overrides)
+    from gpt3_jax.parallel.mesh import DATA, REPLICA
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
+    from gpt3_jax.train.schedule import batch_schedule, deviations
 
     if args.picture:
         from gpt3_jax.plan.picture import check_picture
@@ -72,6 +74,9 @@ def main(argv: list[str]) -> int:
         return _search(config, topology, keep, cache, args.json)
     _say(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, kept = plan(config, topology, cache)
+    shards = receipt.mesh[REPLICA] * receipt.mesh[DATA]
+    for deviation in deviations(config, batch_schedule(config, shards), shards):
+        _say(deviation)
     if kept:
         _say("the same plan was made before; --no-cache makes it anew")
     if args.json:

@@ -131,7 +131,7 @@ def _remat(args: argparse.Namespace) -> int:
     from gpt3_jax.config import load_config
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import REMATS, default_cache, plan
-    from gpt3_jax.plan.table import duration, grid, share, size
+    from gpt3_jax.plan.table import duration, grid, host_limit, share, size
     from gpt3_jax.plan.topologies import open_topology
 
     topology, model = open_topology(args.topology), args.model or "gpt3-xl"
@@ -151,13 +151,16 @@ def _remat(args: argparse.Namespace) -> int:
             size(r.memory.host) if r.memory.host else "",
             f"{share(r.flops.device * r.topology['devices'], r.flops.model_visible):.3f}",
             duration(r.prediction.step_seconds) if r.prediction else "",
-            duration(r.scheduled_seconds) if r.scheduled_seconds else "",
+            duration(r.scheduled_seconds) if r.scheduled_seconds and r.memory.fits is not False else "",
         )
         for remat, r in zip(REMATS, receipts, strict=True)
     ]
     mesh = " × ".join(f"{axis} {n}" for axis, n in receipts[0].mesh.items())
     print(f"{model} on {topology.name}, {mesh}, ZeRO stage {receipts[0].settings['stage']}")
     print(grid(rows, ("remat", "memory", "", "of the host", "work", "predicted step", "in the schedule's order")))
+    for remat, r in zip(REMATS, receipts, strict=True):
+        if r.memory.host and (limit := host_limit(r)):
+            print(f"{remat}: {size(r.memory.host)} of the host for each device{limit}")
     return 0
 
 

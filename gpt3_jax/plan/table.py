@@ -94,7 +94,7 @@ def _memory(r: Receipt) -> str:
         f"  model state by ZeRO's formula for this stage: {size(memory.zero_formula)}",
     ]
     if memory.host:
-        lines.append(f"  in the host's memory, for each device: {size(memory.host)}{_host_limit(r)}")
+        lines.append(f"  in the host's memory, for each device: {size(memory.host)}{host_limit(r)}")
     if r.topology["platform"] == "gpu" and memory.usable:
         default = memory.usable / XLA_GPU_FRACTION * XLA_GPU_FRACTION_DEFAULT
         lines.append(
@@ -110,8 +110,8 @@ def _memory(r: Receipt) -> str:
     return "\n".join(lines)
 
 
-def _host_limit(r: Receipt) -> str:
-    """What XLA has to be told, where one process has all GPUs of a node, as launch/ starts it."""
+def host_limit(r: Receipt) -> str:
+    """What XLA has to be told, where one process has all GPUs of a node, as launch/ starts it; empty on TPUs."""
     devices = r.topology.get("devices_of_a_host")
     if not devices:
         return ""
@@ -122,7 +122,7 @@ def _host_limit(r: Receipt) -> str:
     # A tenth more than there is: its allocator leaves gaps.
     return (
         f"{text}, above the {XLA_HOST_LIMIT_DEFAULT} GiB that XLA takes there for a process: "
-        f"set {XLA_HOST_LIMIT_VARIABLE}={math.ceil(1.1 * needed / 2**30)}"
+        f"set {XLA_HOST_LIMIT_VARIABLE}={math.ceil(1.1 * needed / 2**30)}, if the host has it"
     )
 
 
@@ -142,7 +142,9 @@ def _traffic(r: Receipt) -> str:
         return "Traffic: one device, none"
     from_host = ", or received from its host" if any(row.axes == HOST for row in r.traced) else ""
     lines = [f"Traffic: sent by one device in a step{from_host}", _traffic_grid(r.traced, "traced program")]
-    if r.overlap:
+    if r.too_large:
+        lines.append("  the compiled program's cannot be told: the compiler refused it before it was done")
+    elif r.overlap:
         lines.append(_overlap_grid(r))
     elif r.compiled:
         lines.append(_traffic_grid(r.compiled, "compiled program"))

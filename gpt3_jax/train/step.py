@@ -50,7 +50,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
     def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
         n_sequences = rows.shape[0] * batch_shards(mesh)
-        n_tokens = n_sequences * config.model.n_ctx
+        n_tokens = float(n_sequences * config.model.n_ctx)  # which may be more than 32 bits hold
         active, passive = zero.prepare(state.params)
 
         def loss_and_gradients(rows: jax.Array) -> tuple[jax.Array, Any]:
