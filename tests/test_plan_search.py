@@ -232,14 +232,14 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(tmp_path: Path, m
     monkeypatch.setattr(searching, "compile_step", lambda *args: (compiled.append(args), real(*args))[1])
     lines: list[str] = []
     found = search(settings(), node(), 2, lines.append, tmp_path)
-    assert len(found) == len(compiled) == 2
+    assert len(found) == 2 and len(compiled) == 3, "two, and the fastest of the remat that is not among them"
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum("fits" in line and "GiB" in line for line in lines) == 2
+    assert sum("fits" in line and "GiB" in line for line in lines) == 3
 
     again = search(settings(), node(), 2, lines.append, tmp_path)
-    assert len(compiled) == 2
+    assert len(compiled) == 3
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in lines[-1]
 
@@ -264,6 +264,31 @@ def _now(config: Config, mesh: dict[str, int]) -> dict[str, object]:
         "train.microbatch": config.train.microbatch,
         "train.mlp_parts": config.train.mlp_parts,
     }
+
+
+def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever arithmetic puts first: of those found, the fastest by what was compiled are told."""
+    lines: list[str] = []
+    seconds = {"none": 3.0, "dots": 1.0, "full": 2.0}
+    compiled: list[searching.Candidate] = []
+
+    def pretend(config: Config, topology: Topology, cache: Path | None) -> tuple[object, bool]:
+        compiled.append(next(c for c in everything if c.config is config))
+        receipt = plan(base, node(), None)[0]
+        assert receipt.prediction is not None
+        told = dataclasses.replace(receipt.prediction, step_seconds=seconds[config.train.remat])
+        return dataclasses.replace(receipt, prediction=told), False
+
+    base = settings()
+    everything = sorted(candidates(base, node()), key=lambda c: c.config.train.remat != "none")
+    monkeypatch.setattr(searching, "candidates", lambda config, topology: everything)
+    monkeypatch.setattr(searching, "plan", pretend)
+    found = search(base, node(), 2, lines.append, None)
+    assert [c.config.train.remat for c in compiled] == ["none", "none", "full", "dots"] or [
+        c.config.train.remat for c in compiled
+    ] == ["none", "none", "dots", "full"]
+    assert [c.config.train.remat for c, _ in found] == ["dots", "full"]
+    assert any("fastest of each other remat" in line for line in lines)
 
 
 def test_a_search_that_finds_fewer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

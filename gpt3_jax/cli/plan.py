@@ -122,7 +122,7 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
-    from gpt3_jax.plan.table import count, duration, grid, size
+    from gpt3_jax.plan.table import count, duration, grid, host_limit, size
 
     offload = any(r.memory.host for _, r in found)
     rows = [
@@ -136,7 +136,13 @@ def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
         )
         for c, r in found
     ]
-    return grid(rows, ("options", "memory", *(("of the host",) if offload else ()), "step", "tokens/s", "MFU"))
+    table = grid(rows, ("options", "memory", *(("of the host",) if offload else ()), "step", "tokens/s", "MFU"))
+    limits = [
+        f"  microbatch {c.config.train.microbatch}, offload: {size(r.memory.host)} of the host for each device{limit}"
+        for c, r in found
+        if r.memory.host and (limit := host_limit(r))
+    ]
+    return "\n".join([table, *limits])
 
 
 def _say(line: str) -> None:
