@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.errors import RunError
-from gpt3_jax.parallel import compiler_options
 from gpt3_jax.plan.compiled import without_cache
 
 
@@ -46,7 +46,7 @@ def compile_program(function: Any, *arguments: Any) -> Compiled:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if line := compiler_options.refused(error):
+            if line := refused_option(error):
                 raise RunError(line) from None
             raise
     done = time.perf_counter()
@@ -87,8 +87,3 @@ def text(program: Compiled) -> str:
         if len(found) != 1:
             raise RunError(f"the compiler wrote {len(found)} programs, expected 1: the profile cannot be read")
         return found[0].read_text(errors="replace")
-
-
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether this is a device's or a compiler's complaint about memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
 from gpt3_jax.model.params import param_table
-from gpt3_jax.parallel import compiler_options
 from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
 from gpt3_jax.plan.buffers import Peak, Shapes, read_peak
@@ -141,7 +141,7 @@ def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
     """
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in text:
-        raise RunError(compiler_options.refused(error) or f"the compiler failed: {text[:400]}") from None
+        raise RunError(refused_option(error) or f"the compiler failed: {text[:400]}") from None
     found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
     return found[0] if found else text[:200]
 

@@ -23,8 +23,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.distributed import everywhere, from_lead, is_lead
 from gpt3_jax.train.integrity import array_checksums, describe, named_leaves, record_digest, require_same_leaves
 from gpt3_jax.train.storage_errors import UNREADABLE, bury_failed_tasks, disk_full, machine_at_fault, one_line
 
