@@ -100,6 +100,7 @@ def _help() -> str:
 
 def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.parallel import compilation_cache, distributed
+    from gpt3_jax.parallel.say import say_to_stderr
     from gpt3_jax.train import loop, quickstart
     from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
@@ -107,7 +108,7 @@ def _train(config: Config, argv: list[str]) -> int:
         keep_freed_memory(step_bytes(config.model, config.train))
     distributed.start(config.distributed)
     with _NoneLeftWaiting():
-        say = loop.say_to_stderr
+        say = say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
         result = loop.run(started.config if started else config, say)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -26,20 +25,20 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.parallel.say import say_to_stderr
+from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
+from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_stages, require_same_run
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
 from gpt3_jax.train.host_memory import pinned_memory_is_full
-from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
 from gpt3_jax.train.run_lock import RunLock
 from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, deviations
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
 from gpt3_jax.train.stopping import StopSignal
 from gpt3_jax.train.telemetry import Telemetry
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +57,6 @@ class Result:
     """Batches trained on now, since the start or the resume."""
     stopped: str
     """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
-
-
-def say_to_stderr(line: str) -> None:
-    """One line for the person, in the lead process."""
-    if distributed.is_lead():
-        print(line, file=sys.stderr, flush=True)
 
 
 def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
@@ -124,7 +117,7 @@ def _run(
             state = init_state(config, mesh)
         record = make_record(config, schedule, data)
         if distributed.is_lead():
-            _write_config(run_dir, config)
+            write_config(run_dir, config)
         return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
     except Exception:
         _let_the_save_finish(store, say)
@@ -198,16 +191,6 @@ def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
     if jax.process_count() > 1 and any(sign in why for sign in gone):
         return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
     return None
-
-
-def _write_config(run_dir: Path, config: Config) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        temporary.replace(run_dir / "config.yaml")
-    except OSError as error:
-        raise RunError(f"cannot write into {run_dir}: {error.strerror}; choose another train.run_dir") from None
 
 
 class _Loop:
