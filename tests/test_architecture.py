@@ -35,7 +35,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Libraries that one file alone imports, so that the next one can be exchanged there.
 ONLY_IMPORTERS = {
     "tiktoken": "data/tokenizer.py",
-    "orbax": "train/checkpoint.py",
+    "orbax": "train/checkpoint/store.py",
     "optax": "train/optimizer.py",
     "jsonargparse": "config.py",
 }

@@ -18,7 +18,7 @@ from tiny_run import finish, losses, saved, tiny, write_data
 
 from gpt3_jax.cluster import compilation_cache
 from gpt3_jax.config import Config, replace, to_yaml
-from gpt3_jax.train.integrity import named_leaves
+from gpt3_jax.train.checkpoint.integrity import named_leaves
 
 # Counts what each command finds and what it writes, and says so at its end.
 PROGRAM = """

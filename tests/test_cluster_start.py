@@ -117,7 +117,7 @@ TWO = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
     from gpt3_jax.cluster.stopping import StopSignal
-    from gpt3_jax.train.checkpoint import CheckpointStore
+    from gpt3_jax.train.checkpoint.store import CheckpointStore
 
     assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
     assert agreement.is_lead() == (rank == 0)

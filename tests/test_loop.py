@@ -25,7 +25,7 @@ from gpt3_jax.errors import RunError
 from gpt3_jax.model import forward
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train import loop
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluator
 from gpt3_jax.train.loop import Result
 from gpt3_jax.train.metrics import MetricsWriter, duration, human

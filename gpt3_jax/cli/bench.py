@@ -205,7 +205,7 @@ class _Bench:
 
 
 def _say(line: str) -> None:
-    from gpt3_jax.train.loop import say_to_stderr
+    from gpt3_jax.cluster.say import say_to_stderr
 
     say_to_stderr(line)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,26 +20,26 @@ from jax.sharding import Mesh, NamedSharding
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.run_lock import RunLock
+from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
-from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
+from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_stages, require_same_run
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
-from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.resume import Data, make_record, recorded_stages, require_same_run
 from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, deviations
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
 from gpt3_jax.train.telemetry import Telemetry
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +58,6 @@ class Result:
     """Batches trained on now, since the start or the resume."""
     stopped: str
     """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
-
-
-def say_to_stderr(line: str) -> None:
-    """One line for the person, in the lead process."""
-    if is_lead():
-        print(line, file=sys.stderr, flush=True)
 
 
 def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
@@ -125,7 +118,7 @@ def _run(
             state = init_state(config, mesh)
         record = make_record(config, schedule, data)
         if is_lead():
-            _write_config(run_dir, config)
+            write_config(run_dir, config)
         return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
     except Exception:
         _let_the_save_finish(store, say)
@@ -183,16 +176,6 @@ def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | N
     stream = open_stream(data.train, model.n_ctx, data.seed, model.n_vocab, tokenizer.fingerprint)
     heldout = open_heldout(data.eval, model.n_ctx, model.n_vocab, tokenizer.fingerprint) if data.eval else None
     return stream, heldout
-
-
-def _write_config(run_dir: Path, config: Config) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        temporary.replace(run_dir / "config.yaml")
-    except OSError as error:
-        raise RunError(f"cannot write into {run_dir}: {error.strerror}; choose another train.run_dir") from None
 
 
 class _Loop:

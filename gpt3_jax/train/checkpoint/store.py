@@ -5,7 +5,8 @@ The only importer of Orbax, which writes and reads the sharded arrays. What it l
 
 On disk, a folder holds ``tokens-N`` (complete: Orbax renames it into place last), ``damaged-tokens-N`` (moved aside,
 never deleted by us), and remains of what was interrupted: ``*.orbax-checkpoint-tmp`` (saves), ``deleting-*``.
-Arrays have global shapes and flat names (``params/wte``), so any mesh, ZeRO stage or device count can read them.
+Arrays have global shapes and flat names (``params/token_embedding``), so any mesh, ZeRO stage or device count can read
+them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,20 @@ from orbax.checkpoint import v1 as ocp
 
 from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.train.integrity import array_checksums, describe, named_leaves, record_digest, require_same_leaves
-from gpt3_jax.train.storage_errors import UNREADABLE, bury_failed_tasks, disk_full, machine_at_fault, one_line
+from gpt3_jax.train.checkpoint.integrity import (
+    array_checksums,
+    describe,
+    named_leaves,
+    record_digest,
+    require_same_leaves,
+)
+from gpt3_jax.train.checkpoint.storage_errors import (
+    UNREADABLE,
+    bury_failed_tasks,
+    disk_full,
+    machine_at_fault,
+    one_line,
+)
 
 FORMAT = 1
 """Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
