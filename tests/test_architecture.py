@@ -23,10 +23,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("spec", "cluster"),
     ("parallel", "data"),
-    ("model",),
+    ("model", "program"),
     ("train",),
     ("interop", "generation", "evals", "plan"),
-    ("bench",),
+    ("bench", "reports"),
     ("cli",),
     ("__main__",),
 )

@@ -17,7 +17,7 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.generation import Generator
 from gpt3_jax.model import params as model_params
-from gpt3_jax.plan.compiled import without_cache
+from gpt3_jax.program.compiled import without_cache
 
 MOST_ROWS = 16
 """`generate` takes so many at once, and more in turn."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3_jax.bench import mfu, program
+from gpt3_jax.bench import mfu
 from gpt3_jax.bench.machine import capacity, peak_memory
 from gpt3_jax.bench.timing import Spread, repetitions
 from gpt3_jax.bench.workload import Workload, make_workload
@@ -22,6 +22,7 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan.receipt import Flops, step_flops
+from gpt3_jax.program import compiled as program
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.errors import RunError
-from gpt3_jax.plan.compiled import without_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,19 @@ def bytes_on_device(stats: Any) -> int:
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     held = stats.argument_size_in_bytes + results + stats.temp_size_in_bytes
     return int(held + stats.generated_code_size_in_bytes)
+
+
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """JAX's persistent compilation cache off: what is found in there comes without the compiler's account of it."""
+    before = getattr(jax.config, "jax_enable_compilation_cache", True)  # not in JAX's type stubs
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def text(program: Compiled) -> str:
