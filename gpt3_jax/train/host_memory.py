@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from gpt3_jax.config import ModelConfig, TrainConfig
+from gpt3_jax.config import Config
 from gpt3_jax.devices import XLA_HOST_LIMIT_DEFAULT, XLA_HOST_LIMIT_VARIABLE
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
@@ -57,19 +57,20 @@ def keep_freed_memory(largest_block: float) -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def step_bytes(model: ModelConfig, train: TrainConfig) -> float:
+def step_bytes(config: Config) -> float:
     """Bytes that one pass of the step keeps for its backward pass, roughly, and at most: on one device, no remat."""
-    tokens = min(train.batch_tokens, train.microbatch * model.n_ctx or train.batch_tokens)
+    model, batch = config.model, config.train.batch_tokens
+    tokens = min(batch, config.memory.microbatch * model.n_ctx or batch)
     return _BYTES_KEPT * tokens * model.n_layers * model.d_model
 
 
 def pinned_memory_is_full(error: Exception) -> str:
-    """The line for XLA's refusal to keep more in the host's memory (`train.remat: offload` on GPUs); empty for any
+    """The line for XLA's refusal to keep more in the host's memory (`memory.remat: offload` on GPUs); empty for any
     other error."""
     why = " ".join(str(error).split())
     if XLA_HOST_LIMIT_VARIABLE not in why:
         return ""
     return (
         f"XLA's share of the host's memory is used up: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
-        f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or train.remat to full"
+        f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or memory.remat to full"
     )

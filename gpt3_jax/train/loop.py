@@ -191,8 +191,8 @@ def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
     why = " ".join(str(error).split())[:300]
     if "RESOURCE_EXHAUSTED" in why:
         return (
-            f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "
-            "more devices (parallel.data, parallel.tensor), or set train.remat to full or offload"
+            f"out of memory on a device: {why}; lower memory.microbatch, raise parallel.stage, spread the model over "
+            "more devices (parallel.data, parallel.tensor), or set memory.remat to full or offload"
         )
     gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
     if jax.process_count() > 1 and any(sign in why for sign in gone):
