@@ -10,6 +10,9 @@ LogicalAxis = Literal["layers", "vocab", "context", "model", "qkv", "heads", "ml
 """layers: stacked blocks · vocab: padded vocabulary · context: positions · model: residual stream, d_model ·
 qkv: query, key, value (3) · heads: attention width, heads × d_head · mlp: d_ff."""
 
+ParamKind = Literal["matrix", "embedding", "vector"]
+"""matrix: a weight matrix · embedding: a row for each token or position · vector: a bias or a LayerNorm's scale."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
@@ -24,8 +27,9 @@ class ParamSpec:
     init: float
     """Standard deviation of a normal distribution; or, with `constant`, the value itself."""
     constant: bool = False
-    decay: bool = False
-    """Whether weight decay applies. Declared, not guessed from ndim: stacked biases have two dimensions."""
+    kind: ParamKind = "vector"
+    """What weight decay chooses by (`optimizer.weight_decay_on`). Declared, not guessed from ndim: stacked biases have
+    two dimensions."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):

@@ -314,7 +314,7 @@ BUGS = (
         "decay applies to biases and LayerNorms",
         "model/params.py",
         "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)",
-        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True, decay=True)",
+        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True, kind='matrix')",
         RECIPE,
     ),
     Bug(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.config import Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from gpt3_jax.config import Config, MemoryConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from gpt3_jax.model.params import names
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import batch_partition
@@ -86,11 +86,13 @@ def config(cell: Cell, **optimizer: Any) -> Config:
         optimizer=OptimizerConfig(**{**settings, **optimizer}),
         train=TrainConfig(
             batch_tokens=batch_tokens,
+            seed=7,
+        ),
+        memory=MemoryConfig(
             remat=cell.remat,  # type: ignore[arg-type]
             unroll=cell.unroll,
             mlp_parts=cell.mlp_parts,
             loss_chunk=37,
-            seed=7,
         ),
         parallel=ParallelConfig(stage=cell.stage, replica=replica, data=data, tensor=tensor),  # type: ignore[arg-type]
     )

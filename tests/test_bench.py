@@ -34,7 +34,8 @@ TINY = {
         "vocab_multiple": 16, "band_width": 4, "dtype": "float32",
     },
     "optimizer": {"warmup_tokens": 256, "decay_tokens": 1024},
-    "train": {"batch_tokens": 512, "loss_chunk": 32, "remat": "none"},
+    "train": {"batch_tokens": 512},
+    "memory": {"loss_chunk": 32, "remat": "none"},
     "data": {"tokenizer": "bytes"},
 }  # fmt: skip
 
@@ -135,14 +136,14 @@ def test_a_cpu_is_given_as_many_sequences_as_it_has_time_for() -> None:
     assert workload.cpu_shard_sequences(preset("gpt3-175b")) == 1
     assert workload.cpu_shard_sequences(preset("gpt3-small")) == 1
     assert workload.cpu_shard_sequences(load_config(["quickstart"])) == 4  # the whole batch
-    assert workload.cpu_shard_sequences(load_config(["quickstart"], ["--train.microbatch", "2"])) == 2
+    assert workload.cpu_shard_sequences(load_config(["quickstart"], ["--memory.microbatch", "2"])) == 2
 
 
 def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) -> None:
     mesh = make_mesh(config.parallel)  # eight data shards
     whole = workload.make_workload(config, mesh, keep_batch=False)
     assert (whole.stage.sequences, whole.stage.microbatches, whole.why) == (32, 1, "")
-    micro = replace(config, train={"microbatch": 2})
+    micro = replace(config, memory={"microbatch": 2})
     one = workload.make_workload(micro, mesh, keep_batch=False)
     assert (one.stage.sequences, one.stage.microbatches, one.tokens) == (16, 1, 256)
     assert one.why == "of the configuration's 512 tokens one microbatch on each data shard"
@@ -153,10 +154,10 @@ def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) 
 
 def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = make_mesh(config.parallel)  # eight data shards, four sequences of the batch on each
-    large = replace(config, train={"microbatch": 8})
+    large = replace(config, memory={"microbatch": 8})
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert (work.stage.sequences, work.stage.microbatches, work.shard_sequences) == (64, 1, 8)
-    assert work.why == "train.microbatch 8 on each data shard, above the 4 of the configuration's batch"
+    assert work.why == "memory.microbatch 8 on each data shard, above the 4 of the configuration's batch"
     # Cut to what happens to be the whole batch, it is still not what was asked for.
     monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
     work = workload.make_workload(large, mesh, keep_batch=False)
@@ -164,7 +165,7 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
     kept = workload.make_workload(large, mesh, keep_batch=True)
     assert (kept.stage.sequences, kept.stage.microbatches) == (32, 1)
-    assert kept.why == "one microbatch on each data shard, of its 4 sequences: train.microbatch 8 is above them"
+    assert kept.why == "one microbatch on each data shard, of its 4 sequences: memory.microbatch 8 is above them"
 
 
 def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,8 +231,8 @@ def test_what_turns_out_too_large_is_halved_unless_it_was_asked_for(
         "4 sequences on a data shard do not fit; trying 2",
         "2 sequences on a data shard do not fit; trying 1",
     ]
-    for asked, keep in ((replace(config, train={"microbatch": 2}), False), (config, True)):
-        with pytest.raises(RunError, match=r"do not fit the devices: RESOURCE_EXHAUSTED.*lower train\.microbatch"):
+    for asked, keep in ((replace(config, memory={"microbatch": 2}), False), (config, True)):
+        with pytest.raises(RunError, match=r"do not fit the devices: RESOURCE_EXHAUSTED.*lower memory\.microbatch"):
             step.StepBench(asked, keep, lambda line: None)
 
 
@@ -338,7 +339,7 @@ def test_the_loader_is_measured_on_shards_of_the_size_asked_for(
 
 def test_everything_is_measured_in_one_call(config_file: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--steps", "1", "--warmup", "1", "--repeat", "1", "--new-tokens", "3", "--gigabytes", "0.01"]
-    arguments = ["all", "--config", config_file, "--train.microbatch", "1", *short, "--folder", str(folder)]
+    arguments = ["all", "--config", config_file, "--memory.microbatch", "1", *short, "--folder", str(folder)]
     assert main([*arguments, "--batch", "8", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"machine", "ran", "step", "decode", "loader", "checkpoint"}
@@ -357,7 +358,7 @@ def test_everything_is_measured_in_one_call(config_file: str, folder: Path, caps
 def test_the_text_says_what_ran(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", config_file, "--steps", "1", "--warmup", "1", "--parallel.stage=2", "--profile"]
     arguments += ["--model.n_layers", "2", "--model.attention_pattern", "[dense, banded]"]
-    assert main([*arguments, "--train.batch_tokens", "256", "--train.microbatch", "1"]) == 0
+    assert main([*arguments, "--train.batch_tokens", "256", "--memory.microbatch", "1"]) == 0
     text = capsys.readouterr().out
     config = load_config([config_file], arguments[-4:]).model
     for part in (

@@ -234,7 +234,8 @@ def _config() -> Config:
     values["model"].update(
         n_layers=4, d_model=64, n_heads=2, n_ctx=128, n_vocab=509, band_width=16, dtype="float32", vocab_multiple=64
     )
-    values["train"].update(batch_tokens=8 * 128, loss_chunk=64, remat="full")
+    values["train"].update(batch_tokens=8 * 128)
+    values["memory"].update(loss_chunk=64, remat="full")
     values["parallel"].update(stage=3, tensor=2)
     return from_dict(values)
 

@@ -93,7 +93,8 @@ def alternating(data: Path, run_dir: Path, **train: Any) -> Config:
         data,
         run_dir,
         model={"n_layers": 2, "attention_pattern": ["dense", "banded"], "band_width": 4, "dtype": "bfloat16"},
-        train={"microbatch": 2, "remat": "full", **train},
+        train=train,
+        memory={"microbatch": 2, "remat": "full"},
     )
 
 

@@ -57,7 +57,7 @@ def expected(cell: Cell) -> float:
     scores_again = {"none": 0.0, "full": attention}[cell.remat]
     # The loss pads its tokens to whole chunks.
     rows = SEQUENCES * CONTEXT // (cell.mesh[0] * cell.mesh[1]) // cell.microbatches
-    chunks = -(-rows // min(settings.train.loss_chunk, rows))
+    chunks = -(-rows // min(settings.memory.loss_chunk, rows))
     padded = chunks * -(-rows // chunks) * cell.microbatches
     loss = 6 * d * model.n_vocab_padded * padded / cell.mesh[2]
     return tokens * (6 * block + again + 3 * attention + scores_again) + loss

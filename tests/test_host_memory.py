@@ -61,12 +61,10 @@ def test_what_a_step_keeps_is_known_roughly(name: str) -> None:
     mesh = make_mesh(config.parallel, jax.devices()[:1])
     rows = jax.ShapeDtypeStruct((config.train.batch_tokens // config.model.n_ctx, config.model.n_ctx + 1), jnp.int32)
     compiled = make_step(config, mesh).lower(abstract_state(config, mesh), rows).compile()
-    assert step_bytes(config.model, config.train) == pytest.approx(
-        compiled.memory_analysis().temp_size_in_bytes, rel=0.15
-    )
+    assert step_bytes(config) == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.15)
 
 
 def test_a_microbatch_counts_and_not_the_batch() -> None:
     whole = load_config(["gpt3-small"])
-    part = replace(whole, train={"microbatch": 2})
-    assert step_bytes(part.model, part.train) * 128 == step_bytes(whole.model, whole.train)
+    part = replace(whole, memory={"microbatch": 2})
+    assert step_bytes(part) * 128 == step_bytes(whole)

@@ -45,7 +45,7 @@ ULP = 2.0**-21
 """One unit in the last place of an fp32 loss between 4 and 8: what the curves themselves can tell."""
 
 
-def config(dtype: str, steps: int, **train: Any) -> Config:
+def config(dtype: str, steps: int, **memory: Any) -> Config:
     values = to_dict(Config())
     values["model"] |= {
         "n_layers": 4, "d_model": 32, "n_heads": 2, "n_ctx": CONTEXT, "n_vocab": 257, "band_width": BAND,
@@ -53,8 +53,9 @@ def config(dtype: str, steps: int, **train: Any) -> Config:
     }  # fmt: skip
     tokens = SEQUENCES * CONTEXT
     values["optimizer"] |= {"peak_lr": 5e-3, "warmup_tokens": 10 * tokens, "decay_tokens": steps * tokens}
-    values["train"] |= {"batch_tokens": tokens, "tokens": steps * tokens, **train}
-    values["parallel"] |= {"data": 1, "stage": 3 if "mlp_parts" in train else 1}
+    values["train"] |= {"batch_tokens": tokens, "tokens": steps * tokens}
+    values["memory"] |= memory
+    values["parallel"] |= {"data": 1, "stage": 3 if "mlp_parts" in memory else 1}
     return from_dict(values)
 
 
@@ -180,7 +181,7 @@ def perturbed(settings: Config, steps: int) -> list[np.ndarray]:
 def fast(settings: Config, steps: int) -> np.ndarray:
     """Losses of the project's own step."""
     mesh = make_mesh(settings.parallel, jax.devices()[:1])
-    microbatches = SEQUENCES // (settings.train.microbatch or SEQUENCES)
+    microbatches = SEQUENCES // (settings.memory.microbatch or SEQUENCES)
     step, state, losses = make_step(settings, mesh, microbatches), init_state(settings, mesh), []
     for rows in batches(steps):
         state, metrics = step(state, rows)

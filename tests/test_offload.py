@@ -1,4 +1,4 @@
-"""`train.remat: offload` (ZeRO's P_a+cpu, section 6.1): the inputs of blocks lie in the host's memory between forward
+"""`memory.remat: offload` (ZeRO's P_a+cpu, section 6.1): the inputs of blocks lie in the host's memory between forward
 and backward pass. It trains what full remat trains, to the bit; the traced program states each copy; compiled programs
 make no others, and hold no input on the device. And what a plan says of it."""
 
@@ -330,19 +330,19 @@ def test_the_estimate_knows_its_copies_and_its_work(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "unroll", "line"),
-    [(4, 2, "set train.unroll to 1"), (8, 2, "set train.unroll to 1"), (2, 1, "set train.remat to full")],
+    [(4, 2, "set memory.unroll to 1"), (8, 2, "set memory.unroll to 1"), (2, 1, "set memory.remat to full")],
 )
 def test_without_a_plain_loop_over_depth_it_is_refused(layers: int, unroll: int, line: str) -> None:
     """Compilers would keep the inputs on the device all through the forward pass, or fail."""
-    asked = ["--model.n_layers", str(layers), "--train.unroll", str(unroll), "--train.remat"]
+    asked = ["--model.n_layers", str(layers), "--memory.unroll", str(unroll), "--memory.remat"]
     with pytest.raises(UserError, match=line):
         load_config(["gpt3-small"], [*asked, "offload"])
     load_config(["gpt3-small"], [*asked, "full"])
 
 
 def test_parts_of_an_mlp_go_with_it_and_with_nothing_less() -> None:
-    asked = ["--parallel.stage", "3", "--train.mlp_parts", "4", "--train.remat"]
-    assert load_config(["gpt3-small"], [*asked, "offload"]).train.mlp_parts == 4
+    asked = ["--parallel.stage", "3", "--memory.mlp_parts", "4", "--memory.remat"]
+    assert load_config(["gpt3-small"], [*asked, "offload"]).memory.mlp_parts == 4
     with pytest.raises(UserError, match="only stage 3 with remat full or offload"):
         load_config(["gpt3-small"], [*asked, "dots"])
 
@@ -359,7 +359,7 @@ def compiled(topology: str, remat: str, stage: int) -> CompiledStep:
     """4 sequences of 1,024 on each device: 8 MiB for each block's input."""
     shape = ["--model.n_layers", str(LAYERS), "--model.d_model", str(WIDTH), "--model.n_heads", "8"]
     shape += ["--model.n_ctx", "1024", "--train.batch_tokens", str(8 * TOKENS), "--train.ramp_tokens", "0"]
-    shape += ["--parallel.stage", str(stage), "--parallel.data", "8", "--train.remat", remat]
+    shape += ["--parallel.stage", str(stage), "--parallel.data", "8", "--memory.remat", remat]
     return compile_step(load_config(["gpt3-small"], shape), open_topology(topology))
 
 

@@ -47,13 +47,8 @@ def small_node(memory: int) -> Topology:
 def settings(cell: Cell) -> Config:
     base = config(cell)
     shards = cell.mesh[0] * cell.mesh[1]
-    train = dataclasses.replace(
-        base.train,
-        batch_tokens=SEQUENCES * CONTEXT,
-        microbatch=SEQUENCES // shards // cell.microbatches,
-        remat=cell.remat,
-    )
-    return dataclasses.replace(base, train=train)
+    memory = dataclasses.replace(base.memory, microbatch=SEQUENCES // shards // cell.microbatches)
+    return dataclasses.replace(base, memory=memory)
 
 
 @functools.cache

@@ -208,7 +208,7 @@ def test_a_splash_kernel_counts_its_grid_also_for_a_batch_of_one_which_has_no_di
 
 # -- programs of the real compilers ------------------------------------------------------------------------------------
 
-SMALL_TPU = (("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--train.microbatch", "4"))
+SMALL_TPU = (("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--memory.microbatch", "4"))
 SMALL_GPU = (("gpt3-small", "mesh-h100-8"), "h100:1x8", ())
 LARGE_TPU = (("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ())
 LARGE_GPU = (("gpt3-175b", "mesh-h100-64x8"), "h100:64x8", ())

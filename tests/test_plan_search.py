@@ -64,7 +64,7 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
         assert SEQUENCES % (mesh["replica"] * mesh["data"]) == 0
         assert model.n_heads % mesh["tensor"] == 0 and model.n_vocab_padded % mesh["tensor"] == 0
         per_shard = SEQUENCES // (mesh["replica"] * mesh["data"])
-        assert candidate.config.train.microbatch * candidate.microbatches == per_shard
+        assert candidate.config.memory.microbatch * candidate.microbatches == per_shard
         assert tuple(candidate.settings.values()) not in seen
         seen.add(tuple(candidate.settings.values()))
     steps = [candidate.prediction.step_seconds for candidate in found]
@@ -72,7 +72,7 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
     meshes = {tuple(candidate.mesh.values()) for candidate in found}
     assert meshes == {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}
     assert {candidate.config.parallel.stage for candidate in found} == {0, 1, 2, 3}
-    assert {candidate.config.train.remat for candidate in found} == {"none", "dots", "full"}
+    assert {candidate.config.memory.remat for candidate in found} == {"none", "dots", "full"}
 
 
 def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
@@ -80,43 +80,43 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
     asked = dataclasses.replace(
         base,
         parallel=dataclasses.replace(base.parallel, stage=3),
-        train=dataclasses.replace(base.train, remat="full", mlp_parts=3),
+        memory=dataclasses.replace(base.memory, remat="full", mlp_parts=3),
     )
     found = candidates(asked, node())
-    assert {c.config.train.mlp_parts for c in found} == {1}
-    eight = dataclasses.replace(asked, train=dataclasses.replace(asked.train, mlp_parts=8))
+    assert {c.config.memory.mlp_parts for c in found} == {1}
+    eight = dataclasses.replace(asked, memory=dataclasses.replace(asked.memory, mlp_parts=8))
     for candidate in candidates(eight, node()):
-        inside = candidate.config.parallel.stage == 3 and candidate.config.train.remat == "full"
-        assert candidate.config.train.mlp_parts == (8 if inside else 1)
-        assert candidate.options.endswith(f"--train.mlp_parts {candidate.config.train.mlp_parts}")
+        inside = candidate.config.parallel.stage == 3 and candidate.config.memory.remat == "full"
+        assert candidate.config.memory.mlp_parts == (8 if inside else 1)
+        assert candidate.options.endswith(f"--memory.mlp_parts {candidate.config.memory.mlp_parts}")
 
 
 def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
     roomy = candidates(settings(), node())
-    needs = sorted(c.bytes for c in roomy if c.config.train.remat == "full")
+    needs = sorted(c.bytes for c in roomy if c.config.memory.remat == "full")
     usable = int(needs[len(needs) // 2] / searching._TIGHT)  # half of them are short of it
 
     def place(c: searching.Candidate) -> tuple[object, ...]:
-        return (*c.mesh.values(), c.config.parallel.stage, c.config.train.microbatch)
+        return (*c.mesh.values(), c.config.parallel.stage, c.config.memory.microbatch)
 
     found = candidates(settings(), node(usable))
-    need = {place(c): c.bytes for c in roomy if c.config.train.remat == "full"}
-    saving = [c for c in found if c.config.train.remat == "offload" or c.config.train.mlp_parts > 1]
+    need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
+    saving = [c for c in found if c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1]
     # What is tight but hopeless is left out, like everything that cannot fit.
     assert saving and {place(c) for c in saving} <= {
         at for at, size in need.items() if size > searching._TIGHT * usable
     }
-    assert {(c.config.train.remat, c.config.train.mlp_parts) for c in saving} == {
+    assert {(c.config.memory.remat, c.config.memory.mlp_parts) for c in saving} == {
         ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
     }  # fmt: skip
     for c in saving:
         assert c.bytes < need[place(c)]
-        assert c.config.train.mlp_parts == 1 or c.config.parallel.stage == 3
+        assert c.config.memory.mlp_parts == 1 or c.config.parallel.stage == 3
     # A tie is for what needs no host and no parts.
-    order = {(place(c), c.config.train.remat, c.config.train.mlp_parts): i for i, c in enumerate(found)}
+    order = {(place(c), c.config.memory.remat, c.config.memory.mlp_parts): i for i, c in enumerate(found)}
     for c in saving:
         plain = order.get((place(c), "full", 1))
-        assert plain is None or plain < order[place(c), c.config.train.remat, c.config.train.mlp_parts]
+        assert plain is None or plain < order[place(c), c.config.memory.remat, c.config.memory.mlp_parts]
 
 
 def test_of_equals_one_without_copies_to_the_host_comes_first() -> None:
@@ -126,9 +126,9 @@ def test_of_equals_one_without_copies_to_the_host_comes_first() -> None:
     assert short.device is not None
     unknown = dataclasses.replace(short, device=dataclasses.replace(short.device, host_link=None))
     found = candidates(base, unknown)
-    places = [(*c.mesh.values(), c.config.parallel.stage, c.config.train.microbatch) for c in found]
+    places = [(*c.mesh.values(), c.config.parallel.stage, c.config.memory.microbatch) for c in found]
     order = {
-        (at, c.config.train.remat, c.config.train.mlp_parts): i
+        (at, c.config.memory.remat, c.config.memory.mlp_parts): i
         for i, (at, c) in enumerate(zip(places, found, strict=True))
     }
     both = [at for at in places if (at, "full", 1) in order and (at, "offload", 1) in order]
@@ -146,25 +146,25 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
     asked = dataclasses.replace(
         base,
         parallel=dataclasses.replace(base.parallel, stage=3),
-        train=dataclasses.replace(base.train, remat="offload", mlp_parts=4),
+        memory=dataclasses.replace(base.memory, remat="offload", mlp_parts=4),
     )
     found = candidates(asked, node())
-    assert {c.config.train.remat for c in found} == {"none", "dots", "full", "offload"}
+    assert {c.config.memory.remat for c in found} == {"none", "dots", "full", "offload"}
     for c in found:
-        inside = c.config.parallel.stage == 3 and c.config.train.remat in ("full", "offload")
-        assert c.config.train.mlp_parts == (4 if inside else 1)
+        inside = c.config.parallel.stage == 3 and c.config.memory.remat in ("full", "offload")
+        assert c.config.memory.mlp_parts == (4 if inside else 1)
 
 
 def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
     usable = int(max(c.bytes for c in candidates(settings(), node())))
     found = candidates(settings(), node(usable))
     tried = list(searching._diverse(found, settings()))
-    assert any(c.config.train.remat == "offload" or c.config.train.mlp_parts > 1 for c in tried)
+    assert any(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1 for c in tried)
     kinds: dict[tuple[object, ...], list[bool]] = {}
     for c in tried:
-        remat = "full" if c.config.train.remat == "offload" else c.config.train.remat
+        remat = "full" if c.config.memory.remat == "offload" else c.config.memory.remat
         at = (*c.mesh.values(), c.config.parallel.stage, remat)
-        kinds.setdefault(at, []).append(c.config.train.remat == "offload" or c.config.train.mlp_parts > 1)
+        kinds.setdefault(at, []).append(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1)
     assert all(saving.count(True) <= 1 and saving.count(False) <= 2 for saving in kinds.values())
 
 
@@ -183,9 +183,9 @@ def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
     tried = list(searching._diverse(found, settings()))
-    kinds = [(*c.mesh.values(), c.config.parallel.stage, c.config.train.remat) for c in tried]
+    kinds = [(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
-    assert set(kinds) == {(*c.mesh.values(), c.config.parallel.stage, c.config.train.remat) for c in found}
+    assert set(kinds) == {(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in found}
     assert tried == sorted(tried, key=lambda c: c.prediction.step_seconds)
 
 
@@ -260,9 +260,9 @@ def _now(config: Config, mesh: dict[str, int]) -> dict[str, object]:
     return {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": size for axis, size in mesh.items()},
-        "train.remat": config.train.remat,
-        "train.microbatch": config.train.microbatch,
-        "train.mlp_parts": config.train.mlp_parts,
+        "memory.remat": config.memory.remat,
+        "memory.microbatch": config.memory.microbatch,
+        "memory.mlp_parts": config.memory.mlp_parts,
     }
 
 
@@ -276,18 +276,18 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
         compiled.append(next(c for c in everything if c.config is config))
         receipt = plan(base, node(), None)[0]
         assert receipt.prediction is not None
-        told = dataclasses.replace(receipt.prediction, step_seconds=seconds[config.train.remat])
+        told = dataclasses.replace(receipt.prediction, step_seconds=seconds[config.memory.remat])
         return dataclasses.replace(receipt, prediction=told), False
 
     base = settings()
-    everything = sorted(candidates(base, node()), key=lambda c: c.config.train.remat != "none")
+    everything = sorted(candidates(base, node()), key=lambda c: c.config.memory.remat != "none")
     monkeypatch.setattr(searching, "candidates", lambda config, topology: everything)
     monkeypatch.setattr(searching, "plan", pretend)
     found = search(base, node(), 2, lines.append, None)
-    assert [c.config.train.remat for c in compiled] == ["none", "none", "full", "dots"] or [
-        c.config.train.remat for c in compiled
+    assert [c.config.memory.remat for c in compiled] == ["none", "none", "full", "dots"] or [
+        c.config.memory.remat for c in compiled
     ] == ["none", "none", "dots", "full"]
-    assert [c.config.train.remat for c, _ in found] == ["dots", "full"]
+    assert [c.config.memory.remat for c, _ in found] == ["dots", "full"]
     assert any("fastest of each other remat" in line for line in lines)
 
 

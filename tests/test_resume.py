@@ -215,13 +215,11 @@ def test_harmless_settings_and_moved_data_are_accepted_silently(tmp_path: Path, 
         },
         train={
             "tokens": 1152,
-            "microbatch": 1,
-            "remat": "full",
-            "loss_chunk": 8,
             "log_tokens": 1,
             "eval_tokens": 10,
             "nonfinite": "skip",
         },
+        memory={"microbatch": 1, "remat": "full", "loss_chunk": 8},
         checkpoint={"every_tokens": 10**6, "keep_last": 1, "keep_every_tokens": 512},
     )
     said: list[str] = []

@@ -79,7 +79,8 @@ def test_fp32_holds_the_schedule_over_300_billion_tokens() -> None:
 def ramp(**train: int) -> Config:
     """Sequences of 2048; 32k to 524,288 tokens (16 to 256 sequences) over 4 billion tokens unless told otherwise."""
     fields = {"batch_tokens": 524_288, "ramp_start_tokens": 32_768, "ramp_tokens": 4_000_000_000, **train}
-    return replace(Config(), train=fields)
+    memory = {"microbatch": fields.pop("microbatch", 0)}
+    return replace(Config(), train=fields, memory=memory)
 
 
 def sizes(schedule: BatchSchedule) -> list[tuple[int, int]]:
@@ -159,7 +160,7 @@ def test_without_a_ramp_there_is_one_size() -> None:
         (
             {"microbatch": 64, "ramp_tokens": 0},
             8,
-            ["train.microbatch 64 is above a data shard's part of a batch of 524,288 tokens, in sequences 32:"],
+            ["memory.microbatch 64 is above a data shard's part of a batch of 524,288 tokens, in sequences 32:"],
         ),
         ({"ramp_start_tokens": 32_768}, 64, ["the batch ramp begins at 131,072 tokens, not at"]),
         ({"microbatch": 5}, 256, ["in sequences 1:", "the batch ramp begins at 524,288 tokens"]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from step_cells import CONTEXT, ONE, SEQUENCES, VOCAB, Cell, batch, compiled, co
 
 from gpt3_jax.config import Config, OptimizerConfig
 from gpt3_jax.model import forward
-from gpt3_jax.model.params import names
+from gpt3_jax.model.params import decay_mask, names, param_table
+from gpt3_jax.train import optimizer
 from gpt3_jax.train.optimizer import clip_factor
 from gpt3_jax.train.step import make_eval_step
 
@@ -97,6 +99,25 @@ def test_training_is_the_recipe() -> None:
     for name, mine, its in zip(names(params), jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(mine, its, rtol=0, atol=2e-6, err_msg=name)
     assert (state.step, state.sequences, state.skipped) == (6, 6 * SEQUENCES, 0)
+
+
+@pytest.mark.parametrize(
+    ("on", "decays"),
+    [
+        ("matrices", lambda name: name.endswith("_kernel")),
+        ("matrices_and_embeddings", lambda name: name in DECAYED),
+        ("all", lambda name: True),
+    ],
+)
+def test_what_decays_is_a_setting(on: str, decays: Callable[[str], bool]) -> None:
+    """With gradients of zero, a parameter that decays shrinks by rate × decay; others stay."""
+    settings = config(Cell(0, ONE), weight_decay_on=on)
+    mask = decay_mask(settings.model, settings.optimizer.weight_decay_on)
+    params = jax.tree.map(lambda spec: jnp.full(spec.shape, 2.0), param_table(settings.model))
+    state, zeros = optimizer.init(settings.optimizer, mask, params), jax.tree.map(jnp.zeros_like, params)
+    after, _ = optimizer.update(settings.optimizer, mask, zeros, state, params, jnp.float32(0.5))
+    for name, leaf in zip(names(after), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(leaf, 2.0 * (1 - 0.5 * 0.1 if decays(name) else 1), rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("changed", [{"clip_norm": 0.0}, {"weight_decay": 0.0}, {"peak_lr": 1.01e-2}], ids=str)

@@ -170,7 +170,7 @@ def test_what_tensor_shards_reduce_is_the_loss_and_what_they_hold_in_common(stag
     # At stage 0 the same all-reduce serves both axes; from stage 1 on, gradients are data shards when they get here.
     axes, shards = (("data", "tensor"), 1) if stage == 0 else (("tensor",), 4)
     rows = SEQUENCES // 4 * CONTEXT
-    chunks = -(-rows // config(cell).train.loss_chunk)
+    chunks = -(-rows // config(cell).memory.loss_chunk)
     # For each chunk of the loss: the maximum, the sum of exponentials, and the label's logit, of its rows.
     expected: Counter[tuple[tuple[str, ...], int]] = Counter({(("tensor",), -(-rows // chunks)): 3 * chunks})
     expected.update((axes, size // shards) for size in shared)

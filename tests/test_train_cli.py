@@ -147,7 +147,7 @@ BAD: list[Case] = [
     ),
     (
         "microbatch that does not divide",
-        ["--train.batch_tokens", "512", "--train.microbatch", "3"],
+        ["--train.batch_tokens", "512", "--memory.microbatch", "3"],
         r"microbatch 3 does not divide the 4 ",
         2,
         nothing,
@@ -169,14 +169,14 @@ BAD: list[Case] = [
     ),
     (
         "an MLP in parts where it is not gathered",
-        ["--train.mlp_parts", "4"],
-        r"mlp_parts is 4 with parallel\.stage \d and train\.remat \w+; expected 1 there",
+        ["--memory.mlp_parts", "4"],
+        r"mlp_parts is 4 with parallel\.stage \d and memory\.remat \w+; expected 1 there",
         2,
         nothing,
     ),
     (
         "parts that do not divide an MLP",
-        ["--parallel.stage", "3", "--train.remat", "full", "--train.mlp_parts", "3"],
+        ["--parallel.stage", "3", "--memory.remat", "full", "--memory.mlp_parts", "3"],
         r"mlp_parts is 3, which does not divide a device's \d+ of the MLP's \d+ hidden units",
         2,
         nothing,

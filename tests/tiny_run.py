@@ -54,9 +54,10 @@ def tiny(data: Path, run_dir: Path, /, **sections: dict[str, Any]) -> Config:
         "model": MODEL,
         "optimizer": {"peak_lr": 1e-2, "warmup_tokens": 256, "decay_tokens": 1024},
         "train": {
-            "run_dir": str(run_dir), "tokens": 1024, "batch_tokens": 64, "loss_chunk": 16, "remat": "none",
+            "run_dir": str(run_dir), "tokens": 1024, "batch_tokens": 64,
             "eval_tokens": 256, "eval_sequences": 6, "tensorboard": False,
         },
+        "memory": {"loss_chunk": 16, "remat": "none"},
         "parallel": {"data": 1},
         "data": {
             "tokenizer": "bytes", "train": [{"path": str(data / "train")}], "eval": [{"path": str(data / "heldout")}],

@@ -81,7 +81,7 @@ class StepBench:
                     raise
                 self.state = self.rows = None
                 sequences = self.work.shard_sequences
-                if keep_batch or config.train.microbatch or sequences == 1:
+                if keep_batch or config.memory.microbatch or sequences == 1:
                     raise RunError(_too_large(self.work, error)) from None
                 say(f"{sequences} sequences on a data shard do not fit; trying {sequences // 2}")
                 self.work = make_workload(config, mesh, keep_batch, sequences // 2)
@@ -102,7 +102,7 @@ class StepBench:
         if device.platform == "cpu" and room is not None and self.program.bytes > room:
             raise UserError(
                 f"the step needs {self.program.bytes / 2**30:,.1f} GiB on a device and "
-                f"{room / 2**30:,.1f} GiB are left; lower train.batch_tokens or train.microbatch, set train.remat to "
+                f"{room / 2**30:,.1f} GiB are left; lower train.batch_tokens or memory.microbatch, set memory.remat to "
                 "full, or take a smaller model"
             )
 
@@ -186,6 +186,6 @@ def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
         more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} says more"
     return (
         f"{work.stage.sequences} sequences in {work.stage.microbatches} microbatches on {shards} data shards do not "
-        f"fit the devices: {why}; lower train.microbatch, raise parallel.stage, spread the model over more devices, or "
-        f"set train.remat to full or offload{more}"
+        f"fit the devices: {why}; lower memory.microbatch, raise parallel.stage, spread the model over more devices, "
+        f"or set memory.remat to full or offload{more}"
     )

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from gpt3_jax.bench.machine import capacity
-from gpt3_jax.config import Config, replace
+from gpt3_jax.config import Config, cost_settings, replace
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.attention import choose
 from gpt3_jax.model.params import count_params
@@ -51,19 +51,19 @@ class Workload:
 def with_batch(config: Config, shard_sequences: int, shards: int) -> Config:
     """The configuration with so many sequences on each data shard, in one microbatch, without a ramp."""
     tokens = shard_sequences * shards * config.model.n_ctx
-    return replace(config, train={"batch_tokens": tokens, "microbatch": 0, "ramp_tokens": 0})
+    return replace(config, train={"batch_tokens": tokens, "ramp_tokens": 0}, memory={"microbatch": 0})
 
 
 def cpu_shard_sequences(config: Config) -> int:
     """Sequences that a data shard of a CPU is given in one microbatch. Needs no device."""
     one = 6.0 * count_params(config.model) * config.model.n_ctx
-    whole = config.train.microbatch or max(1, config.train.batch_tokens // config.model.n_ctx)
+    whole = config.memory.microbatch or max(1, config.train.batch_tokens // config.model.n_ctx)
     return max(1, min(whole, int(_CPU_STEP_FLOPS / one)))
 
 
 def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | None = None) -> Workload:
     """The workload: one microbatch on each data shard, as large as the configuration's and no larger than fits. A
-    `train.microbatch` above the batch is taken as asked for.
+    `memory.microbatch` above the batch is taken as asked for.
 
     Args:
         keep_batch: take the configuration's whole batch, with its microbatches, as it is.
@@ -75,7 +75,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
     shards = batch_shards(mesh)
     device = mesh.devices.flat[0]
     room = capacity(device)
-    micro = config.train.microbatch
+    micro = config.memory.microbatch
     whole = max(1, config.train.batch_tokens // config.model.n_ctx // shards)
     asked = micro or whole
     if keep_batch:
@@ -105,11 +105,11 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
     if stage.sequences * run.model.n_ctx != config.train.batch_tokens or sequences < asked:
         why = f"of the configuration's {config.train.batch_tokens:,} tokens one microbatch on each data shard"
         if asked > whole:
-            why = f"train.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
+            why = f"memory.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
         if sequences < asked:
             why += f", {sequences} of its {asked} sequences: {reason}"
     if keep_batch and micro > whole:
-        why = f"one microbatch on each data shard, of its {whole} sequences: train.microbatch {micro} is above them"
+        why = f"one microbatch on each data shard, of its {whole} sequences: memory.microbatch {micro} is above them"
     return Workload(run, mesh, stage, why)
 
 
@@ -142,16 +142,9 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "n_heads": model.n_heads,
         "n_ctx": model.n_ctx,
         "n_vocab": model.n_vocab,
-        "dtype": model.dtype,
         "attention": attention_choices(work),
         "mesh": {axis: int(size) for axis, size in work.mesh.shape.items()},
-        "stage": config.parallel.stage,
-        "reduce_dtype": config.parallel.reduce_dtype,
-        "overlap": config.parallel.overlap,
-        "remat": config.train.remat,
-        "unroll": config.train.unroll,
-        "mlp_parts": config.train.mlp_parts,
-        "loss_chunk": config.train.loss_chunk,
+        **cost_settings(config),
         "batch_tokens": work.tokens,
         "sequences": work.stage.sequences,
         "microbatches": work.stage.microbatches,

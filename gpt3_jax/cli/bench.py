@@ -26,7 +26,7 @@ a configuration, the quickstart's."""
 
 _EPILOG = """examples:
   gpt3-jax bench --config gpt3-small
-  gpt3-jax bench --config gpt3-xl --config mesh-h100-8 --train.microbatch 16 --profile
+  gpt3-jax bench --config gpt3-xl --config mesh-h100-8 --memory.microbatch 16 --profile
   gpt3-jax bench all --config gpt3-small --json
 
 The step takes one microbatch on each data shard; --train.batch_tokens asks for a whole batch, accumulated as in
@@ -119,7 +119,7 @@ def _prepare(config: Config, keep_batch: bool) -> None:
         # The profiler of a TPU's library that is installed to plan with ends the process where there is no TPU.
         jax.config.update("jax_platforms", "cpu")
         run = config if keep_batch else with_batch(config, cpu_shard_sequences(config), 1)
-        keep_freed_memory(step_bytes(run.model, run.train))
+        keep_freed_memory(step_bytes(run))
 
 
 class _Bench:

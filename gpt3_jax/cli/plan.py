@@ -24,7 +24,7 @@ traffic over each mesh axis beside ZeRO's formulas, and the time that a roofline
 
 _EPILOG = """examples:
   gpt3-jax plan --config gpt3-175b --config mesh-v5p-512 --topology v5p:8x8x8
-  gpt3-jax plan --config gpt3-xl --topology h100:1x8 --parallel.stage 2 --train.microbatch 8
+  gpt3-jax plan --config gpt3-xl --topology h100:1x8 --parallel.stage 2 --memory.microbatch 8
   gpt3-jax plan --config gpt3-6.7b --topology v5e:16x16 --search
 
 TPU topologies need libtpu (pip install libtpu), GPU topologies JAX's CUDA plugin (pip install 'jax[cuda13]'); neither
@@ -138,7 +138,7 @@ def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
     ]
     table = grid(rows, ("options", "memory", *(("of the host",) if offload else ()), "step", "tokens/s", "MFU"))
     limits = [
-        f"  microbatch {c.config.train.microbatch}, offload: {size(r.memory.host)} of the host for each device{limit}"
+        f"  microbatch {c.config.memory.microbatch}, offload: {size(r.memory.host)} of the host for each device{limit}"
         for c, r in found
         if r.memory.host and (limit := host_limit(r))
     ]

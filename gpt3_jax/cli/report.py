@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         help="paper: ZeRO's Tables 1 and 2 and GPT-3's Table D.1; zero: model state of stages 0 to 3, compiled, beside "
         "the formula; published: step times that plan's roofline predicts for published runs, beside those measured; "
         "scaling: 175B's compile time against depth and devices, and its model state against 1 / N; remat: memory and "
-        "predicted time with each of train.remat's settings",
+        "predicted time with each of memory.remat's settings",
     )
     parser.add_argument(
         "--topology", metavar="NAME", help="for zero, remat: the machine to compile for, as of gpt3-jax plan"
@@ -138,7 +138,7 @@ def _remat(args: argparse.Namespace) -> int:
     receipts = []
     for remat in REMATS:
         print(f"compiling remat {remat} for {topology.name}", file=sys.stderr, flush=True)
-        config = load_config(model.split(","), ["--train.remat", remat])
+        config = load_config(model.split(","), ["--memory.remat", remat])
         receipts.append(plan(config, topology, None if args.no_cache else default_cache())[0])
     if args.json:
         print(json.dumps([receipt_to_json(receipt) for receipt in receipts], indent=1))

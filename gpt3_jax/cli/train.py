@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+import shutil
 import sys
+import textwrap
 
-from gpt3_jax.config import Config, build_parser, load_config, to_yaml
+from gpt3_jax.config import Config, load_config, to_yaml
+from gpt3_jax.config.explain import entry, options_help
 from gpt3_jax.errors import UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
@@ -23,6 +25,14 @@ cluster that restarts what has not succeeded does so, and jobs that wait for thi
 Compiled programs are kept in $XDG_CACHE_HOME/gpt3-jax/programs (~/.cache), 2 GiB at most, and found again by the next
 start; JAX_COMPILATION_CACHE_DIR=FOLDER moves them, JAX_ENABLE_COMPILATION_CACHE=false turns that off."""
 
+_OPTIONS = {
+    "-h, --help": "Show this help and leave.",
+    "--config FILE": "YAML file; may be given several times, later files win. A bare name such as gpt3-small or "
+    "mesh-h100-8 is looked up among the shipped configurations.",
+    "--SECTION.KEY VALUE": "A setting, as listed below; it wins over every file. Given twice, the last one wins.",
+    "--print-config": "Print the configuration as YAML and leave.",
+    "--verify-recipe": "Print each quantity of the paper's recipe beside what would run, deviations marked, and leave.",
+}
 _QUICKSTART = "quickstart"
 _FLAGS = ("--print-config", "--verify-recipe")
 _SIGTERM_EXIT, _SIGINT_EXIT = 143, 130
@@ -75,24 +85,14 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
 
 
 def _help() -> str:
-    parser = build_parser("gpt3-jax train", " ".join(_DESCRIPTION.split()))
-    parser.usage = _USAGE
-    parser.epilog = " ".join(_EPILOG.split())
-    parser.add_argument("--print-config", action="store_true", help="Print the configuration as YAML and leave.")
-    parser.add_argument(
-        "--verify-recipe",
-        action="store_true",
-        help="Print each quantity of the paper's recipe beside the configuration's, deviations marked, and leave.",
-    )
-    text = parser.format_help()
-    # jsonargparse offers a file for each section and a help for each list; `load_config` takes neither.
-    text = re.sub(r"^ +--\w+ CONFIG +Path to a configuration file\.\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^ +--[\w.]+\.help +Show the help for \w+ and exit\.\n", "", text, flags=re.MULTILINE)
-    # Choices stand in front already, the Python types of the others are noise; a default on its own line is found.
-    text = re.sub(r"\s*\(default:\s+(?:False|null)\)", "", text)
-    inside = r"(?:(?!\n +--).)*?"
-    pattern = rf"\s*\((?:type:{inside},\s+)?default:\s+({inside})\)(?=\n)"
-    return re.sub(pattern, rf"\n{' ' * 24}default: \1", text, flags=re.DOTALL)
+    width = shutil.get_terminal_size().columns - 2
+
+    def wrapped(text: str) -> str:
+        return textwrap.fill(" ".join(text.split()), width)
+
+    options = [line for option, text in _OPTIONS.items() for line in entry(option, text, "", width)]
+    parts = [f"usage: {_USAGE}\n", wrapped(_DESCRIPTION), "\noptions:", *options, options_help(width), ""]
+    return "\n".join([*parts, wrapped(_EPILOG), ""])
 
 
 def _train(config: Config, argv: list[str]) -> int:
@@ -105,7 +105,7 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
     if cpu_only():
-        keep_freed_memory(step_bytes(config.model, config.train))
+        keep_freed_memory(step_bytes(config))
     start(config.distributed)
     with NoneLeftWaiting():
         say = say_to_stderr

@@ -14,8 +14,8 @@ def device_error(error: jax.errors.JaxRuntimeError) -> str | None:
     why = " ".join(str(error).split())[:300]
     if out_of_memory(error):
         return (
-            f"out of memory on a device: {why}; lower train.microbatch, raise parallel.stage, spread the model over "
-            "more devices (parallel.data, parallel.tensor), or set train.remat to full or offload"
+            f"out of memory on a device: {why}; lower memory.microbatch, raise parallel.stage, spread the model over "
+            "more devices (parallel.data, parallel.tensor), or set memory.remat to full or offload"
         )
     gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
     if jax.process_count() > 1 and any(sign in why for sign in gone):
@@ -37,12 +37,12 @@ def refused_option(error: Exception) -> str:
 
 
 def pinned_memory_is_full(error: Exception) -> str:
-    """The line for XLA's refusal to keep more in the host's memory (`train.remat: offload` on GPUs); empty for any
+    """The line for XLA's refusal to keep more in the host's memory (`memory.remat: offload` on GPUs); empty for any
     other error."""
     why = " ".join(str(error).split())
     if XLA_HOST_LIMIT_VARIABLE not in why:
         return ""
     return (
         f"XLA's share of the host's memory is used up: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
-        f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or train.remat to full"
+        f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or memory.remat to full"
     )

@@ -52,7 +52,8 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
         data=DataConfig(tokenizer=tokenizer),
     )
     counters = (jnp.zeros((), jnp.uint32) for _ in range(3))
-    state = TrainState(params, optimizer.init(config.optimizer, decay_mask(model), params), *counters)
+    mask = decay_mask(model, config.optimizer.weight_decay_on)
+    state = TrainState(params, optimizer.init(config.optimizer, mask, params), *counters)
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)

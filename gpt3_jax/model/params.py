@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.spec import ParamSpec
+from gpt3_jax.spec import ParamKind, ParamSpec
 
 
 @flax.struct.dataclass
@@ -55,7 +55,7 @@ def param_table(config: ModelConfig) -> Params:
 
     def matrix(std: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
         names: Any = ("layers", *(name for name, _ in dims))
-        return ParamSpec((layers, *(size for _, size in dims)), names, zero, std, decay=True)  # type: ignore[arg-type]
+        return ParamSpec((layers, *(size for _, size in dims)), names, zero, std, kind="matrix")  # type: ignore[arg-type]
 
     def vector(value: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
         names: Any = ("layers", *(name for name, _ in dims))
@@ -63,9 +63,9 @@ def param_table(config: ModelConfig) -> Params:
 
     model, heads, mlp, qkv = ("model", d), ("heads", d), ("mlp", ff), ("qkv", 3)
     return Params(
-        token_embedding=ParamSpec((vocab, d), ("vocab", "model"), "model", config.init_std, decay=True),
+        token_embedding=ParamSpec((vocab, d), ("vocab", "model"), "model", config.init_std, kind="embedding"),
         position_embedding=ParamSpec(
-            (config.n_ctx, d), ("context", "model"), "model", config.position_init_std, decay=True
+            (config.n_ctx, d), ("context", "model"), "model", config.position_init_std, kind="embedding"
         ),
         blocks=Block(
             ln_1_scale=vector(1.0, model, zero="model"),
@@ -119,9 +119,16 @@ def abstract(config: ModelConfig) -> Params:
     return params
 
 
-def decay_mask(config: ModelConfig) -> Params:
-    """True where weight decay applies."""
-    mask: Params = jax.tree.map(lambda spec: spec.decay, param_table(config))
+_DECAYED: dict[str, tuple[ParamKind, ...]] = {
+    "matrices": ("matrix",),
+    "matrices_and_embeddings": ("matrix", "embedding"),
+    "all": ("matrix", "embedding", "vector"),
+}
+
+
+def decay_mask(config: ModelConfig, on: str) -> Params:
+    """True where weight decay applies; `on` is `optimizer.weight_decay_on`."""
+    mask: Params = jax.tree.map(lambda spec: spec.kind in _DECAYED[on], param_table(config))
     return mask
 
 

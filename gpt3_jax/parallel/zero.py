@@ -68,7 +68,7 @@ class Zero:
             d_ff, shards = table.blocks.mlp_up_bias.shape[-1], mesh.shape[DATA] * mesh.shape[TENSOR]
             if d_ff // shards % mlp_parts:
                 raise UserError(
-                    f"train.mlp_parts is {mlp_parts}, which does not divide a device's {d_ff // shards} of the MLP's "
+                    f"memory.mlp_parts is {mlp_parts}, which does not divide a device's {d_ff // shards} of the MLP's "
                     f"{d_ff} hidden units (parallel.data × parallel.tensor = {shards}); take a divisor of "
                     f"{d_ff // shards}"
                 )

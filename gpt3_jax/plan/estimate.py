@@ -36,16 +36,16 @@ def memory(config: Config, replica: int, data: int, tensor: int, microbatches: i
     table = model.n_vocab_padded * model.d_model / tensor
     block = (psi - table) / model.n_layers
     # Of an MLP in parts, two are there; it has two thirds of a block's weights.
-    parts = config.train.mlp_parts
+    parts = config.memory.mlp_parts
     there = block if parts == 1 else block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
     gathered = width * (psi if stage < 3 else there + table)
     # Below stage 2 in the compute dtype; above, shards of them and what is on its way into them.
     gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**25) + width * there
     if microbatches > 1:
         gradients += 4 * (psi if stage < 2 else psi / group)
-    kept = _KEPT[config.train.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor
+    kept = _KEPT[config.memory.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor
     working = _WORKING * tokens * model.d_model / tensor
-    logits = 10 * min(config.train.loss_chunk, tokens) * model.n_vocab_padded / tensor
+    logits = 10 * min(config.memory.loss_chunk, tokens) * model.n_vocab_padded / tensor
     return state + gathered + gradients + kept + max(working, logits)
 
 
@@ -56,10 +56,10 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
     tokens = config.train.batch_tokens
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
-    again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.train.remat]
+    again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.memory.remat]
     psi = _psi(config) / tensor
     width = 2 if model.dtype == "bfloat16" else 4
-    remat = config.train.remat
+    remat = config.memory.remat
     block = elementwise.block_bytes(model.d_model, model.d_ff, remat) + elementwise.flash_bytes(model.d_model, remat)
     moved = (block * model.n_layers + elementwise.loss_bytes(model.n_vocab_padded)) * tokens / devices
     hbm = moved + elementwise.optimizer_bytes(psi / (data if stage else 1))
@@ -93,10 +93,10 @@ def _traffic(
         result.append(Traffic((REPLICA,), "all-reduce", 2 * (replica - 1) / replica * reduce * psi * share, 1))
     if tensor > 1:
         tokens = _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
-        passes = 6 if config.train.remat in ("full", "offload") else 4
+        passes = 6 if config.memory.remat in ("full", "offload") else 4
         moved = 2 * passes * (tensor - 1) / tensor * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
-    if config.train.remat == "offload":
+    if config.memory.remat == "offload":
         tokens = config.train.batch_tokens / (replica * data * tensor)
         moved = width * tokens * model.d_model * model.n_layers
         calls = model.n_layers * microbatches

@@ -11,7 +11,7 @@ import dataclasses
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from gpt3_jax.config import ModelConfig
+from gpt3_jax.config import ModelConfig, TrainConfig
 from gpt3_jax.model.params import count_params, train_flops_per_token
 
 Stage: TypeAlias = Literal[0, 1, 2, 3]
@@ -141,6 +141,6 @@ class TrainingCompute:
         return self.flops / PF_DAY
 
 
-def training_compute(config: ModelConfig, tokens: float = 300e9) -> TrainingCompute:
+def training_compute(config: ModelConfig, tokens: float = TrainConfig.tokens) -> TrainingCompute:
     """The row of GPT-3's Table D.1 for a model, from its own counted parameters."""
     return TrainingCompute(count_params(config), tokens, train_flops_per_token(config) * tokens)

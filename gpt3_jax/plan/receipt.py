@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from gpt3_jax.config import Config, ModelConfig
+from gpt3_jax.config import Config, ModelConfig, cost_settings
 from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import DATA, TENSOR
@@ -166,14 +166,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "tokens_to_train": config.train.tokens,
         },
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
-        settings={
-            "stage": config.parallel.stage,
-            "remat": config.train.remat,
-            "reduce_dtype": config.parallel.reduce_dtype,
-            "dtype": config.model.dtype,
-            "mlp_parts": config.train.mlp_parts,
-            "loss_chunk": config.train.loss_chunk,
-        },
+        settings=cost_settings(config),
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),

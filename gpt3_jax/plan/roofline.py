@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
+from gpt3_jax.config import TrainConfig
 from gpt3_jax.devices import Device
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import TENSOR
@@ -145,7 +146,7 @@ def predict(
     work: Work,
     device: Device,
     placement: Placement,
-    total_tokens: float = 300e9,
+    total_tokens: float = TrainConfig.tokens,
     tensor_exposed: float = 1.0,
 ) -> Prediction:
     """The time of a step.

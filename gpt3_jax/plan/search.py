@@ -49,13 +49,13 @@ class Candidate:
     @property
     def settings(self) -> dict[str, Any]:
         """What tells it from the others, by the names of the configuration."""
-        parallel, train = self.config.parallel, self.config.train
+        parallel, memory = self.config.parallel, self.config.memory
         return {
             "parallel.stage": parallel.stage,
             **{f"parallel.{axis}": self.mesh[axis] for axis in AXES},
-            "train.remat": train.remat,
-            "train.microbatch": train.microbatch,
-            "train.mlp_parts": train.mlp_parts,
+            "memory.remat": memory.remat,
+            "memory.microbatch": memory.microbatch,
+            "memory.mlp_parts": memory.mlp_parts,
         }
 
     @property
@@ -93,7 +93,12 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     # By arithmetic parts take no time, nor do copies to a host of which nothing is known: of equals those without.
     return sorted(
         found,
-        key=lambda c: (c.prediction.step_seconds, c.config.train.remat == "offload", c.config.train.mlp_parts, c.bytes),
+        key=lambda c: (
+            c.prediction.step_seconds,
+            c.config.memory.remat == "offload",
+            c.config.memory.mlp_parts,
+            c.bytes,
+        ),
     )
 
 
@@ -136,9 +141,9 @@ def nearest(
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": mesh[axis] for axis in AXES},
-        "train.remat": config.train.remat,
-        "train.microbatch": config.train.microbatch,
-        "train.mlp_parts": config.train.mlp_parts,
+        "memory.remat": config.memory.remat,
+        "memory.microbatch": config.memory.microbatch,
+        "memory.mlp_parts": config.memory.mlp_parts,
     }
 
     def changes(candidate: Candidate) -> int:
@@ -192,10 +197,10 @@ def _of_other_remats(
 ) -> list[Candidate]:
     """Of each remat that is not among those confirmed, the fastest by its estimate that leaves room."""
     assert topology.usable is not None
-    there = {c.config.train.remat for c, _ in confirmed}
+    there = {c.config.memory.remat for c, _ in confirmed}
     fastest: dict[str, Candidate] = {}
     for candidate in found:
-        remat = candidate.config.train.remat
+        remat = candidate.config.memory.remat
         if remat not in there and candidate.bytes <= _ROOMY * topology.usable:
             fastest.setdefault(remat, candidate)
     return list(fastest.values())
@@ -247,7 +252,7 @@ def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tupl
     """Every remat, with the parts of an MLP that are asked for and then with more, where they may be; what only saves
     memory stands behind full remat without it."""
     units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
-    asked = config.train.mlp_parts
+    asked = config.memory.mlp_parts
     for remat in REMATS:
         if stage != 3 or remat not in ("full", "offload"):
             yield remat, 1
@@ -259,8 +264,8 @@ def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tupl
 
 def _saves_only(candidate: Config, asked: Config) -> bool:
     """Whether it costs time, and is not asked for: only to be tried where memory is short."""
-    offload = candidate.train.remat == "offload" and asked.train.remat != "offload"
-    return offload or candidate.train.mlp_parts > asked.train.mlp_parts
+    offload = candidate.memory.remat == "offload" and asked.memory.remat != "offload"
+    return offload or candidate.memory.mlp_parts > asked.memory.mlp_parts
 
 
 def _changed(
@@ -268,12 +273,12 @@ def _changed(
 ) -> Config | None:
     """None for settings that do not go together."""
     parallel: Any = {"stage": stage, **mesh}
-    train: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
+    memory: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
     try:
         return dataclasses.replace(
             config,
             parallel=dataclasses.replace(config.parallel, **parallel),
-            train=dataclasses.replace(config.train, **train),
+            memory=dataclasses.replace(config.memory, **memory),
         )
     except UserError:
         return None
@@ -315,10 +320,10 @@ def _diverse(found: list[Candidate], asked: Config) -> Iterator[Candidate]:
     seen: dict[tuple[Any, ...], int] = {}
     for candidate in found:
         settings = dict(candidate.settings)
-        del settings["train.microbatch"], settings["train.mlp_parts"]
+        del settings["memory.microbatch"], settings["memory.mlp_parts"]
         saves = _saves_only(candidate.config, asked)
         if saves:
-            settings["train.remat"] = "full"
+            settings["memory.remat"] = "full"
         key = saves, *settings.values()
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= (1 if saves else 2):

@@ -1,4 +1,4 @@
-"""What a compiled program moves between a device's memory and its host's (`train.remat: offload`): copies, and slices
+"""What a compiled program moves between a device's memory and its host's (`memory.remat: offload`): copies, and slices
 written into an array that lies there or read out of it, by themselves or in a fusion.
 
 Compilers mark what lies in the host's memory by a memory space in its layout, and split what moves there into a start

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gpt3_jax.config import Config, ModelConfig, ParallelConfig, TrainConfig, preset, presets
+from gpt3_jax.config import Config, MemoryConfig, ModelConfig, ParallelConfig, TrainConfig, preset, presets
 from gpt3_jax.model.params import param_table
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.formulas import STAGES, TABLE_1_DEVICES, TABLE_1_MODELS, Stage
@@ -34,7 +34,8 @@ def state_config(model: ModelConfig, devices: int, stage: Stage) -> Config:
     return Config(
         model=model,
         parallel=ParallelConfig(stage=stage, data=devices, reduce_dtype="bfloat16"),
-        train=TrainConfig(tokens=300_000_000_000, batch_tokens=tokens, remat="full", loss_chunk=model.n_ctx),
+        train=TrainConfig(batch_tokens=tokens),
+        memory=MemoryConfig(remat="full", loss_chunk=model.n_ctx),
     )
 
 
@@ -79,7 +80,7 @@ def zero_table_2() -> str:
     )
 
 
-def gpt3_table_d1(tokens: float = 300e9) -> str:
+def gpt3_table_d1(tokens: float = TrainConfig.tokens) -> str:
     """GPT-3's Table D.1 for the eight sizes, from their counted parameters."""
     rows = []
     for name in presets():

@@ -61,9 +61,8 @@ def config_of(layers: int, devices: int) -> Config:
         base,
         model=dataclasses.replace(base.model, n_layers=layers),
         parallel=ParallelConfig(stage=3, data=data, tensor=TENSOR),
-        train=dataclasses.replace(
-            base.train, batch_tokens=data * base.model.n_ctx, ramp_tokens=0, microbatch=0, remat="full"
-        ),
+        train=dataclasses.replace(base.train, batch_tokens=data * base.model.n_ctx, ramp_tokens=0),
+        memory=dataclasses.replace(base.memory, microbatch=0, remat="full"),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from gpt3_jax.config import ModelConfig, TrainConfig
+from gpt3_jax.config import Config
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _NEVER = -1  # a threshold, which is an int here, would be passed by 2 GiB that are free
@@ -56,7 +56,8 @@ def keep_freed_memory(largest_block: float) -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def step_bytes(model: ModelConfig, train: TrainConfig) -> float:
+def step_bytes(config: Config) -> float:
     """Bytes that one pass of the step keeps for its backward pass, roughly, and at most: on one device, no remat."""
-    tokens = min(train.batch_tokens, train.microbatch * model.n_ctx or train.batch_tokens)
+    model, batch = config.model, config.train.batch_tokens
+    tokens = min(batch, config.memory.microbatch * model.n_ctx or batch)
     return _BYTES_KEPT * tokens * model.n_layers * model.d_model

@@ -109,7 +109,7 @@ def _shares(weights: Sequence[float]) -> tuple[float, ...]:
 
 def _decayed(config: Config) -> tuple[str, ...]:
     """The kinds of parameters that weight decay applies to: what their names end in."""
-    mask = decay_mask(config.model)
+    mask = decay_mask(config.model, config.optimizer.weight_decay_on)
     return tuple(
         sorted(
             {name.rpartition("_")[2] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}

@@ -76,10 +76,10 @@ def batch_schedule(
             f"(replica × data) do not divide; the nearest that they do: {' and '.join(map(str, nearest))}"
         )
     per_shard = full // shards
-    micro = train.microbatch or per_shard
+    micro = config.memory.microbatch or per_shard
     if micro < per_shard and per_shard % micro:
         raise UserError(
-            f"train.microbatch {micro} does not divide the {per_shard} sequences of a data shard "
+            f"memory.microbatch {micro} does not divide the {per_shard} sequences of a data shard "
             f"(train.batch_tokens {train.batch_tokens} / {ctx} / {shards} shards); choose one of "
             f"{_divisors(per_shard)}"
         )
@@ -104,10 +104,10 @@ def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator
     """A line for each setting that the mesh, or another setting, leaves less of than was asked for."""
     train, ctx = config.train, config.model.n_ctx
     per_shard = train.batch_tokens // ctx // shards
-    if train.microbatch > per_shard:
+    if config.memory.microbatch > per_shard:
         yield (
-            f"train.microbatch {train.microbatch} is above a data shard's part of a batch of {train.batch_tokens:,} "
-            f"tokens, in sequences {per_shard}: it is one microbatch"
+            f"memory.microbatch {config.memory.microbatch} is above a data shard's part of a batch of "
+            f"{train.batch_tokens:,} tokens, in sequences {per_shard}: it is one microbatch"
         )
     first = schedule.stages[0].sequences * ctx
     asked = -(-train.ramp_start_tokens // ctx) * ctx

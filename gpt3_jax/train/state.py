@@ -35,7 +35,8 @@ class TrainState:
 def create(config: Config) -> TrainState:
     """The state before the first step. To be jitted with `state_shardings` as its output shardings."""
     params = model_params.init(config.model, jax.random.key(config.train.seed))
-    opt_state = optimizer.init(config.optimizer, model_params.decay_mask(config.model), params)
+    mask = model_params.decay_mask(config.model, config.optimizer.weight_decay_on)
+    opt_state = optimizer.init(config.optimizer, mask, params)
     # Three arrays of their own: one shared array could not be donated three times.
     return TrainState(params, opt_state, *(jnp.zeros((), jnp.uint32) for _ in range(3)))
 

@@ -45,7 +45,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     """
     zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
-    mask = decay_mask(config.model)
+    mask = decay_mask(config.model, config.optimizer.weight_decay_on)
     schedule = optimizer.learning_rate(config.optimizer)
 
     def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
@@ -60,9 +60,9 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
                     rows,
                     config.model,
                     zero.local,
-                    config.train.remat,
-                    config.train.loss_chunk,
-                    config.train.unroll,
+                    config.memory.remat,
+                    config.memory.loss_chunk,
+                    config.memory.unroll,
                 )
                 return total / n_tokens
 
@@ -106,7 +106,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
 def _zero(config: Config, mesh: Mesh) -> Zero:
     table, platform = param_table(config.model), mesh_platform(mesh)
-    return Zero(table, mesh, config.parallel, config.model.dtype, platform, config.train.mlp_parts)
+    return Zero(table, mesh, config.parallel, config.model.dtype, platform, config.memory.mlp_parts)
 
 
 def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int, zeros: Any) -> tuple[jax.Array, Any]:
@@ -134,7 +134,9 @@ def make_eval_step(config: Config, mesh: Mesh) -> Any:
         active, passive = zero.prepare(params)
         weights = zero.weights(active, passive)
         # Nothing is kept for a backward pass here: no remat, whatever training does.
-        total = loss_sum(weights, rows, config.model, zero.local, "none", config.train.loss_chunk, config.train.unroll)
+        total = loss_sum(
+            weights, rows, config.model, zero.local, "none", config.memory.loss_chunk, config.memory.unroll
+        )
         return lax.psum(total, batch_axes)
 
     specs = state_partitions(config, mesh).params

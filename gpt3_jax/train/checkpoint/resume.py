@@ -8,7 +8,8 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from gpt3_jax.config import CheckpointConfig, Config, to_dict
+from gpt3_jax.config import Config, from_dict, to_dict
+from gpt3_jax.config.setting import meanings
 from gpt3_jax.errors import UserError
 from gpt3_jax.train import recipe
 from gpt3_jax.train.schedule import BatchSchedule
@@ -21,19 +22,6 @@ _BATCH = (
     ("train", "ramp_tokens"),
     ("train", "ramp_stages"),
 )
-
-# Settings that change where, how fast or how long a run goes, or what it says; not what it computes but for rounding.
-# `data.train` and `data.tokenizer` are compared by what they hold, not by where they lie.
-_FREE = {
-    "train": {
-        "run_dir", "tokens", "microbatch", "remat", "unroll", "mlp_parts", "loss_chunk", "log_tokens", "eval_tokens",
-        "eval_sequences", "nonfinite", "tensorboard",
-    },
-    "data": {"train", "eval", "prefetch", "tokenizer"},
-    "parallel": {"stage", "replica", "data", "tensor", "overlap"},
-    "checkpoint": set(CheckpointConfig.__dataclass_fields__),
-    "distributed": {"mode", "coordinator", "processes", "process_id"},
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +62,23 @@ def versions() -> dict[str, str]:
 
 def recorded_stages(record: dict[str, Any], config: Config) -> list[list[int]] | None:
     """The record's batch sizes, for `batch_schedule`; None when `config` asks for others than the run began with."""
-    saved, new = record["config"], to_dict(config)
-    same = all(saved[section].get(key) == new[section][key] for section, key in _BATCH)
+    saved, new = to_dict(from_dict(record["config"])), to_dict(config)
+    same = all(saved[section][key] == new[section][key] for section, key in _BATCH)
     stages: list[list[int]] = record["batch_stages"]
     return stages if same else None
 
 
 def differences(record: dict[str, Any], config: Config, data: Data) -> list[str]:
-    """``section.key: saved value -> new value`` for everything that would change the run."""
-    saved, new = record["config"], to_dict(config)
+    """``section.key: saved value -> new value`` for everything that would change the run.
+
+    Settings that the record lacks, because they are newer, had their default. `data.train` and `data.tokenizer` are
+    compared by what they hold, not by where they lie.
+    """
+    saved, new = to_dict(from_dict(record["config"])), to_dict(config)
     changed = [
-        f"{section}.{key}: {saved.get(section, {}).get(key)} -> {value}"
-        for section, fields in new.items()
-        for key, value in fields.items()
-        if key not in _FREE.get(section, ()) and saved.get(section, {}).get(key) != value
+        f"{section}.{key}: {saved[section][key]} -> {new[section][key]}"
+        for section, key, meaning in meanings(Config)
+        if meaning.changes_run and saved[section][key] != new[section][key]
     ]
     if record["data"]["tokenizer"] != data.tokenizer:
         changed.append(

@@ -1,0 +1,49 @@
+"""The configuration of a run: what can be set (`schema`), and how it is read and written (`loading`)."""
+
+from gpt3_jax.config.loading import (
+    config_dir,
+    cost_settings,
+    from_dict,
+    known_keys,
+    load_config,
+    preset,
+    presets,
+    replace,
+    to_dict,
+    to_yaml,
+)
+from gpt3_jax.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    DistributedConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SourceConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DistributedConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "config_dir",
+    "cost_settings",
+    "from_dict",
+    "known_keys",
+    "load_config",
+    "preset",
+    "presets",
+    "replace",
+    "to_dict",
+    "to_yaml",
+]

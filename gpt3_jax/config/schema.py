@@ -1,0 +1,414 @@
+"""The typed configuration: frozen dataclasses, one for each section.
+
+Every number of the GPT-3 paper stands once: as a default here, in ``configs/gpt3-*.yaml`` where it depends on the size,
+or in `gpt3_jax.config.paper` where it is no setting's value. Every number that the paper leaves open is a setting.
+
+The text below a field is its help. What a field means to the rest of the project is said by `setting`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal
+
+from gpt3_jax.config.paper import RAMP_TOKENS
+from gpt3_jax.config.setting import Paper, setting
+from gpt3_jax.errors import UserError
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def _require_finite(section: Any, prefix: str) -> None:
+    """No infinity or NaN in a section that was made in Python; files and options are refused before."""
+    for name, value in vars(section).items():
+        _require(not isinstance(value, float) or math.isfinite(value), f"{prefix}.{name} is {value}; expected a number")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture (GPT-3 section 2.1, Table 2.1). Names are the paper's."""
+
+    n_layers: int = setting(12, paper=Paper("Table 2.1"))
+    """Transformer blocks. A multiple of the length of `attention_pattern`."""
+    d_model: int = setting(768, paper=Paper("Table 2.1"))
+    """Width of the residual stream. The MLP is 4 times as wide."""
+    n_heads: int = setting(12, paper=Paper("Table 2.1"))
+    """Attention heads; each is d_model / n_heads wide."""
+    n_ctx: int = setting(2048, paper=Paper("section 2.1"))
+    """Context length in tokens, training and generation alike."""
+    n_vocab: int = setting(50257, paper=Paper("section 2.1: GPT-2's"))
+    """True vocabulary size, end-of-text included. Padding for sharding is apart: see `vocab_multiple`."""
+    attention_pattern: tuple[Literal["dense", "banded"], ...] = setting(
+        ("dense", "banded"), paper=Paper("section 2.1: alternating; which comes first is not published")
+    )
+    """Kinds of attention, repeated through the depth. `[dense]` is GPT-2."""
+    band_width: int = setting(256, paper=Paper("section 2.1: banded; how wide is not published", published=False))
+    """Positions that a banded layer sees, the token itself included. The default is GPT-Neo's."""
+    init_std: float = setting(0.02, paper=Paper("GPT-2's code"))
+    """Standard deviation of weight matrices and token embeddings at initialisation."""
+    position_init_std: float = setting(0.01, paper=Paper("GPT-2's code"))
+    """Standard deviation of position embeddings at initialisation."""
+    residual_init: Literal["2L", "L", "none"] = setting(
+        "2L", paper=Paper("section 2.1: scaled as in GPT-2; by which depth is not published", published=False)
+    )
+    """Residual projections start at init_std / sqrt(2L), / sqrt(L), or unscaled."""
+    norm_eps: float = setting(1e-5, paper=Paper("GPT-2's code"))
+    """LayerNorm epsilon."""
+    vocab_multiple: int = 128
+    """The embedding table is padded to a multiple of this; padding never trains and is never sampled."""
+    dtype: Literal["bfloat16", "float32"] = setting("bfloat16", changes_cost=True)
+    """Matmul operands and activations; float32 is full fp32 on every device. Softmax, LayerNorm statistics, loss and
+    master weights are fp32 always."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self, "model")
+        for name in ("n_layers", "d_model", "n_heads", "n_ctx", "n_vocab", "band_width", "vocab_multiple"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name} is {value}; expected at least 1")
+        for name in ("init_std", "position_init_std", "norm_eps"):
+            value = getattr(self, name)
+            _require(value > 0, f"model.{name} is {value}; expected more than 0")
+        _require(
+            self.d_model % self.n_heads == 0,
+            f"model.d_model {self.d_model} does not divide by model.n_heads {self.n_heads}; "
+            "choose heads that divide the width",
+        )
+        _require(len(self.attention_pattern) > 0, "model.attention_pattern is empty; expected e.g. [dense, banded]")
+        _require(
+            self.n_layers % len(self.attention_pattern) == 0,
+            f"model.n_layers {self.n_layers} is not a multiple of the {len(self.attention_pattern)} entries of "
+            f"model.attention_pattern {list(self.attention_pattern)}; change one of them",
+        )
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def d_ff(self) -> int:
+        return 4 * self.d_model
+
+    @property
+    def n_vocab_padded(self) -> int:
+        return -(-self.n_vocab // self.vocab_multiple) * self.vocab_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule (GPT-3 appendix B). Schedules are functions of tokens, never of steps."""
+
+    peak_lr: float = setting(6.0e-4, paper=Paper("Table 2.1"))
+    """Learning rate after warm-up."""
+    warmup_tokens: int = setting(375_000_000, paper=Paper("appendix B"))
+    """Linear warm-up, in tokens."""
+    decay_tokens: int = setting(260_000_000_000, paper=Paper("appendix B"))
+    """Cosine decay ends here, in tokens from the start of training; constant afterwards."""
+    decay_after_warmup: bool = setting(False, paper=Paper("appendix B does not say", published=False))
+    """Count decay_tokens from the end of the warm-up instead."""
+    final_lr_fraction: float = setting(0.1, paper=Paper("appendix B"))
+    """Learning rate at the end of the decay, as a fraction of the peak."""
+    beta1: float = setting(0.9, paper=Paper("appendix B"))
+    """Adam's decay rate of the first moment."""
+    beta2: float = setting(0.95, paper=Paper("appendix B"))
+    """Adam's decay rate of the second moment."""
+    eps: float = setting(1e-8, paper=Paper("appendix B"))
+    """Adam's epsilon."""
+    weight_decay: float = setting(0.1, paper=Paper("appendix B"))
+    """Decoupled weight decay (AdamW's), on the parameters of `weight_decay_on`."""
+    weight_decay_on: Literal["matrices", "matrices_and_embeddings", "all"] = setting(
+        "matrices_and_embeddings", paper=Paper("appendix B does not say", published=False)
+    )
+    """Parameters that decay: weight matrices alone; token and position embeddings too; or biases and LayerNorms as
+    well."""
+    clip_norm: float = setting(1.0, paper=Paper("appendix B"))
+    """Global-norm clip of the gradients; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self, "optimizer")
+        _require(self.peak_lr > 0, f"optimizer.peak_lr is {self.peak_lr}; expected more than 0")
+        _require(self.warmup_tokens >= 0, f"optimizer.warmup_tokens is {self.warmup_tokens}; expected 0 or more")
+        _require(
+            self.decay_after_warmup or self.decay_tokens > self.warmup_tokens,
+            f"optimizer.decay_tokens {self.decay_tokens} is not after optimizer.warmup_tokens "
+            f"{self.warmup_tokens}; raise the one or lower the other",
+        )
+        _require(self.decay_tokens > 0, f"optimizer.decay_tokens is {self.decay_tokens}; expected more than 0")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optimizer.{name} is {value}; expected 0 <= {name} < 1")
+        _require(
+            0 <= self.final_lr_fraction <= 1,
+            f"optimizer.final_lr_fraction is {self.final_lr_fraction}; expected a fraction from 0 to 1",
+        )
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optimizer.{name} is {value}; expected 0 or more")
+        _require(self.eps > 0, f"optimizer.eps is {self.eps}; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """The mesh and the ZeRO stage (ZeRO sections 5 and 6)."""
+
+    stage: Literal[0, 1, 2, 3] = setting(1, changes_run=False, changes_cost=True)
+    """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 parameters too."""
+    replica: int = setting(1, changes_run=False)
+    """Plain data parallelism over this many slices or nodes, outside the ZeRO group."""
+    data: int = setting(-1, changes_run=False)
+    """ZeRO's data parallelism; -1 takes all the devices that the other two axes leave."""
+    tensor: int = setting(1, changes_run=False)
+    """Megatron tensor parallelism, with the residual stream sharded along the sequence between blocks."""
+    reduce_dtype: Literal["float32", "bfloat16"] = setting("float32", changes_cost=True)
+    """Gradients are reduced over devices in this dtype (always float32 on CPU, whose compiler aborts on bf16)."""
+    overlap: bool = setting(True, changes_run=False, changes_cost=True)
+    """Tell the compiler to let traffic run beside compute, by what is known of the device
+    (parallel/compiler_options.py); false: its own defaults. The same sums, perhaps in another order."""
+
+    def __post_init__(self) -> None:
+        for name in ("replica", "tensor"):
+            value = getattr(self, name)
+            _require(value >= 1, f"parallel.{name} is {value}; expected at least 1")
+        _require(
+            self.data >= 1 or self.data == -1,
+            f"parallel.data is {self.data}; expected at least 1, or -1 for all devices left",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture: token shards on disk, and its weight."""
+
+    path: str
+    """Folder written by `gpt3-jax data tokenize`, a nanoGPT .bin, or a Megatron .bin with its .idx beside it."""
+    weight: float = 1.0
+    """Share of sequences drawn from this source, relative to the others (weights are normalised)."""
+    dtype: Literal["uint16", "uint32", "int32"] = "uint16"
+    """Token type of a nanoGPT .bin, which does not say its own. Ignored by the other formats."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self, f"source {self.path!r}")
+        _require(self.weight > 0, f"weight of source {self.path!r} is {self.weight}; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on and what is held out."""
+
+    tokenizer: str = setting("r50k_base", paper=Paper("section 2.1: GPT-2's"), changes_run=False)
+    """`r50k_base` (GPT-2's BPE), `bytes` (256 bytes and end-of-text), or the path of a tiktoken rank file."""
+    train: tuple[SourceConfig, ...] = setting(
+        (), paper=Paper("Table 2.2: five datasets by their weights"), changes_run=False
+    )
+    """Sources to train on. Empty, with the tokenizer `bytes`: `gpt3-jax train` takes the quickstart's text, the Python
+    standard library on this machine."""
+    eval: tuple[SourceConfig, ...] = setting((), changes_run=False)
+    """Held-out sources. Empty: no evaluation (the quickstart holds out files of its own)."""
+    seed: int = 0
+    """Seed of the data order. Sequence n of the stream is a function of (seed, n) alone."""
+    prefetch: int = setting(2, changes_run=False)
+    """Batches read ahead of the step, in a thread."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, f"data.seed is {self.seed}; expected 0 <= seed < 2**63")
+        _require(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large a batch, how often what. All cadences are in tokens."""
+
+    run_dir: str = setting("runs/default", changes_run=False)
+    """Folder of the run: checkpoints, metrics, configuration. A checkpoint found there is resumed."""
+    seed: int = 0
+    """Seed of the initial parameters."""
+    tokens: int = setting(300_000_000_000, paper=Paper("Table 2.1"), changes_run=False)
+    """Tokens to train on. Training ends with the batch that reaches it."""
+    batch_tokens: int = setting(524_288, paper=Paper("Table 2.1, in whole sequences"))
+    """Tokens in a full global batch: whole sequences of model.n_ctx, and divisible by the mesh."""
+    ramp_start_tokens: int = setting(32_768, paper=Paper("appendix B"))
+    """Batch size at the start of the ramp, in tokens; rounded up to what the mesh divides."""
+    ramp_tokens: int = setting(
+        0, paper=Paper("appendix B: by size; which within these is not published", between=RAMP_TOKENS)
+    )
+    """The batch grows linearly from ramp_start_tokens to batch_tokens over this many tokens; 0: no ramp."""
+    ramp_stages: int = setting(
+        16, paper=Paper("appendix B: linear; in how many sizes is not published", published=False)
+    )
+    """Batch sizes on the ramp at most; each is compiled before training starts."""
+    log_tokens: int = setting(0, changes_run=False)
+    """Tokens between lines of metrics.jsonl and TensorBoard events; 0: every batch."""
+    eval_tokens: int = setting(1_000_000_000, changes_run=False)
+    """Tokens between evaluations on held-out data; one also stands at the end."""
+    eval_sequences: int = setting(1024, changes_run=False)
+    """Sequences of held-out data per evaluation at most, from the start of the held-out stream; 0: all."""
+    nonfinite: Literal["stop", "skip"] = setting("stop", changes_run=False)
+    """On a loss or gradient that is not finite: stop, or skip the update and count it."""
+    tensorboard: bool = setting(True, changes_run=False)
+    """Write TensorBoard events into the run folder, beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tokens",
+            "batch_tokens",
+            "ramp_start_tokens",
+            "ramp_stages",
+            "eval_tokens",
+        ):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} is {value}; expected at least 1")
+        for name in ("ramp_tokens", "log_tokens", "eval_sequences"):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name} is {value}; expected 0 or more")
+        _require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; expected 0 <= seed < 2**32")
+        _require(bool(self.run_dir), "train.run_dir is empty; expected the path of a folder")
+        _require(
+            "://" not in self.run_dir,
+            f"train.run_dir is {self.run_dir!r}; expected the path of a folder, which all hosts see: mount the bucket",
+        )
+        _require(
+            self.ramp_tokens == 0 or self.ramp_start_tokens <= self.batch_tokens,
+            f"train.ramp_start_tokens {self.ramp_start_tokens} is above train.batch_tokens {self.batch_tokens}; "
+            "lower it, or set train.ramp_tokens to 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """What trades memory against time. None of it changes a result by more than the rounding of sums."""
+
+    remat: Literal["none", "dots", "full", "offload"] = setting(
+        "full", was="train.remat", changes_run=False, changes_cost=True
+    )
+    """What the backward pass recomputes: nothing; all but matmul results; or every block from its input, which is kept
+    in the device's memory (full) or in the host's (offload: ZeRO's P_a+cpu, section 6.1; on a CPU they are one)."""
+    unroll: int = setting(1, was="train.unroll", changes_run=False, changes_cost=True)
+    """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU; compile time and
+    code grow with it."""
+    mlp_parts: int = setting(1, was="train.mlp_parts", changes_run=False, changes_cost=True)
+    """At ZeRO stage 3 with remat full or offload: parts that an MLP's weights are gathered in, one worked with while
+    the next is on its way. Less memory where these weights make the peak, mostly for some more time: ask
+    `gpt3-jax plan`."""
+    loss_chunk: int = setting(1024, was="train.loss_chunk", changes_run=False, changes_cost=True)
+    """Rows (tokens) of logits held at once by the loss."""
+    microbatch: int = setting(0, was="train.microbatch", changes_run=False)
+    """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
+
+    def __post_init__(self) -> None:
+        for name in ("unroll", "mlp_parts", "loss_chunk"):
+            value = getattr(self, name)
+            _require(value >= 1, f"memory.{name} is {value}; expected at least 1")
+        _require(self.microbatch >= 0, f"memory.microbatch is {self.microbatch}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints: when, and which are kept."""
+
+    every_tokens: int = setting(1_000_000_000, changes_run=False)
+    """Tokens between checkpoints. One is also written at the end, and on SIGTERM or SIGINT."""
+    keep_last: int = setting(3, changes_run=False)
+    """How many of the newest checkpoints are kept."""
+    keep_every_tokens: int = setting(0, changes_run=False)
+    """The first checkpoint at or after each multiple of this many tokens is kept for good; 0: none."""
+    on_change: Literal["refuse", "accept"] = setting("refuse", changes_run=False)
+    """When a resumed run's configuration differs in what would change the run: refuse, or go on with the new one."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_tokens", "keep_last"):
+            value = getattr(self, name)
+            _require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
+        _require(
+            self.keep_every_tokens >= 0,
+            f"checkpoint.keep_every_tokens is {self.keep_every_tokens}; expected 0 or more",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes. Left alone, a cluster (Cloud TPU, SLURM, Kubernetes, Open MPI) is found by JAX itself."""
+
+    mode: Literal["auto", "off", "manual"] = setting("auto", changes_run=False)
+    """auto: start JAX's distributed service when a cluster is found; manual: with the three settings below."""
+    coordinator: str = setting("", changes_run=False)
+    """HOST:PORT of process 0, in manual mode."""
+    processes: int = setting(0, changes_run=False)
+    """Number of processes, in manual mode."""
+    process_id: int = setting(-1, changes_run=False)
+    """Number of this process, from 0, in manual mode."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "manual":
+            _require(
+                re.fullmatch(r".+:\d+", self.coordinator) is not None,
+                f"distributed.coordinator is {self.coordinator!r}; expected HOST:PORT with distributed.mode manual",
+            )
+            _require(
+                0 <= self.process_id < self.processes,
+                f"distributed.process_id {self.process_id} is not within distributed.processes {self.processes}; "
+                "number the processes from 0",
+            )
+        else:
+            stray = [n for n, default in (("coordinator", ""), ("processes", 0), ("process_id", -1))
+                     if getattr(self, n) != default]  # fmt: skip
+            _require(
+                not stray,
+                f"distributed.{stray[0] if stray else ''} is set but distributed.mode is {self.mode!r}; "
+                "set distributed.mode to manual",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+    def __post_init__(self) -> None:
+        ctx = self.model.n_ctx
+        _require(
+            self.train.batch_tokens % ctx == 0,
+            f"train.batch_tokens {self.train.batch_tokens} is not a whole number of sequences of model.n_ctx {ctx}; "
+            f"the nearest {'is' if self.train.batch_tokens < ctx else 'are'} "
+            + (f"{self.train.batch_tokens // ctx * ctx} and " if self.train.batch_tokens >= ctx else "")
+            + f"{(self.train.batch_tokens // ctx + 1) * ctx}",
+        )
+        _require(
+            ctx % self.parallel.tensor == 0,
+            f"model.n_ctx {ctx} does not divide by parallel.tensor {self.parallel.tensor}; the residual stream is "
+            "sharded along the sequence, choose a tensor axis that divides it",
+        )
+        _require(
+            self.model.n_heads % self.parallel.tensor == 0,
+            f"model.n_heads {self.model.n_heads} does not divide by parallel.tensor {self.parallel.tensor}; "
+            "choose a tensor axis that divides the heads",
+        )
+        # XLA finds the copies of a loop over depth; of an unrolled one it keeps the inputs, or cannot compile it.
+        _require(
+            self.memory.remat != "offload" or self.memory.unroll == 1,
+            f"memory.remat is offload with memory.unroll {self.memory.unroll}; set memory.unroll to 1: the "
+            "copies to the host need the loop over depth as it is",
+        )
+        _require(
+            self.memory.remat != "offload" or self.model.n_layers > len(self.model.attention_pattern),
+            f"memory.remat is offload with model.n_layers {self.model.n_layers}; expected more than the "
+            f"{len(self.model.attention_pattern)} of model.attention_pattern, else there is no loop over depth; set "
+            "memory.remat to full",
+        )
+        _require(
+            self.memory.mlp_parts == 1 or (self.parallel.stage == 3 and self.memory.remat in ("full", "offload")),
+            f"memory.mlp_parts is {self.memory.mlp_parts} with parallel.stage {self.parallel.stage} and memory.remat "
+            f"{self.memory.remat}; expected 1 there: only stage 3 with remat full or offload gathers an MLP's weights "
+            "in parts; set memory.mlp_parts to 1, or both of these",
+        )
