@@ -216,11 +216,11 @@ class TrainConfig:
     batch_tokens: int = 524_288
     """Tokens in a full global batch: whole sequences of model.n_ctx, and divisible by the mesh."""
     ramp_start_tokens: int = 32_768
-    """Batch size at the start of the ramp, in tokens; rounded up to what the mesh divides."""
+    """Batch size at the start of the ramp, in tokens; rounded to the nearest that the mesh divides."""
     ramp_tokens: int = 0
     """The batch grows linearly from ramp_start_tokens to batch_tokens over this many tokens; 0: no ramp."""
     ramp_stages: int = 16
-    """Batch sizes on the ramp at most; each is compiled before training starts."""
+    """Batch sizes on the ramp at most, spaced by ratio; each is compiled before training starts."""
     microbatch: int = 0
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
     remat: Literal["none", "dots", "full", "offload"] = "full"
