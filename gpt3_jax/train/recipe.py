@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from gpt3_jax.config import Config, ParallelConfig, SourceConfig, preset, presets
 from gpt3_jax.config.paper import MIXTURE, PRINTED
 from gpt3_jax.config.setting import Paper, meanings
 from gpt3_jax.errors import UserError
-from gpt3_jax.model.params import count_params, decay_mask, names
+from gpt3_jax.model.params import count_params
 from gpt3_jax.train.schedule import BatchSchedule, line_updates, updates
 
 _DERIVED = {
     "model.n_heads": {"d_head": Paper("Table 2.1"), "d_ff": Paper("section 2.1: four times the width")},
 }
 """Quantities of the paper that follow from settings, by the setting that they are shown behind."""
-_BY_SIZE = {"n_layers", "d_model", "n_heads", "d_head", "d_ff", "peak_lr", "batch_tokens"}
 _UPDATES_APART = 0.01
 _BATCH_APART = 1.5
 """Times the paper's line, or of it, that a batch may be before the ramp counts as too coarse."""
@@ -69,15 +67,18 @@ class Size:
     """Whether depth and width are its own; if not, it is the nearest."""
 
 
-def data_shards(parallel: ParallelConfig, devices: int) -> int:
-    """Into how many parts a batch is split on so many devices: replica × data.
+def data_shards(parallel: ParallelConfig, devices: int | None) -> int:
+    """Into how many parts a batch is split: replica × data.
+
+    Args:
+        devices: of the run; None for those of a mesh that says them all.
 
     Raises:
         UserError: the mesh does not have this many devices.
     """
     fixed = parallel.replica * parallel.tensor
-    data = devices // fixed if parallel.data == -1 else parallel.data
-    if fixed * data != devices or not data:
+    data = (devices or 0) // fixed if parallel.data == -1 else parallel.data
+    if not data or fixed * data != (devices or fixed * data):
         raise UserError(
             f"mesh replica {parallel.replica} × data {parallel.data} × tensor {parallel.tensor} does not make "
             f"{devices} devices; choose axes that do, or name the devices of the run by --devices"
@@ -100,7 +101,6 @@ def check(config: Config, schedule: BatchSchedule) -> tuple[Size, list[Row]]:
         for derived, source in _DERIVED.get(f"{section}.{field}", {}).items():
             rows.append(_row(f"{section}.{derived}", source, config, paper, size, schedule))
     rows += [*_update_rows(config, schedule), _mixture(config.data.train)]
-    rows.append(Row("parameters.decayed", None, _decayed(config), "appendix B does not say", False))
     rows.append(Row("dropout", None, "none", "not mentioned; there is no setting for it", False))
     wanted, found = count_params(paper.model), count_params(config.model)
     rows.append(Row("parameters", wanted, found, "Table D.1", True, "DEVIATES" if wanted != found else ""))
@@ -119,7 +119,9 @@ def _row(quantity: str, source: Paper, config: Config, paper: Config, size: Size
     if quantity == "model.attention_pattern":
         return Row(quantity, wanted, here, source.source, True, "" if _alternates(here) else "DEVIATES")
     if here is not None and wanted != here:
-        return Row(quantity, wanted, here, source.source, True, "DEVIATES")
+        by_mesh = quantity == "train.ramp_start_tokens" and _value(config, quantity) == wanted
+        why = "; the smallest batch that the mesh and the microbatch divide" if by_mesh else ""
+        return Row(quantity, wanted, here, source.source + why, True, "DEVIATES")
     if (size.name, quantity) in PRINTED:
         printed, done, why = PRINTED[size.name, quantity]
         return Row(quantity, printed, here, f"{source.source}; {done}: {why}", True, done)
@@ -154,7 +156,7 @@ def _excluded(config: Config, quantity: str, schedule: BatchSchedule) -> str:
 
 def _alternates(pattern: Sequence[str]) -> bool:
     """Whether dense and banded layers take turns through the depth, whichever comes first."""
-    return len(pattern) % 2 == 0 and all(a != b for a, b in zip(pattern, pattern[1:], strict=False))
+    return len(pattern) % 2 == 0 and all(a != b for a, b in itertools.pairwise(pattern))
 
 
 def _farthest_from_the_line(config: Config, schedule: BatchSchedule) -> float:
@@ -167,7 +169,7 @@ def _farthest_from_the_line(config: Config, schedule: BatchSchedule) -> float:
         return (train.ramp_start_tokens + (train.batch_tokens - train.ramp_start_tokens) * climbed) / ctx
 
     apart = 1.0
-    for size, following in zip(schedule.sizes, schedule.sizes[1:], strict=False):
+    for size, following in itertools.pairwise(schedule.sizes):
         end = line(following.first_sequence)
         apart = max(apart, end / size.sequences, following.sequences / end)
     return apart
@@ -214,16 +216,6 @@ def _dataset(path: str) -> str | None:
 def _shares(weights: Sequence[float]) -> tuple[float, ...]:
     """Per cent of their sum, to a tenth."""
     return tuple(round(100 * weight / sum(weights), 1) for weight in weights)
-
-
-def _decayed(config: Config) -> tuple[str, ...]:
-    """The kinds of parameters that weight decay applies to: what their names end in."""
-    mask = decay_mask(config.model, config.optimizer.weight_decay_on)
-    return tuple(
-        sorted(
-            {name.rpartition("_")[2] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}
-        )
-    )
 
 
 def _nearest_size(config: Config) -> tuple[Size, Config]:
@@ -278,4 +270,6 @@ def _show(value: Any) -> str:
         return "-"
     if isinstance(value, tuple):
         return "/".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
