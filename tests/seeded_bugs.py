@@ -359,4 +359,18 @@ BUGS = (
         "1.0",
         ("test_model", "test_initial_values_have_the_statistics_of_gpt2", ("2L", 16**-0.5)),
     ),
+    Bug(
+        "a size of the ramp begins only where the line has reached it",
+        "train/schedule.py",
+        "        reached = total * (m - start) / (full - start)",
+        "        reached = total * (b - start) / (full - start)",
+        ("test_schedule", "test_the_ramp_as_a_table", ()),
+    ),
+    Bug(
+        "the ramp's sizes are spaced linearly",
+        "train/schedule.py",
+        "wanted = [start * (full / start) ** (i / gaps) for i in range(gaps)]",
+        "wanted = [start + (full - start) * i / gaps for i in range(gaps)]",
+        ("test_schedule", "test_the_ramp_as_a_table", ()),
+    ),
 )

@@ -156,7 +156,7 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     mesh = make_mesh(config.parallel)  # eight data shards, four sequences of the batch on each
     large = replace(config, memory={"microbatch": 8})
     work = workload.make_workload(large, mesh, keep_batch=False)
-    assert (work.stage.sequences, work.stage.microbatches, work.shard_sequences) == (64, 1, 8)
+    assert (work.batch.sequences, work.batch.microbatches, work.shard_sequences) == (64, 1, 8)
     assert work.why == "memory.microbatch 8 on each data shard, above the 4 of the configuration's batch"
     # Cut to what happens to be the whole batch, it is still not what was asked for.
     monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
@@ -177,7 +177,7 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(workload, "capacity", lambda device: 36 * 2**30)
     work = workload.make_workload(config, mesh, keep_batch=False)
-    largest = work.stage.sequences
+    largest = work.batch.sequences
     assert 1 < largest < 16
     assert workload._need(config, mesh, largest) <= 0.7 * 36 * 2**30 < workload._need(config, mesh, 2 * largest)
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
@@ -226,7 +226,7 @@ def test_what_turns_out_too_large_is_halved_unless_it_was_asked_for(
 
     monkeypatch.setattr(program, "compile_program", too_large)
     bench = step.StepBench(config, keep_batch=False, say=said.append)
-    assert bench.work.stage.sequences == 8
+    assert bench.work.batch.sequences == 8
     assert [line for line in said if "do not fit" in line] == [
         "4 sequences on a data shard do not fit; trying 2",
         "2 sequences on a data shard do not fit; trying 1",

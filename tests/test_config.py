@@ -136,8 +136,8 @@ def test_size_and_mesh_compose(mesh_name: str, size: str) -> None:
 
     shards = parallel.replica * parallel.data
     schedule = batch_schedule(config, shards)
-    assert schedule.stages[-1].sequences == config.train.batch_tokens // 2048
-    assert all(stage.sequences % (shards * stage.microbatches) == 0 for stage in schedule.stages)
+    assert schedule.sizes[-1].sequences == config.train.batch_tokens // 2048
+    assert all(size.sequences % (shards * size.microbatches) == 0 for size in schedule.sizes)
 
     n = parallel.data
     bytes_per_parameter = {0: 16, 1: 4 + 12 / n, 2: 2 + 14 / n, 3: 16 / n}[parallel.stage]

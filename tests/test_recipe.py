@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from gpt3_jax.cli.main import main
-from gpt3_jax.config import SourceConfig, load_config, preset, replace
+from gpt3_jax.config import Config, ParallelConfig, SourceConfig, load_config, preset, replace
+from gpt3_jax.errors import UserError
 from gpt3_jax.train import recipe
+from gpt3_jax.train.recipe import Row, Size
+from gpt3_jax.train.schedule import batch_schedule
 
 # Table 2.1 with the two misprints mended: layers, width, heads, head size, learning rate, tokens of a batch in whole
 # sequences; Table D.1's parameters in millions.
@@ -39,11 +43,31 @@ ALL_SIZES = {
 }
 
 
+UNPUBLISHED = {
+    "model.band_width",
+    "model.residual_init",
+    "optimizer.decay_after_warmup",
+    "optimizer.weight_decay_on",
+    "train.ramp_stages",
+    "dropout",
+}
+RAMP = {"train.ramp_start_tokens", "updates", "updates.warmup"}
+
+
+def checked(config: Config, shards: int = 1) -> tuple[Size, dict[str, Row]]:
+    size, rows = recipe.check(config, batch_schedule(config, shards))
+    return size, {row.quantity: row for row in rows}
+
+
+def marked(config: Config, shards: int = 1) -> set[str]:
+    return {quantity for quantity, row in checked(config, shards)[1].items() if row.deviates}
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_a_shipped_size_is_the_papers(name: str) -> None:
-    size, rows = recipe.check(preset(name))
-    here = {row.quantity: row.here for row in rows}
-    assert size == name and not any(row.deviates for row in rows)
+    size, rows = checked(preset(name))
+    here = {quantity: row.here for quantity, row in rows.items()}
+    assert size == Size(name, exact=True) and marked(preset(name)) == set()
     layers, width, heads, head, rate, batch, millions = TABLE[name]
     expected = {
         **ALL_SIZES,
@@ -58,80 +82,200 @@ def test_a_shipped_size_is_the_papers(name: str) -> None:
     assert {quantity: here[quantity] for quantity in expected} == expected
     assert here["parameters"] == pytest.approx(millions * 1e6, rel=0.006)
     assert 4_000_000_000 <= here["train.ramp_tokens"] <= 12_000_000_000
-    unpublished = {row.quantity for row in rows if not row.published}
-    assert unpublished == {
-        "model.band_width",
-        "model.residual_init",
-        "optimizer.decay_after_warmup",
-        "train.ramp_stages",
-        "parameters.decayed",
-    }
-    assert here["parameters.decayed"] == ("embedding", "kernel")
+    assert {quantity for quantity, row in rows.items() if not row.published} == UNPUBLISHED
+    assert here["dropout"] == "none"
+    printed = {quantity: (row.paper, row.mark) for quantity, row in rows.items() if row.mark}
+    assert printed == PRINTED.get(name, {})
+
+
+PRINTED = {
+    "gpt3-xl": {"model.n_heads": (24, "corrected")},
+    "gpt3-13b": {"model.d_model": (5140, "corrected")},
+    "gpt3-175b": {"train.batch_tokens": (3_200_000, "rounded")},
+}
+"""What Table 2.1 prints where the size is not that."""
+
+SHAPE = {"model.n_layers", "parameters"}
+DEVIATIONS: list[tuple[str, dict[str, dict[str, object]], set[str]]] = [
+    ("gpt3-small", {"optimizer": {"beta2": 0.999}}, {"optimizer.beta2"}),
+    ("gpt3-small", {"optimizer": {"peak_lr": 5e-4, "clip_norm": 0.0}}, {"optimizer.peak_lr", "optimizer.clip_norm"}),
+    ("gpt3-small", {"train": {"batch_tokens": 1_048_576}}, {"train.batch_tokens"}),
+    ("gpt3-small", {"train": {"tokens": 10**11}}, {"train.tokens"}),
+    ("gpt3-small", {"train": {"ramp_tokens": 0}}, {"train.ramp_tokens"}),
+    ("gpt3-small", {"train": {"ramp_tokens": 3_999_999_999}}, {"train.ramp_tokens"}),
+    ("gpt3-small", {"train": {"ramp_tokens": 4_000_000_000}}, set()),  # within what the paper says
+    ("gpt3-small", {"train": {"ramp_tokens": 12_000_000_000}}, set()),
+    ("gpt3-small", {"train": {"ramp_tokens": 12_000_000_001}}, {"train.ramp_tokens"}),
+    ("gpt3-small", {"train": {"ramp_start_tokens": 65_536}}, {"train.ramp_start_tokens"}),
+    ("gpt3-small", {"model": {"n_heads": 16}}, {"model.n_heads", "model.d_head"}),
+    # Attention: the paper's layers alternate; the first one and the width of the band are not published.
+    ("gpt3-small", {"model": {"attention_pattern": ("banded", "dense")}}, set()),
+    ("gpt3-small", {"model": {"attention_pattern": ("dense", "banded") * 2}}, set()),
+    ("gpt3-small", {"model": {"attention_pattern": ("dense",)}}, {"model.attention_pattern"}),
+    ("gpt3-small", {"model": {"attention_pattern": ("banded",)}}, {"model.attention_pattern"}),
+    ("gpt3-small", {"model": {"attention_pattern": ("dense", "banded", "dense")}}, {"model.attention_pattern"}),
+    ("gpt3-small", {"model": {"attention_pattern": ("dense", "dense", "banded")}}, {"model.attention_pattern"}),
+    ("gpt3-small", {"model": {"band_width": 2047}}, set()),
+    ("gpt3-small", {"model": {"band_width": 2048}}, {"model.band_width"}),  # it is dense
+    ("gpt3-small", {"model": {"band_width": 4096}}, {"model.band_width"}),
+    # Nobody published which of these.
+    ("gpt3-small", {"model": {"residual_init": "L"}, "optimizer": {"decay_after_warmup": True}}, set()),
+    ("gpt3-small", {"optimizer": {"weight_decay_on": "all"}}, set()),
+    ("gpt3-small", {"model": {"residual_init": "none"}}, {"model.residual_init"}),
+    # How the ramp climbs is not published either, but it is a line.
+    ("gpt3-small", {"train": {"ramp_stages": 32}}, set()),
+    ("gpt3-small", {"train": {"ramp_stages": 2}}, {"train.ramp_stages"}),
+    ("gpt3-175b", {"train": {"ramp_stages": 4}}, {"train.ramp_stages"}),
+    # A shape that is not the paper's is held against the nearest.
+    ("gpt3-small", {"model": {"n_layers": 14}}, SHAPE),
+    ("gpt3-xl", {"model": {"n_layers": 20}, "optimizer": {"beta1": 0.95}}, SHAPE | {"optimizer.beta1"}),
+    (
+        "gpt3-13b",
+        {"model": {"d_model": 5200}},
+        {"model.d_model", "model.d_head", "model.d_ff", "parameters"},
+    ),
+    # Where and how it is computed is not the recipe.
+    (
+        "gpt3-small",
+        {"parallel": {"stage": 3}, "memory": {"remat": "none", "loss_chunk": 7}, "data": {"seed": 3}},
+        set(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "quantities"), DEVIATIONS, ids=lambda value: str(value)[:60])
+def test_deviations_are_found(name: str, changed: dict[str, dict[str, object]], quantities: set[str]) -> None:
+    """But for the count of updates, which is the ramp's own and has a test of its own."""
+    assert marked(replace(preset(name), **changed)) - {"updates", "updates.warmup"} == quantities
 
 
 @pytest.mark.parametrize(
-    ("changed", "quantities"),
+    ("files", "quantities", "start"),
     [
-        ({"optimizer": {"beta2": 0.999}}, {"optimizer.beta2"}),
-        ({"optimizer": {"peak_lr": 5e-4, "clip_norm": 0.0}}, {"optimizer.peak_lr", "optimizer.clip_norm"}),
-        ({"train": {"batch_tokens": 1_048_576}}, {"train.batch_tokens"}),
-        ({"train": {"ramp_tokens": 0}}, {"train.ramp_tokens"}),
-        ({"train": {"ramp_tokens": 12_000_000_000}}, set()),  # within what the paper says
-        ({"model": {"n_heads": 16}}, {"model.n_heads", "model.d_head"}),
-        ({"model": {"attention_pattern": ("dense",)}}, {"model.attention_pattern"}),
-        ({"model": {"band_width": 128}, "optimizer": {"decay_after_warmup": True}}, set()),  # nobody published them
-        ({"parallel": {"stage": 3}}, set()),
+        (["gpt3-small", "mesh-h100-8"], set(), 32_768),
+        (["gpt3-6.7b", "mesh-h100-8"], set(), 32_768),
+        (["gpt3-xl", "mesh-v5e-256"], RAMP, 524_288),
+        (["gpt3-175b", "mesh-v5p-512"], RAMP, 131_072),
+        (["gpt3-13b", "mesh-v4-32"], RAMP, 65_536),
     ],
 )
-def test_deviations_are_found(changed: dict[str, dict[str, object]], quantities: set[str]) -> None:
-    _, rows = recipe.check(replace(preset("gpt3-small"), **changed))
-    assert {row.quantity for row in rows if row.deviates} == quantities
+def test_what_the_mesh_does_to_the_ramp_is_seen(files: list[str], quantities: set[str], start: int) -> None:
+    config = load_config(files)
+    shards = recipe.data_shards(config.parallel, None)
+    assert marked(config, shards) - {"updates.warmup"} <= quantities
+    assert ("train.ramp_start_tokens" in marked(config, shards)) == bool(quantities)
+    assert checked(config, shards)[1]["train.ramp_start_tokens"].here == start
+    assert checked(config)[1]["train.ramp_start_tokens"].here == 32_768  # one device divides everything
+
+
+def test_updates_are_those_of_the_schedule_beside_the_line() -> None:
+    """175B in 300B tokens, by the integral of one over the paper's line: 12e9 tokens of ramp, then whole batches."""
+    config = preset("gpt3-175b")
+    start, full, ramp = 32_768, 3_145_728, 12e9
+    line = ramp / (full - start) * math.log(full / start) + (300e9 - ramp) / full
+    _, rows = checked(config)
+    assert rows["updates"].paper == round(line) == 109_148
+    assert rows["updates"].here == sum(1 for _ in batch_schedule(config, 1).batches(0))
+    assert not rows["updates"].deviates and not rows["updates.warmup"].deviates
+    _, rows = checked(config, 64)
+    assert rows["updates"].here == sum(1 for _ in batch_schedule(config, 64).batches(0)) < 0.99 * line
+    assert rows["updates"].deviates and rows["updates.warmup"].deviates
+
+
+@pytest.mark.parametrize(
+    ("parallel", "devices", "shards"),
+    [({}, 8, 8), ({"tensor": 2}, 8, 4), ({"replica": 2, "data": 2, "tensor": 2}, None, 4), ({"data": 4}, 4, 4)],
+)
+def test_data_shards(parallel: dict[str, int], devices: int | None, shards: int) -> None:
+    assert recipe.data_shards(ParallelConfig(**parallel), devices) == shards  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("parallel", "devices"), [({"tensor": 3}, 8), ({"data": 4}, 8), ({"tensor": 16}, 8)])
+def test_devices_that_the_mesh_does_not_have(parallel: dict[str, int], devices: int) -> None:
+    with pytest.raises(UserError, match=f"does not make {devices} devices"):
+        recipe.data_shards(ParallelConfig(**parallel), devices)  # type: ignore[arg-type]
 
 
 def test_the_command_prints_every_quantity_and_marks_deviations(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "gpt3-small", "--optimizer.beta2", "0.999", "--verify-recipe"]
-    assert main(["train", *arguments]) == 0
+    assert main(["train", *arguments, "--devices", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "The paper's gpt3-small, beside this configuration: 1 deviation"
-    marked = [line for line in lines if "DEVIATES" in line]
-    assert len(marked) == 1 and marked[0].split()[:4] == ["optimizer.beta2", "0.95", "0.999", "DEVIATES"]
+    assert lines[0] == "The paper's gpt3-small beside what runs on one data shard: 1 deviation"
+    found = [line for line in lines if "DEVIATES" in line]
+    assert len(found) == 1 and found[0].split()[:4] == ["optimizer.beta2", "0.95", "0.999", "DEVIATES"]
     shown = {line.split()[0] for line in lines[3:]}
-    assert shown == {row.quantity for row in recipe.check(load_config(["gpt3-small"]))[1]}
-
-
-def test_a_shape_that_is_not_the_papers_is_held_against_what_all_sizes_share() -> None:
-    size, rows = recipe.check(preset("quickstart"))
-    by_name = {row.quantity: row for row in rows}
-    assert size is None
-    assert by_name["model.n_layers"].paper is None and not by_name["model.n_layers"].deviates
-    assert by_name["optimizer.warmup_tokens"].deviates and not by_name["optimizer.beta2"].deviates
-
-
-def test_the_record_of_a_checkpoint_says_the_same() -> None:
-    config = replace(preset("gpt3-xl"), optimizer={"weight_decay": 0.0})
-    record = json.loads(json.dumps(recipe.record(config)))
-    assert record["size"] == "gpt3-xl"
-    marked = [row["quantity"] for row in record["quantities"] if row["deviates"]]
-    assert marked == ["optimizer.weight_decay"]
-    _, rows = recipe.check(config)
-    assert [row["quantity"] for row in record["quantities"]] == [row.quantity for row in rows]
+    assert shown == set(checked(load_config(["gpt3-small"]))[1])
 
 
 @pytest.mark.parametrize(
-    ("weights", "deviates"),
+    ("options", "head"),
     [
-        ([60, 22, 8, 8, 3], False),  # Table 2.2, as printed
-        ([0.03, 0.08, 0.6, 0.22, 0.08], False),  # in another order and unit
-        ([60, 22, 8, 8, 2], True),
-        ([6, 4], None),  # other sources, or one in parts: nothing to compare
-        ([30, 30, 22, 8, 8, 3], None),
-        ([], None),
+        (["--config", "gpt3-xl", "--config", "mesh-v5e-256"], "on 256 data shards"),
+        (["--config", "gpt3-xl"], "on 8 data shards"),  # those attached here
+        (["--config", "gpt3-xl", "--devices", "64", "--parallel.tensor=4"], "on 16 data shards"),
+        (["--config", "gpt3-small", "--model.n_layers", "14"], "gpt3-small, the nearest in depth and width, beside"),
     ],
 )
-def test_the_mixture_is_compared_by_shares(weights: list[float], deviates: bool | None) -> None:
-    sources = tuple(SourceConfig(f"tokens/{i}", weight) for i, weight in enumerate(weights))
-    config = replace(preset("gpt3-small"), data={"train": sources})
-    row = next(row for row in recipe.check(config)[1] if row.quantity == "data.mixture")
-    assert row.deviates is bool(deviates)
-    assert row.paper == (None if deviates is None else (59.4, 21.8, 7.9, 7.9, 3.0))
-    assert ("59.4/21.8/7.9/7.9/3.0" in recipe.render(config)) is (deviates is not None)
+def test_the_command_knows_the_mesh(options: list[str], head: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *options, "--verify-recipe"]) == 0
+    assert head in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--verify-recipe", "--devices", "many"], "--devices is 'many'"),
+        (["--verify-recipe", "--devices=0"], "--devices is '0'"),
+        (["--devices", "8"], "--devices says for how many devices --verify-recipe is"),
+        (["--verify-recipe", "--config", "gpt3-xl", "--devices", "7"], "7 data shards"),
+        (["--verify-recipe", "--config", "gpt3-xl", "--config", "mesh-v5e-256", "--devices", "8"], "does not make 8"),
+    ],
+)
+def test_devices_are_checked(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_record_of_a_checkpoint_says_the_same_of_what_runs() -> None:
+    config = replace(load_config(["gpt3-xl", "mesh-v5e-256"]), optimizer={"weight_decay": 0.0})
+    schedule = batch_schedule(config, 256)
+    record = json.loads(json.dumps(recipe.record(config, schedule)))
+    assert record["size"] == record["nearest"] == "gpt3-xl"
+    found = {row["quantity"]: row for row in record["quantities"]}
+    assert {quantity for quantity, row in found.items() if row["deviates"]} == RAMP | {"optimizer.weight_decay"}
+    assert found["train.ramp_start_tokens"]["here"] == 524_288
+    assert list(found) == [row.quantity for row in recipe.check(config, schedule)[1]]
+    other = recipe.record(replace(config, model={"n_layers": 22}), schedule)
+    assert (other["size"], other["nearest"]) == (None, "gpt3-xl")
+
+
+MIXTURE = (59.4, 21.8, 7.9, 7.9, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("sources", "deviates"),
+    [
+        # Five sources whose paths say nothing are taken in the order of Table 2.2.
+        ({"a": 60, "b": 22, "c": 8, "d": 8, "e": 3}, False),
+        ({"a": 0.60, "b": 0.22, "c": 0.08, "d": 0.08, "e": 0.03}, False),
+        ({"a": 22, "b": 60, "c": 8, "d": 8, "e": 3}, True),
+        ({"a": 60, "b": 22, "c": 8, "d": 8, "e": 2}, True),
+        # Paths that name the datasets, in any order and in parts; and with weights swapped.
+        ({"t/wikipedia": 3, "t/books1": 8, "t/webtext2": 22, "t/books-2": 8, "t/common_crawl": 60}, False),
+        ({"t/cc-2016": 30, "t/cc-2019": 30, "t/WebText2": 22, "t/Books1": 8, "t/Books2": 8, "t/wiki_en": 3}, False),
+        ({"t/cc": 22, "t/webtext2": 60, "t/books1": 8, "t/books2": 8, "t/wiki": 3}, True),
+        ({"t/cc": 60, "t/webtext2": 22, "t/books1": 8, "t/wiki": 8}, True),
+        # Another corpus.
+        ({"t/web": 1}, True),
+        ({"a": 6, "b": 4}, True),
+        ({"a": 30, "b": 30, "c": 22, "d": 8, "e": 8, "f": 3}, True),
+        ({}, False),  # nothing is said yet
+    ],
+    ids=str,
+)
+def test_the_mixture_is_compared_by_dataset(sources: dict[str, float], deviates: bool) -> None:
+    made = tuple(SourceConfig(path, weight) for path, weight in sources.items())
+    _, rows = checked(replace(preset("gpt3-small"), data={"train": made}))
+    row = rows["data.mixture"]
+    assert row.deviates is deviates and row.paper == MIXTURE
+    assert (row.here == MIXTURE) == (bool(sources) and not deviates)

@@ -264,7 +264,7 @@ def test_a_checkpoint_records_the_run(finished: Config) -> None:
     tokens, record = found
     assert tokens == 1024
     assert record["config"]["optimizer"]["peak_lr"] == 1e-2
-    assert record["batch_stages"] == [[0, 8]]
+    assert record["batch_sizes"] == [[0, 8]]
     assert record["data"]["tokenizer"] == ByteTokenizer().fingerprint
     rows = {row["quantity"]: row for row in record["recipe"]["quantities"]}
     assert rows["optimizer.warmup_tokens"]["deviates"] and not rows["optimizer.beta2"]["deviates"]

@@ -9,10 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt3_jax.config import Config, OptimizerConfig, preset, replace
+from gpt3_jax.config import Config, OptimizerConfig, load_config, preset, presets, replace
 from gpt3_jax.errors import UserError
 from gpt3_jax.train import optimizer
-from gpt3_jax.train.schedule import BatchSchedule, batch_schedule, deviations
+from gpt3_jax.train.schedule import (
+    BatchSchedule,
+    batch_schedule,
+    describe,
+    deviations,
+    line_updates,
+    ramp_sizes,
+    updates,
+)
 
 PEAK, WARMUP, DECAY = 6.0e-4, 375_000_000, 260_000_000_000
 
@@ -84,67 +92,148 @@ def ramp(**train: int) -> Config:
 
 
 def sizes(schedule: BatchSchedule) -> list[tuple[int, int]]:
-    return [(stage.first_sequence, stage.sequences) for stage in schedule.stages]
+    return [(size.first_sequence, size.sequences) for size in schedule.sizes]
 
 
 def test_the_ramp_as_a_table() -> None:
-    """Six sizes: 16, 64, 112, 160, 208, 256 sequences, reached at 0, 1/5, ... of 4 billion tokens = 1,953,125
-    sequences, and begun with the first batch after."""
-    found = sizes(batch_schedule(ramp(ramp_stages=6), shards=1))
-    assert [size for _, size in found] == [16, 64, 112, 160, 208, 256]
-    reached = [1_953_125 * i / 5 for i in range(6)]
-    assert found[1][0] == 390_640  # 390,625 is not a whole number of batches of 16 from 0
-    for (first, _), (_, before), at in zip(found[1:], found[:-1], reached[1:], strict=True):
-        assert at <= first < at + before
+    """Five sizes a factor of 2 apart, 16 to 256 sequences. The line reaches them at 0, 1/15, 3/15, 7/15 and all of
+    1,953,125 sequences. The next size begins where the line is at 2 ln 2 of the one before: with a/b = 1/2,
+    (m - 1) / 1 + (2 - m) / 2 = ln 2. At 22.18, 44.36, 88.72 and 177.45 sequences that is, in whole batches."""
+    found = sizes(batch_schedule(ramp(ramp_stages=5), shards=1))
+    assert [size for _, size in found] == [16, 32, 64, 128, 256]
+    wanted = [1_953_125 * (2 * math.log(2) * size - 16) / 240 for size in (16, 32, 64, 128)]
+    for (first, _), (_, before), at in zip(found[1:], found[:-1], wanted, strict=True):
+        assert abs(first - at) <= before / 2
+    assert found[1][0] == 50_304  # 3,144 batches of 16: 50,306.8 is the nearest to it
+
+
+def test_the_papers_line_counts_updates_as_its_integral() -> None:
+    """The closed form against a sum of small steps of the line itself, and 175B's counts as known: 109,148 updates,
+    5,314 of them in the warm-up."""
+    for name in presets():
+        train = preset(name).train
+        start, full, length = train.ramp_start_tokens, train.batch_tokens, train.ramp_tokens
+        ends = np.concatenate([np.linspace(0, length, 2_000_001), [train.tokens]])
+        middle = (ends[1:] + ends[:-1]) / 2
+        made = np.diff(ends) / np.minimum(start + (full - start) * middle / length, full)
+        line = line_updates(preset(name))
+        assert line.total == pytest.approx(made.sum(), rel=1e-8)
+        assert line.warmup == pytest.approx(made[middle < WARMUP].sum(), rel=1e-3)
+    line = line_updates(preset("gpt3-175b"))
+    assert (round(line.total), round(line.warmup)) == (109_148, 5_314)
+    assert line_updates(ramp(ramp_tokens=0)).total == 300e9 / 524_288
+
+
+# Data shards (replica × data) of the shipped meshes; and the largest part of the line's updates that is missing in all
+# and in the warm-up, of any size. A batch is at least a sequence a shard, and the ramp starts at 16 sequences: above 16
+# shards it starts higher, and makes fewer updates until the line is there.
+MESHES = {
+    None: (1, 0.0, 0.0),
+    "mesh-cpu-8": (4, 0.0, 0.0),
+    "mesh-h100-8": (8, 0.0, 0.0),
+    "mesh-h200-8": (8, 0.0, 0.0),
+    "mesh-v4-32": (32, 0.01, 0.30),
+    "mesh-v6e-256": (32, 0.01, 0.30),
+    "mesh-h100-64x8": (64, 0.03, 0.65),
+    "mesh-v5p-512": (64, 0.03, 0.65),
+    "mesh-v5e-256": (256, 0.07, 0.92),
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", presets())
+def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | None) -> None:
+    """Within 1 %, in all and in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it does not,
+    too few, and it is said. Some meshes do not carry some sizes' heads; only their batches are looked at here."""
+    shards, fewer, fewer_in_warmup = MESHES[mesh]
+    config = preset(name)
+    if mesh is not None:
+        on_mesh = load_config(["gpt3-175b", mesh])  # whose heads divide on every mesh
+        assert on_mesh.parallel.replica * on_mesh.parallel.data == shards
+        config = replace(config, train={"microbatch": on_mesh.train.microbatch})
+    schedule = batch_schedule(config, shards)
+    ours, line = updates(config, schedule), line_updates(config)
+    if shards <= 16:
+        assert ours.total == pytest.approx(line.total, rel=1e-4)
+        assert ours.warmup == pytest.approx(line.warmup, rel=0.01)
+        assert ramp_sizes(config, shards)[0] == 32_768
+        assert list(deviations(config, schedule, shards)) == []
+    else:
+        assert -fewer < ours.total / line.total - 1 < 0
+        assert -fewer_in_warmup < ours.warmup / line.warmup - 1 < 0
+        [*_, said] = deviations(config, schedule, shards)
+        assert f"begins at {shards * 2048:,} tokens" in said
+        assert f"{ours.warmup / line.warmup - 1:+.1%} in the warm-up" in said
+    assert len(schedule.sizes) <= config.train.ramp_stages == 16
+    assert f"{ours.total:,} updates in 300,000,000,000 tokens, {ours.warmup:,} of them" in describe(config, schedule)
+    assert f"line: {line.total:,.0f} and {line.warmup:,.0f})" in describe(config, schedule)
+
+
+def test_sizes_are_spaced_by_ratio() -> None:
+    """Neighbours of 175B's sixteen are 96 ** (1 / 15) = 1.356 apart, but for rounding to whole sequences."""
+    found = [size for _, size in sizes(batch_schedule(preset("gpt3-175b"), shards=1))]
+    assert len(found) == 16 and (found[0], found[-1]) == (16, 1536)
+    ratios = [b / a for a, b in itertools.pairwise(found)]
+    assert max(ratios) < 1.356 * 1.04 and min(ratios) > 1.356 / 1.04
 
 
 CASES = [
-    (shards, microbatch, stages, length)
+    (shards, microbatch, count, length)
     for shards, microbatch in ((1, 0), (1, 4), (8, 0), (8, 4), (16, 16), (64, 2), (256, 0))
-    for stages in (2, 3, 16, 500)
+    for count in (2, 3, 16, 500)
     for length in (3_000_000, 100_000_001, 4_000_000_000)
 ]
 
 
-@pytest.mark.parametrize(("shards", "microbatch", "stages", "length"), CASES)
-def test_the_ramp_is_linear_in_whole_batches(shards: int, microbatch: int, stages: int, length: int) -> None:
-    config = ramp(ramp_stages=stages, ramp_tokens=length, microbatch=microbatch)
+@pytest.mark.parametrize(("shards", "microbatch", "count", "length"), CASES)
+def test_the_ramp_follows_the_line_in_whole_batches(shards: int, microbatch: int, count: int, length: int) -> None:
+    config = ramp(ramp_stages=count, ramp_tokens=length, microbatch=microbatch)
     schedule = batch_schedule(config, shards)
-    assert len(schedule.stages) <= stages
-    assert schedule.stages[0].first_sequence == 0
-    assert schedule.stages[-1].sequences == 256
-    for stage in schedule.stages:
-        per_shard = stage.sequences // shards
-        assert stage.sequences % shards == 0
-        assert per_shard % stage.microbatches == 0
-        assert not microbatch or per_shard // stage.microbatches <= microbatch
-    for a, b in itertools.pairwise(schedule.stages):
+    assert len(schedule.sizes) <= count
+    assert schedule.sizes[0].first_sequence == 0
+    assert schedule.sizes[-1].sequences == 256
+    for size in schedule.sizes:
+        per_shard = size.sequences // shards
+        assert size.sequences % shards == 0
+        assert per_shard % size.microbatches == 0
+        assert not microbatch or per_shard // size.microbatches <= microbatch
+    for a, b in itertools.pairwise(schedule.sizes):
         assert a.sequences < b.sequences
         assert (b.first_sequence - a.first_sequence) % a.sequences == 0
         assert b.first_sequence > a.first_sequence
 
-    # Batch by batch over the ramp: never above the line but for the first size, which is rounded up to the mesh, and
-    # never an increment (and the rounding) below it.
-    increment = (256 - 16) / (stages - 1) + shards * max(1, microbatch)
-    for first, stage in schedule.batches(0):
+    # Batch by batch: the line is between the neighbours of a batch's size, but before it has reached the first size;
+    # and it rises by one batch's tokens within a batch. The count of updates never parts from the line's by more than
+    # half the sizes' distance allows: at each size that the line reaches, it has caught up.
+    found = [size.sequences for size in schedule.sizes]
+    rises = 240 * 2048 * 256 / length
+    for first, size in schedule.batches(0):
         line = 16 + 240 * min(1.0, first * 2048 / length)
-        assert stage == schedule.at(first)
-        assert stage.sequences <= max(line, schedule.stages[0].sequences) + 1e-6
-        assert line < stage.sequences + increment + 1e-6
-        if first * 2048 > length + 524_288:
-            assert stage.sequences == 256
+        assert size == schedule.at(first)
+        at = found.index(size.sequences)
+        assert line <= [*found, 256][at + 1] + rises
+        assert at == 0 or found[at - 1] <= line + rises
+        if first * 2048 > length:
+            assert size.sequences == 256
             break
+    if found[0] == 16 and length > 1e8:
+        assert updates(config, schedule).total == pytest.approx(line_updates(config).total, rel=1e-4)
 
 
-def test_the_papers_sizes_start_at_32k_tokens_and_end_full() -> None:
-    for name in ("gpt3-small", "gpt3-175b"):
-        config = preset(name)
-        stages = batch_schedule(config, shards=8).stages
-        assert stages[0].sequences * 2048 == 32_768
-        assert stages[-1].sequences * 2048 == config.train.batch_tokens
-        assert 12 <= len(stages) <= config.train.ramp_stages
-        end = stages[-1].first_sequence * 2048
-        assert 0 <= end - config.train.ramp_tokens < config.train.batch_tokens
+def test_updates_are_counted_as_the_batches_are() -> None:
+    config = ramp(ramp_tokens=100_000_001, tokens=150_000_001)
+    schedule = batch_schedule(config, shards=8)
+    firsts = [first for first, _ in schedule.batches(0)]
+    assert updates(config, schedule).total == schedule.updates(schedule.total_sequences) == len(firsts)
+    for until in (0, 1, 16, 17, 5_000, firsts[-1], firsts[-1] + 1):
+        assert schedule.updates(until) == sum(first < until for first in firsts)
+
+
+def test_a_start_below_the_smallest_batch_of_the_mesh_is_rounded_to_the_nearest() -> None:
+    """20 sequences on 16 shards: 16 is nearer than 32, and the count still fits; 28 begin at 32."""
+    low, high = (ramp(ramp_start_tokens=2048 * n) for n in (20, 28))
+    assert (ramp_sizes(low, 16)[0], ramp_sizes(high, 16)[0]) == (2048 * 16, 2048 * 32)
+    assert updates(low, batch_schedule(low, 16)).total == pytest.approx(line_updates(low).total, rel=1e-4)
 
 
 def test_without_a_ramp_there_is_one_size() -> None:
@@ -160,10 +249,11 @@ def test_without_a_ramp_there_is_one_size() -> None:
         (
             {"microbatch": 64, "ramp_tokens": 0},
             8,
-            ["memory.microbatch 64 is above a data shard's part of a batch of 524,288 tokens, in sequences 32:"],
+            ["memory.microbatch 64 is above a data shard's part of a batch of 524,288 tokens, 32 sequences per shard;"],
         ),
         ({"ramp_start_tokens": 32_768}, 64, ["the batch ramp begins at 131,072 tokens, not at"]),
-        ({"microbatch": 5}, 256, ["in sequences 1:", "the batch ramp begins at 524,288 tokens"]),
+        ({"microbatch": 5}, 256, ["1 sequences per shard;", "the batch ramp begins at 524,288 tokens"]),
+        ({"ramp_stages": 2}, 8, ["on the batch ramp's 2 sizes, updates beside the paper's line: +"]),
     ],
 )
 def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int, said: list[str]) -> None:
@@ -178,14 +268,14 @@ def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:
     schedule = batch_schedule(ramp(ramp_stages=4, ramp_tokens=8_000_000, tokens=20_000_000), shards=8)
     assert schedule.total_sequences == math.ceil(20_000_000 / 2048)
     plan = list(schedule.batches(0))
-    for (first, stage), (following, _) in itertools.pairwise(plan):
-        assert following == first + stage.sequences
-    last, stage = plan[-1]
-    assert last < schedule.total_sequences <= last + stage.sequences
+    for (first, size), (following, _) in itertools.pairwise(plan):
+        assert following == first + size.sequences
+    last, size = plan[-1]
+    assert last < schedule.total_sequences <= last + size.sequences
     middle = plan[len(plan) // 3][0]
     assert list(schedule.batches(middle)) == plan[len(plan) // 3 :]
-    used = {stage.sequences for _, stage in plan[len(plan) // 3 :]}
-    assert {stage.sequences for stage in schedule.ahead(middle)} == used
+    used = {size.sequences for _, size in plan[len(plan) // 3 :]}
+    assert {size.sequences for size in schedule.ahead(middle)} == used
     assert schedule.ahead(schedule.total_sequences) == [] and list(schedule.batches(schedule.total_sequences)) == []
 
 

@@ -33,6 +33,7 @@ RELOADED = (
     "test_model",
     "test_parts",
     "test_attention",
+    "test_schedule",
 )
 
 

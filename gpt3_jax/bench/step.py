@@ -69,7 +69,7 @@ class StepBench:
         self.work = make_workload(config, mesh, keep_batch)
         while True:
             try:
-                say(f"compiling the step for {self.work.stage.sequences} sequences")
+                say(f"compiling the step for {self.work.batch.sequences} sequences")
                 self.program = self._compile(self.work)
                 self._require_room()
                 self.state: Any = jax.block_until_ready(init_state(self.work.config, mesh))
@@ -88,11 +88,11 @@ class StepBench:
 
     def _compile(self, work: Workload) -> program.Compiled:
         rows = jax.ShapeDtypeStruct(
-            (work.stage.sequences, work.config.model.n_ctx + 1),
+            (work.batch.sequences, work.config.model.n_ctx + 1),
             jnp.int32,
             sharding=shardings(batch_partition(work.mesh), work.mesh),
         )
-        step = make_step(work.config, work.mesh, work.stage.microbatches)
+        step = make_step(work.config, work.mesh, work.batch.microbatches)
         return program.compile_program(step, abstract_state(work.config, work.mesh), rows)
 
     def _require_room(self) -> None:
@@ -169,7 +169,7 @@ class StepBench:
 
 def _random_rows(work: Workload) -> jax.Array:
     """Random tokens [sequences, n_ctx + 1], laid out as the loader does; the same ones in every process."""
-    shape = (work.stage.sequences, work.config.model.n_ctx + 1)
+    shape = (work.batch.sequences, work.config.model.n_ctx + 1)
     rows = np.random.default_rng(0).integers(0, work.config.model.n_vocab, shape, np.int32)
     return jax.make_array_from_callback(
         shape, shardings(batch_partition(work.mesh), work.mesh), lambda index: rows[index]
@@ -185,7 +185,7 @@ def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
     if work.mesh.devices.flat[0].platform == "gpu":
         more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} says more"
     return (
-        f"{work.stage.sequences} sequences in {work.stage.microbatches} microbatches on {shards} data shards do not "
+        f"{work.batch.sequences} sequences in {work.batch.microbatches} microbatches on {shards} data shards do not "
         f"fit the devices: {why}; lower memory.microbatch, raise parallel.stage, spread the model over more devices, "
         f"or set memory.remat to full or offload{more}"
     )

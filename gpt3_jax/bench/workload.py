@@ -16,7 +16,7 @@ from gpt3_jax.model.params import count_params
 from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, batch_shards, mesh_platform
 from gpt3_jax.plan import estimate
-from gpt3_jax.train.schedule import BatchStage, batch_schedule
+from gpt3_jax.train.schedule import BatchSize, batch_schedule
 
 _CPU_STEP_FLOPS = 2e12
 """Arithmetic of a step (6N) that a CPU is given at most, above one sequence: seconds on a laptop."""
@@ -33,19 +33,19 @@ class Workload:
     config: Config
     """With the batch that is run."""
     mesh: Mesh
-    stage: BatchStage
+    batch: BatchSize
     """Sequences and microbatches."""
     why: str
     """Why the batch is not the configuration's; empty where it is."""
 
     @property
     def tokens(self) -> int:
-        return self.stage.sequences * self.config.model.n_ctx
+        return self.batch.sequences * self.config.model.n_ctx
 
     @property
     def shard_sequences(self) -> int:
         """Sequences of one microbatch on one data shard."""
-        return self.stage.sequences // batch_shards(self.mesh) // self.stage.microbatches
+        return self.batch.sequences // batch_shards(self.mesh) // self.batch.microbatches
 
 
 def with_batch(config: Config, shard_sequences: int, shards: int) -> Config:
@@ -92,7 +92,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
         while not micro and sequences > 1 and room is not None and _need(config, mesh, sequences) > _ROOM * room:
             sequences, reason = sequences // 2, "what its memory holds"
         run = with_batch(config, sequences, shards)
-    stage = batch_schedule(run, shards).stages[0]
+    batch = batch_schedule(run, shards).sizes[0]
     need = _need(config, mesh, 1)
     # Refused only where it is certain, but on a CPU: there the system would end some process, and say nothing.
     if room is not None and need > (0.9 if device.platform == "cpu" else 1.3) * room:
@@ -102,7 +102,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
             f"{room / 2**30:,.1f} GiB; take a smaller model, more devices, or raise parallel.stage"
         )
     why = ""
-    if stage.sequences * run.model.n_ctx != config.train.batch_tokens or sequences < asked:
+    if batch.sequences * run.model.n_ctx != config.train.batch_tokens or sequences < asked:
         why = f"of the configuration's {config.train.batch_tokens:,} tokens one microbatch on each data shard"
         if asked > whole:
             why = f"memory.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
@@ -110,7 +110,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
             why += f", {sequences} of its {asked} sequences: {reason}"
     if keep_batch and micro > whole:
         why = f"one microbatch on each data shard, of its {whole} sequences: memory.microbatch {micro} is above them"
-    return Workload(run, mesh, stage, why)
+    return Workload(run, mesh, batch, why)
 
 
 def _need(config: Config, mesh: Mesh, shard_sequences: int) -> float:
@@ -146,7 +146,7 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "mesh": {axis: int(size) for axis, size in work.mesh.shape.items()},
         **cost_settings(config),
         "batch_tokens": work.tokens,
-        "sequences": work.stage.sequences,
-        "microbatches": work.stage.microbatches,
+        "sequences": work.batch.sequences,
+        "microbatches": work.batch.microbatches,
         "batch_note": work.why,
     }

@@ -12,7 +12,7 @@ from gpt3_jax.config.explain import entry, options_help
 from gpt3_jax.errors import UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
-                      [--print-config | --verify-recipe]"""
+                      [--print-config | --verify-recipe [--devices N]]"""
 
 _DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
 standard library that is on this machine (ten minutes on two CPU cores, nothing is downloaded). A run whose folder
@@ -31,7 +31,10 @@ _OPTIONS = {
     "mesh-h100-8 is looked up among the shipped configurations.",
     "--SECTION.KEY VALUE": "A setting, as listed below; it wins over every file. Given twice, the last one wins.",
     "--print-config": "Print the configuration as YAML and leave.",
-    "--verify-recipe": "Print each quantity of the paper's recipe beside what would run, deviations marked, and leave.",
+    "--verify-recipe": "Print each quantity of the paper's recipe beside what would run on the configuration's mesh, "
+    "deviations marked, and leave.",
+    "--devices N": "For --verify-recipe where parallel.data is -1: how many devices the run would have. Without it, "
+    "those attached here are asked.",
 }
 _QUICKSTART = "quickstart"
 _FLAGS = ("--print-config", "--verify-recipe")
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
         UserError: what was asked for is wrong.
         RunError: training failed. With several processes, neither is raised: see `NoneLeftWaiting`.
     """
-    paths, overrides, flags = _split(argv)
+    paths, overrides, flags, devices = _split(argv)
     if "--help" in flags:
         print(_help(), end="")
         return 0
@@ -54,15 +57,28 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(to_yaml(config))
         return 0
     if "--verify-recipe" in flags:
-        from gpt3_jax.train import recipe
-
-        print(recipe.render(config))
+        print(_recipe(config, devices))
         return 0
     return _train(config, argv)
 
 
-def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
-    """Configuration files, overrides, and flags."""
+def _recipe(config: Config, devices: int | None) -> str:
+    """The recipe beside what would run: on the configuration's mesh, on so many devices, or on those attached."""
+    from gpt3_jax.train import recipe
+    from gpt3_jax.train.schedule import batch_schedule
+
+    parallel = config.parallel
+    if devices is None and parallel.data == -1:
+        import jax
+
+        devices = jax.device_count()
+    shards = recipe.data_shards(parallel, devices)
+    return recipe.render(config, batch_schedule(config, shards), shards)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str], set[str], int | None]:
+    """Configuration files, overrides, flags, and the number of devices."""
+    devices: int | None = None
     paths: list[str] = []
     overrides: list[str] = []
     flags: set[str] = set()
@@ -79,9 +95,16 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], set[str]]:
             paths.append(path)
         elif argument.startswith("--config="):
             paths.append(argument.removeprefix("--config="))
+        elif argument.partition("=")[0] == "--devices":
+            count = argument.removeprefix("--devices=") if "=" in argument else next(rest, "")
+            if not count.isdecimal() or int(count) < 1:
+                raise UserError(f"--devices is {count!r}; expected how many devices the run would have")
+            devices = int(count)
         else:
             overrides.append(argument)
-    return paths, overrides, flags
+    if devices is not None and "--verify-recipe" not in flags:
+        raise UserError("--devices says for how many devices --verify-recipe is; training takes those attached")
+    return paths, overrides, flags, devices
 
 
 def _help() -> str:

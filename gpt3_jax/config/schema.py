@@ -231,7 +231,7 @@ class TrainConfig:
     batch_tokens: int = setting(524_288, paper=Paper("Table 2.1, in whole sequences"))
     """Tokens in a full global batch: whole sequences of model.n_ctx, and divisible by the mesh."""
     ramp_start_tokens: int = setting(32_768, paper=Paper("appendix B"))
-    """Batch size at the start of the ramp, in tokens; rounded up to what the mesh divides."""
+    """Batch size at the start of the ramp, in tokens; rounded to the nearest that the mesh divides."""
     ramp_tokens: int = setting(
         0, paper=Paper("appendix B: by size; which within these is not published", between=RAMP_TOKENS)
     )
@@ -239,7 +239,7 @@ class TrainConfig:
     ramp_stages: int = setting(
         16, paper=Paper("appendix B: linear; in how many sizes is not published", published=False)
     )
-    """Batch sizes on the ramp at most; each is compiled before training starts."""
+    """Batch sizes on the ramp at most, spaced by ratio; each is compiled before training starts."""
     log_tokens: int = setting(0, changes_run=False)
     """Tokens between lines of metrics.jsonl and TensorBoard events; 0: every batch."""
     eval_tokens: int = setting(1_000_000_000, changes_run=False)

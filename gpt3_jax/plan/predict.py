@@ -24,7 +24,7 @@ from gpt3_jax.program.traffic import HOST
 def predict_compiled(step: CompiledStep) -> Prediction | None:
     """From what the compiled program computes, moves and sends; None for a device that is not in the table."""
     config, devices = step.config, len(step.topology.devices)
-    tokens = step.stage.sequences * config.model.n_ctx
+    tokens = step.batch.sequences * config.model.n_ctx
     model_flops = 6.0 * count_params(config.model) * tokens / devices
     visible = train_flops_per_token(config.model, attention=True) * tokens / devices
     work = Work(

@@ -128,7 +128,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
     """Reads everything off a compiled step."""
     config, mesh, peak = step.config, step.mesh, step.peak
     parameters = count_params(config.model)
-    tokens = step.stage.sequences * config.model.n_ctx
+    tokens = step.batch.sequences * config.model.n_ctx
     device = step.topology.device
     state = formulas.model_state(_psi(config, mesh.shape[TENSOR]), mesh.shape[DATA], config.parallel.stage)
     memory = Memory(
@@ -161,8 +161,8 @@ def make_receipt(step: CompiledStep) -> Receipt:
         },
         batch={
             "tokens": tokens,
-            "sequences": step.stage.sequences,
-            "microbatches": step.stage.microbatches,
+            "sequences": step.batch.sequences,
+            "microbatches": step.batch.microbatches,
             "tokens_to_train": config.train.tokens,
         },
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
@@ -263,7 +263,7 @@ def _compiled(collectives: list[Transfer], shape: dict[str, int]) -> tuple[Traff
 def _zero_elements(step: CompiledStep) -> dict[str, float]:
     """Ψ elements over `data`, microbatches taken apart: the paper counts one backward pass a step."""
     data, tensor = step.mesh.shape[DATA], step.mesh.shape[TENSOR]
-    stage, micro = step.config.parallel.stage, step.stage.microbatches
+    stage, micro = step.config.parallel.stage, step.batch.microbatches
     psi = _psi(step.config, tensor)
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once

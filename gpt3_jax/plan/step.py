@@ -25,7 +25,7 @@ from gpt3_jax.program.buffers import Peak, Shapes, read_peak
 from gpt3_jax.program.compiled import without_cache
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.traffic import Collective, count
-from gpt3_jax.train.schedule import BatchStage, batch_schedule
+from gpt3_jax.train.schedule import BatchSize, batch_schedule
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 
@@ -37,7 +37,7 @@ class CompiledStep:
     config: Config
     topology: Topology
     mesh: Mesh
-    stage: BatchStage
+    batch: BatchSize
     """The full batch: sequences, microbatches."""
     jaxpr: Any
     program: Program
@@ -72,12 +72,12 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     """
     mesh = make_mesh(config.parallel, topology.devices)
     shards = batch_shards(mesh)
-    stage = max(batch_schedule(config, shards).stages, key=lambda s: s.sequences)
+    batch = max(batch_schedule(config, shards).sizes, key=lambda s: s.sequences)
     started = time.perf_counter()
     rows = jax.ShapeDtypeStruct(
-        (stage.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
+        (batch.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
     )
-    traced = make_step(config, mesh, stage.microbatches).trace(abstract_state(config, mesh), rows)
+    traced = make_step(config, mesh, batch.microbatches).trace(abstract_state(config, mesh), rows)
     traced_at = time.perf_counter()
     lowered = traced.lower()
     lowered_at = time.perf_counter()
@@ -88,7 +88,7 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
         config,
         topology,
         mesh,
-        stage,
+        batch,
         traced.jaxpr,
         program,
         peak,

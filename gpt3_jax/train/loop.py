@@ -31,12 +31,12 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
-from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_stages, require_same_run
+from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
 from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.schedule import BatchSchedule, BatchStage, batch_schedule, deviations
+from gpt3_jax.train.schedule import BatchSchedule, BatchSize, batch_schedule, describe, deviations
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
 from gpt3_jax.train.telemetry import Telemetry
@@ -112,10 +112,12 @@ def _run(
             ):  # fallen back from a damaged one: another record, another configuration
                 require_same_run(restored.record, config, data, say)
             state = restored.state
-            schedule = batch_schedule(config, batch_shards(mesh), recorded_stages(restored.record, config), say)
+            schedule = batch_schedule(config, batch_shards(mesh), recorded_sizes(restored.record, config), say)
             say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
         else:
             state = init_state(config, mesh)
+        if config.train.ramp_tokens:
+            say(describe(config, schedule))
         record = make_record(config, schedule, data)
         if is_lead():
             write_config(run_dir, config)
@@ -210,7 +212,7 @@ class _Loop:
             writer = MetricsWriter(run_dir, position * self._ctx, config.train.tensorboard)
         telemetry = Telemetry(config, self._mesh, self._schedule, position, skipped, writer, self._say)
         batches = Loader(self._stream, self._rows, config.data.prefetch).batches(
-            (first, stage.sequences) for first, stage in self._schedule.batches(position)
+            (first, size.sequences) for first, size in self._schedule.batches(position)
         )
         with contextlib.ExitStack() as cleanup:
             stop = cleanup.enter_context(StopSignal())
@@ -219,17 +221,17 @@ class _Loop:
             cleanup.enter_context(telemetry)
             cleanup.callback(batches.close)
 
-            pending: tuple[int, int, BatchStage, Metrics] | None = None
-            for first, stage in self._schedule.batches(position):
+            pending: tuple[int, int, BatchSize, Metrics] | None = None
+            for first, size in self._schedule.batches(position):
                 if stop.requested():
                     break
                 self._store.check()
                 rows = next(batches)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = steps[stage.sequences](state, rows)
+                    state, metrics = steps[size.sequences](state, rows)
                 self._note(telemetry, pending)
-                step, position = step + 1, first + stage.sequences
-                pending = (step, first, stage, metrics)
+                step, position = step + 1, first + size.sequences
+                pending = (step, first, size, metrics)
                 evaluates = self._due(config.train.eval_tokens, first, position)
                 saves = self._due(config.checkpoint.every_tokens, first, position)
                 if evaluates or saves:  # not before this step is known to be sound
@@ -254,19 +256,19 @@ class _Loop:
         """Steps by batch size, for every size from here to the end, and the evaluation, before the first step."""
         config, mesh = self._config, self._mesh
         started = time.monotonic()
-        sizes = [stage.sequences for stage in self._schedule.ahead(position)]
+        sizes = [size.sequences for size in self._schedule.ahead(position)]
         what = [f"the step for batches of {', '.join(map(str, sizes))} sequences"] if sizes else []
         what += ["the evaluation"] if self._heldout else []
         if what:
             self._say(f"compiling {' and '.join(what)}")
         abstract = abstract_state(config, mesh)
         steps = {}
-        for stage in self._schedule.ahead(position):
-            rows = jax.ShapeDtypeStruct((stage.sequences, self._ctx + 1), jnp.int32, sharding=self._rows)
-            steps[stage.sequences] = make_step(config, mesh, stage.microbatches).lower(abstract, rows).compile()
+        for size in self._schedule.ahead(position):
+            rows = jax.ShapeDtypeStruct((size.sequences, self._ctx + 1), jnp.int32, sharding=self._rows)
+            steps[size.sequences] = make_step(config, mesh, size.microbatches).lower(abstract, rows).compile()
         evaluator = None
         if self._heldout:
-            per_pass = max(stage.sequences // stage.microbatches for stage in self._schedule.stages)
+            per_pass = max(size.sequences // size.microbatches for size in self._schedule.sizes)
             evaluator = Evaluator(config, mesh, self._heldout, self._tokenizer, per_pass)
         array_checksums(named_leaves(state))  # compiles what the first checkpoint will call
         if what:
@@ -278,18 +280,18 @@ class _Loop:
         reached = first * self._ctx // every_tokens != position * self._ctx // every_tokens
         return reached and position < self._schedule.total_sequences
 
-    def _note(self, telemetry: Telemetry, pending: tuple[int, int, BatchStage, Metrics] | None) -> None:
+    def _note(self, telemetry: Telemetry, pending: tuple[int, int, BatchSize, Metrics] | None) -> None:
         """Reads a step's metrics, which waits for the step, and acts on them."""
         if pending is None:
             return
-        step, first, stage, metrics = pending
+        step, first, size, metrics = pending
         values = jax.device_get(metrics)
         if not values.finite:
-            self._not_finite(step, first, stage, float(values.loss), float(values.grad_norm))
-        telemetry.step(step, first, stage, values)
+            self._not_finite(step, first, size, float(values.loss), float(values.grad_norm))
+        telemetry.step(step, first, size, values)
 
-    def _not_finite(self, step: int, first: int, stage: BatchStage, loss: float, norm: float) -> None:
-        last = first + stage.sequences - 1
+    def _not_finite(self, step: int, first: int, size: BatchSize, loss: float, norm: float) -> None:
+        last = first + size.sequences - 1
         where = self._stream.locate(np.array([first, last]))
         line = (
             f"loss {loss} and gradient norm {norm} are not both finite at step {step}, sequences {first} to {last} "

@@ -1,57 +1,42 @@
-"""The paper's recipe beside a configuration's: every quantity, with each deviation marked.
+"""The paper's recipe beside what a configuration runs: every quantity, with each deviation marked.
 
-The paper's values are those of the shipped configuration of the same shape (``configs/gpt3-*.yaml``) and the defaults
-of `gpt3_jax.config`; they stand nowhere else.
+What runs is the configuration and the batch sizes that the mesh leaves of it. The paper's values are those of the
+shipped configurations (``configs/gpt3-*.yaml``), the defaults and sources of `gpt3_jax.config.schema`, and the figures
+of `gpt3_jax.config.paper`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+from gpt3_jax.config import Config, ParallelConfig, SourceConfig, preset, presets
+from gpt3_jax.config.paper import MIXTURE, PRINTED
+from gpt3_jax.config.setting import Paper, meanings
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.params import count_params
+from gpt3_jax.train.schedule import BatchSchedule, line_updates, updates
 
-from gpt3_jax.config import Config, preset, presets
-from gpt3_jax.model.params import count_params, decay_mask, names
-
-# (section, field, where in the paper, whether the paper publishes it)
-_QUANTITIES = (
-    ("model", "n_layers", "Table 2.1", True),
-    ("model", "d_model", "Table 2.1; 13B corrected from 5140", True),
-    ("model", "n_heads", "Table 2.1; XL corrected from 24", True),
-    ("model", "d_head", "Table 2.1", True),
-    ("model", "d_ff", "section 2.1: four times the width", True),
-    ("model", "n_ctx", "section 2.1", True),
-    ("model", "n_vocab", "GPT-2's vocabulary", True),
-    ("model", "attention_pattern", "section 2.1; the order is not published", True),
-    ("model", "band_width", "", False),
-    ("model", "init_std", "GPT-2's code", True),
-    ("model", "position_init_std", "GPT-2's code", True),
-    ("model", "residual_init", "", False),
-    ("model", "norm_eps", "GPT-2's code", True),
-    ("optimizer", "peak_lr", "Table 2.1", True),
-    ("optimizer", "warmup_tokens", "appendix B", True),
-    ("optimizer", "decay_tokens", "appendix B", True),
-    ("optimizer", "decay_after_warmup", "", False),
-    ("optimizer", "final_lr_fraction", "appendix B", True),
-    ("optimizer", "beta1", "appendix B", True),
-    ("optimizer", "beta2", "appendix B", True),
-    ("optimizer", "eps", "appendix B", True),
-    ("optimizer", "weight_decay", "appendix B", True),
-    ("optimizer", "clip_norm", "appendix B", True),
-    ("train", "tokens", "Table 2.1", True),
-    ("train", "batch_tokens", "Table 2.1, in whole sequences", True),
-    ("train", "ramp_start_tokens", "appendix B", True),
-    ("train", "ramp_tokens", "appendix B: by size; which within these is not published", True),
-    ("train", "ramp_stages", "appendix B: linear; in how many steps is not published", False),
-    ("data", "tokenizer", "GPT-2's BPE", True),
-)
-# Of all sizes together; the shipped configurations choose within it.
-_RAMP_TOKENS = (4_000_000_000, 12_000_000_000)
-_MIXTURE = (60, 22, 8, 8, 3)
-"""Common Crawl, WebText2, Books1, Books2, Wikipedia: per cent, though they sum to 101."""
+_DERIVED = {
+    "model.n_heads": {"d_head": Paper("Table 2.1"), "d_ff": Paper("section 2.1: four times the width")},
+}
+"""Quantities of the paper that follow from settings, by the setting that they are shown behind."""
+_UPDATES_APART = 0.01
+_BATCH_APART = 1.5
+"""Times the paper's line, or of it, that a batch may be before the ramp counts as too coarse."""
+_DATASETS = {
+    "Common Crawl": r"crawl|(^|[^a-z])cc([^a-z]|$)",
+    "WebText2": r"web[ _-]?text",
+    "Books1": r"books?[ _-]?(corpus)?[ _-]?1",
+    "Books2": r"books?[ _-]?(corpus)?[ _-]?2",
+    "Wikipedia": r"wiki",
+}
+"""What a path says of the dataset that it holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,46 +45,172 @@ class Row:
 
     quantity: str
     paper: Any
-    """The paper's value, or the lowest and the highest; None when no size of the paper has this shape."""
+    """The paper's value, or its bounds; None where it publishes none."""
     here: Any
-    """The configuration's; None when it does not say (a shipped size names no data)."""
+    """What runs; None where the configuration does not say (a shipped size names no data)."""
     source: str
     published: bool
+    mark: str = ""
+    """`DEVIATES`; or `rounded` or `corrected`, for a shipped size's value that is not what the paper prints."""
 
     @property
     def deviates(self) -> bool:
-        if not self.published or self.paper is None or self.here is None:
-            return False
-        if self.quantity == "train.ramp_tokens":
-            return not self.paper[0] <= self.here <= self.paper[1]
-        return bool(self.paper != self.here)
+        return self.mark == "DEVIATES"
 
 
-def check(config: Config) -> tuple[str | None, list[Row]]:
-    """The paper's size of the same shape (None if there is none) and the recipe, quantity by quantity.
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The paper's size that a configuration is compared with."""
 
-    Without such a size the quantities that depend on it have no paper's value; those common to all sizes have.
+    name: str
+    exact: bool
+    """Whether depth and width are its own; if not, it is the nearest."""
+
+
+def data_shards(parallel: ParallelConfig, devices: int | None) -> int:
+    """Into how many parts a batch is split: replica × data.
+
+    Args:
+        devices: of the run; None for those of a mesh that says them all.
+
+    Raises:
+        UserError: the mesh does not have this many devices.
     """
-    sizes = _papers_sizes()
-    size = next((name for name, paper in sizes.items() if _shape(paper) == _shape(config)), None)
-    common = next(iter(sizes.values()))
-    by_size = {"n_layers", "d_model", "n_heads", "d_head", "d_ff", "peak_lr", "batch_tokens"}
+    fixed = parallel.replica * parallel.tensor
+    data = (devices or 0) // fixed if parallel.data == -1 else parallel.data
+    if not data or fixed * data != (devices or fixed * data):
+        raise UserError(
+            f"mesh replica {parallel.replica} × data {parallel.data} × tensor {parallel.tensor} does not make "
+            f"{devices} devices; choose axes that do, or name the devices of the run by --devices"
+        )
+    return parallel.replica * data
+
+
+def check(config: Config, schedule: BatchSchedule) -> tuple[Size, list[Row]]:
+    """The paper's size that is compared with, and the recipe, quantity by quantity.
+
+    Args:
+        schedule: the batch sizes of the run, as its mesh leaves them.
+    """
+    size, paper = _nearest_size(config)
     rows = []
-    for section, field, source, published in _QUANTITIES:
-        reference = sizes[size] if size else None if field in by_size else common
-        paper = getattr(getattr(reference, section), field) if reference and published else None
-        if field == "ramp_tokens":
-            paper = _RAMP_TOKENS
-        rows.append(Row(f"{section}.{field}", paper, getattr(getattr(config, section), field), source, published))
-    rows.append(Row("parameters.decayed", None, _decayed(config), "", False))
-    sources = sorted((source.weight for source in config.data.train), reverse=True)
-    # Only the paper's own five datasets can be compared: other sources are another corpus, or one in several parts.
-    paper = _shares(_MIXTURE) if len(sources) == len(_MIXTURE) else None
-    where = "Table 2.2: shares in %, its 101 normalised, largest first; compared for five sources"
-    rows.append(Row("data.mixture", paper, _shares(sources) if sources else None, where, True))
-    n = count_params(config.model)
-    rows.append(Row("parameters", count_params(sizes[size].model) if size else None, n, "Table D.1", True))
+    for section, field, meaning in meanings(Config):
+        if meaning.paper is None or (section, field) == ("data", "train"):
+            continue
+        rows.append(_row(f"{section}.{field}", meaning.paper, config, paper, size, schedule))
+        for derived, source in _DERIVED.get(f"{section}.{field}", {}).items():
+            rows.append(_row(f"{section}.{derived}", source, config, paper, size, schedule))
+    rows += [*_update_rows(config, schedule), _mixture(config.data.train)]
+    rows.append(Row("dropout", None, "none", "not mentioned; there is no setting for it", False))
+    wanted, found = count_params(paper.model), count_params(config.model)
+    rows.append(Row("parameters", wanted, found, "Table D.1", True, "DEVIATES" if wanted != found else ""))
     return size, rows
+
+
+def _row(quantity: str, source: Paper, config: Config, paper: Config, size: Size, schedule: BatchSchedule) -> Row:
+    wanted, here = _value(paper, quantity), _effective(config, quantity, schedule)
+    if excluded := _excluded(config, quantity, schedule):
+        return Row(quantity, None, here, f"{source.source}; {excluded}", source.published, "DEVIATES")
+    if not source.published:
+        return Row(quantity, None, here, source.source, False)
+    if source.between:
+        low, high = source.between
+        return Row(quantity, source.between, here, source.source, True, "" if low <= here <= high else "DEVIATES")
+    if quantity == "model.attention_pattern":
+        return Row(quantity, wanted, here, source.source, True, "" if _alternates(here) else "DEVIATES")
+    if here is not None and wanted != here:
+        by_mesh = quantity == "train.ramp_start_tokens" and _value(config, quantity) == wanted
+        why = "; the smallest batch that the mesh and the microbatch divide" if by_mesh else ""
+        return Row(quantity, wanted, here, source.source + why, True, "DEVIATES")
+    if (size.name, quantity) in PRINTED:
+        printed, done, why = PRINTED[size.name, quantity]
+        return Row(quantity, printed, here, f"{source.source}; {done}: {why}", True, done)
+    return Row(quantity, wanted, here, source.source, True)
+
+
+def _value(config: Config, quantity: str) -> Any:
+    section, field = quantity.split(".")
+    return getattr(getattr(config, section), field)
+
+
+def _effective(config: Config, quantity: str, schedule: BatchSchedule) -> Any:
+    """What runs, where that is not the setting itself."""
+    if quantity == "train.ramp_start_tokens":
+        return schedule.sizes[0].sequences * config.model.n_ctx if config.train.ramp_tokens else None
+    if quantity == "train.ramp_stages":
+        return len(schedule.sizes)
+    return _value(config, quantity)
+
+
+def _excluded(config: Config, quantity: str, schedule: BatchSchedule) -> str:
+    """Why the paper excludes the value of a quantity that it does not publish; empty if it does not."""
+    model = config.model
+    if quantity == "model.band_width" and "banded" in model.attention_pattern and model.band_width >= model.n_ctx:
+        return "a band as wide as the context is dense attention"
+    if quantity == "model.residual_init" and model.residual_init == "none":
+        return "GPT-2's are scaled by depth"
+    if quantity == "train.ramp_stages" and (apart := _farthest_from_the_line(config, schedule)) > _BATCH_APART:
+        return f"a batch is up to {apart:.1f} times the line's, or the line's of it"
+    return ""
+
+
+def _alternates(pattern: Sequence[str]) -> bool:
+    """Whether dense and banded layers take turns through the depth, whichever comes first."""
+    return len(pattern) % 2 == 0 and all(a != b for a, b in itertools.pairwise(pattern))
+
+
+def _farthest_from_the_line(config: Config, schedule: BatchSchedule) -> float:
+    """The largest ratio of a batch to the paper's line, or of the line to a batch, from where the line reaches the
+    smallest batch."""
+    train, ctx = config.train, config.model.n_ctx
+
+    def line(sequence: int) -> float:
+        climbed = min(1.0, sequence * ctx / train.ramp_tokens) if train.ramp_tokens else 1.0
+        return (train.ramp_start_tokens + (train.batch_tokens - train.ramp_start_tokens) * climbed) / ctx
+
+    apart = 1.0
+    for size, following in itertools.pairwise(schedule.sizes):
+        end = line(following.first_sequence)
+        apart = max(apart, end / size.sequences, following.sequences / end)
+    return apart
+
+
+def _update_rows(config: Config, schedule: BatchSchedule) -> Iterator[Row]:
+    """Updates that the batch sizes make, beside those of the paper's line with the same settings."""
+    ours, line = updates(config, schedule), line_updates(config)
+    for quantity, made, wanted, of in (
+        ("updates", ours.total, line.total, "train.tokens"),
+        ("updates.warmup", ours.warmup, line.warmup, "the learning rate's warm-up"),
+    ):
+        apart = abs(made - wanted) > max(1.0, _UPDATES_APART * wanted)
+        source = f"appendix B: a linear ramp, with these settings; in {of}"
+        yield Row(quantity, round(wanted), round(made), source, True, "DEVIATES" if apart else "")
+
+
+def _mixture(sources: Sequence[SourceConfig]) -> Row:
+    """Sources are known by their paths; five that are not are taken in the table's order."""
+    wanted = _shares(list(MIXTURE.values()))
+    source = "Table 2.2: shares in %, its 101 normalised"
+    if not sources:
+        return Row("data.mixture", wanted, None, source, True)
+    found = [_dataset(one.path) for one in sources]
+    if None not in found:
+        weights = [sum(s.weight for s, name in zip(sources, found, strict=True) if name == d) for d in MIXTURE]
+        source += "; datasets by the names of their paths"
+    else:
+        weights = [one.weight for one in sources]
+        source += "; datasets in its order" if len(sources) == len(MIXTURE) else "; not its five datasets"
+    here = _shares(weights)
+    return Row("data.mixture", wanted, here, source, True, "" if here == wanted else "DEVIATES")
+
+
+def _dataset(path: str) -> str | None:
+    """The one dataset that the path names, from its end upwards."""
+    for part in reversed(path.lower().split("/")):
+        named = [dataset for dataset, words in _DATASETS.items() if re.search(words, part)]
+        if named:
+            return named[0] if len(named) == 1 else None
+    return None
 
 
 def _shares(weights: Sequence[float]) -> tuple[float, ...]:
@@ -107,50 +218,51 @@ def _shares(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(100 * weight / sum(weights), 1) for weight in weights)
 
 
-def _decayed(config: Config) -> tuple[str, ...]:
-    """The kinds of parameters that weight decay applies to: what their names end in."""
-    mask = decay_mask(config.model, config.optimizer.weight_decay_on)
-    return tuple(
-        sorted(
-            {name.rpartition("_")[2] for name, decays in zip(names(mask), jax.tree.leaves(mask), strict=True) if decays}
-        )
-    )
+def _nearest_size(config: Config) -> tuple[Size, Config]:
+    """By the ratios of depth and of width."""
+    sizes = _papers_sizes()
+
+    def apart(name: str) -> float:
+        model = sizes[name].model
+        ratios = (config.model.n_layers / model.n_layers, config.model.d_model / model.d_model)
+        return sum(abs(math.log(ratio)) for ratio in ratios)
+
+    name = min(sizes, key=apart)
+    return Size(name, apart(name) == 0), sizes[name]
 
 
 @functools.cache
 def _papers_sizes() -> dict[str, Config]:
-    """The shipped configurations; reading the eight of them takes a second."""
+    """The shipped configurations."""
     return {name: preset(name) for name in presets()}
 
 
-def _shape(config: Config) -> tuple[int, int]:
-    return config.model.n_layers, config.model.d_model
-
-
-def record(config: Config) -> dict[str, Any]:
+def record(config: Config, schedule: BatchSchedule) -> dict[str, Any]:
     """The check as JSON, for a checkpoint."""
-    size, rows = check(config)
+    size, rows = check(config, schedule)
     return {
-        "size": size,
+        "size": size.name if size.exact else None,
+        "nearest": size.name,
         "quantities": [dataclasses.asdict(row) | {"deviates": row.deviates} for row in rows],
     }
 
 
-def render(config: Config) -> str:
+def render(config: Config, schedule: BatchSchedule, shards: int) -> str:
     """The check as a table for a person."""
-    size, rows = check(config)
+    size, rows = check(config, schedule)
     cells = [("quantity", "paper", "here", "", "source")]
     for row in rows:
-        paper = "not published" if not row.published else "-" if row.paper is None else _show(row.paper)
-        if row.quantity == "train.ramp_tokens":
-            paper = " to ".join(_show(end) for end in row.paper)
-        cells.append((row.quantity, paper, _show(row.here), "DEVIATES" if row.deviates else "", row.source))
+        paper = "not published" if row.paper is None else _show(row.paper)
+        if isinstance(row.paper, tuple) and row.quantity == "train.ramp_tokens":
+            paper = " to ".join(map(_show, row.paper))
+        cells.append((row.quantity, paper, _show(row.here), row.mark, row.source))
     widths = [max(len(line[i]) for line in cells) for i in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     deviations = sum(row.deviates for row in rows)
-    head = f"The paper's {size}" if size else "No size of the paper has this depth and width; what all sizes share"
     count = "1 deviation" if deviations == 1 else f"{deviations} deviations"
-    return "\n".join([f"{head}, beside this configuration: {count}", "", *lines])
+    near = "" if size.exact else ", the nearest in depth and width,"
+    parts = f"{shards} data shards (replica × data)" if shards > 1 else "one data shard"
+    return "\n".join([f"The paper's {size.name}{near} beside what runs on {parts}: {count}", "", *lines])
 
 
 def _show(value: Any) -> str:
@@ -158,4 +270,6 @@ def _show(value: Any) -> str:
         return "-"
     if isinstance(value, tuple):
         return "/".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from gpt3_jax.config import Config, TrainConfig
@@ -10,11 +12,11 @@ from gpt3_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchStage:
+class BatchSize:
     """One size of the global batch, from one point of training on."""
 
     first_sequence: int
-    """Sequences consumed when this stage begins."""
+    """Sequences consumed when the first batch of this size begins."""
     sequences: int
     """Sequences per batch."""
     microbatches: int
@@ -25,28 +27,44 @@ class BatchStage:
 class BatchSchedule:
     """The batch ramp as a list of fixed sizes, so that each is compiled before training starts."""
 
-    stages: tuple[BatchStage, ...]
+    sizes: tuple[BatchSize, ...]
     total_sequences: int
     """Sequences after which training ends; the last batch may pass it."""
 
-    def at(self, sequence: int) -> BatchStage:
-        """The stage of the batch that starts at this sequence."""
-        return max((s for s in self.stages if s.first_sequence <= sequence), key=lambda s: s.first_sequence)
+    def at(self, sequence: int) -> BatchSize:
+        """The size of the batch that starts at this sequence."""
+        return max((s for s in self.sizes if s.first_sequence <= sequence), key=lambda s: s.first_sequence)
 
-    def ahead(self, sequence: int) -> list[BatchStage]:
-        """The stages of the batches from this position to the end, each size once."""
+    def ahead(self, sequence: int) -> list[BatchSize]:
+        """The sizes of the batches from this position to the end, each once."""
         if sequence >= self.total_sequences:
             return []
         now = self.at(sequence)
-        later = [s for s in self.stages if now.first_sequence < s.first_sequence < self.total_sequences]
-        return list({stage.sequences: stage for stage in [now, *later]}.values())
+        later = [s for s in self.sizes if now.first_sequence < s.first_sequence < self.total_sequences]
+        return list({size.sequences: size for size in [now, *later]}.values())
 
-    def batches(self, sequence: int) -> Iterator[tuple[int, BatchStage]]:
-        """From this position to the end of training: (first sequence, stage) of each batch."""
+    def batches(self, sequence: int) -> Iterator[tuple[int, BatchSize]]:
+        """From this position to the end of training: (first sequence, size) of each batch."""
         while sequence < self.total_sequences:
-            stage = self.at(sequence)
-            yield sequence, stage
-            sequence += stage.sequences
+            size = self.at(sequence)
+            yield sequence, size
+            sequence += size.sequences
+
+    def updates(self, sequences: int) -> int:
+        """How many batches begin before this many sequences are consumed, counted from the start of the run."""
+        ends = [*(size.first_sequence for size in self.sizes[1:]), sequences]
+        spans = ((size, min(end, sequences) - size.first_sequence) for size, end in zip(self.sizes, ends, strict=True))
+        return sum(max(0, -(-span // size.sequences)) for size, span in spans)
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """How many updates a run makes."""
+
+    total: float
+    """Until `train.tokens` are consumed."""
+    warmup: float
+    """Of these, until the learning rate's warm-up ends (`optimizer.warmup_tokens`)."""
 
 
 def batch_schedule(
@@ -57,15 +75,19 @@ def batch_schedule(
 ) -> BatchSchedule:
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
-    The paper's ramp is linear: at t tokens the batch is start + (full - start) · t / ramp. Here it climbs in at most
-    `train.ramp_stages` sizes, evenly spaced but for rounding up to whole sequences that the mesh and the microbatch
-    divide, the full size among them. A batch has the largest of these sizes that the line has reached where it begins.
+    The paper's ramp is linear (GPT-3 appendix B): at t tokens the batch is start + (full - start) · t / ramp. Here it
+    climbs in at most `train.ramp_stages` sizes, each about the same ratio above the one before, rounded to the nearest
+    whole number of sequences that the mesh and the microbatch divide. The next size begins where as many updates are
+    made, between the points at which the line reaches the two sizes, as the line makes there.
+
+    So a run makes as many updates as the line (`line_updates`), but for a mesh whose smallest batch is above the
+    start of the ramp: there it makes fewer until the line reaches that batch.
 
     `recorded` are the (first sequence, sequences) of a run that is resumed: they stay as they were, so that the same
-    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, said aloud.
+    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, and `say` is told.
 
     Raises:
-        UserError: a batch that the mesh, or the microbatch, does not divide; a ramp of a single stage.
+        UserError: a batch that the mesh, or the microbatch, does not divide; a ramp of a single size.
     """
     train, ctx = config.train, config.model.n_ctx
     full = train.batch_tokens // ctx
@@ -83,66 +105,143 @@ def batch_schedule(
             f"(train.batch_tokens {train.batch_tokens} / {ctx} / {shards} shards); choose one of "
             f"{_divisors(per_shard)}"
         )
-    total = -(-train.tokens // ctx)
-    stages = [_stage(0, full, shards, micro)]
+    sizes = [_size(0, full, shards, micro)]
     if train.ramp_tokens:
-        stages = _ramp(train, ctx, shards, micro, full)
+        sizes = _ramp(train, ctx, shards, micro, full)
     if recorded is not None:
-        wanted = [(stage.first_sequence, stage.sequences) for stage in stages]
-        saved = [(first, size) for first, size in recorded]
-        if saved != wanted and all(_allowed(size, shards, micro) == size for _, size in saved):
-            stages = [_stage(first, size, shards, micro) for first, size in saved]
+        wanted = [(size.first_sequence, size.sequences) for size in sizes]
+        saved = [(first, sequences) for first, sequences in recorded]
+        if saved != wanted and all(_nearest(sequences, shards, micro) == sequences for _, sequences in saved):
+            sizes = [_size(first, sequences, shards, micro) for first, sequences in saved]
         elif saved != wanted:
             say(
                 f"the batch sizes that the run began with do not divide over {shards} data shards and microbatches of "
                 f"{micro}: from here on (first sequence, sequences) {saved} are {wanted}"
             )
-    return BatchSchedule(tuple(stages), total)
+    return BatchSchedule(tuple(sizes), _whole_sequences(train.tokens, ctx))
+
+
+def ramp_sizes(config: Config, shards: int) -> tuple[int, ...]:
+    """The sizes in tokens, in order, that a new run's batches have on `shards` data shards (replica × data).
+
+    Raises:
+        UserError: as `batch_schedule`.
+    """
+    return tuple(size.sequences * config.model.n_ctx for size in batch_schedule(config, shards).sizes)
+
+
+def updates(config: Config, schedule: BatchSchedule) -> Updates:
+    """The updates that `schedule` makes."""
+    ctx = config.model.n_ctx
+    warmup = min(config.optimizer.warmup_tokens, config.train.tokens)
+    return Updates(schedule.updates(schedule.total_sequences), schedule.updates(_whole_sequences(warmup, ctx)))
+
+
+def line_updates(config: Config) -> Updates:
+    """The updates of the paper's line (GPT-3 appendix B), as if batches could have any size.
+
+    The batch at t tokens is B(t) = start + (full - start) · t / ramp, and full from t = ramp on. Up to t tokens that
+    is the integral of 1 / B: ramp / (full - start) · ln(B(t) / start), and (t - ramp) / full beyond the ramp.
+    """
+    train = config.train
+
+    def until(tokens: float) -> float:
+        rise = train.batch_tokens - train.ramp_start_tokens
+        if not train.ramp_tokens or not rise:
+            return tokens / train.batch_tokens
+        climbed = min(tokens, train.ramp_tokens)
+        ratio = 1 + rise * climbed / train.ramp_tokens / train.ramp_start_tokens
+        return train.ramp_tokens / rise * math.log(ratio) + (tokens - climbed) / train.batch_tokens
+
+    return Updates(until(train.tokens), until(min(config.optimizer.warmup_tokens, train.tokens)))
+
+
+def describe(config: Config, schedule: BatchSchedule) -> str:
+    """One line on a ramp for a person: its sizes, its updates, and the line's."""
+    ours, line = updates(config, schedule), line_updates(config)
+    tokens = [size.sequences * config.model.n_ctx for size in schedule.sizes]
+    return (
+        f"batch ramp from {tokens[0]:,} to {tokens[-1]:,} tokens, sizes: {len(tokens)}; {ours.total:,} updates in "
+        f"{config.train.tokens:,} tokens, {ours.warmup:,} of them in the warm-up (the paper's line: "
+        f"{line.total:,.0f} and {line.warmup:,.0f})"
+    )
 
 
 def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator[str]:
-    """A line for each setting that the mesh, or another setting, leaves less of than was asked for."""
+    """A warning for each setting that the mesh, or another setting, overrides."""
     train, ctx = config.train, config.model.n_ctx
     per_shard = train.batch_tokens // ctx // shards
     if config.memory.microbatch > per_shard:
         yield (
             f"memory.microbatch {config.memory.microbatch} is above a data shard's part of a batch of "
-            f"{train.batch_tokens:,} tokens, in sequences {per_shard}: it is one microbatch"
+            f"{train.batch_tokens:,} tokens, {per_shard} sequences per shard; using one microbatch"
         )
-    first = schedule.stages[0].sequences * ctx
+    if not train.ramp_tokens:
+        return
+    first = schedule.sizes[0].sequences * ctx
     asked = -(-train.ramp_start_tokens // ctx) * ctx
-    if train.ramp_tokens and first > asked:
+    off = _off_the_line(config, schedule)
+    if first > asked:
         yield (
-            f"the batch ramp begins at {first:,} tokens, not at train.ramp_start_tokens {train.ramp_start_tokens:,}, "
-            f"and has {len(schedule.stages)} batch sizes: no smaller batch divides over the mesh and the microbatch"
+            f"the batch ramp begins at {first:,} tokens, not at train.ramp_start_tokens {train.ramp_start_tokens:,}: "
+            f"{shards} data shards (replica × data) need a sequence each{off and '; ' + off}"
         )
+    elif off:
+        yield f"on the batch ramp's {len(schedule.sizes)} sizes, {off}"
 
 
-def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchStage]:
-    start, rise = train.ramp_start_tokens, train.batch_tokens - train.ramp_start_tokens
-    gaps = train.ramp_stages - 1
-    if not gaps:
+def _off_the_line(config: Config, schedule: BatchSchedule) -> str:
+    """How far the updates are from the line's, in words; empty within 1 %, or one update of a short run."""
+    ours, line = updates(config, schedule), line_updates(config)
+    counts = (("in all", ours.total, line.total), ("in the warm-up", ours.warmup, line.warmup))
+    off = [
+        f"{made / wanted - 1:+.1%} {where}"
+        for where, made, wanted in counts
+        if abs(made - wanted) > max(1.0, wanted / 100)
+    ]
+    return f"updates beside the paper's line: {', '.join(off)}" if off else ""
+
+
+def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchSize]:
+    """The ramp's sizes, and where each begins.
+
+    Between the points where the line reaches sizes a and b, a batches as long as the line is below m, and b from
+    there on, make (m - a) / a + (b - m) / b updates where the line makes ln(b / a), both per ramp / (full - start)
+    tokens. They are equal for the m below. Where the first size is under the start of the line, a is the start.
+    """
+    if train.ramp_stages == 1:
         raise UserError("train.ramp_stages is 1; a ramp has at least 2 batch sizes, or set train.ramp_tokens to 0")
-    sizes = sorted({_allowed(-(-(start * gaps + rise * i) // (gaps * ctx)), shards, micro) for i in range(gaps + 1)})
-    stages = [_stage(0, sizes[0], shards, micro)]
-    for size in sizes[1:]:
-        reached = -(-train.ramp_tokens * (size * ctx - start) // (rise * ctx))
-        last = stages[-1]
-        begin = last.first_sequence + max(0, -(-(reached - last.first_sequence) // last.sequences)) * last.sequences
+    start, total = train.ramp_start_tokens / ctx, train.ramp_tokens / ctx  # in sequences
+    if start >= full:
+        return [_size(0, full, shards, micro)]
+    gaps = train.ramp_stages - 1
+    wanted = [start * (full / start) ** (i / gaps) for i in range(gaps)]
+    sizes = sorted({*(_nearest(size, shards, micro) for size in wanted), full})
+    ramp = [_size(0, sizes[0], shards, micro)]
+    for a, b in itertools.pairwise(sizes):
+        low = max(a, start)
+        m = (math.log(b / low) - 1 + low / a) / (1 / a - 1 / b)
+        last = ramp[-1]
+        reached = total * (m - start) / (full - start)
+        begin = last.first_sequence + max(0, round((reached - last.first_sequence) / last.sequences)) * last.sequences
         if begin == last.first_sequence:  # the line rises past this size within one batch
-            stages.pop()
-        stages.append(_stage(begin, size, shards, micro))
-    return stages
+            ramp.pop()
+        ramp.append(_size(begin, b, shards, micro))
+    return ramp
 
 
-def _allowed(size: int, shards: int, micro: int) -> int:
-    """The smallest size not below this one that the mesh divides, and the microbatch where there are several."""
-    per_shard = -(-size // shards)
-    return shards * (per_shard if per_shard <= micro else -(-per_shard // micro) * micro)
+def _nearest(size: float, shards: int, micro: int) -> int:
+    """The nearest size that the mesh divides, and the microbatch where there are several."""
+    unit = shards if size <= shards * micro else shards * micro
+    return max(1, round(size / unit)) * unit
 
 
-def _stage(first: int, size: int, shards: int, micro: int) -> BatchStage:
-    return BatchStage(first, size, max(1, size // shards // micro))
+def _size(first: int, sequences: int, shards: int, micro: int) -> BatchSize:
+    return BatchSize(first, sequences, max(1, sequences // shards // micro))
+
+
+def _whole_sequences(tokens: int, ctx: int) -> int:
+    return -(-tokens // ctx)
 
 
 def _divisors(n: int) -> str:

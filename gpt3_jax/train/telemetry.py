@@ -15,7 +15,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.model.params import train_flops_per_token
 from gpt3_jax.train.evaluation import Evaluation
 from gpt3_jax.train.metrics import MetricsWriter, Progress, duration, human
-from gpt3_jax.train.schedule import BatchSchedule, BatchStage
+from gpt3_jax.train.schedule import BatchSchedule, BatchSize
 from gpt3_jax.train.step import Metrics
 
 _WINDOW = 50
@@ -74,10 +74,10 @@ class Telemetry:
         yield
         self._clock += time.monotonic() - started
 
-    def step(self, step: int, first: int, stage: BatchStage, metrics: Metrics) -> None:
+    def step(self, step: int, first: int, size: BatchSize, metrics: Metrics) -> None:
         """Notes one step, whose metrics are on the host."""
         now = time.monotonic()
-        batch = stage.sequences * self._ctx
+        batch = size.sequences * self._ctx
         before, self._tokens = first * self._ctx, first * self._ctx + batch
         if self._warm:
             self._window.append((now - self._clock, batch))

@@ -41,8 +41,8 @@ def make_record(config: Config, schedule: BatchSchedule, data: Data) -> dict[str
     """
     return {
         "config": to_dict(config),
-        "recipe": recipe.record(config),
-        "batch_stages": [[stage.first_sequence, stage.sequences] for stage in schedule.stages],
+        "recipe": recipe.record(config, schedule),
+        "batch_sizes": [[size.first_sequence, size.sequences] for size in schedule.sizes],
         "data": dataclasses.asdict(data),
         "versions": versions(),
     }
@@ -60,12 +60,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def recorded_stages(record: dict[str, Any], config: Config) -> list[list[int]] | None:
+def recorded_sizes(record: dict[str, Any], config: Config) -> list[list[int]] | None:
     """The record's batch sizes, for `batch_schedule`; None when `config` asks for others than the run began with."""
     saved, new = to_dict(from_dict(record["config"])), to_dict(config)
     same = all(saved[section][key] == new[section][key] for section, key in _BATCH)
-    stages: list[list[int]] = record["batch_stages"]
-    return stages if same else None
+    sizes: list[list[int]] = record.get("batch_sizes") or record["batch_stages"]  # what older checkpoints say
+    return sizes if same else None
 
 
 def differences(record: dict[str, Any], config: Config, data: Data) -> list[str]:
