@@ -101,6 +101,26 @@ def test_batch_ramps_rise_with_size_within_the_papers_bounds() -> None:
     assert {preset(name).train.ramp_start_tokens for name in presets()} == {32_768}
 
 
+def test_what_all_sizes_share_stands_once_as_a_default() -> None:
+    files = [yaml.safe_load((config_module.config_dir() / f"{name}.yaml").read_text()) for name in presets()]
+    for section in files[0]:
+        for key in files[0][section]:
+            assert len({str(values[section].get(key)) for values in files}) > 1, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("figure", [300e9, 260e9, 375e6, 4e9, 12e9, 3.2e6, 5140])
+def test_a_figure_of_the_paper_stands_once(figure: float) -> None:
+    """In the package's code: tokens, schedule, the ramp's bounds, what Table 2.1 prints."""
+    package = Path(config_module.__file__).parent.parent
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value == figure
+    ]
+    assert len(found) == 1, found
+
+
 def _whole(name: str) -> list[str]:
     """The names to load a shipped file with: a mesh file with the smallest size that it is for."""
     return [SUITS[name][2][0], name] if name in SUITS else [name]

@@ -8,6 +8,7 @@ import errno
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import select
@@ -55,6 +56,7 @@ INTERRUPT_EXIT = 130
 
 def run() -> int:
     """The console script: `main` with this process's arguments."""
+    _log_plainly()
     _hush_libtpu()
     code = main(sys.argv[1:])
     if code == INTERRUPT_EXIT:
@@ -63,6 +65,14 @@ def run() -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _log_plainly() -> None:
+    """What this package logs is a line for a person, without the level and name that other handlers add."""
+    logger, handler = logging.getLogger("gpt3_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _hush_libtpu() -> None:
