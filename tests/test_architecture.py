@@ -35,7 +35,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Libraries that one file alone imports, so that the next one can be exchanged there.
 ONLY_IMPORTERS = {
     "tiktoken": "data/tokenizer.py",
-    "orbax": "train/checkpoint/store.py",
+    "orbax": "train/checkpoint/arrays.py",
+    "tensorstore": "train/checkpoint/arrays.py",
     "optax": "train/optimizer.py",
 }
 CLUSTER_VARIABLES = ("SLURM_", "OMPI_", "JAX_", "TPU_", "MEGASCALE_", "KUBERNETES_", "JOB_COMPLETION", "CUDA_VISIBLE")

@@ -27,8 +27,9 @@ from jax.sharding import PartitionSpec as P
 
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.train.checkpoint.integrity import array_checksums
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.storage_errors import disk_full
-from gpt3_jax.train.checkpoint.store import CheckpointReader, CheckpointStore
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 
 RECORD = {"config": {"model": {"n_layers": 2}}, "sequences": 12_345_678_901, "versions": {"jax": jax.__version__}}
 

@@ -21,7 +21,8 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
-from gpt3_jax.train.checkpoint.store import CheckpointReader, CheckpointStore
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.state import abstract_state, init_state
 
 

@@ -15,9 +15,10 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 from gpt3_jax.model.params import decay_mask
 from gpt3_jax.train import optimizer
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.resume import Data, make_record
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
-from gpt3_jax.train.checkpoint.store import CheckpointReader, CheckpointStore
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.checkpoint.trained import load_trained
 from gpt3_jax.train.schedule import batch_schedule
 from gpt3_jax.train.state import TrainState

@@ -1,239 +1,28 @@
-"""Checkpoints: written in the background, checked when read, never half there and never silently absent.
-
-The only importer of Orbax, which writes and reads the sharded arrays. What it leaves out stands here: checksums
-(its data has none), the fall-back from a damaged checkpoint to the one before, and retention in tokens.
-
-On disk, a folder holds ``tokens-N`` (complete: Orbax renames it into place last), ``damaged-tokens-N`` (moved aside,
-never deleted by us), and remains of what was interrupted: ``*.orbax-checkpoint-tmp`` (saves), ``deleting-*``.
-Arrays have global shapes and flat names (``params/token_embedding``), so any mesh, ZeRO stage or device count can read
-them.
-"""
+"""Writes a run's checkpoints in the background, and knows of each whether it can be read before it counts."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
-from orbax.checkpoint import v1 as ocp
 
-from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
-from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.train.checkpoint.integrity import (
-    array_checksums,
-    describe,
-    named_leaves,
-    record_digest,
-    require_same_leaves,
-)
-from gpt3_jax.train.checkpoint.storage_errors import (
-    UNREADABLE,
-    bury_failed_tasks,
-    disk_full,
-    machine_at_fault,
-    one_line,
-)
+from gpt3_jax.cluster.agreement import from_lead, is_lead
+from gpt3_jax.errors import RunError
+from gpt3_jax.train.checkpoint import arrays as on_disk
+from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
+from gpt3_jax.train.checkpoint.reader import FORMAT, CheckpointReader
+from gpt3_jax.train.checkpoint.storage_errors import UNREADABLE, disk_full, one_line
 
-FORMAT = 1
-"""Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
-
-_STATE = "state"
-_NAME = re.compile(r"tokens-(\d+)")
-_SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are short for terabytes on a busy network disk
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint that was read and found whole."""
-
-    step: int
-    tokens: int
-    state: Any
-    """The tree that was asked for, with the shardings that were asked for."""
-    record: dict[str, Any]
-    """The JSON that `CheckpointStore.save` was given."""
-
-
-class CheckpointReader:
-    """Reads the checkpoints of a folder, newest first; never writes to it.
-
-    With several processes all of them make the same calls; they read from a shared file system.
-    """
-
-    def __init__(self, directory: Path | str, *, say: Callable[[str], None]) -> None:
-        """`say` is given one line for the person, in the lead process only."""
-        # Orbax takes absolute paths only; an address such as gs://bucket/run is one already.
-        local = "://" not in str(directory)
-        self.directory = epath.Path(os.path.abspath(directory) if local else directory)
-        self._say_line = say
-        self._damaged: dict[int, str] = {}
-        self._whole: set[int] = set()
-
-    def checkpoints(self) -> list[int]:
-        """Tokens of the checkpoints in the folder, ascending, whole or not. Raises RunError when it cannot be read."""
-        return sorted(int(tokens) for tokens in self._from_folder(lambda: " ".join(map(str, self._list()))).split())
-
-    def newest_record(self) -> tuple[int, dict[str, Any]] | None:
-        """(tokens, record) of the newest checkpoint whose metadata is intact, without reading its arrays.
-
-        None when the folder holds no checkpoint. Raises RunError when it holds some but none is readable.
-        """
-        found = self._found()
-        for tokens in reversed(found):
-            body = self._read_body(tokens)
-            if body is not None:
-                return tokens, body["record"]
-        if found:
-            raise self._none_readable()
-        return None
-
-    def restore(self, abstract_state: Any, *, only: str = "", tokens: int | None = None) -> Restored | None:
-        """The newest whole checkpoint, as the tree of `jax.ShapeDtypeStruct` given; None if the folder has none.
-
-        `only` names a field of the saved state (``"params"``): then `abstract_state` is that field's tree, and only
-        its arrays are read and checked. `tokens` asks for that one checkpoint, without a fall-back. Leaves without
-        a sharding go to the first local device. Checksums are compared before anything is returned; a checkpoint
-        that is damaged is named aloud and the one before is tried.
-
-        Raises UserError when the checkpoint's arrays have other names, shapes or dtypes than those asked for,
-        RunError when checkpoints exist but none can be read.
-        """
-        wanted = named_leaves(abstract_state, only)
-        found = self._found()
-        if tokens is not None:
-            if tokens not in found:
-                raise UserError(f"{self.directory} has no checkpoint at {tokens} tokens; it has {found}")
-            found = [tokens]
-        for candidate in reversed(found):
-            body = self._read_body(candidate)
-            if body is None:
-                continue
-            require_same_leaves(body["leaves"], wanted, only, str(self._path(candidate)))
-            arrays = self._load(candidate, wanted, body["leaves"], partial=bool(only))
-            if arrays is None:
-                continue
-            self._whole.add(candidate)
-            if candidate != found[-1]:
-                self._say(f"using the checkpoint before: {self._path(candidate)}")
-            state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
-            return Restored(body["step"], candidate, state, body["record"])
-        if found:
-            raise self._none_readable()
-        return None
-
-    def _found(self) -> list[int]:
-        found = self.checkpoints()
-        if not found:
-            aside = self._from_folder(
-                lambda: " ".join(sorted(p.name for p in self._children() if p.name.startswith("damaged-")))
-            )
-            if aside:
-                raise RunError(
-                    f"{self.directory} holds no checkpoint but damaged ones ({aside}); delete them to start from zero"
-                )
-        return found
-
-    def _from_folder(self, look: Callable[[], str]) -> str:
-        """What the lead process sees in the folder, told to all; RunError in all when it cannot look."""
-        answer = {}
-        if is_lead():
-            try:
-                answer = {"seen": look()}
-            except OSError as error:
-                answer = {"failed": one_line(error)}
-        answer = json.loads(from_lead(json.dumps(answer)))
-        if "failed" in answer:
-            raise RunError(f"cannot read the checkpoint folder {self.directory}: {answer['failed']}")
-        return str(answer["seen"])
-
-    def _children(self) -> list[epath.Path]:
-        return list(self.directory.iterdir()) if is_lead() and self.directory.exists() else []
-
-    def _list(self) -> list[int]:
-        matches = (_NAME.fullmatch(path.name) for path in self._children())
-        return [int(match[1]) for match in matches if match]
-
-    def _path(self, tokens: int) -> epath.Path:
-        return self.directory / f"tokens-{tokens}"
-
-    def _say(self, line: str) -> None:
-        if is_lead():
-            self._say_line(line)
-
-    def _none_readable(self) -> RunError:
-        reasons = "; ".join(f"tokens-{tokens}: {why}" for tokens, why in sorted(self._damaged.items(), reverse=True))
-        return RunError(
-            f"none of the checkpoints in {self.directory} can be read ({reasons}); bring one back from a copy, or move "
-            "the folder away to start from zero"
-        )
-
-    def _report_damage(self, tokens: int, why: str) -> None:
-        if self._damaged.get(tokens) != why:
-            self._say(f"checkpoint {self._path(tokens)} is damaged: {why}")
-        self._damaged[tokens] = why
-
-    def _read_body(self, tokens: int) -> dict[str, Any] | None:
-        """What `save` wrote beside the arrays, read by the lead process for all; None, said aloud, if damaged."""
-        answer: dict[str, Any] = {}
-        if is_lead():
-            try:
-                with _context():
-                    metadata = ocp.metadata(self._path(tokens), checkpointable_name=_STATE).custom_metadata
-                if not isinstance(metadata, dict) or record_digest(metadata.get("body")) != metadata.get("sha256"):
-                    answer = {"damaged": "its record is missing or differs from its checksum"}
-                else:
-                    answer = {"body": metadata["body"]}
-            except UNREADABLE as error:
-                answer = {"machine" if machine_at_fault(error) else "damaged": one_line(error)}
-            bury_failed_tasks()
-        answer = json.loads(from_lead(json.dumps(answer)))
-        if "machine" in answer:
-            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {answer['machine']}")
-        if "damaged" in answer:
-            self._report_damage(tokens, answer["damaged"])
-            return None
-        body: dict[str, Any] = answer["body"]
-        if body["format"] != FORMAT:
-            raise UserError(
-                f"checkpoint {self._path(tokens)} has format {body['format']}, this version of gpt3_jax reads "
-                f"{FORMAT}; use the version that wrote it"
-            )
-        return body
-
-    def _load(
-        self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
-    ) -> dict[str, jax.Array] | None:
-        """The arrays of one checkpoint, checked; None, said aloud, if they are damaged."""
-        arrays: dict[str, jax.Array] = {}
-        why = machine = ""
-        try:
-            with jax.transfer_guard("allow"), _context(partial=partial, alone=True):
-                arrays = ocp.load_checkpointables(self._path(tokens), {_STATE: _with_shardings(wanted)})[_STATE]
-        except UNREADABLE as error:
-            why = one_line(error)
-            machine = why if machine_at_fault(error) else ""
-        if why:
-            bury_failed_tasks()
-        # The processes read on their own and agree here: a process that met damage must not leave the others waiting.
-        if not everywhere(not machine):
-            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {machine or 'another process failed'}")
-        if not everywhere(not why):
-            self._report_damage(tokens, why or "another process could not read it")
-            return None
-        sums = array_checksums(arrays)
-        wrong = [name for name in wanted if sums[name] != saved[name]["checksum"]]
-        if wrong:
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            self._report_damage(tokens, f"the checksum of {wrong[0]}{more} differs from when it was saved")
-            return None
-        return arrays
+_SEEN_AFTER_S = 90.0
+"""How long another process may not see what the lead has written: what NFS clients remember of a folder."""
 
 
 class CheckpointStore(CheckpointReader):
@@ -247,7 +36,7 @@ class CheckpointStore(CheckpointReader):
         super().__init__(directory, say=say)
         self._keep_last = keep_last
         self._keep_every = keep_every_tokens
-        self._pending: tuple[int, ocp.AsyncResponse[None]] | None = None
+        self._pending: tuple[int, Future[None]] | None = None
         why = ""
         if is_lead():
             try:
@@ -271,7 +60,7 @@ class CheckpointStore(CheckpointReader):
         self._make_room(tokens)
         leaves = named_leaves(state)
         try:
-            with jax.transfer_guard("allow"), _context():
+            with jax.transfer_guard("allow"):
                 sums = array_checksums(leaves)
                 body = {
                     "format": FORMAT,
@@ -281,12 +70,12 @@ class CheckpointStore(CheckpointReader):
                     "leaves": {name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()},
                 }
                 body = json.loads(json.dumps(body))  # tuples become lists, as they will when read back
-                response = ocp.save_checkpointables_async(
-                    self._path(tokens), {_STATE: leaves}, custom_metadata={"body": body, "sha256": record_digest(body)}
-                )
+                written = on_disk.save(self._path(tokens), leaves, {"body": body, "sha256": record_digest(body)})
         except (OSError, RuntimeError, ValueError) as error:
             raise self._save_error(tokens, error) from error
-        self._pending = (tokens, response)
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending = (tokens, thread.submit(self._complete, tokens, written, body))
+        thread.shutdown(wait=False)
         if wait:
             self.wait()
 
@@ -310,13 +99,35 @@ class CheckpointStore(CheckpointReader):
         """The same as `wait`, for the end of a run."""
         self._finish()
 
+    def _complete(self, tokens: int, written: Callable[[], None], body: dict[str, Any]) -> None:
+        """In a thread of its own: waits for a save, and reads back what shows that a restore would find it.
+
+        Each process looks for itself. Raises `_Unreadable`, or what the save failed with.
+        """
+        written()
+        patience = 0.0 if is_lead() else _SEEN_AFTER_S
+        deadline = time.monotonic() + patience
+        while why := self._unreadable(tokens, body):
+            if time.monotonic() >= deadline:
+                raise _Unreadable(why)
+            time.sleep(1.0)
+
+    def _unreadable(self, tokens: int, body: dict[str, Any]) -> str:
+        """Why a restore could not read the checkpoint at `tokens`; empty when, by index and sizes, it could."""
+        try:
+            if on_disk.read_metadata(self._path(tokens)) != {"body": body, "sha256": record_digest(body)}:
+                return "its record is not the one that was written"
+            return on_disk.missing(self._path(tokens), body["leaves"], whole=is_lead())
+        except UNREADABLE as error:
+            return one_line(error)
+
     def _finish(self, timeout: float | None = None) -> None:
         if self._pending is None:
             return
-        tokens, response = self._pending
+        tokens, complete = self._pending
         try:
-            response.result(timeout=timeout)
-        except (OSError, RuntimeError, ValueError) as error:
+            complete.result(timeout=timeout)
+        except (OSError, RuntimeError, ValueError, _Unreadable) as error:
             # Still running. A network disk's ETIMEDOUT is a TimeoutError too, but of a save that has failed.
             if timeout is not None and isinstance(error, TimeoutError) and error.errno is None:
                 return
@@ -332,11 +143,16 @@ class CheckpointStore(CheckpointReader):
 
     def _save_error(self, tokens: int, error: Exception) -> RunError:
         """The line for a failed save; removes its remains, which on a full disk are what fills it."""
+        last = self.last_good()
+        good = "there is no good checkpoint yet" if last is None else f"the last good one is {self._path(last)}"
+        if isinstance(error, _Unreadable):
+            return RunError(
+                f"checkpoint {self._path(tokens)} was saved but cannot be read: {error}; {good}; look at the disk, or "
+                "choose another train.run_dir"
+            )
         why = one_line(error)
         if disk_full(error):
             why = f"the disk is full ({why})"
-        last = self.last_good()
-        good = "there is no good checkpoint yet" if last is None else f"the last good one is {self._path(last)}"
         with contextlib.suppress(OSError):  # where even the folder cannot be read, `why` says so
             self._remove_remains()
         return RunError(f"could not save checkpoint {self._path(tokens)}: {why}; {good}")
@@ -360,7 +176,7 @@ class CheckpointStore(CheckpointReader):
             raise RunError(f"could not save checkpoint {self._path(tokens)}: {why}")
         self._damaged.clear()
 
-    def _free_name(self, name: str) -> epath.Path:
+    def _free_name(self, name: str) -> Path:
         path, n = self.directory / name, 1
         while path.exists():
             n += 1
@@ -392,28 +208,12 @@ class CheckpointStore(CheckpointReader):
                     continue
                 self._remove(gone)
 
-    def _remove(self, path: epath.Path) -> None:
+    def _remove(self, path: Path) -> None:
         try:
-            path.rmtree()
+            shutil.rmtree(path)
         except OSError as error:
             self._say(f"could not delete {path}: {one_line(error)}")
 
 
-def _context(*, partial: bool = False, alone: bool = False) -> ocp.Context:
-    """Orbax's options. `alone`: this process reads without waiting for the others at Orbax's barriers."""
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # 4 to 6 times the time, for 7 % of the size
-    context.asynchronous.timeout_secs = _SAVE_TIMEOUT_S
-    context.pytree.loading.partial_load = partial
-    if alone and jax.process_count() > 1:
-        context.multiprocessing.primary_host = jax.process_index()
-        context.multiprocessing.active_processes = {jax.process_index()}
-    return context
-
-
-def _with_shardings(wanted: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
-        for name, leaf in wanted.items()
-    }
+class _Unreadable(Exception):
+    """A save that came to its end, and left what no restore can read."""

@@ -10,8 +10,8 @@ from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import Params, abstract
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
-from gpt3_jax.train.checkpoint.store import CheckpointReader
 
 
 def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> tuple[Config, Params]:
