@@ -132,17 +132,18 @@ def _from_ids(file: OpenFile, head: bytes, n_vocab: int | None) -> np.dtype[Any]
     words = _words(file)
     if words.size < _ENOUGH:
         raise UserError(f"{file.path} has {file.size} bytes, too few to tell the type of its ids; {say}")
-    fitting = _fits(words, n_vocab or LARGEST_VOCABULARY)
-    if len(fitting) == 1 and fitting[0].byteorder != ">":
-        return fitting[0].newbyteorder("<")
-    if len(fitting) == 1:
+    limit = n_vocab or LARGEST_VOCABULARY
+    wide = _wide(words, limit)
+    if wide is None and not words.any():
+        raise UserError(f"{file.path} holds zeros only, which are ids of any type; {say}")
+    if wide is None and words.max() >= limit > words.byteswap().max():
+        wide = np.dtype(">u2")
+    if wide is not None and _order(wide) == ">":
         raise UserError(
-            f"{file.path} holds big-endian {fitting[0].name} ids; swap the bytes (numpy: "
-            f"np.fromfile(PATH, '{fitting[0].str}').astype('<u{fitting[0].itemsize}').tofile(NEW))"
+            f"{file.path} holds {_named(wide)} ids; swap the bytes (numpy: np.fromfile(PATH, '{wide.str}')"
+            f".astype('<u{wide.itemsize}').tofile(NEW))"
         )
-    if not fitting:
-        return np.dtype("<u2")  # which `check_ids` refuses, naming an id and its place
-    raise UserError(f"{file.path} may hold {' or '.join(dtype.name for dtype in fitting)}; {say}")
+    return np.dtype("<u2") if wide is None else wide  # `check_ids` refuses it when it does not fit either
 
 
 def _is_text(file: OpenFile) -> bool:
@@ -156,78 +157,64 @@ def _is_text(file: OpenFile) -> bool:
     return True
 
 
-def _words(file: OpenFile) -> np.ndarray:
+def _words(file: OpenFile, offset: int = 0) -> np.ndarray:
     """Samples of the file as little-endian 16-bit words, [n, 4]: what 64-bit numbers at these places consist of."""
     parts = [
-        np.frombuffer(file.bytes_at(start - start % 8, count - count % 8), "<u2").reshape(-1, 4)
-        for start, count in sample_starts(file.size)
+        np.frombuffer(file.bytes_at(offset + start - start % 8, count - count % 8), "<u2").reshape(-1, 4)
+        for start, count in sample_starts(file.size - offset)
     ]
     return np.concatenate(parts)
 
 
-def _fits(words: np.ndarray, n_vocab: int) -> list[np.dtype[Any]]:
-    """The types under which samples `words` [n, 4] are ids below `n_vocab`.
+def _wide(words: np.ndarray, n_vocab: int) -> np.dtype[Any] | None:
+    """The type wider than 16 bits that samples `words` [n, 4] have the pattern of; None when they have none.
 
-    Text has no pattern in 2, 4 or 8 bytes. So where every second 16-bit word is as small as the upper half of a 32-bit
-    id must be (0 for up to 65,536 ids) and the others are not, these are upper halves.
+    Text has no pattern in 2, 4 or 8 bytes. So where every second 16-bit word is as small as the upper half of an id
+    below `n_vocab` must be (0 for up to 65,536 ids) and the others are not, these are upper halves.
     """
+    if words.size < _ENOUGH:
+        return None
     upper = (n_vocab - 1) >> 16
-    swapped = words.byteswap()
-    pattern = []
-    for order, w in (("<", words), (">", swapped[:, ::-1])):
+    for order, w in (("<", words), (">", words.byteswap()[:, ::-1])):
         if w[:, 0].max() > upper and (w[:, 1] <= upper).all() and not w[:, 2:].any():
-            pattern.append(np.dtype(f"{order}i8"))
-        elif w[:, ::2].max() > upper and w[:, 1::2].max() <= upper:
-            pattern.append(np.dtype(f"{order}u4"))
-    if pattern:
-        return pattern
-    if not words.any():
-        return [np.dtype(code) for code in ("<u2", "<u4", "<i8")]
-    orders = [order for order, w in (("<", words), (">", swapped)) if w.max() < n_vocab]
-    if orders == ["<", ">"]:  # nearly any bytes are below a large vocabulary; that of this machine is the common one
-        orders = ["<"]
-    return [np.dtype(f"{order}u2") for order in orders]
+            return np.dtype(f"{order}i8")
+        if w[:, ::2].max() > upper and w[:, 1::2].max() <= upper:
+            return np.dtype(f"{order}u4")
+    return None
 
 
 def check_ids(file: OpenFile, found: Layout, n_vocab: int | None) -> None:
-    """Refuses a type under which samples of the ids are impossible: beyond the vocabulary, or every second one 0.
+    """Refuses a type under which samples of the ids are impossible: they have another's pattern, or are no ids.
 
     Raises:
-      UserError: naming the id and its place, and the type that would fit.
+      UserError: naming the type that would fit, or the first id that the vocabulary does not have and its place.
     """
-    size, itemsize = found.count * found.dtype.itemsize, found.dtype.itemsize
-    other = ""
-    if file.size >= 2 * _ENOUGH and not found.offset:
-        likely = [dtype.name for dtype in _fits(_words(file), n_vocab or LARGEST_VOCABULARY) if dtype.byteorder != ">"]
-        other = likely[0] if len(likely) == 1 else ""
-    pattern = []
-    for start, count in sample_starts(size):
+    itemsize, limit = found.dtype.itemsize, n_vocab or LARGEST_VOCABULARY
+    wide = _wide(_words(file, found.offset), limit) if itemsize > 1 else None
+    if wide is not None and (wide.itemsize, _order(wide)) != (itemsize, _order(found.dtype)):
+        what_to_do = "swap the bytes" if _order(wide) == ">" else f"set dtype to {wide.name}"
+        raise UserError(
+            f"{file.path} is to be read as {found.dtype.name}, but it holds {_named(wide)} ids: every second id would "
+            f"be 0 or next to it; {what_to_do}"
+        )
+    for start, count in sample_starts(found.count * itemsize):
         first, last = start // itemsize, (start + count) // itemsize
         ids = np.empty(last - first, found.dtype)
         file.read_into(ids, found.offset + first * itemsize)
-        bad = (ids < 0) | (ids >= (n_vocab or LARGEST_VOCABULARY))
-        if bad.any():
-            at = int(np.flatnonzero(bad)[0])
-            limit = (n_vocab or LARGEST_VOCABULARY) - 1
-            whose = "the model's vocabulary ends" if n_vocab else "no tokenizer's vocabulary goes on"
-            beyond = f"at {limit}" if n_vocab else f"beyond {limit}"
-            fits = f"; read as {other} its ids are possible, set dtype to that" if _differs(other, found.dtype) else ""
-            raise UserError(
-                f"{file.path} holds token id {ids[at]} at token {first + at}, read as {found.dtype.name}, but {whose} "
-                f"{beyond}; it is of another tokenizer, of another dtype, or damaged{fits}"
+        bad = np.flatnonzero((ids < 0) | (ids >= limit))
+        if bad.size:
+            whose = (
+                f"the model's vocabulary ends at {limit - 1}" if n_vocab else f"no vocabulary goes beyond {limit - 1}"
             )
-        pattern.append(ids[: len(ids) // 2 * 2].reshape(-1, 2))
-    pairs = np.concatenate(pattern)
-    if len(pairs) < _ENOUGH // 2:
-        return
-    for zero, rest in ((1, 0), (0, 1)):
-        if not pairs[:, zero].any() and pairs[:, rest].any():
-            fits = f"; as {other} they are possible, set dtype to that" if _differs(other, found.dtype) else ""
             raise UserError(
-                f"{file.path}: read as {found.dtype.name}, every second token id is 0: its ids are wider than that, or "
-                f"big-endian{fits}"
+                f"{file.path} holds token id {ids[bad[0]]} at token {first + bad[0]}, read as {_named(found.dtype)}, "
+                f"but {whose}; it is of another tokenizer, of another dtype, or damaged"
             )
 
 
-def _differs(other: str, dtype: np.dtype[Any]) -> bool:
-    return bool(other) and np.dtype(other).itemsize != dtype.itemsize
+def _order(dtype: np.dtype[Any]) -> str:
+    return ">" if dtype.str[0] == ">" else "<"
+
+
+def _named(dtype: np.dtype[Any]) -> str:
+    return f"big-endian {dtype.name}" if _order(dtype) == ">" else dtype.name
