@@ -1,10 +1,15 @@
-"""What a parameter is: `ParamSpec`, and the closed list of names that its dimensions may bear."""
+"""What a parameter is: `ParamSpec`, the closed list of logical axes, and the tree that all parameters form."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Generic, Literal, get_args
+
+import flax.struct
+import jax
+from typing_extensions import TypeVar
 
 LogicalAxis = Literal["layers", "vocab", "context", "model", "qkv", "heads", "mlp"]
 """layers: stacked blocks · vocab: padded vocabulary · context: positions · model: residual stream, d_model ·
@@ -53,3 +58,60 @@ class ParamSpec:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+
+T = TypeVar("T", default=jax.Array)
+"""What stands in each place of a tree of parameters; `Params` alone means `Params[jax.Array]`."""
+U = TypeVar("U")
+
+
+class _Tree(Generic[T]):
+    """Trees of one structure: `Params` and its blocks. T is what stands in each place: an array, a `ParamSpec`, a
+    PartitionSpec, a weight, …, which may itself be a pytree."""
+
+    def leaves(self) -> list[T]:
+        """What stands in each place, in the order of the fields."""
+        return jax.tree.leaves(self, is_leaf=_is_leaf)
+
+
+@flax.struct.dataclass
+class Block(_Tree[T]):
+    """One transformer block, or all of them stacked along a first dimension L."""
+
+    ln_1_scale: T
+    ln_1_bias: T
+    qkv_kernel: T
+    qkv_bias: T
+    attn_out_kernel: T
+    attn_out_bias: T
+    ln_2_scale: T
+    ln_2_bias: T
+    mlp_up_kernel: T
+    mlp_up_bias: T
+    mlp_down_kernel: T
+    mlp_down_bias: T
+
+    def map(self, f: Callable[..., U], *others: Block[Any]) -> Block[U]:
+        """`f` of what stands in each place here, and there in the others."""
+        mapped: Block[U] = jax.tree.map(f, self, *others, is_leaf=_is_leaf)
+        return mapped
+
+
+@flax.struct.dataclass
+class Params(_Tree[T]):
+    """All parameters: arrays; or specs, partitions, weights and the like, in trees of the same structure."""
+
+    token_embedding: T
+    position_embedding: T
+    blocks: Block[T]
+    ln_f_scale: T
+    ln_f_bias: T
+
+    def map(self, f: Callable[..., U], *others: Params[Any]) -> Params[U]:
+        """`f` of what stands in each place here, and there in the others."""
+        mapped: Params[U] = jax.tree.map(f, self, *others, is_leaf=_is_leaf)
+        return mapped
+
+
+def _is_leaf(node: Any) -> bool:
+    return not isinstance(node, _Tree)

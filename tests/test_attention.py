@@ -20,7 +20,7 @@ from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
-from gpt3_jax.model.transformer import PlainWeights, loss_sum
+from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import mesh_platform
 
@@ -204,7 +204,7 @@ def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
     params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
 
     def loss(params: Any, rows: jax.Array) -> jax.Array:
-        return loss_sum(PlainWeights(params, "float32"), rows, config, Local(platform="tpu"), remat, 256)
+        return loss_sum(plain_weights(params, "float32"), rows, config, Local(platform="tpu"), remat, 256)
 
     program = jax.make_jaxpr(jax.grad(loss))(params, jax.ShapeDtypeStruct((1, 2049), jnp.int32))
     sizes = [(out.aval.size, out.aval.shape) for e, _ in equations(program.jaxpr) for out in e.outvars]

@@ -19,7 +19,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.generation import generate
 from gpt3_jax.interop.names import Layout, layout, to_tensors
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.transformer import PlainWeights, loss_sum
+from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.train.checkpoint.trained import load_trained
 
@@ -77,7 +77,7 @@ def logits(hf: Any) -> np.ndarray:
 
 def mean_loss(params: Params, config: ModelConfig) -> jax.Array:
     rows = jnp.asarray(TOKENS)
-    return loss_sum(PlainWeights(params, "float32"), rows, config, Local(), "none", 16) / (2 * CTX)
+    return loss_sum(plain_weights(params, "float32"), rows, config, Local(), "none", 16) / (2 * CTX)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])

@@ -83,7 +83,7 @@ def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
 def test_a_deferred_gradient_is_that_of_the_output_matrix(rows: int) -> None:
     _, embedding, _ = loss_inputs()
     h, labels = jax.random.normal(jax.random.key(5), (rows, WIDTH)), jnp.arange(rows) % VOCAB - 1
-    deferred = Deferred.zeros(rows, 5, embedding, Local())
+    deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, Local())
     assert (deferred.product_VD is None) == (rows == WIDTH)
 
     def weighted(deferred: Deferred, embedding: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def test_a_cpu_makes_the_product_with_the_vocabulary_behind_and_it_is_the_same()
 
     def found(platform: str) -> tuple[Deferred, jax.Array, tuple[jax.Array, Deferred]]:
         local = Local(platform=platform)
-        deferred = Deferred.zeros(rows, 5, embedding, local)
+        deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, local)
 
         def weighted(h: jax.Array, deferred: Deferred) -> jax.Array:
             return 3 * token_loss(h, embedding, labels, VOCAB, 5, local, deferred)
@@ -155,13 +155,13 @@ def test_never_more_logits_than_a_chunk(differentiated: bool) -> None:
 
 
 def test_padding_of_the_vocabulary_never_trains() -> None:
-    from gpt3_jax.model.transformer import PlainWeights, loss_sum
+    from gpt3_jax.model.transformer import loss_sum, plain_weights
 
     params = model.init(SMALL, jax.random.key(0))
     rows = jax.random.randint(jax.random.key(1), (2, 33), 0, 61)
 
     def loss(params: model.Params) -> jax.Array:
-        return loss_sum(PlainWeights(params, "float32"), rows, SMALL, Local(), "none", 16)
+        return loss_sum(plain_weights(params, "float32"), rows, SMALL, Local(), "none", 16)
 
     gradients = jax.jit(jax.grad(loss))(params)
     assert not np.any(gradients.token_embedding[61:])

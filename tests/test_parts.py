@@ -17,8 +17,8 @@ from step_cells import CONTEXT, Cell, batch, compiled, config, mesh_of, on_mesh,
 from test_traffic import of_step, parameters, sent, tally
 
 from gpt3_jax.model import matmul, transformer
-from gpt3_jax.parallel import zero
 from gpt3_jax.parallel.mesh import data_steps
+from gpt3_jax.parallel.zero import transport
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 
@@ -57,7 +57,7 @@ def assert_parts_change_nothing() -> None:
 def assert_steps_change_nothing() -> None:
     unchanged()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+        patch.setattr(transport, "data_steps", lambda mesh: (ROWS, COLUMNS))
         for stage in (1, 2, 3):
             assert_same(train(CELL._replace(stage=stage)))
 
@@ -66,9 +66,9 @@ def assert_scatters_apart_change_nothing() -> None:
     """To the bit: the same sums of the same numbers."""
     for stage, steps in ((1, ()), (2, (ROWS, COLUMNS)), (3, (ROWS, COLUMNS))):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(zero, "data_steps", lambda mesh, steps=steps: steps)
+            patch.setattr(transport, "data_steps", lambda mesh, steps=steps: steps)
             want = train(CELL._replace(stage=stage))
-            patch.setattr(zero, "pads_scatters", lambda *_, **__: True)
+            patch.setattr(transport, "pads_scatters", lambda *_, **__: True)
             jax.tree.map(np.testing.assert_array_equal, train(CELL._replace(stage=stage)), want)
 
 
@@ -96,7 +96,7 @@ def test_parts_of_the_mlp_change_nothing(mesh: tuple[int, int, int]) -> None:
 
 def test_parts_of_the_mlp_come_in_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
     unchanged()
-    monkeypatch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+    monkeypatch.setattr(transport, "data_steps", lambda mesh: (ROWS, COLUMNS))
     assert_parts_of_the_mlp_change_nothing()
 
 
@@ -158,7 +158,7 @@ def test_steps_send_what_one_ring_sends(stage: int, monkeypatch: pytest.MonkeyPa
     """(n - 1) / n of the inner step's share, and of the whole in the outer one, are (N - 1) / N of the whole."""
     cell = CELL._replace(stage=stage)
     want = of_step(cell)
-    monkeypatch.setattr(zero, "data_steps", lambda mesh: (ROWS, COLUMNS))
+    monkeypatch.setattr(transport, "data_steps", lambda mesh: (ROWS, COLUMNS))
     found = of_step(cell)
     for kind in ("all-gather", "reduce-scatter"):
         assert sent(found, kind, axis="data") == sent(want, kind, axis="data")

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.config import load_config
 from gpt3_jax.parallel.compiler_options import compiler_options, pads_scatters
-from gpt3_jax.parallel.gather import Gather, reduce_scatter
 from gpt3_jax.parallel.mesh import DATA, data_steps, make_mesh
+from gpt3_jax.parallel.zero.transport import Transport
+from gpt3_jax.parallel.zero.weight import Gather
 from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.compiled import without_cache
 from gpt3_jax.program.hlo import Program
@@ -42,11 +43,10 @@ def mesh_of(topology: str) -> Mesh:
 def surplus(topology: str, gradient: str, overlap: bool, apart: bool) -> float:
     """Bytes that the compiled scatter sends beyond those of the traced one, as a share of these."""
     mesh, (shape, dim) = mesh_of(topology), GRADIENTS[gradient]
-    how = Gather(dim, DATA, jnp.dtype("bfloat16"), jnp.dtype("float32"), steps=data_steps(mesh), tpu=True, apart=apart)
+    transport = Transport(DATA, data_steps(mesh), by_device=apart, tpu=True)
+    how = Gather(dim, jnp.dtype("bfloat16"), jnp.dtype("float32"), transport)
     spec = PartitionSpec(*[None] * dim, DATA)
-    mapped = jax.shard_map(
-        functools.partial(reduce_scatter, how=how), mesh=mesh, in_specs=PartitionSpec(), out_specs=spec, check_vma=False
-    )
+    mapped = jax.shard_map(how.reduce_scatter, mesh=mesh, in_specs=PartitionSpec(), out_specs=spec, check_vma=False)
     whole = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     with tempfile.TemporaryDirectory() as folder, without_cache():
         options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}

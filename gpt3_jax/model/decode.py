@@ -25,6 +25,7 @@ from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import layer_norm
 from gpt3_jax.model.transformer import bands, qkv_projection
+from gpt3_jax.parallel.zero import Weight
 
 _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""
@@ -205,11 +206,12 @@ def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Arra
 
 def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:
     """`transformer`'s block on one device, without gradients, with the attention that generation needs."""
+    weights = block.map(Weight.plain)
     h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
-    heads_BTA = attend(*qkv_projection(block, h_BTD, config)).reshape(*h_BTD.shape[:2], -1)
-    x_BTD = x_BTD + linear(heads_BTA, block.attn_out_kernel) + block.attn_out_bias
+    heads_BTA = attend(*qkv_projection(weights, h_BTD, config)).reshape(*h_BTD.shape[:2], -1)
+    x_BTD = x_BTD + linear(heads_BTA, weights.attn_out_kernel) + block.attn_out_bias
     h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
-    return x_BTD + mlp(block, h_BTD) + block.mlp_down_bias
+    return x_BTD + mlp(weights, h_BTD) + block.mlp_down_bias
 
 
 def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig) -> jax.Array:

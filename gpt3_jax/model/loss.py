@@ -43,10 +43,8 @@ class Deferred:
     """The product with the vocabulary behind, where that is the faster matmul (`_vocabulary_behind`)."""
 
     @staticmethod
-    def zeros(n: int, chunk: int, embedding_VD: jax.Array, local: Local) -> Deferred:
-        """What goes into `token_loss` for `n` rows in chunks of `chunk`."""
-        vocab, d = embedding_VD.shape
-        dtype = embedding_VD.dtype
+    def zeros(n: int, chunk: int, vocab: int, d: int, dtype: jnp.dtype, local: Local) -> Deferred:
+        """What goes into `token_loss` for `n` rows in chunks of `chunk` and an output matrix [vocab, d] of `dtype`."""
         if n > d and _vocabulary_behind(dtype, local):
             return Deferred(product_DV=local.vary(jnp.zeros((d, vocab), dtype)))
         if n > d:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from gpt3_jax.parallel.gather import Gathered
+from gpt3_jax.parallel.zero import Weight
 
 
 def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -56,50 +56,82 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Arra
     return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
 
 
-def linear(x: jax.Array, kernel: jax.Array | Gathered, platform: str = "") -> jax.Array:
+def linear(x: jax.Array, kernel: Weight, platform: str = "") -> jax.Array:
     """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype.
 
-    The gradient of a `Gathered` kernel goes to its shard, reduced while it is made.
+    The kernel's gradient is reduced while it is made, where ZeRO reduces it in the backward pass
+    (`Weight.partitioned`).
 
     Args:
         platform: the platform that the program is compiled for, where it is differentiated.
     """
-    if isinstance(kernel, Gathered):
-        return _linear_gathered(x, kernel, platform)
     return _linear(x, kernel, platform)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _linear(x: jax.Array, kernel: jax.Array, platform: str) -> jax.Array:
+def _linear(x: jax.Array, kernel: Weight, platform: str) -> jax.Array:
     return _linear_forward(x, kernel)[0]
 
 
-# Flattened in here and not by the caller: what the backward pass keeps is then the kernel itself, which ZeRO can
-# gather again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones, the only form of
+# Flattened in here and not by the caller: what the backward pass keeps is then the weight itself, which ZeRO can gather
+# again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones, the only form of
 # bf16 x bf16 -> fp32 that the CPU backend runs in every shape.
-def _linear_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel), x.dtype)
-    return rows.reshape(*x.shape[:-1], *kernel.shape[1:]), (x, kernel)
+def _linear_forward(x: jax.Array, kernel: Weight) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
+    rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)
+    return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:]), (x, kernel)
 
 
-def _linear_backward(platform: str, saved: tuple[jax.Array, jax.Array], ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _linear_backward(platform: str, saved: tuple[jax.Array, Weight], ct: jax.Array) -> tuple[jax.Array, Weight]:
     x, kernel = saved
-    x_rows, ct_rows = _rows(x, ct)
-    kernel_ct = contract_rows(x_rows, ct_rows, kernel.dtype, platform)
-    return _input_ct(x, kernel, ct_rows), kernel_ct.reshape(kernel.shape)
+    value = kernel.value
+    x_rows = x.reshape(-1, x.shape[-1])
+    ct_rows = ct.reshape(x_rows.shape[0], -1)
+    gradient = _kernel_gradient(x_rows, ct_rows, kernel, platform)
+    x_ct = _accumulate("no,io->ni", ct_rows, _flat(value), x.dtype).reshape(x.shape)
+    return x_ct, kernel.cotangent(gradient)
 
 
 _linear.defvjp(lambda x, kernel, platform: _linear_forward(x, kernel), _linear_backward)
+
+_PART = 2**24
+"""Elements of a kernel's gradient above which it is made in parts, where it is reduced as it is made: 64 MB in fp32."""
+_MOST_PARTS = 8
+
+
+def _kernel_gradient(x_NI: jax.Array, ct_NO: jax.Array, kernel: Weight, platform: str) -> jax.Array:
+    """The kernel's reduced gradient [I or its shard, O]."""
+    n_inputs, n_outputs = x_NI.shape[1], ct_NO.shape[1]
+    dtype = kernel.how.compute
+    parts = 1
+    while (
+        kernel.partitioned
+        and parts < _MOST_PARTS
+        and n_inputs * n_outputs > parts * _PART
+        and n_outputs % (2 * parts) == 0
+    ):
+        parts *= 2
+    if parts == 1:
+        return kernel.reduce(contract_rows(x_NI, ct_NO, dtype, platform))
+    columns = n_outputs // parts
+
+    def part(i: Any) -> jax.Array:
+        return contract_rows(x_NI, lax.dynamic_slice_in_dim(ct_NO, i * columns, columns, axis=1), dtype, platform)
+
+    # While one part is reduced, the next is made: no more than two are there at a time, and the matmuls still have
+    # the reductions of others to hide.
+    last, reduced = lax.scan(lambda made, i: (part(i), kernel.reduce(made)), part(0), jnp.arange(1, parts))
+    in_front = jnp.moveaxis(reduced, 0, 1).reshape(reduced.shape[1], -1)
+    return jnp.concatenate([in_front, kernel.reduce(last)], axis=1)
+
+
+def linear_backward(x: jax.Array, kernel: Weight, ct: jax.Array, platform: str) -> tuple[jax.Array, Weight]:
+    """The cotangents of `linear`'s arguments from that of its result, [..., ...O], without the result."""
+    return _linear_backward(platform, (x, kernel), ct)
 
 
 def default_is_cpu() -> bool:
     """Whether what runs where nobody has said so runs on a CPU."""
     return jax.default_backend() == "cpu"
-
-
-def linear_backward(x: jax.Array, kernel: Gathered, ct: jax.Array, platform: str) -> tuple[jax.Array, Gathered]:
-    """The cotangents of `linear`'s arguments from that of its result, [..., ...O], without the result."""
-    return _linear_gathered_backward(platform, (x, kernel), ct)
 
 
 def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:
@@ -129,63 +161,6 @@ def _transposed(a_NI: jax.Array) -> jax.Array:
         lambda a_NI: rows_first(a_NI.T),
         a_NI,
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _linear_gathered(x: jax.Array, kernel: Gathered, platform: str) -> jax.Array:
-    return _linear_gathered_forward(x, kernel, platform)[0]
-
-
-# Not by way of `_linear_gathered`: `jax.checkpoint` does not look into a custom derivative for matmuls to keep.
-def _linear_gathered_forward(
-    x: jax.Array, kernel: Gathered, platform: str
-) -> tuple[jax.Array, tuple[jax.Array, Gathered]]:
-    rows = _linear_forward(x, _flat(kernel.value))[0]
-    return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:]), (x, kernel)
-
-
-def _linear_gathered_backward(
-    platform: str, saved: tuple[jax.Array, Gathered], ct: jax.Array
-) -> tuple[jax.Array, Gathered]:
-    x, kernel = saved
-    x_rows, ct_rows = _rows(x, ct)
-    n_inputs, n_outputs = x_rows.shape[1], ct_rows.shape[1]
-    parts = 1
-    while parts < _MOST_PARTS and n_inputs * n_outputs > parts * _PART and n_outputs % (2 * parts) == 0:
-        parts *= 2
-    columns = n_outputs // parts
-
-    def part(i: Any) -> jax.Array:
-        ct_part = lax.dynamic_slice_in_dim(ct_rows, i * columns, columns, axis=1)
-        return contract_rows(x_rows, ct_part, kernel.value.dtype, platform)
-
-    # While one part is reduced, the next is made: no more than two are there at a time, and the matmuls still have
-    # the reductions of others to hide.
-    last = part(0) if parts > 1 else contract_rows(x_rows, ct_rows, kernel.value.dtype, platform)
-    reduced = []
-    if parts > 1:
-        last, done = lax.scan(lambda made, i: (part(i), kernel.reduce(made)), last, jnp.arange(1, parts))
-        reduced = [jnp.moveaxis(done, 0, 1).reshape(done.shape[1], -1)]
-    gradient = jnp.concatenate([*reduced, kernel.reduce(last)], axis=1)
-    # The value passes nothing on: it has been cut off, and its zeros are never made.
-    nothing = jnp.zeros_like(kernel.value)
-    return _input_ct(x, kernel.value, ct_rows), Gathered(nothing, kernel.shaped(gradient), kernel.how)
-
-
-_linear_gathered.defvjp(_linear_gathered_forward, _linear_gathered_backward)
-
-_PART = 2**24
-"""Elements of a kernel's gradient above which it is made in parts: 64 MB in fp32."""
-_MOST_PARTS = 8
-
-
-def _rows(x: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_rows = x.reshape(-1, x.shape[-1])
-    return x_rows, ct.reshape(x_rows.shape[0], -1)
-
-
-def _input_ct(x: jax.Array, kernel: jax.Array, ct_rows: jax.Array) -> jax.Array:
-    return _accumulate("no,io->ni", ct_rows, _flat(kernel), x.dtype).reshape(x.shape)
 
 
 def _flat(kernel: jax.Array) -> jax.Array:

@@ -22,34 +22,35 @@ from jax import lax
 from gpt3_jax.model.matmul import einsum, linear, linear_backward
 from gpt3_jax.model.params import Block
 from gpt3_jax.model.pointwise import add_bias, gelu
-from gpt3_jax.parallel.gather import Gathered, Sharded, scatter
+from gpt3_jax.parallel.zero import Weight
 
 
-def mlp(block: Block, x_BTD: jax.Array, platform: str = "") -> jax.Array:
-    """The MLP [B, T, D] of x, without its output bias, which stands behind the reduction over tensor shards.
+def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str = "") -> jax.Array:
+    """The MLP [B, T, D] of x, without its output bias, which is added after the reduction over tensor shards.
 
     Args:
         platform: the platform that the program is compiled for, where it is differentiated.
     """
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
-    if isinstance(down, Sharded):
-        return _in_parts(x_BTD, (up, bias, down), platform)
-    return linear(_hidden(x_BTD, up, bias, platform), down, platform)
+    if down.kind == "parts":
+        return _in_parts(x_BTD, (up.cut_columns(), bias.cut_rows(), down.cut_rows()), platform)
+    return linear(_hidden(x_BTD, up, bias.as_array(), platform), down, platform)
 
 
-def _hidden(x_BTD: jax.Array, up: jax.Array | Gathered, bias_F: jax.Array, platform: str) -> jax.Array:
+def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str) -> jax.Array:
     return gelu(add_bias(linear(x_BTD, up, platform), bias_F))
 
 
-_Weights = tuple[Sharded, Sharded, Sharded]
-_Values = tuple[jax.Array, ...]
+_Weights = tuple[Weight, Weight, Weight]
+"""Up kernel, up bias, down kernel: cut into parts, or one part of each."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _in_parts(x_BTD: jax.Array, weights: _Weights, platform: str) -> jax.Array:
-    def add(sum_BTD: jax.Array, values: _Values, _: _Weights) -> tuple[jax.Array, None]:
-        up_DG, bias_G, down_GD = values
-        return sum_BTD + einsum("btg,gd->btd", _hidden(x_BTD, up_DG, bias_G, platform), down_GD, jnp.float32), None
+    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, None]:
+        up, bias, down = part
+        hidden_BTG = _hidden(x_BTD, up, bias.value, platform)
+        return sum_BTD + einsum("btg,gd->btd", hidden_BTG, down.value, jnp.float32), None
 
     sum_BTD, _ = _each_part(add, x_BTD, weights)
     return sum_BTD
@@ -60,13 +61,12 @@ def _in_parts_backward(
 ) -> tuple[jax.Array, _Weights]:
     x_BTD, weights = saved
 
-    def add(sum_BTD: jax.Array, values: _Values, part: _Weights) -> tuple[jax.Array, Any]:
-        up, down = (Gathered(values[i], part[i].target, part[i].how) for i in (0, 2))
-        bias_G = values[1]
-        hidden_BTG, pull = jax.vjp(functools.partial(_hidden, platform=platform), x_BTD, up, bias_G)
+    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, Any]:
+        up, bias, down = part
+        hidden_BTG, pull = jax.vjp(functools.partial(_hidden, platform=platform), x_BTD, up, bias.value)
         hidden_ct, down_ct = linear_backward(hidden_BTG, down, ct_BTD, platform)
         x_ct, up_ct, bias_ct = pull(hidden_ct)
-        targets = up_ct.target, scatter(bias_ct, part[1].how), down_ct.target
+        targets = up_ct.target, bias.reduce(bias_ct), down_ct.target
         return sum_BTD + x_ct.astype(jnp.float32), targets
 
     x_ct, targets = _each_part(add, x_BTD, weights)
@@ -82,27 +82,31 @@ _in_parts.defvjp(
 
 
 def _each_part(
-    add: Callable[[jax.Array, _Values, _Weights], tuple[jax.Array, Any]], x_BTD: jax.Array, weights: _Weights
+    add: Callable[[jax.Array, _Weights], tuple[jax.Array, Any]], x_BTD: jax.Array, weights: _Weights
 ) -> tuple[jax.Array, Any]:
-    """`add` over the parts, from a sum of zero in fp32, with each part's gathered weights and shards. Its sum, in the
-    dtype of x; and a stack of what it gives beside."""
+    """`add` over the parts, from a sum of zero in fp32, with each part's weights gathered. Its sum, in the dtype of x;
+    and a stack of what it gives beside."""
+    Values = tuple[jax.Array, ...]
 
-    def gather(part: _Weights) -> _Values:
-        return tuple(weight.value() for weight in part)
+    def gather(part: _Weights) -> Values:
+        return tuple(weight.value for weight in part)
 
-    def cut(part: Any) -> _Weights:
+    def cut(part: int | slice) -> _Weights:
         return tuple(weight[part] for weight in weights)  # type: ignore[return-value]
 
-    def one(carry: tuple[jax.Array, _Values], parts: tuple[_Weights, _Weights]) -> tuple[Any, Any]:
+    def with_values(part: _Weights, values: Values) -> _Weights:
+        return tuple(weight.with_value(value) for weight, value in zip(part, values, strict=True))  # type: ignore[return-value]
+
+    def one(carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]) -> tuple[Any, Any]:
         sum_BTD, values = carry
         this, following = parts
         # Nothing here waits for it: it is on its way while this part is worked with.
         ahead = gather(following)
-        sum_BTD, given = add(sum_BTD, values, this)
+        sum_BTD, given = add(sum_BTD, with_values(this, values))
         return (sum_BTD, ahead), given
 
     zeros = jnp.zeros_like(x_BTD, jnp.float32)
     (sum_BTD, values), given = lax.scan(one, (zeros, gather(cut(0))), (cut(slice(-1)), cut(slice(1, None))))
-    sum_BTD, last = add(sum_BTD, values, cut(-1))
+    sum_BTD, last = add(sum_BTD, with_values(cut(-1), values))
     given = jax.tree.map(lambda stack, x: jnp.concatenate([stack, x[None]]), given, last)
     return sum_BTD.astype(x_BTD.dtype), given

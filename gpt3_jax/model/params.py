@@ -11,45 +11,17 @@ import dataclasses
 import zlib
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.spec import Block as Block
 from gpt3_jax.spec import ParamKind, ParamSpec
+from gpt3_jax.spec import Params as Params
 
 
-@flax.struct.dataclass
-class Block:
-    """One transformer block, or all of them stacked along a first dimension L."""
-
-    ln_1_scale: Any
-    ln_1_bias: Any
-    qkv_kernel: Any
-    qkv_bias: Any
-    attn_out_kernel: Any
-    attn_out_bias: Any
-    ln_2_scale: Any
-    ln_2_bias: Any
-    mlp_up_kernel: Any
-    mlp_up_bias: Any
-    mlp_down_kernel: Any
-    mlp_down_bias: Any
-
-
-@flax.struct.dataclass
-class Params:
-    """All parameters. Leaves are arrays; or specs, shardings and the like, in trees of the same structure."""
-
-    token_embedding: Any
-    position_embedding: Any
-    blocks: Block
-    ln_f_scale: Any
-    ln_f_bias: Any
-
-
-def param_table(config: ModelConfig) -> Params:
-    """The table for one architecture, as a `Params` of `ParamSpec`."""
+def param_table(config: ModelConfig) -> Params[ParamSpec]:
+    """The table for one architecture."""
     layers, d, ff, vocab = config.n_layers, config.d_model, config.d_ff, config.n_vocab_padded
     residual = config.init_std * {"2L": (2 * layers) ** -0.5, "L": layers**-0.5, "none": 1.0}[config.residual_init]
 
@@ -92,31 +64,28 @@ def names(tree: Any) -> list[str]:
     return [".".join(getattr(key, "name", str(key)) for key in path) for path, _ in paths]
 
 
-def init(config: ModelConfig, key: jax.Array) -> Params:
+def init(config: ModelConfig, key: jax.Array) -> Params[jax.Array]:
     """Initial parameters in fp32 (GPT-2's initialisation; GPT-3 section 2.1).
 
     Values depend on the key, the parameter's name and the true vocabulary only: not on sharding, and not on padding,
     whose rows are zero and stay so.
     """
-    table = param_table(config)
-    leaves, structure = jax.tree.flatten(table)
-    true_leaves = jax.tree.leaves(param_table(dataclasses.replace(config, vocab_multiple=1)))
-    arrays = []
-    for name, spec, true in zip(names(table), leaves, true_leaves, strict=True):
+
+    def parameter(name: str, spec: ParamSpec, unpadded: ParamSpec) -> jax.Array:
         if spec.constant:
-            arrays.append(jnp.full(spec.shape, spec.init, jnp.float32))
-            continue
+            return jnp.full(spec.shape, spec.init, jnp.float32)
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        value = spec.init * jax.random.normal(own_key, true.shape, jnp.float32)
-        arrays.append(jnp.pad(value, [(0, dim - own) for dim, own in zip(spec.shape, true.shape, strict=True)]))
-    params: Params = jax.tree.unflatten(structure, arrays)
-    return params
+        value = spec.init * jax.random.normal(own_key, unpadded.shape, jnp.float32)
+        return jnp.pad(value, [(0, dim - own) for dim, own in zip(spec.shape, unpadded.shape, strict=True)])
+
+    table, unpadded = param_table(config), param_table(dataclasses.replace(config, vocab_multiple=1))
+    dotted: Params[str] = jax.tree.unflatten(jax.tree.structure(table), names(table))
+    return dotted.map(parameter, table, unpadded)
 
 
-def abstract(config: ModelConfig) -> Params:
+def abstract(config: ModelConfig) -> Params[jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the parameters, without arrays."""
-    params: Params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), param_table(config))
-    return params
+    return param_table(config).map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32))
 
 
 _DECAYED: dict[str, tuple[ParamKind, ...]] = {
@@ -126,15 +95,14 @@ _DECAYED: dict[str, tuple[ParamKind, ...]] = {
 }
 
 
-def decay_mask(config: ModelConfig, on: str) -> Params:
+def decay_mask(config: ModelConfig, on: str) -> Params[bool]:
     """True where weight decay applies; `on` is `optimizer.weight_decay_on`."""
-    mask: Params = jax.tree.map(lambda spec: spec.kind in _DECAYED[on], param_table(config))
-    return mask
+    return param_table(config).map(lambda spec: spec.kind in _DECAYED[on])
 
 
 def count_params(config: ModelConfig) -> int:
     """The paper's count (Table D.1): embeddings, positions and biases included, vocabulary padding left out."""
-    return sum(spec.size for spec in jax.tree.leaves(param_table(dataclasses.replace(config, vocab_multiple=1))))
+    return sum(spec.size for spec in param_table(dataclasses.replace(config, vocab_multiple=1)).leaves())
 
 
 def train_flops_per_token(config: ModelConfig, attention: bool = False) -> float:

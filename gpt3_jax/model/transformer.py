@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,79 +27,30 @@ from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.mesh import DATA
+from gpt3_jax.parallel.zero import Weight, save_all_but_weights
 
 Remat = Literal["none", "dots", "full", "offload"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Attention of one kind: queries, keys and values to heads, each [B, T, H, K]."""
 
 
-class Weights(Protocol):
-    """Where the forward pass gets its weights from, in the compute dtype. `parallel.zero` has ZeRO's stages."""
-
-    @property
-    def blocks(self) -> Any:
-        """What stands for the blocks: a pytree with L in front."""
-
-    @property
-    def made_inside(self) -> bool:
-        """Whether `block` makes the weights anew, so that the backward pass should not keep them."""
-
-    def block(self, layer: Any) -> Block:
-        """The weights of one block from its slice of `blocks`; called inside the scan. The MLP's may be shards in
-        parts (`parallel.gather.Sharded`)."""
-
-    def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
-        """The token embedding: what is differentiated, its value [V, D], and what turns some of the value's rows of
-        gradient, [rows, D] in fp32, into the gradient of the first. The value itself passes no gradient on."""
-
-    def position_table(self) -> jax.Array:
-        """The position embedding [C, D]."""
-
-    def head(self, h: jax.Array, token_table_VD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Final LayerNorm's scale and bias, and the output matrix [V, D], once the blocks have given `h`. The matrix
-        is the value of the token embedding, and passes no gradient on either."""
-
-
-class PlainWeights:
-    """Weights of one device: `Params` as they are, cast to the compute dtype."""
-
-    def __init__(self, params: Params, dtype: str) -> None:
-        self._params: Params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-    @property
-    def blocks(self) -> Block:
-        return self._params.blocks  # type: ignore[no-any-return]
-
-    @property
-    def made_inside(self) -> bool:
-        return False
-
-    def block(self, layer: Block) -> Block:
-        return layer
-
-    def token_table(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
-        table: jax.Array = self._params.token_embedding
-        return table, lax.stop_gradient(table), functools.partial(jnp.asarray, dtype=table.dtype)
-
-    def position_table(self) -> jax.Array:
-        table: jax.Array = self._params.position_embedding
-        return table
-
-    def head(self, h: jax.Array, token_table_VD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return self._params.ln_f_scale, self._params.ln_f_bias, token_table_VD
-
-
-def forward(params: Params, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
+def forward(params: Params[jax.Array], tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once."""
-    weights = PlainWeights(params, config.dtype)
-    h_BTD, _, _ = hidden(weights, tokens_BT, config, Local(), remat="none")
+    weights, local = plain_weights(params, config.dtype), Local()
+    x_BTD, _ = embed(weights, tokens_BT, local, None)
+    x_BTD = blocks(weights.blocks, x_BTD, tokens_BT.shape[1], config, local, remat="none")
+    h_BTD, _ = head(weights, x_BTD, tokens_BT.shape[1], config, local)
     logits = einsum("btd,vd->btv", h_BTD, params.token_embedding.astype(config.dtype), jnp.float32)
     return logits[..., : config.n_vocab]
 
 
+def plain_weights(params: Params[jax.Array], dtype: str) -> Params[Weight]:
+    """All parameters as weights on one device, cast to the compute dtype."""
+    return params.map(lambda leaf: Weight.plain(leaf.astype(dtype)))
+
+
 def loss_sum(
-    weights: Weights,
+    weights: Params[Weight],
     rows_BT1: jax.Array,
     config: ModelConfig,
     local: Local,
@@ -108,121 +59,117 @@ def loss_sum(
     unroll: int = 1,
 ) -> jax.Array:
     """Sum of -log p over the T targets of each row of T + 1 tokens, in nats (fp32 scalar, one per tensor group)."""
-    h_BTD, embedding_VD, deferred = hidden(weights, rows_BT1[:, :-1], config, local, remat, unroll, loss_chunk)
-    h_ND, labels_N = h_BTD.reshape(-1, config.d_model), rows_BT1[:, 1:].reshape(-1)
+    tokens_BT, labels_N = rows_BT1[:, :-1], rows_BT1[:, 1:].reshape(-1)
+    length, vocab = tokens_BT.shape[1], weights.token_embedding.target.shape[0]
+    deferred = Deferred.zeros(tokens_BT.size, loss_chunk, vocab, config.d_model, jnp.dtype(config.dtype), local)
+    x_BSD, deferred = embed(weights, tokens_BT, local, deferred)
+    x_BSD = blocks(weights.blocks, x_BSD, length, config, local, remat, unroll)
+    h_BTD, matrix_VD = head(weights, x_BSD, length, config, local)
+    h_ND = h_BTD.reshape(-1, config.d_model)
     with jax.named_scope("head_loss"):
-        return token_loss(h_ND, embedding_VD, labels_N, config.n_vocab, loss_chunk, local, deferred)
+        return token_loss(h_ND, matrix_VD, labels_N, config.n_vocab, loss_chunk, local, deferred)
 
 
-def hidden(
-    weights: Weights,
-    tokens_BT: jax.Array,
-    config: ModelConfig,
-    local: Local,
-    remat: Remat,
-    unroll: int = 1,
-    loss_chunk: int = 1,
-) -> tuple[jax.Array, jax.Array, Deferred]:
-    """Final hidden states [B, T, D], whole rows on every tensor shard; the output matrix [V, D], without a gradient;
-    and where its gradient goes instead."""
-    active, table_VD, finish = weights.token_table()
-    deferred = Deferred.zeros(tokens_BT.size, loss_chunk, table_VD, local)
-    ids_BT = tokens_BT - local.tensor_index() * table_VD.shape[0]
-    with jax.named_scope("embed"):
-        x_BTD, deferred = lookup(active, table_VD, ids_BT, deferred, finish)
-    length = tokens_BT.shape[1]
-    with jax.named_scope("embed"):
-        x_BSD = local.scatter_sequence(_add_positions(x_BTD, weights.position_table()[:length], local))
-    x_BSD = _blocks(weights, x_BSD, length, config, local, remat, unroll)
-    scale, bias, table_VD = weights.head(x_BSD, table_VD)
-    return local.gather_sequence(layer_norm(x_BSD, scale, bias, config.norm_eps), length), table_VD, deferred
+# -- embed ---------------------------------------------------------------------------------------------------------
 
 
-def _add_positions(x_BTD: jax.Array, positions_TD: jax.Array, local: Local) -> jax.Array:
-    if local.tensor is not None:
-        # What the tensor shards have so far are summands: one of them brings the positions.
-        positions_TD = jnp.where(local.tensor_index() == 0, positions_TD, 0)
-    return x_BTD + positions_TD
+Carried = TypeVar("Carried", Deferred, None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def lookup(
-    active: jax.Array,
-    table_VD: jax.Array,
-    ids_BT: jax.Array,
-    deferred: Deferred,
-    finish: Callable[[jax.Array], jax.Array],
-) -> tuple[jax.Array, Deferred]:
-    """Rows of the table, zeros for ids outside it; and `deferred`, as it is.
+def embed(weights: Params[Weight], tokens_BT: jax.Array, local: Local, deferred: Carried) -> tuple[jax.Array, Carried]:
+    """Token and position embeddings: the residual stream [B, S, D] in front of the blocks.
 
-    Backward, what `deferred` brings from the output matrix and the gradient of the rows are summed in fp32, some rows
-    of the table at a time, and go through `finish` into the gradient of `active`: once, for both uses of the table.
+    Args:
+        deferred: carries the gradient of the output matrix from `token_loss` to here (see `lookup`); passed through.
     """
-    inside = (ids_BT >= 0) & (ids_BT < table_VD.shape[0])
-    return jnp.where(inside[..., None], table_VD[jnp.where(inside, ids_BT, 0)], 0), deferred
+    table = weights.token_embedding.gathered()
+    with jax.named_scope("embed"):
+        ids_BT = tokens_BT - local.tensor_index() * table.target.shape[0]
+        x_BTD, deferred = lookup(table, ids_BT, deferred)
+        positions_TD = weights.position_embedding.gathered().as_array()[: tokens_BT.shape[1]]
+        if local.tensor is not None:
+            # Each tensor shard has the embeddings of its slice of the vocabulary, zeros for other tokens. The positions
+            # are added on one shard, so that the sum over shards has them once.
+            positions_TD = jnp.where(local.tensor_index() == 0, positions_TD, 0)
+        return local.scatter_sequence(x_BTD + positions_TD), deferred
+
+
+@jax.custom_vjp
+def lookup(table: Weight, ids_BT: jax.Array, deferred: Carried) -> tuple[jax.Array, Carried]:
+    """Rows of the table [V, D], zeros for ids outside it; and `deferred`, as it is.
+
+    Backward, the gradient of the output matrix that `deferred` carries (the same table, tied) and the gradient of the
+    rows are summed in fp32, some rows of the table at a time, and reduced: once, for both uses of the table.
+    """
+    value_VD = table.value
+    inside = (ids_BT >= 0) & (ids_BT < value_VD.shape[0])
+    return jnp.where(inside[..., None], value_VD[jnp.where(inside, ids_BT, 0)], 0), deferred
 
 
 def _lookup_forward(
-    active: jax.Array,
-    table_VD: jax.Array,
-    ids_BT: jax.Array,
-    deferred: Deferred,
-    finish: Callable[[jax.Array], jax.Array],
-) -> tuple[tuple[jax.Array, Deferred], tuple[jax.Array, jax.Array]]:
-    # The table goes along for its shape; XLA drops it.
-    return lookup(active, table_VD, ids_BT, deferred, finish), (table_VD, ids_BT)
+    table: Weight, ids_BT: jax.Array, deferred: Carried
+) -> tuple[tuple[jax.Array, Carried], tuple[Weight, jax.Array]]:
+    return lookup(table, ids_BT, deferred), (table, ids_BT)
 
 
 def _lookup_backward(
-    finish: Callable[[jax.Array], jax.Array], saved: tuple[jax.Array, jax.Array], cts: tuple[jax.Array, Deferred]
-) -> tuple[jax.Array, None, None, None]:
-    table_VD, ids_BT = saved
+    saved: tuple[Weight, jax.Array], cts: tuple[jax.Array, Deferred | None]
+) -> tuple[Weight, None, None]:
+    table, ids_BT = saved
     ct_BTD, deferred = cts
-    vocab = table_VD.shape[0]
-    parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and table_VD.size <= n * _TABLE_PART)
+    vocab, d = table.target.shape[0], ct_BTD.shape[-1]
+    parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and vocab * d <= n * _TABLE_PART)
     size = vocab // parts
 
     def part(first: Any) -> jax.Array:
         ids = ids_BT - first
         inside = (ids >= 0) & (ids < size)
-        head_PD = deferred.product(first, size)
-        # Ids outside are sent behind the end, where `drop` loses them.
-        return finish(head_PD.at[jnp.where(inside, ids, size)].add(ct_BTD.astype(jnp.float32), mode="drop"))
+        head_PD = jnp.zeros((size, d), jnp.float32) if deferred is None else deferred.product(first, size)
+        # Ids outside are set past the end, where `drop` ignores them.
+        return table.reduce(head_PD.at[jnp.where(inside, ids, size)].add(ct_BTD.astype(jnp.float32), mode="drop"))
 
-    if parts == 1:
-        return part(0), None, None, None
-    gradient = lax.map(part, jnp.arange(parts) * size)
-    return gradient.reshape(vocab, -1), None, None, None
+    gradient = part(0) if parts == 1 else lax.map(part, jnp.arange(parts) * size).reshape(vocab, -1)
+    return table.replace(target=gradient, source=None), None, None  # type: ignore[attr-defined]
 
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
-_LONG_BLOCK = 2**26
-"""Weights of a block, on one device, from which on a choice of the host's, some 50 µs, is less than a hundredth of the
-block's time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
 _TABLE_PART = 2**25
 """Elements of the token embedding's gradient that are made, and reduced, at once: 128 MB in fp32."""
 
 
+# -- blocks --------------------------------------------------------------------------------------------------------
+
+_LONG_BLOCK = 2**26
+"""Weights of a block, on one device, from which on a choice of the host's, some 50 µs, is less than a hundredth of the
+block's time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
+
+
 def qkv_projection(
-    block: Block, x_BTD: jax.Array, config: ModelConfig, platform: str = ""
+    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str = ""
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
-    qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias)
+    qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
     return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
 
 
-def _block(block: Block, x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local) -> jax.Array:
-    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_1_scale, block.ln_1_bias, config.norm_eps), length)
+def _block(
+    block: Block[Weight], x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local
+) -> jax.Array:
+    block = block.map(Weight.gathered)
+    h_BSD = layer_norm(x_BSD, block.ln_1_scale.as_array(), block.ln_1_bias.as_array(), config.norm_eps)
+    h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("attention"):
         q, k, v = qkv_projection(block, h_BTD, config, local.platform)
         heads_BTA = attend(q, k, v).reshape(*h_BTD.shape[:2], -1)
         out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))
-        x_BSD = add_bias(x_BSD + out_BSD, block.attn_out_bias)
-    h_BTD = local.gather_sequence(layer_norm(x_BSD, block.ln_2_scale, block.ln_2_bias, config.norm_eps), length)
+        x_BSD = add_bias(x_BSD + out_BSD, block.attn_out_bias.as_array())
+    h_BSD = layer_norm(x_BSD, block.ln_2_scale.as_array(), block.ln_2_bias.as_array(), config.norm_eps)
+    h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("mlp"):
-        return add_bias(x_BSD + local.scatter_sequence(mlp(block, h_BTD, local.platform)), block.mlp_down_bias)
+        out_BSD = local.scatter_sequence(mlp(block, h_BTD, local.platform))
+        return add_bias(x_BSD + out_BSD, block.mlp_down_bias.as_array())
 
 
 def bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -236,16 +183,31 @@ def band_shares(config: ModelConfig) -> dict[int | None, float]:
     return {band: period.count(band) / len(period) for band in sorted(set(period), key=str)}
 
 
-def _blocks(
-    weights: Weights, x_BSD: jax.Array, length: int, config: ModelConfig, local: Local, remat: Remat, unroll: int
+def blocks(
+    weights: Block[Weight],
+    x_BSD: jax.Array,
+    length: int,
+    config: ModelConfig,
+    local: Local,
+    remat: Remat,
+    unroll: int = 1,
 ) -> jax.Array:
+    """All blocks, the residual stream [B, S, D] in and out.
+
+    Args:
+        weights: stacked, L in front.
+        length: T, the positions of a row.
+        remat: what the backward pass computes again (`config.TrainConfig.remat`).
+        unroll: periods of the attention pattern in one iteration of the loop over depth.
+    """
     period = bands(config)
+    gathers = weights.qkv_kernel.partitioned
     # Scan's backward loop is a loop of its own: what checkpoint recomputes cannot be merged with the forward pass.
     # Unrolled to the last period there is no loop, and the compiler would keep what it is to compute, or gather, anew.
     no_loop = unroll * len(period) >= config.n_layers
 
     def checked(one_block: Any) -> Any:
-        if remat == "none" and not weights.made_inside:
+        if remat == "none" and not gathers:
             return one_block
 
         def named(x_BSD: jax.Array, layer: Any) -> jax.Array:
@@ -269,11 +231,11 @@ def _blocks(
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                 return lax.switch(kind, branches, q, k, v)  # type: ignore[no-any-return]
 
-            return _block(weights.block(layer), x_BSD, length, attend, config, local)
+            return _block(layer, x_BSD, length, attend, config, local)
 
         step = checked(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
-        x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights.blocks, which))
+        x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD
 
     def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
@@ -283,26 +245,19 @@ def _blocks(
             # Cut out of the period in here: a slice made outside would be kept for the backward pass, of all blocks.
             def one_block(x_BSD: jax.Array, layers: Any, i: int = i, attend: Attend = attend) -> jax.Array:
                 layer = jax.tree.map(lambda leaf: leaf[i], layers)
-                return _block(weights.block(layer), x_BSD, length, attend, config, local)
+                return _block(layer, x_BSD, length, attend, config, local)
 
             x_BSD = checked(one_block)(x_BSD, layers)
         return x_BSD, None
 
-    periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights.blocks)
+    periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights)
     x_BSD, _ = lax.scan(one_period, x_BSD, periods, unroll=unroll)
     return x_BSD
 
 
-def _save_all_but_weights(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Everything is kept for the backward pass, except what ZeRO gathers: at stages 2 and 3 a gathered weight kept
-    for later would be the very memory that the stage saves."""
-    gathers_weights = primitive.name == "all_gather" and DATA in params["axis_name"]
-    return not gathers_weights and primitive.name != "bitcast_convert_type"
-
-
 _BLOCK_INPUT = "block_input"
 _POLICIES: dict[Remat, Callable[..., Any] | None] = {
-    "none": _save_all_but_weights,
+    "none": save_all_but_weights,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -312,3 +267,17 @@ _POLICIES: dict[Remat, Callable[..., Any] | None] = {
         offload_dst="pinned_host",
     ),
 }
+
+
+# -- head ----------------------------------------------------------------------------------------------------------
+
+
+def head(
+    weights: Params[Weight], x_BSD: jax.Array, length: int, config: ModelConfig, local: Local
+) -> tuple[jax.Array, jax.Array]:
+    """Final hidden states [B, T, D] after the last LayerNorm, whole rows on every tensor shard; and the output matrix
+    [V, D], which passes no gradient on: `embed`'s `deferred` does."""
+    scale, bias = weights.ln_f_scale.gathered().as_array(), weights.ln_f_bias.gathered().as_array()
+    matrix_VD = weights.token_embedding.gathered(after=x_BSD).value
+    h_BSD = layer_norm(x_BSD, scale, bias, config.norm_eps)
+    return local.gather_sequence(h_BSD, length), matrix_VD

@@ -26,13 +26,13 @@ def reduction_dtype(wanted: jnp.dtype, platform: str) -> jnp.dtype:
 class Local:
     """The mesh axes as one device's code sees them."""
 
+    platform: str = "cpu"
+    """Platform that the step is compiled for."""
     axes: tuple[str, ...] = ()
     """Every axis of more than one device: values that differ between devices are typed as varying over these."""
     tensor: str | None = None
     """The tensor axis, or None when it has one device."""
     tensor_size: int = 1
-    platform: str = "cpu"
-    """Platform that the step is compiled for."""
 
     def vary(self, tree: Tree) -> Tree:
         """Types replicated values as varying over all axes, so that gradients stay local until reduced by hand."""

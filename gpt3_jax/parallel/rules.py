@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, TENSOR, active_axes
-from gpt3_jax.spec import LogicalAxis, ParamSpec
+from gpt3_jax.spec import LogicalAxis, Params, ParamSpec
 
 TENSOR_RULES: dict[LogicalAxis, str | None] = {
     "layers": None,
@@ -50,9 +50,9 @@ def partition(spec: ParamSpec, mesh: Mesh, *, zero: bool) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def partitions(table: Any, mesh: Mesh, *, zero: bool) -> Any:
-    """`partition` for a whole table (a pytree of `ParamSpec`)."""
-    return jax.tree.map(lambda spec: partition(spec, mesh, zero=zero), table)
+def partitions(table: Params[ParamSpec], mesh: Mesh, *, zero: bool) -> Params[PartitionSpec]:
+    """`partition` for a whole table."""
+    return table.map(lambda spec: partition(spec, mesh, zero=zero))
 
 
 def batch_partition(mesh: Mesh) -> PartitionSpec:

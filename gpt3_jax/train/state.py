@@ -12,7 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import Config
 from gpt3_jax.model import params as model_params
 from gpt3_jax.model.params import Params
-from gpt3_jax.parallel.rules import partitions, shardings
+from gpt3_jax.parallel.rules import shardings
+from gpt3_jax.parallel.zero import parameter_partitions
 from gpt3_jax.train import optimizer
 
 
@@ -44,7 +45,7 @@ def create(config: Config) -> TrainState:
 def state_partitions(config: Config, mesh: Mesh) -> TrainState:
     """A PartitionSpec for every leaf: moments lie as their parameters do, scalars everywhere."""
     abstract = jax.eval_shape(lambda: create(config))
-    specs = partitions(model_params.param_table(config.model), mesh, zero=config.parallel.stage >= 1)
+    specs = parameter_partitions(model_params.param_table(config.model), mesh, config.parallel.stage)
     structure: Any = jax.tree.structure(abstract.params)
 
     def like_params(subtree: Any) -> bool:

@@ -14,7 +14,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.model.params import decay_mask, param_table
 from gpt3_jax.model.transformer import loss_sum
 from gpt3_jax.parallel.compiler_options import compiler_options
-from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform
+from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import Zero
 from gpt3_jax.train import optimizer
@@ -105,8 +105,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
 
 
 def _zero(config: Config, mesh: Mesh) -> Zero:
-    table, platform = param_table(config.model), mesh_platform(mesh)
-    return Zero(table, mesh, config.parallel, config.model.dtype, platform, config.memory.mlp_parts)
+    return Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, config.memory.mlp_parts)
 
 
 def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int, zeros: Any) -> tuple[jax.Array, Any]:
