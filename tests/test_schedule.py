@@ -150,7 +150,7 @@ def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | N
     if mesh is not None:
         on_mesh = load_config(["gpt3-175b", mesh])  # whose heads divide on every mesh
         assert on_mesh.parallel.replica * on_mesh.parallel.data == shards
-        config = replace(config, train={"microbatch": on_mesh.train.microbatch})
+        config = replace(config, memory={"microbatch": on_mesh.memory.microbatch})
     schedule = batch_schedule(config, shards)
     ours, line = updates(config, schedule), line_updates(config)
     if shards <= 16:
