@@ -94,6 +94,13 @@ def test_appendix_b_in_every_preset() -> None:
         assert optimizer.final_lr_fraction == 0.1
 
 
+def test_what_the_paper_leaves_open_has_stated_defaults() -> None:
+    for name in presets():
+        model, optimizer = preset(name).model, preset(name).optimizer
+        assert (model.attention_pattern, model.band_width, model.residual_init) == (("dense", "banded"), 256, "2L")
+        assert (optimizer.weight_decay_on, optimizer.decay_after_warmup) == ("matrices_and_embeddings", False)
+
+
 def test_batch_ramps_rise_with_size_within_the_papers_bounds() -> None:
     ramps = [preset(name).train.ramp_tokens for name in presets()]
     assert ramps == sorted(ramps)

@@ -21,6 +21,7 @@ from gpt3_jax.config import (
     to_dict,
 )
 from gpt3_jax.config.setting import meanings
+from gpt3_jax.config.yaml_text import BadYaml, read_yaml
 from gpt3_jax.errors import UserError
 
 
@@ -102,6 +103,14 @@ def test_refused(text: str, words: str, tmp_path: Path, monkeypatch: pytest.Monk
         load(Path(), text)
     assert (words in str(caught.value) and "mine.yaml" in str(caught.value)) or "attention_pattern is empty" in words
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_twice_is_refused_with_both_lines() -> None:
+    try:
+        found = read_yaml("train:\n  seed: 1\n\ntrain:\n  tokens: 5")
+    except BadYaml as error:
+        found = str(error)
+    assert found == "the key 'train' stands on lines 1 and 4; keep one of them"
 
 
 UNDERSTOOD: list[tuple[str, str, object]] = [

@@ -19,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from seeded_bugs import BUGS, Bug
 
 import gpt3_jax
+from gpt3_jax.config import config_dir
 
 pytestmark = pytest.mark.slow  # a compilation or several for each bug
 
@@ -34,6 +35,9 @@ RELOADED = (
     "test_parts",
     "test_attention",
     "test_schedule",
+    "test_config",
+    "test_config_values",
+    "test_recipe",
 )
 
 
@@ -59,6 +63,7 @@ def package_with(bug: Bug | None, folder: Path) -> Iterator[None]:
     """Imports of the package and of the tests give new modules, from a copy with the bug in it."""
     copy = folder / "gpt3_jax"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(config_dir(), copy / "configs")  # where a wheel has them
     if bug is not None:
         source = (copy / bug.file).read_text(encoding="utf-8")
         assert source.count(bug.line) == 1, f"{bug.file} has {source.count(bug.line)} times {bug.line!r}: renew the bug"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,14 +101,10 @@ def test_training_is_the_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on", "decays"),
-    [
-        ("matrices", lambda name: name.endswith("_kernel")),
-        ("matrices_and_embeddings", lambda name: name in DECAYED),
-        ("all", lambda name: True),
-    ],
+    ("on", "decayed"),
+    [("matrices", ("_kernel",)), ("matrices_and_embeddings", ("_kernel", "_embedding")), ("all", ("",))],
 )
-def test_what_decays_is_a_setting(on: str, decays: Callable[[str], bool]) -> None:
+def test_what_decays_is_a_setting(on: str, decayed: tuple[str, ...]) -> None:
     """With gradients of zero, a parameter that decays shrinks by rate × decay; others stay."""
     settings = config(Cell(0, ONE), weight_decay_on=on)
     mask = decay_mask(settings.model, settings.optimizer.weight_decay_on)
@@ -117,7 +112,9 @@ def test_what_decays_is_a_setting(on: str, decays: Callable[[str], bool]) -> Non
     state, zeros = optimizer.init(settings.optimizer, mask, params), jax.tree.map(jnp.zeros_like, params)
     after, _ = optimizer.update(settings.optimizer, mask, zeros, state, params, jnp.float32(0.5))
     for name, leaf in zip(names(after), jax.tree.leaves(after), strict=True):
-        np.testing.assert_allclose(leaf, 2.0 * (1 - 0.5 * 0.1 if decays(name) else 1), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            leaf, 2.0 * (1 - 0.5 * 0.1 if name.endswith(decayed) else 1), rtol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("changed", [{"clip_norm": 0.0}, {"weight_decay": 0.0}, {"peak_lr": 1.01e-2}], ids=str)
