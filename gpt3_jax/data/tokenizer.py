@@ -14,6 +14,7 @@ import numpy as np
 import tiktoken
 
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -113,7 +114,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name == "r50k_base":
         return _gpt2()
-    path = Path(name)
+    path = Path(local_path(name, "tokenizer"))
     if path.is_file():
         return _from_rank_file(path)
     raise UserError(f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file")
