@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from lower rows.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "devices"),
+    ("paths",),
     ("config",),
     ("spec", "cluster"),
     ("parallel", "data"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt3_jax.config import Config, SourceConfig, load_config
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.paths import local_path
 
 PARTS = ("step", "decode", "loader", "checkpoint")
 
@@ -222,15 +223,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", default="step", help=f"{', '.join(PARTS)} or all (default: step)")
     parser.add_argument(
         "sources",
+        type=local_path,
         nargs="*",
         metavar="SOURCE",
         help="loader: token shards to read (default: data.train of the configuration, or random tokens, written into "
         "a temporary folder that is removed)",
     )
-    parser.add_argument("--config", action="append", metavar="FILE", help="configuration, as of train; later ones win")
+    parser.add_argument(
+        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as of train; later ones win"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
         "--folder",
+        type=local_path,
         default=tempfile.gettempdir(),
         metavar="DIR",
         help="where temporary folders are made, whose disk the checkpoints are measured on (default: %(default)s)",

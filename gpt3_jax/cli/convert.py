@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from gpt3_jax.paths import local_path
+
 _DESCRIPTION = """Converts between runs of this project and models in Hugging Face's format: GPT-2 when every layer is
 dense, GPT-Neo when dense and banded layers alternate. Needs the extra hf: pip install -c constraints.txt -e '.[hf]'."""
 
@@ -45,13 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpt3-jax convert", description=" ".join(_DESCRIPTION.split()))
     directions = parser.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
     to_hf = directions.add_parser("to-hf", help="a run to Hugging Face", description=" ".join(_TO_HF.split()))
-    to_hf.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run: its train.run_dir")
-    to_hf.add_argument("hf_dir", metavar="HF_DIR", help="folder to write; must not exist, or be empty")
+    to_hf.add_argument("run_dir", type=local_path, metavar="RUN_DIR", help="folder of a run: its train.run_dir")
+    to_hf.add_argument("hf_dir", type=local_path, metavar="HF_DIR", help="folder to write; must not exist, or be empty")
     from_hf = directions.add_parser("from-hf", help="Hugging Face to a run", description=" ".join(_FROM_HF.split()))
-    from_hf.add_argument("hf_dir", metavar="HF_DIR", help="folder with config.json and the weights")
-    from_hf.add_argument("run_dir", metavar="RUN_DIR", help="run folder to write; must not hold a run")
+    from_hf.add_argument("hf_dir", type=local_path, metavar="HF_DIR", help="folder with config.json and the weights")
+    from_hf.add_argument("run_dir", type=local_path, metavar="RUN_DIR", help="run folder to write; must not hold a run")
     from_hf.add_argument(
         "--tokenizer",
+        type=local_path,
         default="r50k_base",
         metavar="NAME",
         help="the tokenizer that the model was trained with: r50k_base (GPT-2's and GPT-Neo's), bytes, or the path of "

@@ -21,6 +21,7 @@ from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, ShardSource
 from gpt3_jax.data.sources import TokenSource, open_source
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 
 def main(argv: list[str]) -> int:
@@ -54,10 +55,15 @@ def _add_tokenize(commands: Any) -> None:
             "result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
         ),
     )
-    parser.add_argument("files", nargs="+", metavar="FILE_OR_GLOB", help="inputs, in this order; a glob is sorted")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards; must not exist yet")
+    parser.add_argument(
+        "files", type=local_path, nargs="+", metavar="FILE_OR_GLOB", help="inputs, in this order; a glob is sorted"
+    )
+    parser.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="folder for the shards; must not exist yet"
+    )
     parser.add_argument(
         "--tokenizer",
+        type=local_path,
         default="r50k_base",
         metavar="NAME",
         help="r50k_base (GPT-2's BPE), bytes (256 bytes and end-of-text), or the path of a tiktoken rank file "
@@ -115,7 +121,9 @@ def _add_inspect(commands: Any) -> None:
             "checked against the index."
         ),
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="folder of shards, .bin, or Megatron prefix")
+    parser.add_argument(
+        "paths", type=local_path, nargs="+", metavar="PATH", help="folder of shards, .bin, or Megatron prefix"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -130,6 +138,7 @@ def _add_inspect(commands: Any) -> None:
     )
     parser.add_argument(
         "--tokenizer",
+        type=local_path,
         metavar="NAME",
         help="decode with this (default: the one that the shards record; files that record none show ids only)",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from gpt3_jax.generation import Generator, Piece
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt3-jax generate", description=" ".join(_DESCRIPTION.split()), allow_abbrev=False
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run: its train.run_dir")
+    parser.add_argument("run_dir", type=local_path, metavar="RUN_DIR", help="folder of a run: its train.run_dir")
     parser.add_argument(
         "--prompt",
         action="append",
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--file",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="a text file that is one prompt, but for a newline at its end (default: none)",
     )
@@ -120,10 +121,10 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     prompts = list(arguments.prompt or [])
     if arguments.file is not None:
         try:
-            content = arguments.file.read_bytes()
+            content = Path(arguments.file).read_bytes()
         except OSError as error:
-            raise UserError(f"prompt file {str(arguments.file)!r} cannot be read: {error.strerror}") from None
-        prompts.append(_text(content, f"prompt file {str(arguments.file)!r}"))
+            raise UserError(f"prompt file {arguments.file!r} cannot be read: {error.strerror}") from None
+        prompts.append(_text(content, f"prompt file {arguments.file!r}"))
     if prompts:
         return prompts
     if not sys.stdin.isatty():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 from gpt3_jax.plan.on_cpu import plan_on_cpu
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="append", metavar="FILE", help="configuration, as of train; later ones win")
+    parser.add_argument(
+        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as of train; later ones win"
+    )
     parser.add_argument(
         "--topology", metavar="NAME", help="machine: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)"
     )
@@ -174,7 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep", type=int, metavar="N", help="for --search: configurations that it finds (default: 3)")
     parser.add_argument(
-        "--picture", metavar="FILE", help="also draw the memory as bars, .png, .svg or .pdf (needs matplotlib)"
+        "--picture",
+        type=local_path,
+        metavar="FILE",
+        help="also draw the memory as bars, .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument("--no-cache", action="store_true", help="compile even if the same plan was made before")
     parser.add_argument("--json", action="store_true", help="print the receipt as JSON")

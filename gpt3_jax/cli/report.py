@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 from gpt3_jax.plan.on_cpu import plan_on_cpu
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def main(argv: list[str]) -> int:
         help="for zero and remat: whose model (default: gpt3-xl); for remat several with commas, as --config of plan",
     )
     parser.add_argument(
-        "--picture", metavar="FILE", help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)"
+        "--picture",
+        type=local_path,
+        metavar="FILE",
+        help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument(
         "--no-cache",

@@ -19,6 +19,7 @@ from gpt3_jax.config.setting import meanings, sections
 from gpt3_jax.config.values import Naming, convert, expected, types_of
 from gpt3_jax.config.yaml_text import BadYaml, read_yaml
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
             an impossible value, values that contradict each other.
     """
     merged: _Values = {}
-    for new in (*(_read_file(_find(Path(path))) for path in paths), _read_overrides(overrides)):
+    for new in (*(_read_file(_find(Path(local_path(path, "--config")))) for path in paths), _read_overrides(overrides)):
         for section, values in new.items():
             merged.setdefault(section, {}).update(values)
     return _make(merged)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from gpt3_jax.config.paper import RAMP_TOKENS
 from gpt3_jax.config.setting import Paper, setting
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 
 def _require(ok: bool, message: str) -> None:
@@ -193,6 +194,7 @@ class SourceConfig:
     says, or else the only type under which the ids are possible; where the ids do not tell, it has to be said."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", local_path(self.path, "path of a source"))
         _require_finite(self, f"source {self.path!r}")
         _require(self.weight > 0, f"weight of source {self.path!r} is {self.weight}; expected more than 0")
 
@@ -216,6 +218,7 @@ class DataConfig:
     """Batches read ahead of the step, in a thread."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", local_path(self.tokenizer, "data.tokenizer"))
         _require(0 <= self.seed < 2**63, f"data.seed is {self.seed}; expected 0 <= seed < 2**63")
         _require(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; expected at least 1")
 
@@ -267,11 +270,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value >= 0, f"train.{name} is {value}; expected 0 or more")
         _require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; expected 0 <= seed < 2**32")
-        _require(bool(self.run_dir), "train.run_dir is empty; expected the path of a folder")
-        _require(
-            "://" not in self.run_dir,
-            f"train.run_dir is {self.run_dir!r}; expected the path of a folder, which all hosts see: mount the bucket",
-        )
+        object.__setattr__(self, "run_dir", local_path(self.run_dir, "train.run_dir"))
         _require(
             self.ramp_tokens == 0 or self.ramp_start_tokens <= self.batch_tokens,
             f"train.ramp_start_tokens {self.ramp_start_tokens} is above train.batch_tokens {self.batch_tokens}; "

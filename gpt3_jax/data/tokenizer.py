@@ -17,6 +17,7 @@ import tiktoken
 from gpt3_jax.data.files import is_file, read_errors, read_text, regular
 from gpt3_jax.data.long_runs import LETTER, NUMBER, RUN, SPACE, WINDOW, encode_piece, segments
 from gpt3_jax.errors import UserError
+from gpt3_jax.paths import local_path
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -162,7 +163,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name == "r50k_base":
         return _gpt2()
-    path = Path(name)
+    path = Path(local_path(name, "tokenizer"))
     if is_file(path):
         return _from_rank_file(path)
     if path.name != name:

@@ -23,6 +23,7 @@ from gpt3_jax.interop.folding import fold_biases
 from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
 from gpt3_jax.interop.weight_files import Read, Shapes, open_weights, read_json, write_weights
 from gpt3_jax.model.params import Params, names, param_table
+from gpt3_jax.paths import local_path
 
 _CONFIG = "config.json"
 
@@ -60,7 +61,7 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         UserError: files that are missing or unreadable, another architecture, a setting that this model does not have,
             tensors that are missing, unknown or of another shape.
     """
-    folder = Path(path)
+    folder = Path(local_path(path, "model folder"))
     settings = read_json(folder / _CONFIG)
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
@@ -87,7 +88,7 @@ def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> 
             keys and values: they are folded into others, which a singular query matrix prevents).
         RunError: it cannot be written.
     """
-    folder = Path(path)
+    folder = Path(local_path(path, "model folder"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{str(folder)!r} exists and is not an empty folder; choose another to write the model into")
     kind = layout(config)

@@ -14,6 +14,7 @@ from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 from gpt3_jax.model.params import decay_mask
+from gpt3_jax.paths import local_path
 from gpt3_jax.train import optimizer
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.resume import Data, make_record
@@ -36,7 +37,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
         UserError: as `from_hf`; the tokenizer does not fit the model; the folder holds a checkpoint already.
         RunError: it cannot be written.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(local_path(run_dir, "run folder"))
     if CheckpointReader(run_dir / CHECKPOINTS, say=say_to_stderr).checkpoints():
         raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")
     model, params = from_hf(path)

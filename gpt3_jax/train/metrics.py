@@ -39,7 +39,7 @@ class MetricsWriter:
             kept = _keep_until(self._path, tokens)
             self._file = self._path.open("a", encoding="utf-8")
             if tensorboard:
-                self._events = _Events(run_dir / "tensorboard", tokens)
+                self._events = _Events(run_dir.absolute() / "tensorboard", tokens)
         self._there = {(line["kind"], line["tokens"]) for line in kept if line["tokens"] == tokens}
 
     def write(self, kind: str, tokens: int, values: Mapping[str, float | None]) -> None:

@@ -25,7 +25,13 @@ from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.train.checkpoint import arrays as on_disk
 from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves, record_digest, require_same_leaves
-from gpt3_jax.train.checkpoint.storage_errors import UNREADABLE, bury_failed_tasks, machine_at_fault, one_line
+from gpt3_jax.train.checkpoint.storage_errors import (
+    UNREADABLE,
+    bury_failed_tasks,
+    machine_at_fault,
+    no_asyncio_log,
+    one_line,
+)
 
 FORMAT = 1
 """Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
@@ -201,7 +207,7 @@ class CheckpointReader:
             if is_lead():
                 why = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
             if not why:
-                with jax.transfer_guard("allow"):
+                with jax.transfer_guard("allow"), no_asyncio_log():
                     arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
         except UNREADABLE as error:
             why = one_line(error)

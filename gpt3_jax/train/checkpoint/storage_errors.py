@@ -5,12 +5,14 @@ Nothing of the libraries is imported here; it is their habits that are known.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 # What the parsers of Orbax and TensorStore raise when they meet bytes that they did not write.
@@ -73,17 +75,40 @@ class _NoPages(logging.Filter):
 logging.getLogger("absl").addFilter(_NoPages())
 
 
+def _ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
+    """Drops the traceback for each read that ends after the first one that failed.
+
+    Orbax closes its event loop at the first error; TensorStore's threads then cannot tell it of the others, and Python
+    prints that, for each of them, whenever they end.
+    """
+    late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    if not late or unraisable.object is not None:
+        _unraisable(unraisable)
+
+
+_unraisable, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads
+
+
+@contextlib.contextmanager
+def no_asyncio_log() -> Iterator[None]:
+    """Within, asyncio does not log the errors of tasks that Orbax abandons: one of them is raised."""
+    logger = logging.getLogger("asyncio")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
 def bury_failed_tasks() -> None:
     """Collects the asyncio tasks that Orbax leaves behind when it meets bytes that it cannot read.
 
     Whenever Python collects them they complain, in pages; so that is done here, once their error has been handled.
     """
-    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    disabled, logger.disabled = logger.disabled, True
-    sys.unraisablehook = lambda _: None
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        with warnings.catch_warnings():
+        with no_asyncio_log(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
     finally:
-        logger.disabled, sys.unraisablehook = disabled, hook
+        sys.unraisablehook = hook

@@ -10,6 +10,7 @@ from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import Params, abstract
+from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 
@@ -25,7 +26,7 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
         UserError: no such folder, or no checkpoint in it.
         RunError: there are checkpoints, but none can be read.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(local_path(run_dir, "run folder"))
     if not run_dir.is_dir():
         what = "is a file" if Path(run_dir).exists() else "does not exist"
         raise UserError(f"run folder {str(run_dir)!r} {what}; expected the train.run_dir of a run")

@@ -1,0 +1,41 @@
+"""What a path means that a person gives, in a configuration, an option or a call: the same everywhere.
+
+``~`` and ``~name`` at the start are home folders, also where no shell has seen them (in YAML, behind ``=``).
+``$VARIABLES`` stay as they are: the shell expands them where they are meant. A relative path is relative to the
+current folder. Files are local or mounted: addresses such as ``gs://bucket/run`` are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+
+from gpt3_jax.errors import UserError
+
+
+def local_path(given: str | os.PathLike[str], what: str = "path") -> str:
+    """The path that `given` stands for, which need not exist; `what` names it in errors, e.g. ``train.run_dir``.
+
+    Raises:
+        UserError: it is empty, an address, begins with the home folder of an unknown user, or has characters that no
+            line of text can hold (control characters, bytes that are not UTF-8).
+    """
+    path = os.fspath(given)
+    if not path:
+        raise UserError(f"{what} is empty; expected a path (. is the current folder)")
+    strange = [character for character in path if unicodedata.category(character) in ("Cc", "Cs")]
+    if strange:
+        raise UserError(f"{what} {path!a} has the character {strange[0]!a}; choose a path of printable text")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise UserError(
+            f"{what} {path!r} is an address; expected a file or folder of this machine: mount the bucket, or copy it"
+        )
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        home = path.split("/")[0]
+        raise UserError(
+            f"{what} {path!r} begins with {home}, whose home folder this machine does not know; write ./{path} if the "
+            "name begins so"
+        )
+    return expanded
