@@ -125,16 +125,16 @@ class OpenFile:
     """A regular file open for reading at any place. Threads may read at once; closed when nobody holds it."""
 
     def __init__(self, path: str | Path) -> None:
-        self._descriptor = -1
+        self.descriptor = -1
         regular(path)  # before it is opened: opening a pipe waits for a writer
         self.path = str(path)
         with read_errors(path):
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.size = os.fstat(self._descriptor).st_size
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self.descriptor).st_size
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
     def read_into(self, out: np.ndarray, start: int) -> None:
         """Fills a contiguous array from byte `start`. Raises RunError when the file has become too short for it."""
@@ -143,7 +143,7 @@ class OpenFile:
         rest = memoryview(out.reshape(-1).view(np.uint8).data)
         with read_errors(self.path):
             while rest:
-                count = os.preadv(self._descriptor, [rest], start)
+                count = os.preadv(self.descriptor, [rest], start)
                 if count == 0:
                     raise RunError(
                         f"{self.path} ends at byte {start} and had {self.size} bytes when it was opened: it was "
@@ -204,6 +204,13 @@ def content_digest(file: OpenFile) -> str:
     for start, count in sample_starts(file.size):
         digest.update(file.bytes_at(start, count))
     return digest.hexdigest()
+
+
+def drop_from_memory(path: str | Path) -> None:
+    """Asks the system to forget what it holds of a file that is on disk, so that reading it reads the disk."""
+    file = OpenFile(path)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def file_sha256(path: str | Path) -> str:
