@@ -51,8 +51,8 @@ def _add_tokenize(commands: Any) -> None:
         description=(
             "Tokenizes text (.txt .text .md), JSONL (.jsonl .ndjson), either also as .gz or .zst, and Parquet "
             "(.parquet) into a folder of token shards, with end-of-text after each document. Empty documents are "
-            "left out and counted. Interrupted at any moment, even by a kill, the same command goes on where it was; the "
-            "result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
+            "left out and counted. Interrupted at any moment, even by a kill, the same command goes on where it was; "
+            "the result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
         ),
     )
     parser.add_argument("files", nargs="+", metavar="FILE_OR_GLOB", help="inputs, in this order; a glob is sorted")
@@ -101,7 +101,7 @@ def _add_tokenize(commands: Any) -> None:
         choices=("stop", "skip"),
         default="stop",
         help="a document that cannot be read (null, no text under the key, not JSON, not UTF-8, too long): stop and "
-        "name file and line, or leave it out; how many were left out and why is reported at the end and kept in the index "
+        "name file and line, or leave it out; how many, and why, is said at the end and stands in the index "
         "(default: %(default)s)",
     )
     parser.add_argument(
