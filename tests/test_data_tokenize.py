@@ -20,7 +20,8 @@ import pytest
 import zstandard
 
 from gpt3_jax.data import writer as writing
-from gpt3_jax.data.documents import Cursor, Options, blocks, find_inputs, texts
+from gpt3_jax.data.documents import Cursor, Options, blocks, find_inputs
+from gpt3_jax.data.records import texts
 from gpt3_jax.data.shards import ShardSource
 from gpt3_jax.data.tokenize import Progress, tokenize
 from gpt3_jax.data.tokenizer import load_tokenizer
@@ -288,8 +289,8 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 BAD_LINES = [
     (b'{"text": "ok"}\n{"txt": "b"}\n', "line 2: no key 'text'; the keys are txt"),
-    (b'{"text": 3}\n', "line 1: 'text' is a JSON int"),
-    (b'\n{"text": "ok"}\n["text"]\n', "line 3: a JSON list"),
+    (b'{"text": 3}\n', "line 1: 'text' is a JSON number"),
+    (b'\n{"text": "ok"}\n["text"]\n', "line 3: a JSON array"),
     (b'{"text": "ok"}\n{"text": \n', "line 2: not JSON"),
     (b'{"text": "ok"}\n{"text": "\xff"}\n', "not UTF-8 at byte 25"),
 ]

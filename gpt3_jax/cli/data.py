@@ -20,6 +20,7 @@ from gpt3_jax.data.documents import Options
 from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, ShardSource
 from gpt3_jax.data.sources import TokenSource, open_source
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.data.writer import LeftOut
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
@@ -50,9 +51,9 @@ def _add_tokenize(commands: Any) -> None:
         help="text, JSONL or Parquet to token shards",
         description=(
             "Tokenizes text (.txt .text .md), JSONL (.jsonl .ndjson), either also as .gz or .zst, and Parquet "
-            "(.parquet) into a folder of memory-mappable shards, with end-of-text after each document. Empty documents "
-            "are left out. Interrupted at any moment, even by a kill, the same command goes on where it was; the "
-            "result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
+            "(.parquet) into a folder of token shards, with end-of-text after each document. Empty documents are "
+            "left out and counted. Interrupted at any moment, even by a kill, the same command goes on where it was; "
+            "the result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
         ),
     )
     parser.add_argument(
@@ -102,6 +103,14 @@ def _add_tokenize(commands: Any) -> None:
         help="bytes that are not UTF-8: stop, naming file and byte, or write U+FFFD instead (default: %(default)s)",
     )
     parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="a document that cannot be read (null, no text under the key, not JSON, not UTF-8, too long): stop and "
+        "name file and line, or leave it out; how many, and why, is said at the end and stands in the index "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--shard-tokens",
         type=int,
         default=DEFAULT_SHARD_TOKENS,
@@ -117,8 +126,9 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         help="counts, tokenizer and first tokens of token files",
         description=(
-            "Shows token shards (a folder), nanoGPT .bin files and Megatron .bin/.idx datasets. Sizes are always "
-            "checked against the index."
+            "Shows token shards (a folder), files of token ids (.bin or .npy of nanoGPT, llm.c, modded-nanogpt, NumPy) "
+            "and Megatron .bin/.idx datasets. Sizes and samples of the contents are always checked against the index, "
+            "and samples of the ids against their type."
         ),
     )
     parser.add_argument(
@@ -127,7 +137,8 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every byte and compare it with the checksums in the index (default: check sizes only)",
+        help="read every byte and compare it with the checksums in the index; formats without checksums: read every id "
+        "and compare it with --tokenizer's vocabulary (default: check sizes and samples)",
     )
     parser.add_argument(
         "--show",
@@ -144,9 +155,10 @@ def _add_inspect(commands: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("uint16", "uint32", "int32"),
-        default="uint16",
-        help="type of the ids in a nanoGPT .bin, which does not say its own (default: %(default)s)",
+        choices=("auto", "uint16", "uint32", "int32", "int64"),
+        default="auto",
+        help="type of the ids in a file that does not say its own, such as nanoGPT's (default: %(default)s, told from "
+        "the ids)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a path (default: text)")
     parser.set_defaults(run=_inspect)
@@ -159,6 +171,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
         split_on=arguments.split_on or "",
         kind=arguments.format,
         errors=arguments.errors,
+        on_error=arguments.on_error,
     )
     with _progress_bar() as on_progress:
         source = tokenizing.tokenize(
@@ -171,6 +184,9 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     record = _describe(source) | {"seconds": round(time.monotonic() - began, 3)}
+    left_out = LeftOut(source.index.left_out, source.index.left_out_first)
+    if left_out.counts:
+        print(left_out, file=sys.stderr)
     if arguments.json:
         print(json.dumps(record))
     else:
@@ -216,11 +232,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise UserError(f"--show is {arguments.show}; expected 0 or more tokens")
     records = []
     for path in arguments.paths:
-        source = open_source(SourceConfig(path=path, dtype=arguments.dtype))
+        vocabulary = load_tokenizer(arguments.tokenizer).n_vocab if arguments.tokenizer else None
+        source = open_source(SourceConfig(path=path, dtype=arguments.dtype), vocabulary)
         record = _describe(source)
         if arguments.verify:
-            source.verify()
-            record["verified"] = "sha256 of every file" if isinstance(source, ShardSource) else "sizes only"
+            source.verify(vocabulary)
+            record["verified"] = "sha256 of every file" if isinstance(source, ShardSource) else "every id, no checksums"
         if arguments.show:
             record |= _first_tokens(source, arguments.show, arguments.tokenizer)
         records.append(record)
@@ -235,6 +252,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             text = f"{value:,}" if isinstance(value, int) else str(value)
             # Quoted: the first tokens of a text may well hold line breaks.
             text = repr(value) if name == "first_text" else text
+            text = ", ".join(f"{count:,} {why}" for why, count in value.items()) or "0" if name == "left_out" else text
             print(f"  {name.replace('_', ' '):<22} {text}{share if name == 'tokens' else ''}")
     sys.stdout.flush()
     return 0
@@ -256,6 +274,7 @@ def _describe(source: TokenSource) -> dict[str, Any]:
             "largest_token": index.max_token,
             "tokenizer": index.tokenizer.name,
             "tokenizer_fingerprint": index.tokenizer.fingerprint,
+            "left_out": index.left_out,
         }
     return record
 

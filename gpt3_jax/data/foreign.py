@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt3_jax.data.files import Numbers, OpenFile, content_digest
+from gpt3_jax.data.files import Numbers, OpenFile, content_digest, stamp
 from gpt3_jax.data.token_types import Layout, check_ids, layout
 from gpt3_jax.errors import RunError, UserError
 
@@ -35,6 +35,7 @@ class _OneFile:
         self.dtype: np.dtype[Any] = found.dtype
         self.n_tokens = found.count
         self._tokens = Numbers(file, found.dtype, found.offset, found.count)
+        self._stamp = stamp(file.path)
         self._digest = content_digest(file)
         name = f"{found.dtype.name} {found.count} {self._digest}\n"
         self.fingerprint = hashlib.sha256(name.encode()).hexdigest()
@@ -47,7 +48,7 @@ class _OneFile:
 
     def check_files(self) -> None:
         """Raises RunError when the file is no longer what it was when it was opened, as far as samples tell."""
-        if content_digest(OpenFile(self.path)) != self._digest:
+        if stamp(self.path) != self._stamp and content_digest(OpenFile(self.path)) != self._digest:
             raise RunError(f"{self.path} changed since it was opened; restore it")
 
     def verify(self, n_vocab: int | None = None) -> None:

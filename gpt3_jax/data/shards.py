@@ -31,6 +31,7 @@ from gpt3_jax.data.files import (
     is_folder,
     read_text,
     regular,
+    stamp,
 )
 from gpt3_jax.errors import RunError, UserError
 
@@ -187,6 +188,7 @@ class ShardSource:
         self.tokenizer_fingerprint: str | None = self.index.tokenizer.fingerprint
         if self.n_tokens == 0:
             raise UserError(f"{self.path} holds no tokens; give a source that is not empty")
+        self._stamps = self._stamp_files()
         self._found = self._compare()
         digest = hashlib.sha256(f"{self.index.dtype} {self.tokenizer_fingerprint}\n".encode())
         for shard in self.index.shards:
@@ -221,6 +223,8 @@ class ShardSource:
 
     def check_files(self) -> None:
         """Raises RunError for a file that is no longer what it was when it was opened, as far as samples tell."""
+        if self._stamp_files() == self._stamps:
+            return
         for name, digest in self._compare().items():
             if digest != self._found[name]:
                 raise RunError(f"{Path(self.path) / name} changed since it was opened; restore it")
@@ -253,6 +257,9 @@ class ShardSource:
         """What each file holds, by name, once it is known to be what the index says."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="shards") as threads:
             return dict(threads.map(_compared, self._files()))
+
+    def _stamp_files(self) -> list[tuple[int, int, int] | None]:
+        return [stamp(file) if is_file(file) else None for file, *_ in self._files()]
 
     def _open_shard(self, number: int) -> Numbers:
         shard = self.index.shards[number]

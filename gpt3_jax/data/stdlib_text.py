@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt3_jax.config import SourceConfig
+from gpt3_jax.data.files import read_errors, reason, status
 from gpt3_jax.data.shards import ShardSource
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.data.writer import ShardWriter
@@ -101,7 +102,8 @@ def read_library(root: Path) -> dict[str, bytes]:
         for name in names:
             if name.endswith(".py") and not name.startswith(_SKIPPED_PREFIXES):
                 path = Path(parent, name)
-                data = path.read_bytes()
+                with read_errors(path):
+                    data = path.read_bytes()
                 if data and _is_utf8(data):
                     files[path.relative_to(root).as_posix()] = data
     total = sum(map(len, files.values()))
@@ -148,11 +150,11 @@ def _ensure(folder: Path, files: Mapping[str, bytes]) -> None:
         if not _intact(folder, recipe):
             raise RunError(f"{folder} was taken away while it was being written; run again") from None
     except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}; free space or choose another folder") from error
+        raise RunError(f"cannot write {folder}: {reason(error)}; free space or choose another folder") from error
 
 
 def _intact(folder: Path, recipe: Mapping[str, object]) -> bool:
-    if not folder.exists():
+    if status(folder) is None:
         return False
     try:
         source = ShardSource(folder)

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt3_jax.data.documents import Block, Cursor, Options, blocks, find_inputs, texts
+from gpt3_jax.data.documents import BadDocument, Block, Cursor, Options, blocks, find_inputs
+from gpt3_jax.data.files import is_file
+from gpt3_jax.data.records import documents
 from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, INDEX, ShardSource, token_dtype
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt3_jax.data.writer import ShardWriter, clear_journal
+from gpt3_jax.data.writer import LeftOut, ShardWriter, clear_journal
 from gpt3_jax.errors import RunError, UserError
 
 BLOCK_BYTES = 4 * 2**20
@@ -44,6 +46,7 @@ class Encoded:
     tokens: np.ndarray
     lengths: np.ndarray
     text_bytes: int
+    left_out: LeftOut
 
 
 def tokenize(
@@ -62,7 +65,8 @@ def tokenize(
 
     The result is a function of the files, `tokenizer`, `options` and `shard_tokens`: the number of workers, the block
     size and interruptions leave no trace in it. Interrupted in any way, the same call goes on from the last commit; a
-    folder that this call completed before is returned as it is. Empty documents are left out.
+    folder that this call completed before is returned as it is. Empty documents are left out and counted, and with
+    `options.on_error` "skip" those that cannot be read; the index keeps the counts.
 
     Args:
       patterns: files or globs, tokenized in this order (sorted within a glob).
@@ -91,6 +95,8 @@ def tokenize(
         "split_on": options.split_on,
         "errors": options.errors,
     }
+    if options.on_error != "stop":
+        recipe["on_error"] = options.on_error
     complete = _complete(Path(out), encoder, recipe, shard_tokens)
     if complete is not None:
         return complete
@@ -106,7 +112,7 @@ def tokenize(
         for block, encoded in _in_order(
             blocks(inputs, options, start, block_bytes), pool, encoder, options, window=3 * workers
         ):
-            writer.append(encoded.tokens, encoded.lengths, encoded.text_bytes)
+            writer.append(encoded.tokens, encoded.lengths, encoded.text_bytes, encoded.left_out)
             last = block.end
             if time.monotonic() - committed >= commit_seconds:
                 writer.commit(dataclasses.asdict(last))
@@ -118,23 +124,41 @@ def tokenize(
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: Options) -> Encoded:
-    """Tokenizes a block's documents, each followed by end-of-text; empty ones are left out."""
+    """Tokenizes a block's documents, each followed by end-of-text; empty ones are left out.
+
+    Raises BadDocument, naming the place, unless `options.on_error` is "skip".
+    """
     dtype = token_dtype(tokenizer.n_vocab)
     end = np.array([tokenizer.eot], dtype)
-    parts, lengths, text_bytes = [np.empty(0, dtype)], [], 0
-    for text in texts(block, options):
-        if not text:
+    parts, lengths, text_bytes, left_out = [np.empty(0, dtype)], [], 0, LeftOut()
+    for document in documents(block, options):
+        try:
+            text = document.text()
+            if not text:
+                left_out = left_out.with_one("empty")
+                continue
+            ids = _encode(tokenizer, text, document.where).astype(dtype)
+        except BadDocument as error:
+            if options.on_error == "stop":
+                raise
+            left_out = left_out.with_one(error.reason, str(error))
             continue
-        ids = tokenizer.encode_array(text).astype(dtype)
         parts += [ids, end]
         lengths.append(len(ids) + 1)
         text_bytes += len(text.encode("utf-8", "replace"))
-    return Encoded(np.concatenate(parts), np.array(lengths, np.int64), text_bytes)
+    return Encoded(np.concatenate(parts), np.array(lengths, np.int64), text_bytes, left_out)
+
+
+def _encode(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
+    try:
+        return tokenizer.encode_array(text)
+    except UserError as error:
+        raise BadDocument(f"{where}: {error}; --on-error skip leaves out such documents", "not tokenized") from None
 
 
 def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_tokens: int) -> ShardSource | None:
     """The shards in `out` when they are complete and what would be written, None when there are none."""
-    if not (out / INDEX).is_file():
+    if not is_file(out / INDEX):
         return None
     clear_journal(out)
     source = ShardSource(out)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt3_jax.data.files import OpenFile, content_digest, drop_from_memory, file_sha256, is_folder, reason, status
 from gpt3_jax.data.shards import (
     DEFAULT_SHARD_TOKENS,
     DOCUMENT_DTYPE,
@@ -31,6 +32,29 @@ from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import RunError, UserError
 
 JOURNAL = "progress.json"
+_FIRST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Documents that are not in the shards."""
+
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many, by reason."""
+    first: tuple[str, ...] = ()
+    """What was wrong with the first few."""
+
+    def with_one(self, reason: str, message: str = "") -> LeftOut:
+        """These and one more; `message`, if any, names its place."""
+        return self + LeftOut({reason: 1}, (message,) if message else ())
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
+        return f"left out: {counts or 'none'}" + (f"; the first: {self.first[0]}" if self.first else "")
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        counts = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in self.counts | other.counts}
+        return LeftOut(dict(sorted(counts.items())), (self.first + other.first)[:_FIRST])
 
 
 class ShardWriter:
@@ -71,6 +95,7 @@ class ShardWriter:
         self.n_tokens = 0
         self.n_documents = 0
         self.text_bytes = 0
+        self.left_out = LeftOut()
         self.cursor: Any = None
         """What the last `commit` was given; None when nothing was committed."""
         parts = {
@@ -80,8 +105,9 @@ class ShardWriter:
             "inputs": identity or {},
         }
         self._identity = json.loads(json.dumps(parts))  # as the journal will give it back
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and is not an empty folder; choose another, or delete it first")
+        with self._disk_errors():
+            if status(folder) is not None and (not is_folder(folder) or any(folder.iterdir())):
+                raise UserError(f"{folder} exists and is not an empty folder; choose another, or delete it first")
         with contextlib.ExitStack() as on_failure:
             with self._disk_errors():
                 self._partial.mkdir(parents=True, exist_ok=True)
@@ -111,14 +137,16 @@ class ShardWriter:
         self._documents.close()
         os.close(self._lock)
 
-    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int, left_out: LeftOut | None = None) -> None:
         """Adds whole documents.
 
         Args:
           tokens: their ids end to end, each document with its end-of-text [n].
           lengths: tokens of each document, end-of-text included; they sum to n.
           text_bytes: UTF-8 bytes of their text, for the record.
+          left_out: documents that were left out among them, for the record.
         """
+        self.left_out += left_out or LeftOut()
         if not len(tokens):
             return
         starts = self.n_tokens + np.cumsum(lengths, dtype=np.int64) - lengths
@@ -147,6 +175,7 @@ class ShardWriter:
             "n_documents": self.n_documents,
             "text_bytes": self.text_bytes,
             "max_token": self._max_token,
+            "left_out": dataclasses.asdict(self.left_out),
             "shards": [dataclasses.asdict(shard) for shard in self._shards],
         }
         with self._disk_errors():
@@ -159,13 +188,16 @@ class ShardWriter:
     def finish(self) -> ShardSource:
         """Completes the folder and opens it. Raises UserError when there was no text at all, leaving nothing."""
         if self.n_tokens == 0:
-            for file in self._partial.iterdir():
-                file.unlink()
-            self._partial.rmdir()
-            raise UserError(f"{self._folder}: the input holds no text; nothing was written")
+            with self._disk_errors():
+                for file in self._partial.iterdir():
+                    file.unlink()
+                self._partial.rmdir()
+            why = f" ({self.left_out})" if self.left_out.counts else ""
+            raise UserError(f"{self._folder}: the input holds no text{why}; nothing was written")
         with self._disk_errors():
             self._close_shard()
             self._documents.sync()
+            _read_back(self._partial / DOCUMENTS, self._documents.sha256())
             index = Index(
                 dtype=self._dtype.name,
                 n_tokens=self.n_tokens,
@@ -177,9 +209,12 @@ class ShardWriter:
                 shards=tuple(self._shards),
                 documents_sha256=self._documents.sha256(),
                 recipe=self._recipe,
+                left_out=self.left_out.counts,
+                left_out_first=self.left_out.first,
             )
             # Killed before the rename, the journal resumes; killed after it, `clear_journal` of the next run tidies.
             _write_atomically(self._partial / INDEX, index.to_json())
+            ShardSource(self._partial)  # as a run will read it, before it gets its name
             os.rename(self._partial, self._folder)
             _sync_folder(self._folder.parent)
             clear_journal(self._folder)
@@ -196,6 +231,7 @@ class ShardWriter:
             self._shards = [Shard(**shard) for shard in journal["shards"]]
             self.n_tokens, self.n_documents = int(journal["n_tokens"]), int(journal["n_documents"])
             self.text_bytes, self._max_token = int(journal["text_bytes"]), int(journal["max_token"])
+            self.left_out = LeftOut(dict(journal["left_out"]["counts"]), tuple(journal["left_out"]["first"]))
             self.cursor = journal["cursor"]
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path} is damaged; delete {self._partial} to start over") from None
@@ -219,7 +255,10 @@ class ShardWriter:
     def _close_shard(self) -> None:
         self._tokens.sync()
         self._tokens.close()
-        self._shards.append(Shard(shard_name(len(self._shards)), self._in_shard, self._tokens.sha256()))
+        path = self._partial / shard_name(len(self._shards))
+        _read_back(path, self._tokens.sha256())
+        sampled = content_digest(OpenFile(path))
+        self._shards.append(Shard(path.name, self._in_shard, self._tokens.sha256(), sampled))
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -227,7 +266,7 @@ class ShardWriter:
             yield
         except OSError as error:
             raise RunError(
-                f"writing {self._partial} failed: {error.strerror}; free space or fix the folder, then run the same "
+                f"writing {self._partial} failed: {reason(error)}; free space or fix the folder, then run the same "
                 "command again: it goes on where it stopped"
             ) from error
 
@@ -258,6 +297,16 @@ class _HashedFile:
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+def _read_back(path: Path, sha256: str) -> None:
+    """Raises RunError when `path` does not hold what was written into it."""
+    drop_from_memory(path)
+    if file_sha256(path) != sha256:
+        raise RunError(
+            f"{path} does not hold what was written into it, so its storage loses data; choose another folder, and "
+            "delete this one"
+        )
 
 
 def clear_journal(folder: Path) -> None:

@@ -324,4 +324,5 @@ class _Loop:
 
     def _save(self, state: TrainState, step: int, position: int) -> None:
         if position:
+            self._stream.check_files()  # what was trained on is what the record says
             self._store.save(position * self._ctx, step, state, self._record)
