@@ -22,9 +22,9 @@ from gpt3_jax.generation import Piece
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.plan.receipt import Flops
-from gpt3_jax.plan.table import count
 from gpt3_jax.program import compiled as program
 from gpt3_jax.program.hlo import Program
+from gpt3_jax.quantities import count
 from gpt3_jax.train.state import init_state
 from gpt3_jax.train.step import make_step
 

@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.predict import predict
@@ -21,8 +22,9 @@ from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, rece
 from gpt3_jax.plan.roofline import Prediction
 from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.quantities import size
 
-REMATS = ("none", "dots", "full", "offload")
+REMATS: tuple[Remat, ...] = get_args(Remat)
 PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
 _TIGHT = 0.7
@@ -174,7 +176,7 @@ def confirm(
         verdict = "fits" if receipt.memory.fits else "does not fit"
         step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         say(
-            f"[{number}] {candidate.options}: {receipt.memory.total / 2**30:.1f} GiB, {verdict}{step}"
+            f"[{number}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
             f"{' (kept from before)' if kept else ''}"
         )
         if receipt.memory.fits:
@@ -300,9 +302,9 @@ def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
 def _microbatches(config: Config, mesh: dict[str, int]) -> Iterator[tuple[int, int]]:
     """Sequences of a microbatch, and how many microbatches they make."""
     per_shard = config.train.batch_tokens // config.model.n_ctx // (mesh[REPLICA] * mesh[DATA])
-    for size in range(1, per_shard + 1):
-        if per_shard % size == 0:
-            yield size, per_shard // size
+    for sequences in range(1, per_shard + 1):
+        if per_shard % sequences == 0:
+            yield sequences, per_shard // sequences
 
 
 def _powers(limit: int) -> list[int]:

@@ -22,7 +22,7 @@ from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.buffers import Peak, Shapes, read_peak
-from gpt3_jax.program.compiled import without_cache
+from gpt3_jax.program.compiled import dump_options, dumped_text, lower, without_cache
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.traffic import Collective, count
 from gpt3_jax.train.schedule import BatchStage, batch_schedule
@@ -73,31 +73,27 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     mesh = make_mesh(config.parallel, topology.devices)
     shards = batch_shards(mesh)
     stage = max(batch_schedule(config, shards).stages, key=lambda s: s.sequences)
-    started = time.perf_counter()
     rows = jax.ShapeDtypeStruct(
         (stage.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
     )
-    traced = make_step(config, mesh, stage.microbatches).trace(abstract_state(config, mesh), rows)
-    traced_at = time.perf_counter()
-    lowered = traced.lower()
-    lowered_at = time.perf_counter()
+    low = lower(make_step(config, mesh, stage.microbatches), abstract_state(config, mesh), rows)
+    started = time.perf_counter()
     with without_cache():
-        code, results, too_large, program, peak = _compile(lowered, _shapes(config, mesh))
-    compiled_at = time.perf_counter()
+        code, results, too_large, program, peak = _compile(low.lowered, _shapes(config, mesh))
     return CompiledStep(
         config,
         topology,
         mesh,
         stage,
-        traced.jaxpr,
+        low.jaxpr,
         program,
         peak,
         code,
         results,
         too_large,
-        traced_at - started,
-        lowered_at - traced_at,
-        compiled_at - lowered_at,
+        low.trace_seconds,
+        low.lower_seconds,
+        time.perf_counter() - started,
     )
 
 
@@ -107,14 +103,14 @@ def _compile(lowered: Any, shapes: Shapes) -> tuple[int, int, str, Program, Peak
     code, results, too_large = 0, 0, ""
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
         try:
-            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            compiled = lowered.compile(compiler_options=dump_options(folder))
         except jax.errors.JaxRuntimeError as error:
             too_large = _memory_complaint(error)
         else:
             stats: Any = compiled.memory_analysis()
             code = int(stats.generated_code_size_in_bytes)
             results = max(0, int(stats.output_size_in_bytes) - int(stats.alias_size_in_bytes))
-        program = Program(_program_text(Path(folder)))
+        program = Program(dumped_text(Path(folder)))
         return code, results, too_large, program, read_peak(Path(folder), program, shapes)
 
 
@@ -129,13 +125,6 @@ def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
         raise RunError(compiler_options.refused(error) or f"the compiler failed: {text[:400]}") from None
     found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
     return found[0] if found else text[:200]
-
-
-def _program_text(folder: Path) -> str:
-    found = sorted(folder.glob("*after_optimizations.txt"))
-    if len(found) != 1:
-        raise RunError(f"the compiler wrote {len(found)} programs, expected 1")
-    return found[0].read_text(errors="replace")
 
 
 def _shapes(config: Config, mesh: Mesh) -> Shapes:

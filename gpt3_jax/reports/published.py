@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from gpt3_jax.plan.elementwise import Remat
+from gpt3_jax.model.transformer import Remat
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from gpt3_jax.config import Config, ParallelConfig, preset
 from gpt3_jax.errors import UserError
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.receipt import Receipt
-from gpt3_jax.plan.table import grid, size
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.quantities import grid, size
 
 TENSOR = 8
 """Tensor shards at every size: those of a node of GPUs, or of a line of a torus."""
