@@ -131,10 +131,9 @@ def _scaling(args: argparse.Namespace) -> int:
         _say(f"compiling {config.model.n_layers} layers for {topology.name}")
         return plan(config, topology, None)[0]  # never from the cache: the report is about its compile time
 
-    family = args.compiled or "v5p"
-    devices = args.devices or tuple(scaling.MACHINES[family])
-    found = scaling.measure(family, scaling.DEPTHS, devices, compiled, open_topology)
-    print(json.dumps(scaling.as_data(*found), indent=1) if args.json else scaling.table(*found), end="")
+    sweep = scaling.sweep_of_175b(args.compiled or "v5p")
+    found = scaling.measure(sweep, args.devices or tuple(sweep.machines), compiled, open_topology)
+    print(json.dumps(scaling.as_data(*found), indent=1) if args.json else scaling.table(sweep, *found), end="")
     return 0
 
 

@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     low = lower(make_step(config, mesh, stage.microbatches), abstract_state(config, mesh), rows)
     started = time.perf_counter()
     with without_cache():
-        code, results, too_large, program, peak = _compile(low.lowered, _shapes(config, mesh))
+        code, results, too_large, program, peak = compile_lowered(low.lowered, _shapes(config, mesh))
     return CompiledStep(
         config,
         topology,
@@ -97,9 +97,23 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     )
 
 
-def _compile(lowered: Any, shapes: Shapes) -> tuple[int, int, str, Program, Peak]:
-    """Code size, bytes of results that alias no argument, the complaint of a compiler that refused it for its memory,
-    the program, and its peak."""
+class Outcome(NamedTuple):
+    """What the compiler made of a lowered program; the fields are those of `CompiledStep`."""
+
+    code: int
+    results: int
+    too_large: str
+    program: Program
+    peak: Peak
+
+
+def compile_lowered(lowered: Any, shapes: Shapes) -> Outcome:
+    """Compiles, and reads the program and its memory from what the compiler writes, also when it refuses the program
+    for its memory.
+
+    Raises:
+        RunError: the compiler fails for another reason, or wrote nothing that can be read.
+    """
     code, results, too_large = 0, 0, ""
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
         try:
@@ -111,7 +125,7 @@ def _compile(lowered: Any, shapes: Shapes) -> tuple[int, int, str, Program, Peak
             code = int(stats.generated_code_size_in_bytes)
             results = max(0, int(stats.output_size_in_bytes) - int(stats.alias_size_in_bytes))
         program = Program(dumped_text(Path(folder)))
-        return code, results, too_large, program, read_peak(Path(folder), program, shapes)
+        return Outcome(code, results, too_large, program, read_peak(Path(folder), program, shapes))
 
 
 def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
