@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the lowest to the highest; those of one row do not know each other. A file imports from its own room and
 # from lower rows.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "devices"),
+    ("errors", "devices", "quantities"),
     ("paths",),
     ("config",),
     ("spec", "cluster"),

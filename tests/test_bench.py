@@ -22,9 +22,9 @@ from gpt3_jax.generation import Piece
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.plan.receipt import Flops
-from gpt3_jax.plan.table import count
 from gpt3_jax.program import compiled as program
 from gpt3_jax.program.hlo import Program
+from gpt3_jax.quantities import count
 from gpt3_jax.train.state import init_state
 from gpt3_jax.train.step import make_step
 
@@ -179,7 +179,11 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     work = workload.make_workload(config, mesh, keep_batch=False)
     largest = work.batch.sequences
     assert 1 < largest < 16
-    assert workload._need(config, mesh, largest) <= 0.7 * 36 * 2**30 < workload._need(config, mesh, 2 * largest)
+    assert (
+        workload.memory_needed(config, mesh, largest)
+        <= 0.7 * 36 * 2**30
+        < workload.memory_needed(config, mesh, 2 * largest)
+    )
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
     monkeypatch.setattr(workload, "capacity", lambda device: 100 * 2**30)

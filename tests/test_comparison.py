@@ -6,16 +6,22 @@ import dataclasses
 import re
 import statistics
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.roofline import MATMUL
 from gpt3_jax.reports import comparison
-from gpt3_jax.reports.published import ROWS, Row, six_n_and_full_attention
+from gpt3_jax.reports.published import ROWS, Row, Shape, Unit
 
 TABLE = Path(__file__).with_name("published_table.txt")
+
+
+def six_n_and_full_attention(shape: Shape) -> float:
+    return 6.0 * shape.matmul_params + shape.attention_flops
 
 
 def rows(system: str, model: str, kind: str = "") -> list[Row]:
@@ -69,13 +75,14 @@ def test_what_calibrates_is_one_slice_or_node_without_tensor_parallelism() -> No
 def test_nothing_is_set_per_row() -> None:
     """Rows that differ only in what was measured are predicted alike."""
     for row in ROWS[:: len(ROWS) // 10]:
-        other = dataclasses.replace(row, rate=2 * row.rate, calibrates=not row.calibrates, source="elsewhere")
+        other = dataclasses.replace(row, figure=2 * row.figure, calibrates=not row.calibrates, source="elsewhere")
         assert comparison.predict(other) == comparison.predict(row)
         assert other.seconds == row.seconds / 2
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.model}-{row.device_kind}-{row.replica}-{row.data}")
 def test_each_row(row: Row) -> None:
+    assert row.stage in (1, 2, 3) and row.remat in get_args(Remat) and row.unit in get_args(Unit)
     assert re.search(r"\w+/[\w-]+ [0-9a-f]{8,9}\b", row.source), "a repository and its commit"
     prediction = comparison.predict(row)
     assert prediction.fastest_seconds <= prediction.step_seconds <= prediction.slowest_seconds

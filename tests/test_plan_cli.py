@@ -15,6 +15,7 @@ from test_plan_compiled import fake_topology, small_node
 
 from gpt3_jax import devices
 from gpt3_jax.cli import main as front
+from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
 from gpt3_jax.plan import search, topologies
 from gpt3_jax.plan.receipt import receipt_from_json
@@ -62,6 +63,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["report", "paper", "--picture", "x.png"], ["--picture", "report zero"]),
         (["report", "paper", "--no-cache"], ["--no-cache", "--compiled"]),
         (["report", "paper", "--devices", "64"], ["--devices", "--compiled"]),
+        (["report", "paper", "--reduce-dtype", "bfloat16"], ["--reduce-dtype", "--compiled"]),
+        (["report", "published", "--reduce-dtype", "bfloat16"], ["--reduce-dtype", "report paper and report zero"]),
         (["report", "paper", "--compiled", "v5p", "--devices", "8"], ["--devices 8", "64"]),
         (["report", "published", "--no-cache"], ["--no-cache", "report paper and report zero"]),
         (["report", "published", "--model", "gpt3-xl"], ["--model", "report zero"]),
@@ -171,13 +174,19 @@ def test_topologies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert example in out
 
 
-def test_the_papers_tables_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_tables_are_printed_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert front.main(["report", "paper"]) == 0
     out = capsys.readouterr().out
-    for word in ("ZeRO Table 1", "ZeRO Table 2", "GPT-3 Table D.1", "174,604,259,328", "3.14e+23"):
+    for word in ("ZeRO Table 1", "ZeRO Table 2", "ZeRO Figure 1", "GPT-3 Table 2.1", "GPT-3 Table D.1"):
         assert word in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["4", "52.5", "52.5", "41.25", "41.3", "30", "30"] in lines
+    assert ["gpt3-175b", "174,604,259,328", "174,600", "3.1429e+23", "3.14E+23", "3,638", "3.64E+03"] in lines
     assert front.main(["report", "paper", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["zero_table_1"]) == 18
+    data = json.loads(capsys.readouterr().out)
+    assert {name: len(cells) for name, cells in data.items()} == {
+        "zero_table_1": 54, "zero_table_2": 20, "zero_figure_1": 4, "gpt3_table_2_1": 56, "gpt3_table_d1": 24
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("on_fake_devices")
@@ -212,13 +221,32 @@ def test_compiled_cells_of_table_1_are_in_both_forms(
 ) -> None:
     memory = types.SimpleNamespace(total=12_345_000_000, code=345_000_000)
     receipt = types.SimpleNamespace(memory=memory)
-    monkeypatch.setattr("gpt3_jax.plan.search.plan", lambda config, topology, cache: (receipt, False))
+    planned = []
+
+    def pretend(config: Config, topology: object, cache: object) -> tuple[Any, bool]:
+        planned.append(config)
+        return receipt, False
+
+    monkeypatch.setattr("gpt3_jax.plan.search.plan", pretend)
     asked = ["report", "paper", "--compiled", "v5p", "--devices", "64"]
     assert front.main(asked) == 0
     out, err = capsys.readouterr()
-    (row,) = (line for line in out.splitlines() if line.startswith("  64 "))
-    assert row.count("(12)") == out.count("(12)") == err.count("compiling") == 9
+    rows = [line.split() for line in out.splitlines() if line.startswith("  64 ")]
+    assert [row.count("12") for row in rows] == [3, 3, 3] and err.count("compiling") == 9
+    assert "gradients reduced in float32" in out, "the default of parallel.reduce_dtype"
+    assert front.main([*asked, "--reduce-dtype", "bfloat16"]) == 0
+    assert "gradients reduced in bfloat16" in capsys.readouterr().out
+    assert {config.parallel.reduce_dtype for config in planned} == {"float32", "bfloat16"}
     assert front.main([*asked, "--json"]) == 0
     for cell in json.loads(capsys.readouterr().out)["zero_table_1"]:
-        compiled = dict.fromkeys("123", 12_000_000_000) if cell["devices"] == 64 else {}
-        assert cell["compiled_bytes"] == compiled
+        assert cell["compiled_bytes"] == (12_000_000_000 if cell["devices"] == 64 else None)
+
+
+@pytest.mark.usefixtures("on_fake_devices")
+def test_the_report_of_zeros_stages_says_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["report", "zero", "--topology", "v5p:2x2x2", "--model", "gpt3-small"]
+    assert front.main(model) == 0
+    out = capsys.readouterr().out
+    assert "gradients reduced in float32" in out and "gradient shards of stages 2 and 3 in float32" in out
+    table = {line.split()[0]: line for line in out.splitlines() if line[:3] in ("  0", "  1", "  2", "  3")}
+    assert set(table) == {"0", "1", "2", "3"}

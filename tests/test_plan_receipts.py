@@ -12,7 +12,7 @@ from receipts_kept import FOLDER, KEPT, Kept
 from gpt3_jax.config import load_config
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
-from gpt3_jax.plan.search import _SLACK
+from gpt3_jax.plan.search import SLACK
 from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.table import render
 from gpt3_jax.plan.topologies import open_topology
@@ -73,7 +73,7 @@ def test_the_estimate_is_near_enough_to_prune_by(kept: Kept) -> None:
     mesh = receipt.mesh
     need = estimate.memory(config, mesh["replica"], mesh["data"], mesh["tensor"], receipt.batch["microbatches"])
     # Too high by more than the search's slack, and what fits would not be tried.
-    assert 0.6 * receipt.memory.total < need < _SLACK * receipt.memory.total
+    assert 0.6 * receipt.memory.total < need < SLACK * receipt.memory.total
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)

@@ -94,7 +94,7 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
 def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
     roomy = candidates(settings(), node())
     needs = sorted(c.bytes for c in roomy if c.config.memory.remat == "full")
-    usable = int(needs[len(needs) // 2] / searching._TIGHT)  # half of them are short of it
+    usable = int(needs[len(needs) // 2] / searching.TIGHT)  # half of them are short of it
 
     def place(c: searching.Candidate) -> tuple[object, ...]:
         return (*c.mesh.values(), c.config.parallel.stage, c.config.memory.microbatch)
@@ -103,9 +103,7 @@ def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else
     need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
     saving = [c for c in found if c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1]
     # What is tight but hopeless is left out, like everything that cannot fit.
-    assert saving and {place(c) for c in saving} <= {
-        at for at, size in need.items() if size > searching._TIGHT * usable
-    }
+    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > searching.TIGHT * usable}
     assert {(c.config.memory.remat, c.config.memory.mlp_parts) for c in saving} == {
         ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
     }  # fmt: skip
@@ -158,7 +156,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
 def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
     usable = int(max(c.bytes for c in candidates(settings(), node())))
     found = candidates(settings(), node(usable))
-    tried = list(searching._diverse(found, settings()))
+    tried = list(searching.worth_compiling(found, settings()))
     assert any(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1 for c in tried)
     kinds: dict[tuple[object, ...], list[bool]] = {}
     for c in tried:
@@ -182,7 +180,7 @@ def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None
 
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
-    tried = list(searching._diverse(found, settings()))
+    tried = list(searching.worth_compiling(found, settings()))
     kinds = [(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert set(kinds) == {(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in found}
@@ -203,7 +201,7 @@ def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatc
 
 def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None:
     base = dataclasses.replace(settings(), model=dataclasses.replace(settings().model, dtype="bfloat16"))
-    psi = estimate._psi(base)
+    psi = formulas.psi_of_shard(base.model, 1)
     hbm = {}
     for stage in formulas.STAGES:
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
@@ -221,7 +219,7 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
     left = candidates(settings(), node(int(half)))
     assert 0 < len(left) < len(everything)
-    assert max(c.bytes for c in left) <= searching._SLACK * half
+    assert max(c.bytes for c in left) <= searching.SLACK * half
     with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
         search(settings(), node(1000), 1, silent, None)
 
@@ -236,7 +234,7 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(tmp_path: Path, m
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum("fits" in line and "GiB" in line for line in lines) == 3
+    assert sum("fits" in line and "iB" in line for line in lines) == 3
 
     again = search(settings(), node(), 2, lines.append, tmp_path)
     assert len(compiled) == 3

@@ -18,17 +18,7 @@ from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.reports import scaling
 
-LAYERS = (2, 4)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = config(Cell(3, (1, 4, 2)))
-    monkeypatch.setattr(scaling, "preset", lambda name: base)
-    monkeypatch.setattr(scaling, "TENSOR", 2)
-    monkeypatch.setattr(scaling, "MACHINES", {"fake": {2: "2", 4: "4", 8: "8"}})
-    monkeypatch.setattr(scaling, "DEPTH_ON", {"fake": 8})
-    monkeypatch.setattr(scaling, "DEPTHS", LAYERS)
+SMALL = scaling.Sweep(config(Cell(3, (1, 4, 2))), 2, (2, 4), 8, {2: "fake:2", 4: "fake:4", 8: "fake:8"})
 
 
 @functools.cache
@@ -40,9 +30,8 @@ def machine(name: str) -> Topology:
     return fake_topology(int(name.partition(":")[2]))
 
 
-@pytest.mark.usefixtures("small")
 def test_state_falls_as_one_over_n_and_depth_is_varied() -> None:
-    by_depth, by_devices = scaling.measure("fake", LAYERS, (2, 8), plan, machine)
+    by_depth, by_devices = scaling.measure(SMALL, (2, 8), plan, machine)
     assert [(p.layers, p.devices) for p in by_depth] == [(2, 8), (4, 8)]
     assert [(p.layers, p.devices) for p in by_devices] == [(4, 2), (4, 8)]
     # Every tensor divides; counters and the batch are no part of it.
@@ -51,23 +40,27 @@ def test_state_falls_as_one_over_n_and_depth_is_varied() -> None:
         assert point.state == pytest.approx(point.state_formula, rel=1e-3)
         assert 0 < point.seconds < 600 and point.total > point.state
     assert by_depth[0].state < by_depth[1].state
-    text = scaling.table(by_depth, by_devices)
-    assert "12 Ψ / N" in text and len(scaling.as_data(by_depth, by_devices)["by_devices"]) == 2
+    text = scaling.table(SMALL, by_depth, by_devices)
+    assert (
+        "12 Ψ / N" in text
+        and "reduced in float32" in text
+        and len(scaling.as_data(by_depth, by_devices)["by_devices"]) == 2
+    )
 
 
 def test_the_model_is_175b_at_stage_3_with_one_sequence_a_shard() -> None:
-    found = scaling.config_of(48, 64)
+    found = scaling.config_of(scaling.sweep_of_175b("v5p"), 48, 64)
     base = preset("gpt3-175b")
     assert dataclasses.replace(found.model, n_layers=96) == base.model
     assert (found.parallel.stage, found.parallel.data, found.parallel.tensor) == (3, 8, 8)
     assert found.train.batch_tokens == 8 * 2048
     with pytest.raises(UserError, match="12 devices do not divide by 8"):
-        scaling.config_of(96, 12)
+        scaling.config_of(scaling.sweep_of_175b("v5p"), 96, 12)
 
 
 def test_a_size_without_a_machine_is_refused() -> None:
-    with pytest.raises(UserError, match="--devices 9 is no size"):
-        scaling.measure("h100", (), (9,), plan, machine)
+    with pytest.raises(UserError, match="--devices 9 has no machine"):
+        scaling.measure(scaling.sweep_of_175b("h100"), (9,), plan, machine)
 
 
 def test_each_machine_has_as_many_devices_as_it_is_named_for() -> None:

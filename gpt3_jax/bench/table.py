@@ -13,7 +13,7 @@ from gpt3_jax.bench.mfu import CONVENTIONS
 from gpt3_jax.bench.profile import Profile
 from gpt3_jax.bench.step import StepTimes
 from gpt3_jax.bench.timing import Spread
-from gpt3_jax.plan.table import count, duration, grid, size
+from gpt3_jax.quantities import count, grid, measured, size
 
 
 def machine(m: dict[str, Any]) -> str:
@@ -70,14 +70,14 @@ def step(s: StepTimes) -> str:
 def profile(p: Profile) -> str:
     """Families and the largest operations."""
     rows = [
-        (name, _time(share.seconds), f"{share.seconds / p.step_seconds:.1%}", _time(share.running), what)
+        (name, measured(share.seconds), f"{share.seconds / p.step_seconds:.1%}", measured(share.running), what)
         for name, what in FAMILIES.items()
         if (share := p.families.get(name)) is not None
     ]
     largest = [
         (
             o.name,
-            _time(o.share.seconds),
+            measured(o.share.seconds),
             f"{o.share.seconds / p.step_seconds:.1%}",
             f"{o.share.calls:,.0f}",
             o.family,
@@ -88,7 +88,7 @@ def profile(p: Profile) -> str:
     ]
     return "\n".join(
         [
-            f"Where a step's time goes: {p.steps} traced steps of {_time(p.step_seconds)} each (tracing slows them)",
+            f"Where a step's time goes: {p.steps} traced steps of {measured(p.step_seconds)} each (tracing slows them)",
             _columns(rows, ("", "time", "share", "running", "")),
             f"The {len(largest)} largest operations",
             _columns(largest, ("", "time", "share", "calls", "", "", "")),
@@ -107,7 +107,7 @@ def decode(d: DecodeTimes) -> str:
                 ("", "median", "middle half", "fastest", "slowest"),
             ),
             f"  {count(d.prefill_tokens_per_second)} prompt tokens/s; first call, which compiles: "
-            f"{_time(d.first_call_seconds)}",
+            f"{measured(d.first_call_seconds)}",
             f"  weights read once a token: {size(d.weight_bytes)}, so "
             f"{d.weight_bytes / d.token_seconds.median / 1e9:,.1f} GB/s",
             *([_memory(d.memory)] if d.memory else []),
@@ -143,29 +143,12 @@ def checkpoint(c: CheckpointTimes) -> str:
 
 
 def _spread(s: Spread) -> tuple[str, str, str, str]:
-    middle = f"{_time(s.quartile_1)} to {_time(s.quartile_3)}"
-    return _time(s.median), middle, _time(s.smallest), _time(s.largest)
+    middle = f"{measured(s.quartile_1)} to {measured(s.quartile_3)}"
+    return measured(s.median), middle, measured(s.smallest), measured(s.largest)
 
 
 def _memory(memory: dict[str, int]) -> str:
     return "  peak memory: " + "; ".join(f"{size(n)} ({name})" for name, n in memory.items())
-
-
-def _time(seconds: float) -> str:
-    """Three digits, also of what is short."""
-    for unit, value in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= value:
-            amount = seconds / value
-            return (
-                duration(seconds)
-                if amount >= 120 and unit == "s"
-                else f"{amount:.{max(0, 2 - _digits(amount))}f} {unit}"
-            )
-    return f"{seconds * 1e6:,.0f} µs"
-
-
-def _digits(amount: float) -> int:
-    return len(f"{amount:.0f}") - 1
 
 
 def _columns(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:

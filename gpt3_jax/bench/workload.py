@@ -89,11 +89,13 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
             reason = "enough to fill the device"
         if largest is not None:
             sequences, reason = min(sequences, largest), "what its memory holds"
-        while not micro and sequences > 1 and room is not None and _need(config, mesh, sequences) > _ROOM * room:
+        while (
+            not micro and sequences > 1 and room is not None and estimated_bytes(config, mesh, sequences) > _ROOM * room
+        ):
             sequences, reason = sequences // 2, "what its memory holds"
         run = with_batch(config, sequences, shards)
     batch = batch_schedule(run, shards).sizes[0]
-    need = _need(config, mesh, 1)
+    need = estimated_bytes(config, mesh, 1)
     # Refused only where it is certain, but on a CPU: there the system would end some process, and say nothing.
     if room is not None and need > (0.9 if device.platform == "cpu" else 1.3) * room:
         raise UserError(
@@ -113,7 +115,8 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
     return Workload(run, mesh, batch, why)
 
 
-def _need(config: Config, mesh: Mesh, shard_sequences: int) -> float:
+def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
+    """About the bytes that a device needs for one microbatch of so many sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
     return estimate.memory(run, mesh.shape[REPLICA], mesh.shape[DATA], mesh.shape[TENSOR], 1)
 

@@ -123,7 +123,8 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
-    from gpt3_jax.plan.table import count, duration, grid, host_limit, size
+    from gpt3_jax.plan.table import host_limit
+    from gpt3_jax.quantities import count, duration, grid, size
 
     offload = any(r.memory.host for _, r in found)
     rows = [

@@ -10,11 +10,7 @@ device.
 
 from __future__ import annotations
 
-from typing import Literal
-
-Remat = Literal["none", "dots", "full", "offload"]
-"""What the backward pass runs again, as in `MemoryConfig.remat`: nothing but what a flash kernel does itself; all but
-the matmuls with weights; the whole block, wherever its input is kept."""
+from gpt3_jax.model.transformer import Remat
 
 _BF16 = 2
 

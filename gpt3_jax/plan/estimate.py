@@ -7,16 +7,13 @@ parameters of one tensor shard, t tensor shards, N the ZeRO group.
 
 from __future__ import annotations
 
-import math
-
-import jax
-
 from gpt3_jax.config import Config
-from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
+from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import elementwise
+from gpt3_jax.plan.formulas import psi_of_shard
 from gpt3_jax.plan.roofline import Traffic, Work
-from gpt3_jax.program.traffic import HOST
+from gpt3_jax.program.traffic import HOST, ring_share
 
 _KEPT = {"offload": 0, "full": 2, "dots": 22, "none": 36}
 """Bytes of activations kept per layer, token and unit of D, by remat: nothing on the device; the block's input; the
@@ -28,7 +25,7 @@ _WORKING = 44
 def memory(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> float:
     """About the bytes that a device needs."""
     model, stage = config.model, config.parallel.stage
-    psi = _psi(config) / tensor
+    psi = psi_of_shard(config.model, tensor)
     group = data if stage else 1
     tokens = _tokens_of_microbatch(config, replica, data, microbatches)
     width = 2 if model.dtype == "bfloat16" else 4
@@ -57,7 +54,7 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
     again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.memory.remat]
-    psi = _psi(config) / tensor
+    psi = psi_of_shard(config.model, tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     remat = config.memory.remat
     block = elementwise.block_bytes(model.d_model, model.d_ff, remat) + elementwise.flash_bytes(model.d_model, remat)
@@ -79,7 +76,7 @@ def _traffic(
 ) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
-    ring = (data - 1) / data
+    ring = float(ring_share("all-gather", data))
     result = []
     if data > 1 and stage == 0:
         result.append(Traffic((DATA,), "all-reduce", 2 * ring * reduce * psi, 1))
@@ -89,12 +86,12 @@ def _traffic(
         result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
         result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
     if replica > 1:
-        share = 1 / data if stage else 1
-        result.append(Traffic((REPLICA,), "all-reduce", 2 * (replica - 1) / replica * reduce * psi * share, 1))
+        reduced = reduce * psi / (data if stage else 1)
+        result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", replica)) * reduced, 1))
     if tensor > 1:
         tokens = _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
         passes = 6 if config.memory.remat in ("full", "offload") else 4
-        moved = 2 * passes * (tensor - 1) / tensor * width * tokens * model.d_model * model.n_layers
+        moved = float(ring_share("all-reduce", tensor)) * passes * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
     if config.memory.remat == "offload":
         tokens = config.train.batch_tokens / (replica * data * tensor)
@@ -102,10 +99,6 @@ def _traffic(
         calls = model.n_layers * microbatches
         result += [Traffic((HOST,), "to host", moved, calls), Traffic((HOST,), "from host", moved, calls)]
     return result
-
-
-def _psi(config: Config) -> float:
-    return float(sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_table(config.model))))
 
 
 def _tokens_of_microbatch(config: Config, replica: int, data: int, microbatches: int) -> float:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-import jax
-
-from gpt3_jax.config import Config, ModelConfig, cost_settings
-from gpt3_jax.model.params import count_params, param_table, train_flops_per_token
+from gpt3_jax.config import ModelConfig, cost_settings
+from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import DATA, TENSOR
-from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.predict import place, predict_compiled, rates
 from gpt3_jax.plan.roofline import Exposed, Prediction
@@ -130,7 +128,8 @@ def make_receipt(step: CompiledStep) -> Receipt:
     parameters = count_params(config.model)
     tokens = step.batch.sequences * config.model.n_ctx
     device = step.topology.device
-    state = formulas.model_state(_psi(config, mesh.shape[TENSOR]), mesh.shape[DATA], config.parallel.stage)
+    psi = formulas.psi_of_shard(config.model, mesh.shape[TENSOR])
+    state = formulas.model_state(psi, mesh.shape[DATA], config.parallel.stage)
     memory = Memory(
         {str(purpose): size for purpose, size in peak.by_purpose().items()},
         peak.gaps,
@@ -144,6 +143,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
     )
     flops = step_flops(config.model, tokens, step.jaxpr)
     mesh_shape = dict(mesh.shape)
+    transfers: list[Transfer] = [*step.program.collectives(), *host_copies(step.program)]
     seconds: float | None = None
     overlap: tuple[Overlap, ...] = ()
     if device:
@@ -177,8 +177,8 @@ def make_receipt(step: CompiledStep) -> Receipt:
         memory=memory,
         flops=flops,
         hbm_bytes=hbm_bytes(step.program),
-        traced=_traced(step.collectives),
-        compiled=_compiled([*step.program.collectives(), *host_copies(step.program)], mesh_shape),
+        traced=_rows((c.axes, c) for c in step.collectives),
+        compiled=_rows((c.axes(mesh_shape), c) for c in transfers),
         overlap=overlap,
         scheduled_seconds=seconds,
         zero_elements=_zero_elements(step),
@@ -234,37 +234,21 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
     return Receipt(**data)
 
 
-def _psi(config: Config, tensor: int) -> int:
-    """Parameters that one tensor shard holds, vocabulary padding included: its share of what tensor parallelism splits,
-    and all of the rest."""
-    split = [any(TENSOR_RULES[axis] == TENSOR for axis in s.axes) for s in jax.tree.leaves(param_table(config.model))]
-    sizes = [spec.size for spec in jax.tree.leaves(param_table(config.model))]
-    return sum(size // tensor if parts else size for size, parts in zip(sizes, split, strict=True))
-
-
-def _traced(collectives: list[Collective]) -> tuple[TrafficRow, ...]:
+def _rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tuple[TrafficRow, ...]:
+    """Adds up what moves, by mesh axes and kind."""
     rows: dict[tuple[str, str], TrafficRow] = {}
-    for c in collectives:
-        key = "+".join(c.axes), c.kind
+    for axes, one in moved:
+        key = "+".join(axes), one.kind
         old = rows.get(key, TrafficRow(*key, 0, 0.0))
-        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent)
-    return tuple(rows[key] for key in sorted(rows))
-
-
-def _compiled(collectives: list[Transfer], shape: dict[str, int]) -> tuple[TrafficRow, ...]:
-    rows: dict[tuple[str, str], TrafficRow] = {}
-    for c in collectives:
-        key = "+".join(c.axes(shape)), c.kind
-        old = rows.get(key, TrafficRow(*key, 0, 0.0))
-        rows[key] = TrafficRow(*key, old.calls + c.calls, old.bytes + c.bytes_sent)
+        rows[key] = TrafficRow(*key, old.calls + one.calls, old.bytes + one.bytes_sent)
     return tuple(rows[key] for key in sorted(rows))
 
 
 def _zero_elements(step: CompiledStep) -> dict[str, float]:
     """Ψ elements over `data`, microbatches taken apart: the paper counts one backward pass a step."""
-    data, tensor = step.mesh.shape[DATA], step.mesh.shape[TENSOR]
+    data = step.mesh.shape[DATA]
     stage, micro = step.config.parallel.stage, step.batch.microbatches
-    psi = _psi(step.config, tensor)
+    psi = formulas.psi_of_shard(step.config.model, step.mesh.shape[TENSOR])
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once
     sent = sum(c.elements_sent for c in step.collectives if DATA in c.axes)

@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.predict import predict
@@ -21,15 +22,16 @@ from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, rece
 from gpt3_jax.plan.roofline import Prediction
 from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.quantities import size
 
-REMATS = ("none", "dots", "full", "offload")
+REMATS: tuple[Remat, ...] = get_args(Remat)
 PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
-_TIGHT = 0.7
+TIGHT = 0.7
 """Of the capacity: where full remat needs more by its estimate, it is also tried with parts and with offload."""
-_ROOMY = 0.9
+ROOMY = 0.9
 """Of the capacity: what needs no more by its estimate will most likely fit."""
-_SLACK = 1.4
+SLACK = 1.4
 """A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
 0.70 to 1.37 times what was compiled; a test holds them below this."""
 
@@ -86,9 +88,9 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     if changed is None or (_saves_only(changed, config) and not tight):
                         continue
                     need = estimate.memory(changed, *shape)
-                    tight = tight or (remat == "full" and need > _TIGHT * usable)
+                    tight = tight or (remat == "full" and need > TIGHT * usable)
                     prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
-                    if need <= _SLACK * usable and prediction is not None:
+                    if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
     # By arithmetic parts take no time, nor do copies to a host of which nothing is known: of equals those without.
     return sorted(
@@ -100,6 +102,27 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
             c.bytes,
         ),
     )
+
+
+def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candidate]:
+    """The candidates that a search compiles, in the given order: at most two microbatch sizes per layout, and at most
+    one variant of a layout that only saves memory (offload, or more parts of an MLP than asked for).
+
+    Args:
+        found: fastest first.
+        asked: the configuration that the search began with.
+    """
+    seen: dict[tuple[Any, ...], int] = {}
+    for candidate in found:
+        settings = dict(candidate.settings)
+        del settings["memory.microbatch"], settings["memory.mlp_parts"]
+        saves = _saves_only(candidate.config, asked)
+        if saves:
+            settings["memory.remat"] = "full"
+        key = saves, *settings.values()
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= (1 if saves else 2):
+            yield candidate
 
 
 def search(
@@ -117,7 +140,7 @@ def search(
             "model"
         )
     say(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    tried = list(_diverse(found, config))
+    tried = list(worth_compiling(found, config))
     attempts = 4 * keep
     confirmed = confirm(iter(tried), topology, keep, attempts, say, cache)
     if others := _of_other_remats(found, confirmed, topology):
@@ -153,7 +176,7 @@ def nearest(
     # Estimates are not exact: here only what leaves room by them is worth a compilation.
     tried = candidates(config, topology)
     assert topology.usable is not None
-    roomy = [c for c in tried if c.bytes <= _ROOMY * topology.usable and changes(c)]
+    roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
     return confirm(iter(roomy), topology, keep, 3 * keep, say, cache)
 
@@ -179,7 +202,7 @@ def confirm(
         verdict = "fits" if receipt.memory.fits else "does not fit"
         step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         say(
-            f"[{number}] {candidate.options}: {receipt.memory.total / 2**30:.1f} GiB, {verdict}{step}"
+            f"[{number}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
             f"{' (kept from before)' if kept else ''}"
         )
         if receipt.memory.fits:
@@ -201,7 +224,7 @@ def _of_other_remats(
     fastest: dict[str, Candidate] = {}
     for candidate in found:
         remat = candidate.config.memory.remat
-        if remat not in there and candidate.bytes <= _ROOMY * topology.usable:
+        if remat not in there and candidate.bytes <= ROOMY * topology.usable:
             fastest.setdefault(remat, candidate)
     return list(fastest.values())
 
@@ -305,26 +328,10 @@ def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
 def _microbatches(config: Config, mesh: dict[str, int]) -> Iterator[tuple[int, int]]:
     """Sequences of a microbatch, and how many microbatches they make."""
     per_shard = config.train.batch_tokens // config.model.n_ctx // (mesh[REPLICA] * mesh[DATA])
-    for size in range(1, per_shard + 1):
-        if per_shard % size == 0:
-            yield size, per_shard // size
+    for sequences in range(1, per_shard + 1):
+        if per_shard % sequences == 0:
+            yield sequences, per_shard // sequences
 
 
 def _powers(limit: int) -> list[int]:
     return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
-
-
-def _diverse(found: list[Candidate], asked: Config) -> Iterator[Candidate]:
-    """In order, but of those that differ only in how they are cut into microbatches the fastest two; and of those that
-    differ from them only in what saves memory the fastest."""
-    seen: dict[tuple[Any, ...], int] = {}
-    for candidate in found:
-        settings = dict(candidate.settings)
-        del settings["memory.microbatch"], settings["memory.mlp_parts"]
-        saves = _saves_only(candidate.config, asked)
-        if saves:
-            settings["memory.remat"] = "full"
-        key = saves, *settings.values()
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= (1 if saves else 2):
-            yield candidate

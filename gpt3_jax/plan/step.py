@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.buffers import Peak, Shapes, read_peak
-from gpt3_jax.program.compiled import without_cache
+from gpt3_jax.program.compiled import dump_options, dumped_text, lower, without_cache
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.traffic import Collective, count
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
@@ -73,49 +73,59 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     mesh = make_mesh(config.parallel, topology.devices)
     shards = batch_shards(mesh)
     batch = max(batch_schedule(config, shards).sizes, key=lambda s: s.sequences)
-    started = time.perf_counter()
     rows = jax.ShapeDtypeStruct(
         (batch.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
     )
-    traced = make_step(config, mesh, batch.microbatches).trace(abstract_state(config, mesh), rows)
-    traced_at = time.perf_counter()
-    lowered = traced.lower()
-    lowered_at = time.perf_counter()
+    low = lower(make_step(config, mesh, batch.microbatches), abstract_state(config, mesh), rows)
+    started = time.perf_counter()
     with without_cache():
-        code, results, too_large, program, peak = _compile(lowered, _shapes(config, mesh))
-    compiled_at = time.perf_counter()
+        code, results, too_large, program, peak = compile_lowered(low.lowered, _shapes(config, mesh))
     return CompiledStep(
         config,
         topology,
         mesh,
         batch,
-        traced.jaxpr,
+        low.jaxpr,
         program,
         peak,
         code,
         results,
         too_large,
-        traced_at - started,
-        lowered_at - traced_at,
-        compiled_at - lowered_at,
+        low.trace_seconds,
+        low.lower_seconds,
+        time.perf_counter() - started,
     )
 
 
-def _compile(lowered: Any, shapes: Shapes) -> tuple[int, int, str, Program, Peak]:
-    """Code size, bytes of results that alias no argument, the complaint of a compiler that refused it for its memory,
-    the program, and its peak."""
+class Outcome(NamedTuple):
+    """What the compiler made of a lowered program; the fields are those of `CompiledStep`."""
+
+    code: int
+    results: int
+    too_large: str
+    program: Program
+    peak: Peak
+
+
+def compile_lowered(lowered: Any, shapes: Shapes) -> Outcome:
+    """Compiles, and reads the program and its memory from what the compiler writes, also when it refuses the program
+    for its memory.
+
+    Raises:
+        RunError: the compiler fails for another reason, or wrote nothing that can be read.
+    """
     code, results, too_large = 0, 0, ""
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-plan-") as folder:
         try:
-            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            compiled = lowered.compile(compiler_options=dump_options(folder))
         except jax.errors.JaxRuntimeError as error:
             too_large = _memory_complaint(error)
         else:
             stats: Any = compiled.memory_analysis()
             code = int(stats.generated_code_size_in_bytes)
             results = max(0, int(stats.output_size_in_bytes) - int(stats.alias_size_in_bytes))
-        program = Program(_program_text(Path(folder)))
-        return code, results, too_large, program, read_peak(Path(folder), program, shapes)
+        program = Program(dumped_text(Path(folder)))
+        return Outcome(code, results, too_large, program, read_peak(Path(folder), program, shapes))
 
 
 def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
@@ -129,13 +139,6 @@ def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
         raise RunError(refused_option(error) or f"the compiler failed: {text[:400]}") from None
     found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
     return found[0] if found else text[:200]
-
-
-def _program_text(folder: Path) -> str:
-    found = sorted(folder.glob("*after_optimizations.txt"))
-    if len(found) != 1:
-        raise RunError(f"the compiler wrote {len(found)} programs, expected 1")
-    return found[0].read_text(errors="replace")
 
 
 def _shapes(config: Config, mesh: Mesh) -> Shapes:

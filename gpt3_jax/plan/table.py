@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from gpt3_jax.devices import (
     XLA_GPU_FRACTION,
@@ -14,53 +14,13 @@ from gpt3_jax.devices import (
 )
 from gpt3_jax.plan.receipt import Receipt, TrafficRow
 from gpt3_jax.program.traffic import HOST
-
-_WIDTH = 110
+from gpt3_jax.quantities import count, duration, grid, share, size
 
 
 def render(receipt: Receipt) -> str:
     """The whole receipt, a section for each question: fits, costs, moves, takes."""
     parts = [_head(receipt), _memory(receipt), _flops(receipt), _traffic(receipt), _time(receipt), _foot(receipt)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def size(n: float) -> str:
-    """Bytes in GiB or MiB, as devices' capacities are told."""
-    if abs(n) >= 2**30:
-        return f"{n / 2**30:,.2f} GiB"
-    return f"{n / 2**20:,.1f} MiB" if abs(n) >= 2**20 else f"{n:,.0f} B"
-
-
-def count(n: float) -> str:
-    """A large number in the units of its field: 174.6B, 3.1M."""
-    for unit, value in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= value:
-            return f"{n / value:,.2f}".rstrip("0").rstrip(".") + unit
-    return f"{n:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would choose."""
-    for unit, value in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * value:
-            return f"{seconds / value:,.1f} {unit}"
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"
-
-
-def share(part: float, whole: float) -> float:
-    """A fraction; 0 of nothing."""
-    return part / whole if whole and math.isfinite(whole) else 0.0
-
-
-def grid(rows: Iterable[Sequence[str]], head: Sequence[str] = (), left: int = 1) -> str:
-    """Columns: the first `left` of them to the left, the others to the right."""
-    rows = [list(row) for row in ([head, *rows] if head else rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _head(r: Receipt) -> str:

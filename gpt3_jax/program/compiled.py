@@ -1,4 +1,4 @@
-"""A compiled program: how long the compiler took, what it needs, and its text."""
+"""A function traced, lowered and compiled: how long each took, what the program needs, and its text."""
 
 from __future__ import annotations
 
@@ -18,48 +18,54 @@ from gpt3_jax.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A function, traced, lowered and compiled."""
+class Lowered:
+    """A function, traced and lowered."""
 
-    run: Any
     lowered: Any
     jaxpr: Any
     trace_seconds: float
     lower_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled(Lowered):
+    """And compiled."""
+
+    run: Any
     compile_seconds: float
     bytes: int
     """On one device: arguments, results that are not written in their place, temporaries, and the program itself."""
 
 
+def lower(function: Any, *arguments: Any) -> Lowered:
+    """Traces and lowers a jitted function for arguments given as arrays or as `jax.ShapeDtypeStruct`."""
+    started = time.perf_counter()
+    traced = function.trace(*arguments)
+    traced_at = time.perf_counter()
+    lowered = traced.lower()
+    return Lowered(lowered, traced.jaxpr, traced_at - started, time.perf_counter() - traced_at)
+
+
 def compile_program(function: Any, *arguments: Any) -> Compiled:
-    """Compiles a jitted function for arguments given as arrays or as `jax.ShapeDtypeStruct`. Never taken from JAX's
-    persistent cache: the time is the compiler's.
+    """Compiles a jitted function, arguments as for `lower`. Never taken from JAX's persistent cache: the time is the
+    compiler's.
 
     Raises:
         RunError: the compiler does not know an option.
         jax.errors.JaxRuntimeError: it fails otherwise.
     """
+    low = lower(function, *arguments)
     started = time.perf_counter()
-    traced = function.trace(*arguments)
-    traced_at = time.perf_counter()
-    lowered = traced.lower()
-    lowered_at = time.perf_counter()
     with without_cache():
         try:
-            compiled = lowered.compile()
+            compiled = low.lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if line := refused_option(error):
                 raise RunError(line) from None
             raise
-    done = time.perf_counter()
+    seconds = time.perf_counter() - started
     return Compiled(
-        compiled,
-        lowered,
-        traced.jaxpr,
-        traced_at - started,
-        lowered_at - traced_at,
-        done - lowered_at,
-        bytes_on_device(compiled.memory_analysis()),
+        **vars(low), run=compiled, compile_seconds=seconds, bytes=bytes_on_device(compiled.memory_analysis())
     )
 
 
@@ -85,6 +91,23 @@ def without_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
+def dump_options(folder: str) -> dict[str, Any]:
+    """Compiler options that make XLA write the program, its buffer assignment and its live ranges into a folder."""
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
+def dumped_text(folder: Path) -> str:
+    """The one program that was compiled with `dump_options`, after all optimisations.
+
+    Raises:
+        RunError: none was written, or several.
+    """
+    found = sorted(folder.glob("*after_optimizations.txt"))
+    if len(found) != 1:
+        raise RunError(f"the compiler wrote {len(found)} programs, expected 1: the program cannot be read")
+    return found[0].read_text(errors="replace")
+
+
 def text(program: Compiled) -> str:
     """The program after all optimisations. Some versions cannot print a TPU's; then it is compiled once more, and
     written out by the compiler itself.
@@ -96,9 +119,11 @@ def text(program: Compiled) -> str:
         return str(program.run.as_text())
     except jax.errors.JaxRuntimeError:
         pass
-    with tempfile.TemporaryDirectory(prefix="gpt3-jax-bench-") as folder, without_cache():
-        program.lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        found = sorted(Path(folder).glob("*after_optimizations.txt"))
-        if len(found) != 1:
-            raise RunError(f"the compiler wrote {len(found)} programs, expected 1: the profile cannot be read")
-        return found[0].read_text(errors="replace")
+    with tempfile.TemporaryDirectory(prefix="gpt3-jax-program-") as folder, without_cache():
+        program.lowered.compile(compiler_options=dump_options(folder))
+        return dumped_text(Path(folder))
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether this is a device's or a compiler's complaint about memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -16,9 +16,13 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from gpt3_jax.errors import RunError
+from gpt3_jax.program.attention_kernels import CUDNN_BACKWARD, CUDNN_FORWARD, visible_scores
 
-_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
-"""cuDNN's fused attention, and the matmuls over scores in each: two forward; backward four, and the scores anew."""
+_CUDNN = {
+    "dot_product_attention_fwd_wrapper": CUDNN_FORWARD,
+    "dot_product_attention_bwd_wrapper": CUDNN_BACKWARD,
+}
+"""JAX's primitives of cuDNN's fused attention, and the matmuls over scores in each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,5 @@ def _dot(eqn: Any) -> int:
 def _cudnn(eqn: Any) -> int:
     """Scores that the kernel's mask lets it see: a causal band of `sliding_window_length`, or all before."""
     b, t, heads, width = eqn.invars[0].aval.shape
-    band = eqn.params.get("sliding_window_length") or t
-    visible = band * (band + 1) // 2 + (t - band) * band
+    visible = visible_scores(t, eqn.params.get("sliding_window_length"))
     return _CUDNN[eqn.primitive.name] * 2 * b * heads * width * visible

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt3_jax.errors import RunError
 from gpt3_jax.program.replica_groups import replica_groups
-from gpt3_jax.program.traffic import Kind
+from gpt3_jax.program.traffic import Kind, ring_share
 
 _KINDS: dict[str, Kind] = {
     "all-gather": "all-gather",
@@ -85,9 +85,7 @@ class CompiledCollective:
     @property
     def bytes_sent(self) -> float:
         """Bytes that a device sends in all calls, by the ring formula (see `program.traffic`)."""
-        n = self.devices
-        share = {"all-reduce": 2 * (n - 1) / n, "permute": 1.0}.get(self.kind, (n - 1) / n)
-        return self.calls * share * self.bytes
+        return self.calls * float(ring_share(self.kind, self.devices)) * self.bytes
 
     def axes(self, shape: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of a mesh of this shape that a group runs over: those in which its members' places differ."""
@@ -147,6 +145,10 @@ class Program:
     def computation(self, name: str) -> dict[str, Instruction]:
         """The instructions of one computation, by name, in its order."""
         return self._computations.get(name, {})
+
+    def fused(self, instruction: Instruction) -> list[Instruction]:
+        """The instructions inside a fusion, or whatever else names its computation under ``calls``."""
+        return [i for name in instruction.called("calls") for i in self.computation(name).values()]
 
     def parameters(self, computation: str) -> frozenset[str]:
         """Names of a computation's parameters."""
@@ -232,7 +234,7 @@ class Program:
         if instruction.opcode == "fusion":
             starts = instruction.name.startswith(_STARTED)
             wrapped = wrapped or starts
-            inside = [i for name in instruction.called("calls") for i in self._computations[name].values()]
+            inside = self.fused(instruction)
             if not starts:
                 inside = [i for i in inside if i.opcode in _KINDS and not self._goes_on(instruction, i)]
         found = [self._collective(i, instruction, calls, wrapped) for i in inside if i.opcode in _KINDS]
@@ -254,7 +256,7 @@ class Program:
     def _started(self) -> frozenset[str]:
         """Channels of the collectives that a fusion of their own starts."""
         fusions = (i for i in self.instructions.values() if i.opcode == "fusion" and i.name.startswith(_STARTED))
-        inside = (i for f in fusions for name in f.called("calls") for i in self._computations[name].values())
+        inside = (i for fusion in fusions for i in self.fused(fusion))
         return frozenset(channel for i in inside if i.opcode in _KINDS and (channel := _channel(i)))
 
     def _collective(self, i: Instruction, outer: Instruction, calls: float, wrapped: bool) -> CompiledCollective | None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from gpt3_jax.program.hlo import Instruction, Program, shape_bytes, shape_parts
+from gpt3_jax.program.accesses import bytes_read, bytes_written, result_shape, results, uses
+from gpt3_jax.program.hlo import Instruction, Program, shape_bytes
 from gpt3_jax.program.traffic import HOST, Kind
 
 HOST_MEMORY = 5
 """XLA's memory space of the host."""
 _MARK = f"S({HOST_MEMORY})"
 _MOVE = frozenset({"copy", "copy-start", "slice", "slice-start", "dynamic-slice", "dynamic-update-slice", "fusion"})
-_SLICES = frozenset({"slice", "slice-start", "dynamic-slice", "gather"})
 _NO_WORK = _MOVE | {"parameter", "constant", "bitcast", "reshape", "tuple", "get-tuple-element"}
 
 
@@ -62,8 +62,7 @@ def only_copies(program: Program, instruction: Instruction) -> bool:
     """Whether an instruction moves to or from the host, and computes nothing beside."""
     if not _copies(program, [(instruction, 1, False)]):
         return False
-    bodies = [program.computation(name) for name in instruction.called("calls")]
-    return all(i.opcode in _NO_WORK for body in bodies for i in body.values())
+    return all(i.opcode in _NO_WORK for i in program.fused(instruction))
 
 
 def _copies(program: Program, running: Iterable[tuple[Instruction, float, bool]]) -> list[HostCopy]:
@@ -77,55 +76,37 @@ def _copies(program: Program, running: Iterable[tuple[Instruction, float, bool]]
 
 
 def _written(program: Program, i: Instruction) -> float:
-    """Bytes that go into the host's memory: of what is updated in place there, the update."""
-    if i.opcode == "fusion":
-        (callee,) = i.called("calls")
-        body, root = program.computation(callee), program.roots[callee]
-        made = [body[name] for name in root.operands if name in body] if root.opcode == "tuple" else [root]
-        return sum(_written_by(body, one) for one in made)
-    return _written_by(program.instructions, i)
+    """Bytes that go into the host's memory."""
+    return sum(bytes_written(program, made) for made in results(program, i) if _comes_from_the_device(program, made))
 
 
-def _written_by(body: Mapping[str, Instruction], i: Instruction) -> float:
-    if i.opcode == "bitcast" and i.operands and i.operands[0] in body:
-        return _written_by(body, body[i.operands[0]])
-    # Of a start's result, a tuple, the first part is what will be there.
-    made = shape_parts(i.shape)[0] if i.opcode.endswith("-start") else i.shape
-    if _MARK not in made or i.opcode in ("parameter", "get-tuple-element"):
-        return 0.0
-    if i.opcode == "dynamic-update-slice":
-        made = body[i.operands[1]].shape if i.operands[1] in body else ""
-    elif i.operands and all(_MARK in body[name].shape for name in i.operands if name in body):
-        return 0.0  # from one place there to another
-    return shape_bytes(made)
+def _comes_from_the_device(program: Program, made: Instruction) -> bool:
+    if not _on_host(made) or made.opcode in ("parameter", "get-tuple-element"):
+        return False
+    if made.opcode == "dynamic-update-slice":
+        return True
+    operands = [found for name in made.operands if (found := program.instructions.get(name))]
+    return not made.operands or any(_MARK not in operand.shape for operand in operands)
 
 
 def _read(program: Program, i: Instruction) -> float:
-    """Bytes that come from the host's memory: of what is sliced there, the slice."""
-    if i.opcode == "fusion":
-        (callee,) = i.called("calls")
-        body = program.computation(callee)
-        there = [p for p in body.values() if p.opcode == "parameter" and _MARK in p.shape]
-        return sum(_read_of(body, one) for one in there)
-    operands = [found for name in i.operands if (found := program.instructions.get(name))]
-    return sum(_used(i, one) for one in operands if _MARK in one.shape)
+    """Bytes that come from the host's memory."""
+    if i.opcode != "fusion":
+        operands = [found for name in i.operands if (found := program.instructions.get(name))]
+        return sum(bytes_read(i, there) for there in operands if _MARK in there.shape and _goes_to_the_device(i))
+    (callee,) = i.called("calls")
+    body = program.computation(callee)
+    total = 0.0
+    for there in body.values():
+        if there.opcode == "parameter" and _MARK in there.shape:
+            read = sum(size for user, size in uses(body, there) if _goes_to_the_device(user))
+            total += min(shape_bytes(there.shape), read)
+    return total
 
 
-def _read_of(body: Mapping[str, Instruction], there: Instruction) -> float:
-    """Of a fusion's operand: each slice that it takes, or all of it, once."""
-    users = [user for user in body.values() if there.name in user.operands]
-    through = [user for user in users if user.opcode == "bitcast"]
-    sizes = [_used(user, there) for user in users if user.opcode != "bitcast"]
-    return min(shape_bytes(there.shape), sum(sizes) + sum(_read_of(body, user) for user in through))
+def _goes_to_the_device(user: Instruction) -> bool:
+    return user.opcode not in ("tuple", "get-tuple-element") and not _on_host(user)
 
 
-def _used(user: Instruction, there: Instruction) -> float:
-    """Of an array on the host, what one instruction reads."""
-    if user.opcode in ("tuple", "get-tuple-element"):
-        return 0.0
-    made = shape_parts(user.shape)[0] if user.opcode.endswith("-start") else user.shape
-    if user.opcode == "dynamic-update-slice" and user.operands[0] == there.name:
-        return 0.0
-    if user.opcode in _SLICES:
-        return 0.0 if _MARK in made else shape_bytes(made)
-    return 0.0 if _MARK in made else shape_bytes(there.shape)
+def _on_host(made: Instruction) -> bool:
+    return _MARK in result_shape(made)

@@ -6,14 +6,12 @@ from __future__ import annotations
 import math
 import re
 
+from gpt3_jax.program.attention_kernels import CUDNN_BACKWARD, CUDNN_FORWARD, SPLASH, visible_scores
 from gpt3_jax.program.hlo import Instruction, Program, shape_dims
 
-ATTENTION = {
-    "splash_mha_fwd": 2,
-    "splash_mha_dq": 3,
-    "splash_mha_dkv": 4,
-    "__cudnn$fmhaSoftmaxBackward": 5,
-    "__cudnn$fmhaSoftmax": 2,
+ATTENTION = SPLASH | {
+    "__cudnn$fmhaSoftmaxBackward": CUDNN_BACKWARD,
+    "__cudnn$fmhaSoftmax": CUDNN_FORWARD,
 }
 """Attention kernels by what their custom call is named or targets, and how many matmuls over scores each runs."""
 
@@ -38,8 +36,7 @@ def instruction_flops(program: Program, instruction: Instruction) -> float:
     """
     opcode = instruction.opcode
     if opcode == "fusion":
-        bodies = (program.computation(name) for name in instruction.called("calls"))
-        return sum(instruction_flops(program, i) for body in bodies for i in body.values())
+        return sum(instruction_flops(program, i) for i in program.fused(instruction))
     if opcode == "custom-call":
         kernel = attention_kernel(instruction)
         if kernel.startswith("splash"):
@@ -72,8 +69,7 @@ def _cudnn(program: Program, kernel: Instruction) -> float:
     window = re.search(r'"sliding_window_length":\s*(\d+)', kernel.attributes)
     assert found, kernel.name
     batch, heads, length, _ = (int(n) for n in re.findall(r"\d+", found[1]))
-    band = int(window[1]) if window and int(window[1]) else length
-    visible = band * (band + 1) // 2 + (length - band) * band
+    visible = visible_scores(length, int(window[1]) if window else None)
     return 2.0 * batch * heads * visible * _operand(program, kernel, 0)[-1]
 
 

@@ -3,8 +3,11 @@ instructions. What a matmul reads and writes itself is part of its efficiency (s
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 
+from gpt3_jax.program.accesses import SLICES, bytes_written, results, uses
 from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program, shape_bytes
 from gpt3_jax.program.host_copies import only_copies
 
@@ -17,7 +20,7 @@ _MOVE_NOTHING = frozenset(
 )  # fmt: skip
 _MATMULS = frozenset({"dot", "convolution", "custom-call", "ragged-dot", "scaled-dot"})
 """cuBLAS, cuDNN and Pallas kernels are custom calls."""
-_SLICES = frozenset({"dynamic-slice", "slice", "gather"})
+_SLICES = SLICES - {"slice-start"}  # whose result, a tuple, is counted like any other
 _ON_CHIP = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
 
 
@@ -44,8 +47,8 @@ def _elsewhere(program: Program, instruction: Instruction) -> bool:
         return True
     if only_copies(program, instruction):
         return True
-    bodies = (program.computation(name) for name in instruction.called("calls")) if opcode == "fusion" else ()
-    return any(i.opcode in _MATMULS or i.opcode in COLLECTIVES for body in bodies for i in body.values())
+    inside = program.fused(instruction) if opcode == "fusion" else []
+    return any(i.opcode in _MATMULS or i.opcode in COLLECTIVES for i in inside)
 
 
 def _bytes(program: Program, instruction: Instruction) -> float:
@@ -59,49 +62,30 @@ def _bytes(program: Program, instruction: Instruction) -> float:
         return (_in_hbm(first[1]) if first else 0.0) + sum(_in_hbm(o.shape) for o in operands if o)
     if instruction.opcode != "fusion":
         return _in_hbm(instruction.shape) + sum(_in_hbm(o.shape) for o in operands if o)
-    (callee,) = instruction.called("calls")
+    return _read(program, instruction, operands) + _written(program, instruction)
+
+
+def _read(program: Program, fusion: Instruction, operands: Sequence[Instruction | None]) -> float:
+    """Bytes that a fusion reads of its operands."""
+    (callee,) = fusion.called("calls")
     body = program.computation(callee)
     parameters = {int(i.operands[0]): i for i in body.values() if i.opcode == "parameter"}
     total = 0.0
     for place, operand in enumerate(operands):
         if operand is not None:
-            total += min(_in_hbm(operand.shape), _read(body, parameters.get(place)))
-    return total + _written(program, body, callee, instruction)
-
-
-def _read(body: dict[str, Instruction], parameter: Instruction | None) -> float:
-    """Bytes of a fusion's parameter that it looks at: all, unless every use is a slice or an update in place."""
-    if parameter is None:
-        return float("inf")
-    total = 0.0
-    for user in (i for i in body.values() if parameter.name in i.operands):
-        if user.opcode in _SLICES and user.operands[0] == parameter.name:
-            total += shape_bytes(user.shape)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
-            pass
-        elif user.opcode == "bitcast":
-            total += _read(body, user)
-        else:
-            return float("inf")
+            read = sum(size for _, size in uses(body, parameters[place])) if place in parameters else math.inf
+            total += min(_in_hbm(operand.shape), read)
     return total
 
 
-def _written(program: Program, body: dict[str, Instruction], callee: str, fusion: Instruction) -> float:
-    root = program.roots[callee]
-    results = [body[name] for name in root.operands if name in body] if root.opcode == "tuple" else [root]
-    updates = [i for i in results if _unwrapped(body, i).opcode == "dynamic-update-slice"]
-    whole = _in_hbm(fusion.shape)
-    for update in updates:
-        inner = _unwrapped(body, update)
-        piece = body.get(inner.operands[1])
-        whole -= max(0.0, _in_hbm(inner.shape) - (shape_bytes(piece.shape) if piece else 0.0))
-    return max(whole, 0.0)
-
-
-def _unwrapped(body: dict[str, Instruction], i: Instruction) -> Instruction:
-    while i.opcode == "bitcast" and i.operands and i.operands[0] in body:
-        i = body[i.operands[0]]
-    return i
+def _written(program: Program, fusion: Instruction) -> float:
+    """Bytes of a fusion's results, less what an update in place leaves as it was."""
+    kept = (
+        max(0.0, _in_hbm(result.shape) - bytes_written(program, result))
+        for result in results(program, fusion)
+        if result.opcode == "dynamic-update-slice"
+    )
+    return max(0.0, _in_hbm(fusion.shape) - sum(kept))
 
 
 def _in_hbm(shape: str) -> float:

@@ -204,8 +204,7 @@ class _Run:
         return held.most_common(1)[0][0] if held else ""
 
     def _carries(self, fusion: Instruction) -> bool:
-        bodies = (self._program.computation(name) for name in fusion.called("calls"))
-        return any(i.opcode in COLLECTIVES for body in bodies for i in body.values())
+        return any(i.opcode in COLLECTIVES for i in self._program.fused(fusion))
 
     def _begin(self, name: str, collectives: list[Transfer]) -> None:
         flights = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -41,6 +41,14 @@ _RUN_ONCE = frozenset({"jit", "pjit", "closed_call", "remat2", "checkpoint", "cu
 """Primitives that run their inner program once. Their derivatives, where taken, stand in the jaxpr already."""
 
 
+def ring_share(kind: Kind, devices: int) -> Fraction:
+    """What each of N devices sends in a ring, as a share of the whole tensor: (N - 1) / N, twice that in an all-reduce
+    (ZeRO section 7.1); all of it in a permute and in a copy to or from the host."""
+    if kind in ("permute", "to host", "from host"):
+        return Fraction(1)
+    return Fraction((2 if kind == "all-reduce" else 1) * (devices - 1), devices)
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """One collective of a program, or one copy to the host's memory or back: one tensor, at one place of the code."""
@@ -61,17 +69,7 @@ class Collective:
     @property
     def elements_sent(self) -> Fraction:
         """Elements that a device sends in all calls, by the ring formula."""
-        n = self.devices
-        once: dict[Kind, Fraction] = {
-            "all-gather": Fraction(n - 1, n) * self.elements,
-            "reduce-scatter": Fraction(n - 1, n) * self.elements,
-            "all-reduce": Fraction(2 * (n - 1), n) * self.elements,
-            "all-to-all": Fraction(n - 1, n) * self.elements,
-            "permute": Fraction(self.elements),
-            "to host": Fraction(self.elements),
-            "from host": Fraction(self.elements),
-        }
-        return self.calls * once[self.kind]
+        return self.calls * ring_share(self.kind, self.devices) * self.elements
 
     @property
     def bytes_sent(self) -> float:
@@ -93,14 +91,6 @@ def count(function: Any, *args: Any) -> list[Collective]:
     """
     closed = function if hasattr(function, "jaxpr") else jax.make_jaxpr(function)(*args)
     return list(_walk(_open(closed), {}, 1))
-
-
-def per_axis(collectives: Iterable[Collective]) -> dict[tuple[str, ...], float]:
-    """Bytes that a device sends over each mesh axis (or group of axes), all kinds together."""
-    result: dict[tuple[str, ...], float] = {}
-    for collective in collectives:
-        result[collective.axes] = result.get(collective.axes, 0.0) + collective.bytes_sent
-    return result
 
 
 def _walk(jaxpr: Any, sizes: dict[str, int], calls: int) -> Iterator[Collective]:

@@ -14,6 +14,7 @@ from gpt3_jax import devices
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import elementwise, roofline
 from gpt3_jax.plan.roofline import Interconnect, Prediction, Traffic, Work
+from gpt3_jax.program.traffic import ring_share
 from gpt3_jax.reports.published import ROWS, Row
 
 
@@ -35,7 +36,7 @@ def work(row: Row) -> Work:
     moved = blocks * moved + elementwise.loss_bytes(shape.n_vocab)
 
     shard = shape.params / row.tensor
-    ring = (row.data - 1) / row.data
+    ring = float(ring_share("all-gather", row.data))
     # ZeRO section 7; a microbatch gathers and scatters for itself, which the distributed optimizer (stage 1) need not.
     gathers = {1: 1, 2: row.microbatches, 3: 2 * row.microbatches}[row.stage]
     scatters = 1 if row.stage == 1 else row.microbatches
@@ -48,11 +49,11 @@ def work(row: Row) -> Work:
         # wanted again for the gradients of the weights: gathered again, or had from a block that runs again, which
         # needs all but the last scatter.
         calls = 4 + 4 + (3 if row.remat == "full" else 2)
-        activations = 2 * tokens * row.tensor * shape.d_model * (row.tensor - 1) / row.tensor
+        activations = 2 * tokens * row.tensor * shape.d_model * float(ring_share("all-gather", row.tensor))
         parts.append(Traffic((TENSOR,), "all-gather", calls * blocks * activations, calls * blocks))
     if row.replica > 1:
         gradients = 2 * shard / row.data
-        parts.append(Traffic((REPLICA,), "all-reduce", 2 * gradients * (row.replica - 1) / row.replica, 1))
+        parts.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", row.replica)) * gradients, 1))
     return Work(
         tokens=row.tokens,
         devices=row.devices,

@@ -4,27 +4,44 @@ the devices that ZeRO shards it over (ZeRO section 5.3: 16 Ψ / N at stage 3).""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt3_jax.config import Config, ParallelConfig, preset
 from gpt3_jax.errors import UserError
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.receipt import Receipt
-from gpt3_jax.plan.table import grid, size
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.quantities import grid, size
 
-TENSOR = 8
-"""Tensor shards at every size: those of a node of GPUs, or of a line of a torus."""
-DEPTHS = (12, 24, 48, 96)
-DEVICES = (8, 64, 512, 1024, 4096)
 MACHINES = {
     "v5p": {8: "2x2x2", 64: "4x4x4", 512: "8x8x8", 1024: "8x8x16", 4096: "16x16x16"},
     "v6e": {8: "2x4", 64: "8x8", 256: "16x16"},
     "h100": {8: "1x8", 64: "8x8", 512: "64x8", 1024: "128x8", 4096: "512x8"},
 }
-DEPTH_ON = {"v5p": 512, "v6e": 256, "h100": 512}
-"""Devices on which depth is varied."""
+"""Sizes of topologies by devices, for each family."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What is varied, and on which machines."""
+
+    base: Config
+    """The model and its recipe, at full depth."""
+    tensor: int
+    """Tensor shards at every size."""
+    depths: tuple[int, ...]
+    """Layers; the last is the full depth."""
+    depth_on: int
+    """Devices on which depth is varied."""
+    machines: Mapping[int, str]
+    """Names of topologies by devices."""
+
+
+def sweep_of_175b(family: str) -> Sweep:
+    """GPT-3 175B on a key of `MACHINES`; eight tensor shards, those of a node of GPUs or of a line of a torus."""
+    machines = {devices: f"{family}:{size}" for devices, size in MACHINES[family].items()}
+    return Sweep(preset("gpt3-175b"), 8, (12, 24, 48, 96), 512 if 512 in machines else max(machines), machines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,48 +64,46 @@ class Point:
     """16 Ψ / N: masters, moments, 16-bit weights and gradients."""
 
 
-def config_of(layers: int, devices: int) -> Config:
-    """175B of this depth at stage 3, one whole sequence for each data shard.
+def config_of(sweep: Sweep, layers: int, devices: int) -> Config:
+    """The model at this depth at stage 3, one whole sequence for each data shard, every block recomputed.
 
     Raises:
         UserError: devices that the tensor shards do not divide.
     """
-    if devices % TENSOR:
-        raise UserError(f"{devices} devices do not divide by {TENSOR} tensor shards; choose a multiple")
-    base = preset("gpt3-175b")
-    data = devices // TENSOR
+    if devices % sweep.tensor:
+        raise UserError(f"{devices} devices do not divide by {sweep.tensor} tensor shards; choose a multiple")
+    base, data = sweep.base, devices // sweep.tensor
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, n_layers=layers),
-        parallel=ParallelConfig(stage=3, data=data, tensor=TENSOR),
+        parallel=ParallelConfig(stage=3, data=data, tensor=sweep.tensor),
         train=dataclasses.replace(base.train, batch_tokens=data * base.model.n_ctx, ramp_tokens=0),
         memory=dataclasses.replace(base.memory, microbatch=0, remat="full"),
     )
 
 
 def measure(
-    family: str,
-    depths: Sequence[int],
+    sweep: Sweep,
     devices: Sequence[int],
     plan: Callable[[Config, Topology], Receipt],
     machine: Callable[[str], Topology],
 ) -> tuple[list[Point], list[Point]]:
-    """The steps by depth and by devices.
+    """The compiled steps by depth, and at full depth by devices.
 
     Args:
-        family: a key of `MACHINES`.
+        devices: keys of the sweep's machines.
         plan: compiles.
         machine: opens a topology by name.
 
     Raises:
-        UserError: a number of devices that the family has no machine of.
+        UserError: a number of devices for which the sweep has no machine.
     """
-    known = MACHINES[family]
+    known = sweep.machines
     if strange := [n for n in devices if n not in known]:
-        raise UserError(f"--devices {strange[0]} is no size that is compiled; choose from {', '.join(map(str, known))}")
+        raise UserError(f"--devices {strange[0]} has no machine here; choose from {', '.join(map(str, known))}")
 
     def point(layers: int, n: int) -> Point:
-        receipt = plan(config_of(layers, n), machine(f"{family}:{known[n]}"))
+        receipt = plan(config_of(sweep, layers, n), machine(known[n]))
         purposes, formula = receipt.memory.purposes, receipt.memory.zero_formula
         return Point(
             layers,
@@ -101,10 +116,11 @@ def measure(
             formula,
         )
 
-    return [point(layers, DEPTH_ON[family]) for layers in depths], [point(DEPTHS[-1], n) for n in devices]
+    by_depth = [point(layers, sweep.depth_on) for layers in sweep.depths]
+    return by_depth, [point(sweep.depths[-1], n) for n in devices]
 
 
-def table(by_depth: Iterable[Point], by_devices: Iterable[Point]) -> str:
+def table(sweep: Sweep, by_depth: Iterable[Point], by_devices: Iterable[Point]) -> str:
     """Both as text."""
     depth = [(f"{p.layers}", f"{p.devices:,}", f"{p.seconds:.1f} s", size(p.code) if p.code else "") for p in by_depth]
     parts = [grid(depth, ("layers", "devices", "compiled in", "program"))]
@@ -120,9 +136,16 @@ def table(by_depth: Iterable[Point], by_devices: Iterable[Point]) -> str:
         )
         for p in by_devices
     ]
-    head = ("devices", "compiled in", "masters, moments", "12 Ψ / N", "", "whole device", "16 Ψ / N")
-    parts.append(grid(devices, head))
-    return f"GPT-3 175B, ZeRO stage 3, {TENSOR} tensor shards; N and Ψ of a tensor shard\n" + "\n\n".join(parts) + "\n"
+    titles = ("devices", "compiled in", "masters, moments", "12 Ψ / N", "", "whole device", "16 Ψ / N")
+    parts.append(grid(devices, titles))
+    train = config_of(sweep, sweep.depths[-1], sweep.depth_on)
+    head = (
+        f"ZeRO stage 3, {sweep.tensor} tensor shards, one sequence of {train.model.n_ctx:,} tokens for each of N data "
+        f"shards, remat {train.memory.remat}, gradients reduced in {train.parallel.reduce_dtype}\n"
+        "Ψ: parameters of a tensor shard; 12 Ψ / N: fp32 masters and moments; 16 Ψ / N: with 16-bit weights and "
+        "gradients\n"
+    )
+    return head + "\n\n".join(parts) + "\n"
 
 
 def as_data(by_depth: Iterable[Point], by_devices: Iterable[Point]) -> dict[str, Any]:
