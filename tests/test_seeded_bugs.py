@@ -34,6 +34,7 @@ RELOADED = (
     "test_parts",
     "test_attention",
     "test_schedule",
+    "test_model_inputs",
 )
 
 
