@@ -116,8 +116,8 @@ class Generator:
         the sampling, the seed and n (but for rounding: a matmul of other rows may round otherwise).
 
         Raises:
-            UserError: a prompt that leaves no room in the context, or a number out of range; before anything is
-                computed.
+            UserError: a prompt that is no text or leaves no room in the context, or a number out of range; before
+                anything is computed.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
@@ -135,6 +135,12 @@ class Generator:
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         n_ctx = self.config.n_ctx
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"prompt {number} is of type {type(prompt).__name__}; expected text (`gpt3_jax.model.prefill` and "
+                    "`decode_step` take token ids)"
+                )
         encoded = [self.tokenizer.encode(prompt) or [self.tokenizer.eot] for prompt in prompts]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) >= n_ctx:

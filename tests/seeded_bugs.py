@@ -415,4 +415,18 @@ BUGS = (
         '"matrices": ("matrix", "embedding"),',
         ("test_step", "test_what_decays_is_a_setting", ("matrices", ("_kernel",))),
     ),
+    Bug(
+        "the vocabulary's padding counts as known ids",
+        "model/checked.py",
+        'outside_BT = _outside("token id", tokens_BT, known, 0, config.n_vocab - 1, _vocabulary(config))',
+        'outside_BT = _outside("token id", tokens_BT, known, 0, config.n_vocab_padded - 1, _vocabulary(config))',
+        ("test_model_inputs", "test_a_traced_id_outside_the_vocabulary_gives_nan_in_its_row", (257,)),
+    ),
+    Bug(
+        "a row that was given a wrong id goes on as if nothing had been",
+        "model/checked.py",
+        "lengths_B = jnp.where(wrong_B, config.n_ctx, cache.lengths_B)",
+        "lengths_B = cache.lengths_B",
+        ("test_model_inputs", "test_decoding_after_a_traced_wrong_id_stays_nan", ()),
+    ),
 )

@@ -330,6 +330,7 @@ def test_an_empty_prompt_begins_a_document() -> None:
     ("options", "message"),
     [
         ({"prompts": ["fine", "a" * CTX]}, "prompt 2 is 40 tokens long; the model's context is 40"),
+        ({"prompts": ["fine", [1, 2]]}, "prompt 2 is of type list; expected text"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"samples": 0}, "samples is 0"),
         ({"seed": -1}, "seed is -1"),

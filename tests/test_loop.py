@@ -141,11 +141,11 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
         jax.monitoring.clear_event_listeners()
 
     begin = events.index("step")
-    assert [e for e in events[:begin] if e.startswith("compile")] == ["compile 8", "compile 24", "compile 32"]
+    assert [e for e in events[:begin] if e.startswith("compile")] == ["compile 8", "compile 16", "compile 32"]
     assert "XLA" in events[:begin] and "XLA" not in events[begin:]
     lines = metrics(tmp_path / "run")
     steps = [line for line in lines if line["kind"] == "train"]
-    assert sorted({line["batch_tokens"] for line in steps}) == [128, 384, 512]
+    assert sorted({line["batch_tokens"] for line in steps}) == [128, 256, 512]
     assert events[begin:].count("step") == events[begin:].count("metrics") == len(steps)
     # Behind the last step of a segment (before an evaluation or checkpoint) stands its own reading; else the one
     # before's: so two steps come first, and never two readings without a step between, but at such an end.

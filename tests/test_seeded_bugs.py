@@ -38,6 +38,7 @@ RELOADED = (
     "test_config",
     "test_config_values",
     "test_recipe",
+    "test_model_inputs",
 )
 
 
