@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.parallel import compilation_cache
     from gpt3_jax.train.loop import say_to_stderr
 
+    start_devices()
     compilation_cache.enable(say_to_stderr)
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     generator = Generator.load(arguments.run_dir)

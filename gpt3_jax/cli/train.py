@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 
 from gpt3_jax.config import Config, build_parser, load_config, to_yaml
+from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import RunError, UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
@@ -101,12 +102,13 @@ def _help() -> str:
 def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.parallel import compilation_cache, distributed
     from gpt3_jax.train import loop, quickstart
-    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
 
     if cpu_only():
         keep_freed_memory(step_bytes(config.model, config.train))
     distributed.start(config.distributed)
     with _NoneLeftWaiting():
+        start_devices(compiles_ahead=True)
         say = loop.say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None

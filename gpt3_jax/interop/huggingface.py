@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.interop.folding import fold_biases
 from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
@@ -60,6 +61,7 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         UserError: files that are missing or unreadable, another architecture, a setting that this model does not have,
             tensors that are missing, unknown or of another shape.
     """
+    start_devices()
     folder = Path(path)
     settings = read_json(folder / _CONFIG)
     kind = settings.get("model_type")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gpt3_jax.config import Config, DataConfig, TrainConfig, to_yaml
 from gpt3_jax.data.tokenizer import load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 from gpt3_jax.model.params import decay_mask
@@ -34,6 +35,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
         UserError: as `from_hf`; the tokenizer does not fit the model; the folder holds a checkpoint already.
         RunError: it cannot be written.
     """
+    start_devices()
     run_dir = Path(run_dir)
     if CheckpointReader(run_dir / CHECKPOINTS, say=say_to_stderr).checkpoints():
         raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")

@@ -22,6 +22,7 @@ from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
@@ -74,6 +75,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     distributed.start(config.distributed)
+    start_devices(compiles_ahead=True)
     mesh, tokenizer, schedule = check(config)
     for deviation in deviations(config, schedule, batch_shards(mesh)):
         say(deviation)
