@@ -35,7 +35,8 @@ _HUSHED = environment._WITHOUT_TPU | environment._WITHOUT_GPU
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
-    loop.run(tiny(write_data(folder), folder / "run", train={"tokens": 128}), say=lambda line: None)
+    config = tiny(write_data(folder), folder / "run", parallel={"data": 8}, train={"batch_tokens": 128, "tokens": 128})
+    loop.run(config, say=lambda line: None)
     return folder / "run"
 
 

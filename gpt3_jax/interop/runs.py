@@ -55,12 +55,17 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     counters = (jnp.zeros((), jnp.uint32) for _ in range(3))
     state = TrainState(params, optimizer.init(config.optimizer, decay_mask(model), params), *counters)
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
+    # The checkpoint last: it is what makes the folder a run.
+    written = run_dir / "config.yaml"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = run_dir / "config.yaml.tmp"
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+        temporary.replace(written)
+    except OSError as error:
+        raise RunError(f"could not write {written}: {error.strerror}; choose another folder") from None
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
-    try:
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"could not write {run_dir / 'config.yaml'}: {error.strerror}") from None
     return config
 
 
