@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gpt3_jax import environment
+
 if TYPE_CHECKING:
     from gpt3_jax import interop, model, train
     from gpt3_jax.config import Config, load_config, preset, presets
@@ -29,6 +31,9 @@ __all__ = [
     "presets",
     "train",
 ]
+
+# Here, because every way into the package leads through this file, and it has to be done before JAX starts.
+environment.hush_absent_devices()
 
 _PACKAGES = frozenset({"interop", "model", "train"})
 _HOMES = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 
 class UserError(Exception):
     """What the user wrote is wrong (exit code 2): names the thing, its value, what was expected, what to do."""
@@ -13,3 +16,57 @@ class RunError(Exception):
     """Something failed while running (exit code 1): disk full, unreadable data, a loss that is not finite."""
 
     exit_code = 1
+
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "give this user the right to it, or choose another",
+    errno.EPERM: "give this user the right to it, or choose another",
+    errno.EROFS: "it lies on a file system that is read only, choose another",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files, or stop what else runs on this machine",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or stop what else runs on this machine",
+    errno.ENOMEM: "stop what else runs on this machine, or raise the limit on memory (ulimit -v)",
+    errno.EIO: "the disk or the network behind it fails, look at the system's log",
+    errno.ESTALE: "the network disk has lost it, mount it anew",
+}
+_JAX_SETTING = (
+    re.compile(r"[Ii]nvalid value \"?(?P<value>.*?)\"? for JAX flag (?P<name>\w+)"),
+    re.compile(r"invalid truth value '(?P<value>.*)' for environment '(?P<name>\w+)'"),
+)
+
+
+def explain(error: BaseException) -> UserError | RunError | None:
+    """What the system or another library raised, as an error for people; None for what only a traceback explains.
+
+    An `OSError` without a number was not raised by the system, and an import of ours that fails is a defect.
+    """
+    why = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError):
+        if error.errno is None:
+            return None
+        where = f": {error.filename}" if error.filename else ": the output" if error.errno == errno.ENOSPC else ""
+        hint = _WHAT_TO_DO.get(error.errno, "")
+        return RunError(f"{error.strerror or type(error).__name__}{where}{'; ' if hint else ''}{hint}")
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in why:
+        what = "a device" if "RESOURCE_EXHAUSTED" in why else "this machine"
+        more = f" ({why})" if why else ""
+        return RunError(
+            f"{what} has no more memory to give{more}; take a smaller batch or model, or stop what else runs on it"
+        )
+    if isinstance(error, ImportError):
+        if (error.name or "").split(".")[0] == "gpt3_jax":
+            return None
+        return RunError(
+            f"a package is missing or broken: {why}; install those that this was tested with: "
+            "pip install -c constraints.txt -e ."
+        )
+    if isinstance(error, RuntimeError) and why.startswith("jaxlib") and "version" in why:
+        return RunError(f"{why}; install those that this was tested with: pip install -c constraints.txt -e .")
+    for pattern in _JAX_SETTING:
+        if isinstance(error, ValueError) and (found := pattern.search(why)):
+            name = found["name"].upper()
+            return UserError(f"{name} is {found['value']!r}, which JAX does not know; set another value, or unset it")
+    return None

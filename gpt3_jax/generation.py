@@ -19,6 +19,7 @@ import numpy as np
 from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params
@@ -90,6 +91,7 @@ class Generator:
                 f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
                 "it was trained with another one"
             )
+        start_devices()
         self.config = config
         self.tokenizer = tokenizer
         self._weights = decode_weights(params, config)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt3_jax.config import Config, SourceConfig, load_config
+from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.paths import local_path
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.cluster.start import shutdown, start
 
     start(config.distributed)
+    start_devices(compiles_ahead=True)
     code = _Bench(args, config, names, keep_batch).run(parts)
     shutdown()
     return code
@@ -112,7 +114,7 @@ def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
 def _prepare(config: Config, keep_batch: bool) -> None:
     """What must be done before JAX starts its threads: see `train`."""
     from gpt3_jax.bench.workload import cpu_shard_sequences, with_batch
-    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
 
     if cpu_only():
         import jax

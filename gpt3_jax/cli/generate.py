@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.generation import Generator, Sampling
 
+    start_devices()
     compilation_cache.enable(say_to_stderr)
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     generator = Generator.load(arguments.run_dir)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import importlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import platform
@@ -15,7 +13,8 @@ import select
 import sys
 
 from gpt3_jax import __version__
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.environment import open_streams
+from gpt3_jax.errors import RunError, UserError, explain
 
 COMMANDS = {
     "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
@@ -57,7 +56,7 @@ INTERRUPT_EXIT = 130
 def run() -> int:
     """The console script: `main` with this process's arguments."""
     _log_plainly()
-    _hush_libtpu()
+    open_streams()
     code = main(sys.argv[1:])
     if code == INTERRUPT_EXIT:
         # Not through Python's own end, which takes away what a compilation in another thread still uses: a crash.
@@ -75,27 +74,12 @@ def _log_plainly() -> None:
     logger.propagate = False
 
 
-def _hush_libtpu() -> None:
-    """Where libtpu is installed to plan with and there is no TPU: it would complain of that at every start of JAX."""
-    if importlib.util.find_spec("libtpu") is None or not set(sys.argv[1:2]) & set(COMMANDS):
-        return
-    if sys.argv[1] in ("plan", "report"):
-        from gpt3_jax.plan.on_cpu import hush_compilers
-
-        hush_compilers()  # what follows imports JAX
-    from gpt3_jax.cluster.start import compile_without_devices
-    from gpt3_jax.train.host_memory import cpu_only
-
-    if cpu_only():
-        compile_without_devices()
-
-
 def main(argv: list[str]) -> int:
     """Runs one command line, ``["train", "--train.tokens", "1e9"]``; returns the exit code.
 
-    UserError and RunError become one line on stderr, and exit code 2 and 1. Any other exception is a defect of this
-    program and keeps its traceback. Raises SystemExit where argparse does: for a command's ``--help``, and with
-    code 2 for options that it refuses.
+    UserError and RunError become one line on stderr, and exit code 2 and 1; so does what the system and other libraries
+    raise, as far as `explain` knows it. Any other exception is a defect of this program and keeps its traceback. Raises
+    SystemExit where argparse does: for a command's ``--help``, and with code 2 for options that it refuses.
     """
     try:
         code = _dispatch(argv)
@@ -103,24 +87,15 @@ def main(argv: list[str]) -> int:
     except (UserError, RunError) as error:
         print(f"gpt3-jax: error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        if not _stdout_is_broken():
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_broken():
+            return SIGPIPE_EXIT
+        line = explain(error)
+        if line is None:
             raise
-        return SIGPIPE_EXIT
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _drop_stdout()  # what is left in it would be complained of once more
-        print(f"gpt3-jax: error: {error.strerror}: {error.filename or 'the output'}; free some space", file=sys.stderr)
-        return RunError.exit_code
-    except MemoryError as error:
-        why = f" ({error})" if str(error) else ""
-        print(
-            f"gpt3-jax: error: this machine has no more memory to give{why}; take a smaller batch or model, or stop "
-            "what else runs on it",
-            file=sys.stderr,
-        )
-        return RunError.exit_code
+        _drop_stdout_if_it_fails()
+        print(f"gpt3-jax: error: {line}", file=sys.stderr)
+        return line.exit_code
     except KeyboardInterrupt:
         print("gpt3-jax: interrupted", file=sys.stderr)
         return INTERRUPT_EXIT
@@ -161,7 +136,10 @@ def _stdout_is_broken() -> bool:
     return True
 
 
-def _drop_stdout() -> None:
-    """Sends stdout nowhere."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_stdout_if_it_fails() -> None:
+    """Sends stdout nowhere if what is left in it cannot be written: Python's own end would complain of it once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

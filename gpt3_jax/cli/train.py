@@ -9,6 +9,7 @@ import textwrap
 
 from gpt3_jax.config import Config, load_config, to_yaml
 from gpt3_jax.config.explain import entry, options_help
+from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
@@ -125,12 +126,13 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import loop, quickstart
-    from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
 
     if cpu_only():
         keep_freed_memory(step_bytes(config))
     start(config.distributed)
     with NoneLeftWaiting():
+        start_devices(compiles_ahead=True)
         say = say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None

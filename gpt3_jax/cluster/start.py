@@ -214,19 +214,3 @@ def _visible_gpus(env: Mapping[str, str]) -> int:
         if name in env:
             return len([gpu for gpu in env[name].split(",") if gpu.strip()])
     return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
-
-
-def compile_without_devices() -> None:
-    """Lets the TPU and GPU compilers work on a machine without such devices, beside other programs that do the same.
-
-    libtpu asks Cloud's metadata server who it is, and complains aloud, unless it is told. What it is told does not
-    matter: the topology that is compiled for has a name of its own. JAX's CUDA plugin looks for a driver unless told.
-    """
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    }.items():
-        os.environ.setdefault(key, value)

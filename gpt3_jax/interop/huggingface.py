@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.interop.folding import fold_biases
 from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
@@ -62,6 +63,7 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
             tensors that are missing, unknown or of another shape.
     """
     folder = Path(local_path(path, "model folder"))
+    start_devices()
     settings = read_json(folder / _CONFIG)
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, DataConfig, TrainConfig
 from gpt3_jax.data.tokenizer import load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 from gpt3_jax.model.params import decay_mask
@@ -38,6 +39,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
         RunError: it cannot be written.
     """
     run_dir = Path(local_path(run_dir, "run folder"))
+    start_devices()
     if CheckpointReader(run_dir / CHECKPOINTS, say=say_to_stderr).checkpoints():
         raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")
     model, params = from_hf(path)
@@ -57,9 +59,10 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     mask = decay_mask(model, config.optimizer.weight_decay_on)
     state = TrainState(params, optimizer.init(config.optimizer, mask, params), *counters)
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
+    # The checkpoint last: it is what makes the folder a run.
+    write_config(run_dir, config)
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
-    write_config(run_dir, config)
     return config
 
 

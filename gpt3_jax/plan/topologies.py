@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gpt3_jax.cluster.start import compile_without_devices
 from gpt3_jax.devices import XLA_GPU_FRACTION, Device, lookup
+from gpt3_jax.environment import compile_without_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.plan.gpu_targets import TARGETS
 

@@ -27,6 +27,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
@@ -68,6 +69,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     start(config.distributed)
+    start_devices(compiles_ahead=True)
     mesh, tokenizer, schedule = check(config)
     for deviation in deviations(config, schedule, batch_shards(mesh)):
         say(deviation)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.paths import local_path
@@ -30,6 +31,7 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
     if not run_dir.is_dir():
         what = "is a file" if Path(run_dir).exists() else "does not exist"
         raise UserError(f"run folder {str(run_dir)!r} {what}; expected the train.run_dir of a run")
+    start_devices()
     reader = CheckpointReader(run_dir / CHECKPOINTS, say=say)
     newest = reader.newest_record()
     if newest is None:
