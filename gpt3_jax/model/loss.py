@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gpt3_jax.model import cpu
 from gpt3_jax.model.matmul import contract_rows, einsum
 from gpt3_jax.parallel.collectives import Local
 
@@ -40,12 +41,12 @@ class Deferred:
     """fp32 scalar that the product of the two is to be multiplied by."""
     product_VD: Any = None
     product_DV: Any = None
-    """The product with the vocabulary behind, where that is the faster matmul (`_vocabulary_behind`)."""
+    """The product with the vocabulary behind, where that is the faster matmul (`cpu.makes_vocabulary_last`)."""
 
     @staticmethod
     def zeros(n: int, chunk: int, vocab: int, d: int, dtype: jnp.dtype, local: Local) -> Deferred:
         """What goes into `token_loss` for `n` rows in chunks of `chunk` and an output matrix [vocab, d] of `dtype`."""
-        if n > d and _vocabulary_behind(dtype, local):
+        if n > d and cpu.makes_vocabulary_last(dtype, local.platform):
             return Deferred(product_DV=local.vary(jnp.zeros((d, vocab), dtype)))
         if n > d:
             return Deferred(product_VD=local.vary(jnp.zeros((vocab, d), dtype)))
@@ -63,12 +64,6 @@ class Deferred:
             return lax.dynamic_slice_in_dim(self.product_DV, first, size, axis=1).T.astype(jnp.float32)
         part_NV = lax.dynamic_slice_in_dim(self.logits_ct_NV, first, size, axis=1)
         return self.scale * einsum("nv,nd->vd", part_NV, self.h_ND, jnp.float32)
-
-
-def _vocabulary_behind(dtype: jnp.dtype, local: Local) -> bool:
-    """Whether the gradient of the output matrix is made as [D, V] and transposed once, at the end. XLA's CPU backend
-    has a bf16 matmul for it where the contracted rows stand in front on the right only (`matmul.contract_rows`)."""
-    return local.platform == "cpu" and dtype == jnp.bfloat16
 
 
 def _chunks(n: int, chunk: int) -> tuple[int, int]:
@@ -204,23 +199,14 @@ def _scan(
     return loss, (h_ct.reshape(-1, d)[:n], kept)
 
 
-def _few_passes(local: Local) -> bool:
-    """Whether logits are picked and masked where they lie. XLA's CPU backend makes a pass over all of a chunk's, there
-    and back, of each mask that a reduction stands behind; others fuse the masks into their reductions."""
-    return local.platform == "cpu" and local.tensor is None
-
-
 def _without_padding(logits_CV: jax.Array, n_vocab: int, column: jax.Array, local: Local) -> jax.Array:
-    padding = logits_CV.shape[1] - n_vocab
-    if not _few_passes(local):
-        return jnp.where(column < n_vocab, logits_CV, _MASKED)
-    if padding <= 0:
-        return logits_CV
-    return lax.dynamic_update_slice_in_dim(logits_CV, jnp.full_like(logits_CV[:, :padding], _MASKED), n_vocab, axis=1)
+    if cpu.picks_logits(local.platform, local.tensor_size):
+        return cpu.mask_padding(logits_CV, n_vocab, _MASKED)
+    return jnp.where(column < n_vocab, logits_CV, _MASKED)
 
 
 def _label_logits(logits_CV: jax.Array, labels_C: jax.Array, is_label_CV: jax.Array, local: Local) -> jax.Array:
     """Each row's logit of its label; of a row that is left out, any number."""
-    if _few_passes(local):
-        return jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1, mode="clip")[:, 0]
+    if cpu.picks_logits(local.platform, local.tensor_size):
+        return cpu.pick(logits_CV, labels_C)
     return local.sum_tensor(jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1))

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
+from gpt3_jax.model import cpu
 from gpt3_jax.parallel.zero import Weight
 
 
@@ -56,14 +56,14 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Arra
     return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
 
 
-def linear(x: jax.Array, kernel: Weight, platform: str = "") -> jax.Array:
+def linear(x: jax.Array, kernel: Weight, platform: str) -> jax.Array:
     """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype.
 
     The kernel's gradient is reduced while it is made, where ZeRO reduces it in the backward pass
     (`Weight.partitioned`).
 
     Args:
-        platform: the platform that the program is compiled for, where it is differentiated.
+        platform: the platform that the program is compiled for.
     """
     return _linear(x, kernel, platform)
 
@@ -74,8 +74,7 @@ def _linear(x: jax.Array, kernel: Weight, platform: str) -> jax.Array:
 
 
 # Flattened in here and not by the caller: what the backward pass keeps is then the weight itself, which ZeRO can gather
-# again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones, the only form of
-# bf16 x bf16 -> fp32 that the CPU backend runs in every shape.
+# again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones (`model.cpu`).
 def _linear_forward(x: jax.Array, kernel: Weight) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
     rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)
     return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:]), (x, kernel)
@@ -129,38 +128,11 @@ def linear_backward(x: jax.Array, kernel: Weight, ct: jax.Array, platform: str) 
     return _linear_backward(platform, (x, kernel), ct)
 
 
-def default_is_cpu() -> bool:
-    """Whether what runs where nobody has said so runs on a CPU."""
-    return jax.default_backend() == "cpu"
-
-
 def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:
     """The sum over rows of ``a[n, I] b[n, O]``: [I, O] in `dtype`, accumulated in fp32. A kernel's gradient."""
-    # Asked of both: `forward`, which is differentiated from Python, is told of no platform.
-    if platform == "cpu" and default_is_cpu() and a_NI.dtype == jnp.bfloat16:
-        return _accumulate("in,no->io", _transposed(a_NI), b_NO, dtype)
+    if cpu.needs_transpose(a_NI.dtype, platform):
+        return _accumulate("in,no->io", cpu.transposed(a_NI), b_NO, dtype)
     return _accumulate("ni,no->io", a_NI, b_NO, dtype)
-
-
-def _transposed(a_NI: jax.Array) -> jax.Array:
-    """A transpose that XLA's CPU backend does not fold into the matmul: it has no bf16 matmul with the contracted
-    dimension in front on the left, and would take one in fp32, at half the speed, from copies in fp32.
-
-    What stands behind a branch is not folded. The other branch is taken only where the gradient has a NaN already, and
-    makes more of them: the norm is NaN either way.
-    """
-
-    def rows_first(a_IN: jax.Array) -> jax.Array:
-        # Free to choose, the compiler would let the branch transpose nothing, and copy behind it.
-        pinned: jax.Array = with_layout_constraint(a_IN, Layout((0, 1)))
-        return pinned
-
-    return lax.cond(  # type: ignore[no-any-return]
-        jnp.isnan(a_NI[0, 0]),
-        lambda a_NI: rows_first(jnp.full_like(a_NI, jnp.nan).reshape(a_NI.shape[::-1])),
-        lambda a_NI: rows_first(a_NI.T),
-        a_NI,
-    )
 
 
 def _flat(kernel: jax.Array) -> jax.Array:

@@ -25,11 +25,11 @@ from gpt3_jax.model.pointwise import add_bias, gelu
 from gpt3_jax.parallel.zero import Weight
 
 
-def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str = "") -> jax.Array:
+def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
     """The MLP [B, T, D] of x, without its output bias, which is added after the reduction over tensor shards.
 
     Args:
-        platform: the platform that the program is compiled for, where it is differentiated.
+        platform: the platform that the program is compiled for.
     """
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
     if down.kind == "parts":

@@ -27,6 +27,7 @@ from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.parallel.collectives import Local
+from gpt3_jax.parallel.mesh import platform_of
 from gpt3_jax.parallel.zero import Weight, save_all_but_weights
 
 Remat = Literal["none", "dots", "full", "offload"]
@@ -34,9 +35,19 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Attention of one kind: queries, keys and values to heads, each [B, T, H, K]."""
 
 
-def forward(params: Params[jax.Array], tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
-    """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once."""
-    weights, local = plain_weights(params, config.dtype), Local()
+def forward(
+    params: Params[jax.Array], tokens_BT: jax.Array, config: ModelConfig, platform: str | None = None
+) -> jax.Array:
+    """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once.
+
+    Args:
+        platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu. Attention runs in its kernel:
+            cuDNN's on gpu, splash on tpu. Default: that of the devices which hold the arguments; inside `jax.jit`,
+            where arguments have none, that of JAX's default device. Name it when you compile for a device that is not
+            the default.
+    """
+    platform = platform or platform_of((params, tokens_BT))
+    weights, local = plain_weights(params, config.dtype), Local(platform)
     x_BTD, _ = embed(weights, tokens_BT, local, None)
     x_BTD = blocks(weights.blocks, x_BTD, tokens_BT.shape[1], config, local, remat="none")
     h_BTD, _ = head(weights, x_BTD, tokens_BT.shape[1], config, local)
@@ -146,7 +157,7 @@ block's time on a current GPU at a few thousand tokens. By arithmetic; not measu
 
 
 def qkv_projection(
-    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str = ""
+    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
     qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())

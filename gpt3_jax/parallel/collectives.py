@@ -26,8 +26,8 @@ def reduction_dtype(wanted: jnp.dtype, platform: str) -> jnp.dtype:
 class Local:
     """The mesh axes as one device's code sees them."""
 
-    platform: str = "cpu"
-    """Platform that the step is compiled for."""
+    platform: str
+    """Platform that the program is compiled for (`mesh.mesh_platform`)."""
     axes: tuple[str, ...] = ()
     """Every axis of more than one device: values that differ between devices are typed as varying over these."""
     tensor: str | None = None
