@@ -1,8 +1,8 @@
-"""Generation's forward pass: a whole prompt at once, then one token at a time, with a cache of keys and values.
+"""The forward pass of generation: the whole prompt at once, then one token at a time, with a cache of keys and values.
 
-Rows of a batch have lengths of their own; nothing is padded on the left. A dense layer's cache holds every position, a
-banded layer's only the band, as a ring: position p lies in slot p mod S. Blocks are unrolled here, not scanned: a scan
-would copy each layer's weights and cache once a token, and reading them once is what a token costs.
+Rows of a batch have their own lengths, without padding on the left. A dense layer's cache holds all positions, a banded
+layer's only the band, as a ring buffer: position p is in slot p mod S. Blocks are unrolled, not scanned: a scan would
+copy each layer's weights and cache for every token, and the cost of a token is to read them once.
 
 Shapes: B rows, T positions of the prompts, Q copies of the one position, H heads, N = B × H, K head width, S slots of a
 layer's cache, D = d_model, V = the true vocabulary.
@@ -31,7 +31,7 @@ _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Queries, keys and values [B, T, H, K] of one layer to what its heads return, in the same shape."""
+"""From the queries, keys and values [B, T, H, K] of one layer its heads' outputs, in the same shape."""
 
 
 @flax.struct.dataclass
@@ -85,15 +85,15 @@ def prefill(
     platform: str,
     capacity: int | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
+    """Reads the prompts. Returns the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
     Args:
-        tokens_BT: int32; a row's prompt stands in front, what follows it is not looked at. T is at most `capacity`.
+        tokens_BT: int32; a row starts with its prompt, and what follows is ignored. T is at most `capacity`.
         lengths_B: int32, from 1 to T.
         platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu (`mesh.platform_of`).
         capacity: tokens that a row may reach, prompt included (default: n_ctx).
 
-    Compiled once per shape: round T and `capacity` up to few sizes.
+    Compiled once per shape: round T and `capacity` up to a few sizes.
     """
     capacity = capacity or config.n_ctx
     if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
@@ -121,9 +121,9 @@ def prefill(
 def decode_step(
     weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig, platform: str
 ) -> tuple[jax.Array, Cache]:
-    """Gives each row one more token (int32); the logits [B, V] (fp32) of the one after it, and the cache holding it.
+    """Appends one token (int32) to each row. Returns the logits [B, V] (fp32) of the token after it, and the cache.
 
-    To be jitted with the cache donated, so that it is written in place. A row must not outgrow the cache's capacity.
+    To be jitted with the cache donated, so that it is updated in place. A row must not outgrow the cache's capacity.
     """
     positions_B = cache.lengths_B
     keys, values = [], []
@@ -161,19 +161,19 @@ def _slots(config: ModelConfig, capacity: int) -> tuple[int, ...]:
 
 
 def _held(last_B: jax.Array, slots: int) -> jax.Array:
-    """The position [B, S] in each slot once `last_B` is written: the latest one that falls there; below 0, none."""
+    """The position [B, S] in each slot after `last_B` is written: the latest that maps to it; negative if none does."""
     return last_B[:, None] - (last_B[:, None] - jnp.arange(slots)) % slots
 
 
 def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int, dtype: jnp.dtype) -> jax.Array:
-    """A prompt's keys or values as the cache holds them; slots without a position get any of them."""
+    """A prompt's keys or values as the cache holds them; slots without a position hold an arbitrary one."""
     held_BS = jnp.maximum(_held(lengths_B - 1, slots), 0)
     x_BHSK = jnp.swapaxes(jnp.take_along_axis(x_BTHK, held_BS[:, :, None, None], axis=1), 1, 2)
     return x_BHSK.reshape(-1, *x_BHSK.shape[2:]).astype(dtype)
 
 
 def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array, platform: str) -> jax.Array:
-    """The cache with the keys or values of each row's newest position in their slot."""
+    """Writes the keys or values of each row's newest position into their slot of the cache."""
     batch, heads, _ = new_BHK.shape
     slots_B = positions_B % cache_NSK.shape[1]
     new_BHK = new_BHK.astype(cache_NSK.dtype)
@@ -184,7 +184,7 @@ def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array, platf
 
 
 def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Array, positions_B: jax.Array) -> jax.Array:
-    """One position against what the cache holds, itself included. What has left the ring is what the band hides."""
+    """Attention of one position to the cached ones, itself included. The ring holds exactly what the band shows."""
     batch, heads, width = q_BHK.shape
     slots = keys_NSK.shape[1]
     # Rows and heads stay one dimension: in two shapes the cache would be there twice (`model.cpu`).
@@ -208,7 +208,7 @@ def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, platform: str, a
 
 
 def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, platform: str) -> jax.Array:
-    """Logits [B, V] of the first of each row's Q copies; the padding of the vocabulary is cut off, never sampled."""
+    """Logits [B, V] of the first of each row's Q copies, without the padding of the vocabulary."""
     h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
     copies = _copies(config, h_BQD.shape[0], platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)

@@ -1,7 +1,7 @@
-"""Matmuls that keep their operands in the compute dtype and accumulate in fp32, forward and backward.
+"""Matmuls with operands in the compute dtype and accumulation in fp32, forward and backward.
 
-Plain autodiff turns the cotangent of an fp32-accumulating bf16 matmul into fp32 and its backward matmuls with it.
-Here the cotangent is rounded to the operands' dtype first, so that all three matmuls take the same fast path.
+Autodiff of a bf16 matmul that accumulates in fp32 gives an fp32 cotangent, and with it two matmuls in fp32. Here the
+cotangent is first rounded to the operands' dtype, so that all three matmuls run at the speed of bf16.
 """
 
 from __future__ import annotations
@@ -116,8 +116,7 @@ def _kernel_gradient(x_NI: jax.Array, ct_NO: jax.Array, kernel: Weight, platform
     def part(i: Any) -> jax.Array:
         return contract_rows(x_NI, lax.dynamic_slice_in_dim(ct_NO, i * columns, columns, axis=1), dtype, platform)
 
-    # While one part is reduced, the next is made: no more than two are there at a time, and the matmuls still have
-    # the reductions of others to hide.
+    # One part is reduced while the next is made: two parts are in memory at a time, and matmuls hide the reductions.
     last, reduced = lax.scan(lambda made, i: (part(i), kernel.reduce(made)), part(0), jnp.arange(1, parts))
     in_front = jnp.moveaxis(reduced, 0, 1).reshape(reduced.shape[1], -1)
     return jnp.concatenate([in_front, kernel.reduce(last)], axis=1)

@@ -1,10 +1,9 @@
-"""The MLP of a block (GPT-3 section 2.1): two matmuls and a GELU between them; and, where ZeRO's stage 3 leaves its
-weights as shards, a part of the hidden layer at a time.
+"""The MLP of a block (GPT-3 section 2.1): two matmuls with a GELU between them; at ZeRO's stage 3 also in parts.
 
-An MLP has two thirds of a block's weights. In parts, its hidden layer cut into P, two parts' weights are there at once:
-those that are worked with, and the next on their way. Forward, the parts' outputs are summed; backward, a part's hidden
-layer is computed again, used, and gone before the next. The network carries the same bytes, in smaller pieces; the
-device's own memory carries more: the sums, and cuts and copies of the parts.
+An MLP has two thirds of a block's weights. With its hidden dimension split into P parts, the full MLP is never
+materialised: a device holds the weights of two parts, the one in use and the one being prefetched. Forward, the parts'
+outputs are summed; backward, a part's hidden activations are recomputed, used and freed before the next. The network
+carries the same bytes in smaller messages; the device's memory traffic grows by the sums and by copies of the parts.
 
 Shapes: B batch, T positions, D = d_model, F = d_ff of this tensor shard, G = F / P.
 """
@@ -84,8 +83,8 @@ _in_parts.defvjp(
 def _each_part(
     add: Callable[[jax.Array, _Weights], tuple[jax.Array, Any]], x_BTD: jax.Array, weights: _Weights
 ) -> tuple[jax.Array, Any]:
-    """`add` over the parts, from a sum of zero in fp32, with each part's weights gathered. Its sum, in the dtype of x;
-    and a stack of what it gives beside."""
+    """Applies `add` to the parts in turn, each with its weights gathered, from a sum of zero in fp32. Returns the sum
+    in the dtype of x, and the stack of `add`'s second results."""
     Values = tuple[jax.Array, ...]
 
     def gather(part: _Weights) -> Values:
@@ -100,7 +99,7 @@ def _each_part(
     def one(carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]) -> tuple[Any, Any]:
         sum_BTD, values = carry
         this, following = parts
-        # Nothing here waits for it: it is on its way while this part is worked with.
+        # Prefetched: nothing in this iteration needs it.
         ahead = gather(following)
         sum_BTD, given = add(sum_BTD, with_values(this, values))
         return (sum_BTD, ahead), given

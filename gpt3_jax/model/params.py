@@ -1,7 +1,7 @@
 """The parameter table: name, shape, axes, initializer and decay of every parameter, declared once.
 
-Initialisation, sharding, the decay mask, parameter counts and the Hugging Face name map derive from it; nothing else
-knows a parameter's shape. Shapes: L blocks, D = d_model, F = d_ff, A = n_heads × d_head (= D), C = n_ctx, V = padded
+Initialisation, sharding, the decay mask, parameter counts and the Hugging Face name map derive from it; a parameter's
+shape is stated nowhere else. Shapes: L blocks, D = d_model, F = d_ff, A = n_heads × d_head (= D), C = n_ctx, V = padded
 vocabulary.
 """
 

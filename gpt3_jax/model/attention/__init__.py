@@ -1,9 +1,9 @@
 """Causal attention, dense and locally banded (GPT-3 section 2.1; Sparse Transformer's `local` pattern).
 
-One function with an implementation for each kind of hardware, all of them the same mathematics, held against `plain`:
+One function, and an implementation for each kind of hardware. All compute the same; tests compare them with `plain`:
 
-- `plain`: all scores at once. The reference, and the fastest where they are few.
-- `blockwise`: block after block, scores never whole; pure JAX, for every platform, dtype and shape.
+- `plain`: all scores at once. The reference, and the fastest for short sequences.
+- `blockwise`: block by block, the score matrix is never materialised; pure JAX, for every platform, dtype and shape.
 - `splash`: the Pallas kernel for TPUs.
 - `cudnn`: cuDNN's flash attention, for NVIDIA GPUs.
 """
