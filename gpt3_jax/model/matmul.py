@@ -7,17 +7,17 @@ cotangent is first rounded to the operands' dtype, so that all three matmuls run
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from gpt3_jax.model import cpu
 from gpt3_jax.parallel.zero import Weight
 
 
-def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
     # TPUs and GPUs would take fp32 operands as bf16 or TF32 unless told otherwise; fp32 as a setting means fp32.
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32).astype(dtype)
@@ -48,7 +48,7 @@ def _backward(
 _einsum.defvjp(_forward, _backward)
 
 
-def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
+def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Two-operand einsum with fp32 accumulation; the result in `dtype` (default: that of `a`).
 
     Every index of `a` and `b` must appear in the other operand or in the result (so that the transposes are einsums).
@@ -113,7 +113,7 @@ def _kernel_gradient(x_NI: jax.Array, ct_NO: jax.Array, kernel: Weight, platform
         return kernel.reduce(contract_rows(x_NI, ct_NO, dtype, platform))
     columns = n_outputs // parts
 
-    def part(i: Any) -> jax.Array:
+    def part(i: jax.Array | int) -> jax.Array:
         return contract_rows(x_NI, lax.dynamic_slice_in_dim(ct_NO, i * columns, columns, axis=1), dtype, platform)
 
     # One part is reduced while the next is made: two parts are in memory at a time, and matmuls hide the reductions.
@@ -127,7 +127,7 @@ def linear_backward(x: jax.Array, kernel: Weight, ct: jax.Array, platform: str) 
     return _linear_backward(platform, (x, kernel), ct)
 
 
-def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:
+def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: DTypeLike, platform: str) -> jax.Array:
     """The sum over rows of ``a[n, I] b[n, O]``: [I, O] in `dtype`, accumulated in fp32. A kernel's gradient."""
     if cpu.needs_transpose(a_NI.dtype, platform):
         return _accumulate("in,no->io", cpu.transposed(a_NI), b_NO, dtype)

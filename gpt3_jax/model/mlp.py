@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str) -> j
 
 _Weights = tuple[Weight, Weight, Weight]
 """Up kernel, up bias, down kernel: cut into parts, or one part of each."""
+_Targets = tuple[jax.Array, jax.Array, jax.Array]
+"""Their gradients."""
+Given = TypeVar("Given", _Targets, None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -60,7 +63,7 @@ def _in_parts_backward(
 ) -> tuple[jax.Array, _Weights]:
     x_BTD, weights = saved
 
-    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, Any]:
+    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, _Targets]:
         up, bias, down = part
         hidden_BTG, pull = jax.vjp(functools.partial(_hidden, platform=platform), x_BTD, up, bias.value)
         hidden_ct, down_ct = linear_backward(hidden_BTG, down, ct_BTD, platform)
@@ -81,8 +84,8 @@ _in_parts.defvjp(
 
 
 def _each_part(
-    add: Callable[[jax.Array, _Weights], tuple[jax.Array, Any]], x_BTD: jax.Array, weights: _Weights
-) -> tuple[jax.Array, Any]:
+    add: Callable[[jax.Array, _Weights], tuple[jax.Array, Given]], x_BTD: jax.Array, weights: _Weights
+) -> tuple[jax.Array, Given]:
     """Applies `add` to the parts in turn, each with its weights gathered, from a sum of zero in fp32. Returns the sum
     in the dtype of x, and the stack of `add`'s second results."""
     Values = tuple[jax.Array, ...]
@@ -96,7 +99,9 @@ def _each_part(
     def with_values(part: _Weights, values: Values) -> _Weights:
         return tuple(weight.with_value(value) for weight, value in zip(part, values, strict=True))  # type: ignore[return-value]
 
-    def one(carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]) -> tuple[Any, Any]:
+    def one(
+        carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]
+    ) -> tuple[tuple[jax.Array, Values], Given]:
         sum_BTD, values = carry
         this, following = parts
         # Prefetched: nothing in this iteration needs it.

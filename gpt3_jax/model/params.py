@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.spec import Block as Block
+from gpt3_jax.spec import LogicalAxis, ParamSpec
 from gpt3_jax.spec import Params as Params
-from gpt3_jax.spec import ParamSpec
 
 
 def param_table(config: ModelConfig) -> Params[ParamSpec]:
@@ -25,15 +25,20 @@ def param_table(config: ModelConfig) -> Params[ParamSpec]:
     layers, d, ff, vocab = config.n_layers, config.d_model, config.d_ff, config.n_vocab_padded
     residual = config.init_std * {"2L": (2 * layers) ** -0.5, "L": layers**-0.5, "none": 1.0}[config.residual_init]
 
-    def matrix(std: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
-        names: Any = ("layers", *(name for name, _ in dims))
-        return ParamSpec((layers, *(size for _, size in dims)), names, zero, std, decay=True)  # type: ignore[arg-type]
+    Dim = tuple[LogicalAxis, int]
 
-    def vector(value: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
-        names: Any = ("layers", *(name for name, _ in dims))
-        return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)  # type: ignore[arg-type]
+    def matrix(std: float, *dims: Dim, zero: LogicalAxis) -> ParamSpec:
+        axes: tuple[LogicalAxis, ...] = ("layers", *(axis for axis, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), axes, zero, std, decay=True)
 
-    model, heads, mlp, qkv = ("model", d), ("heads", d), ("mlp", ff), ("qkv", 3)
+    def vector(value: float, *dims: Dim, zero: LogicalAxis) -> ParamSpec:
+        axes: tuple[LogicalAxis, ...] = ("layers", *(axis for axis, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), axes, zero, value, constant=True)
+
+    model: Dim = ("model", d)
+    heads: Dim = ("heads", d)
+    mlp: Dim = ("mlp", ff)
+    qkv: Dim = ("qkv", 3)
     return Params(
         token_embedding=ParamSpec((vocab, d), ("vocab", "model"), "model", config.init_std, decay=True),
         position_embedding=ParamSpec(

@@ -133,7 +133,7 @@ def _lookup_backward(
     parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and vocab * d <= n * _TABLE_PART)
     size = vocab // parts
 
-    def part(first: Any) -> jax.Array:
+    def part(first: jax.Array | int) -> jax.Array:
         ids = ids_BT - first
         inside = (ids >= 0) & (ids < size)
         head_PD = jnp.zeros((size, d), jnp.float32) if deferred is None else deferred.product(first, size)

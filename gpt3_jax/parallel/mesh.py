@@ -29,10 +29,6 @@ class MeshShape:
     data: int = 1
     tensor: int = 1
 
-    @classmethod
-    def of(cls, mesh: Mesh) -> MeshShape:
-        return cls(**mesh.shape)
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """In the order of `AXES`."""
@@ -97,7 +93,7 @@ def mesh_platform(mesh: Mesh) -> str:
     return _platform(mesh.devices.flat[0])
 
 
-def platform_of(tree: Any) -> str:
+def platform_of(tree: object) -> str:
     """The platform of the devices that hold a tree's arrays; where it has none (numpy arrays, or the arguments of a
     function that is being traced), that of JAX's default device."""
     for leaf in jax.tree.leaves(tree):

@@ -10,7 +10,6 @@ Shapes: B batch, T positions, H heads, K head width; N blocks of Q query or S ke
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +55,8 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block
 
 
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Step = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: int) -> tuple[jax.Array, Saved]:
@@ -64,7 +65,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: 
     out_BHQK = jnp.zeros_like(q_N[0], jnp.float32)
     row_BHQ = jnp.zeros_like(q_N[0, ..., 0], jnp.float32)
 
-    def visit(carry: Any, step: Any) -> tuple[Any, None]:
+    def visit(carry: Sums, step: Step) -> tuple[Sums, None]:
         out, highest, total, out_N, lse_N = carry
         i, j, first = step
         out, highest, total = (jnp.where(first, new, old) for new, old in ((0, out), (MASKED, highest), (0, total)))
@@ -98,7 +99,7 @@ def _backward(band: int | None, block: int, saved: Saved, ct: jax.Array) -> tupl
 
     # Scores have the keys first here: then no matmul contracts its left operand's first dimension, the form that XLA's
     # CPU backend runs at a fifth of the speed of others (`model.cpu`).
-    def visit(carry: Any, step: Any) -> tuple[Any, None]:
+    def visit(carry: Sums, step: Step) -> tuple[Sums, None]:
         k_ct, v_ct, q_ct_NBHKQ, k_ct_N, v_ct_N = carry
         i, j, first = step
         k_ct, v_ct = jnp.where(first, 0, k_ct), jnp.where(first, 0, v_ct)

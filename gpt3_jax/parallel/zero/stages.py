@@ -3,7 +3,8 @@
 Parameters, Adam moments and master weights live as fp32 shards over the `data` axis, N devices. A weight is used by
 casting its shard to the compute dtype and all-gathering it; the derivative of that gather is the reduce-scatter that
 ZeRO needs. The stages differ in where the gather stands. A device sends, for a weight of Ψ elements and M microbatches
-(c and r: bytes of an element in the compute dtype, `model.dtype`, and in `parallel.reduce_dtype`; all over `data`):
+(c and r: bytes of an element in the compute dtype, `model.dtype`, by default bfloat16, and in the reduce dtype,
+`parallel.reduce_dtype`, by default float32; all of it over `data`):
 
 =====  ===================================================  ======================================================
 stage  weights, in the compute dtype                        gradients, in the reduce dtype
@@ -17,7 +18,8 @@ stage  weights, in the compute dtype                        gradients, in the re
                                                             as each block's are made: M (N-1)/N r Ψ
 3      all-gathered in each microbatch, inside the block,   as stage 2: M (N-1)/N r Ψ
        forward, and again backward where the value is
-       needed there: 2 M (N-1)/N c Ψ
+       needed there: 2 M (N-1)/N c Ψ. The token table
+       also twice: for the look-up, and for the output
 =====  ===================================================  ======================================================
 
 Then, at every stage and once a step, in the reduce dtype: what is left to sum is all-reduced, shards over `replica`,
