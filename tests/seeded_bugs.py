@@ -297,6 +297,20 @@ BUGS = (
         ("test_attention", "test_no_scores_are_kept_whatever_is_recomputed", ("full",)),
     ),
     Bug(
+        "generation reads prompts with the attention of a CPU, wherever it runs",
+        "model/decode.py",
+        "return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)",
+        'return attention(q_BTHK, k_BTHK, v_BTHK, band, "cpu")',
+        ("test_attention", "test_forward_and_prefill_take_the_platforms_kernel", ("tpu", 2)),
+    ),
+    Bug(
+        "forward takes every platform for a CPU",
+        "model/transformer.py",
+        "platform = platform or platform_of((params, tokens_BT))",
+        'platform = "cpu"',
+        ("test_attention", "test_forward_and_prefill_take_the_platforms_kernel", ("tpu", 2)),
+    ),
+    Bug(
         "the kernel's queries are not scaled",
         "model/attention/splash.py",
         "q = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)",

@@ -40,7 +40,8 @@ class Metrics(Generic[T]):
 def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.Wrapped:
     """The jitted step ``(state, rows) -> (state, metrics)``; the state is donated.
 
-    Its collectives over `data`, each weight's, are the table of `parallel.zero.stages`.
+    Which collectives move weights and gradients, when and in which dtype, is the table of `parallel.zero.stages`; those
+    of activations, between tensor shards, are in `parallel.collectives`.
 
     Args:
         microbatches: parts that a device's rows are split into, computed one after the other.
@@ -61,7 +62,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
 
         def mean_loss(targets: Params, rows: jax.Array) -> jax.Array:
             total = loss_sum(
-                # Stage 3 all-gathers in each block, stages 2 and 3 reduce-scatter in its derivative.
+                # Stage 3 all-gathers in each block; stages 2 and 3 reduce-scatter in its derivative.
                 zero.weights(targets, sources),
                 rows,
                 config.model,
