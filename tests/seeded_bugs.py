@@ -30,8 +30,8 @@ BUGS = (
     Bug(
         "stage 1 rounds the sum over microbatches to the compute dtype",
         "parallel/zero/stages.py",
-        "gradient = _each_block(spec, how.reduce_scatter, gradient)",
-        "gradient = _each_block(spec, lambda whole: how.reduce_scatter(whole.astype(how.compute)), gradient)",
+        "reduce = how.reduce_scatter",
+        "reduce = lambda whole: how.reduce_scatter(whole.astype(how.compute))",
         ("test_step", "test_stage_1_reduces_the_sum_over_microbatches_unrounded", ()),
     ),
     Bug(

@@ -165,9 +165,10 @@ class Zero:
 
     @jax.named_scope("reduce_gradients")
     def _reduce_leaf(self, spec: ParamSpec, how: Gather, partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
-        if self._stage.reduced == "after" and how.transport.axis:
+        if self._stage.sharded and self._stage.reduced == "after":
             # Not rounded to the compute dtype: summed over microbatches, it is in fp32.
-            gradient = _each_block(spec, how.reduce_scatter, gradient)
+            reduce = how.reduce_scatter
+            gradient = _each_block(spec, reduce, gradient) if how.transport.axis else reduce(gradient)
         # What is left are plain sums: over `data` at stage 0, over replicas, and over tensor shards for what these hold
         # in common.
         left = tuple(axis for axis in self.local.axes if axis not in sharded_axes(partition))
