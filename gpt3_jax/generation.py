@@ -24,6 +24,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import sample
+from gpt3_jax.parallel.mesh import platform_of
 from gpt3_jax.train.checkpoint.trained import load_trained
 
 Finish = Literal["end_of_text", "max_tokens", "context"]
@@ -95,6 +96,7 @@ class Generator:
         self.config = config
         self.tokenizer = tokenizer
         self._weights = decode_weights(params, config)
+        self._platform = platform_of(self._weights)
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> Generator:
@@ -170,7 +172,7 @@ class Generator:
             jnp.int32(sampling.top_k),
             jnp.float32(sampling.top_p),
         )
-        options: dict[str, Any] = {"config": config, "n_tokens": self.tokenizer.n_vocab}
+        options: dict[str, Any] = {"config": config, "platform": self._platform, "n_tokens": self.tokenizer.n_vocab}
         drawn_B, cache = _begin(self._weights, tokens_BT, lengths_B, draw, capacity=capacity, **options)
         for n in range(n_tokens):
             tokens_B = drawn_B
@@ -265,23 +267,30 @@ def _sample(logits_BV: jax.Array, cache: Cache, draw: _Draw, n_tokens: int) -> j
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n_tokens", "capacity"))
+@functools.partial(jax.jit, static_argnames=("config", "platform", "n_tokens", "capacity"))
 def _begin(
     weights: DecodeWeights,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
     draw: _Draw,
     config: ModelConfig,
+    platform: str,
     n_tokens: int,
     capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = prefill(weights, tokens_BT, lengths_B, config, capacity)
+    logits_BV, cache = prefill(weights, tokens_BT, lengths_B, config, platform, capacity)
     return _sample(logits_BV, cache, draw, n_tokens), cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n_tokens"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "platform", "n_tokens"), donate_argnames="cache")
 def _advance(
-    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, draw: _Draw, config: ModelConfig, n_tokens: int
+    weights: DecodeWeights,
+    cache: Cache,
+    tokens_B: jax.Array,
+    draw: _Draw,
+    config: ModelConfig,
+    platform: str,
+    n_tokens: int,
 ) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = decode_step(weights, cache, tokens_B, config)
+    logits_BV, cache = decode_step(weights, cache, tokens_B, config, platform)
     return _sample(logits_BV, cache, draw, n_tokens), cache

@@ -113,5 +113,5 @@ class Params(_Tree[T]):
         return mapped
 
 
-def _is_leaf(node: Any) -> bool:
+def _is_leaf(node: object) -> bool:
     return not isinstance(node, _Tree)

@@ -30,8 +30,8 @@ BUGS = (
     Bug(
         "stage 1 rounds the sum over microbatches to the compute dtype",
         "parallel/zero/stages.py",
-        "gradient = _each_block(spec, how.reduce_scatter, gradient)",
-        "gradient = _each_block(spec, lambda whole: how.reduce_scatter(whole.astype(how.compute)), gradient)",
+        "reduce = how.reduce_scatter",
+        "reduce = lambda whole: how.reduce_scatter(whole.astype(how.compute))",
         ("test_step", "test_stage_1_reduces_the_sum_over_microbatches_unrounded", ()),
     ),
     Bug(
@@ -295,6 +295,20 @@ BUGS = (
         "i, j, _ = lax.optimization_barrier((pairs[:, 0], pairs[:, 1], q_BTHK[0, 0, 0, 0]))",
         "i, j = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])",
         ("test_attention", "test_no_scores_are_kept_whatever_is_recomputed", ("full",)),
+    ),
+    Bug(
+        "generation reads prompts with the attention of a CPU, wherever it runs",
+        "model/decode.py",
+        "return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)",
+        'return attention(q_BTHK, k_BTHK, v_BTHK, band, "cpu")',
+        ("test_attention", "test_forward_and_prefill_take_the_platforms_kernel", ("tpu", 2)),
+    ),
+    Bug(
+        "forward takes every platform for a CPU",
+        "model/transformer.py",
+        "platform = platform or platform_of((params, tokens_BT))",
+        'platform = "cpu"',
+        ("test_attention", "test_forward_and_prefill_take_the_platforms_kernel", ("tpu", 2)),
     ),
     Bug(
         "the kernel's queries are not scaled",

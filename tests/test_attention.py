@@ -20,9 +20,10 @@ from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
+from gpt3_jax.model.decode import decode_weights, prefill
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.mesh import mesh_platform
+from gpt3_jax.parallel.mesh import mesh_platform, platform_of
 
 BAND = 8
 blockwise_by_4 = functools.partial(blockwise, block=4)
@@ -257,3 +258,38 @@ def test_attention_runs_what_it_chose(platform: str) -> None:
     has_loop = "stablehlo.while" in program.as_text()
     assert has_loop == (platform == "tpu")
     assert "attention/" in program.as_text(debug_info=True)
+
+
+MODEL = ModelConfig(n_layers=2, d_model=128, n_heads=2, n_ctx=128, n_vocab=61, band_width=64)
+
+
+@pytest.mark.parametrize(("platform", "kernels"), [("cpu", 0), ("tpu", MODEL.n_layers)])
+def test_forward_and_prefill_take_the_platforms_kernel(platform: str, kernels: int) -> None:
+    """Lowered for the platform; tests/test_attention_compiles.py compiles them, for GPUs too."""
+    params = model.init(MODEL, jax.random.key(0))
+    inputs = params, jnp.zeros((2, 128), jnp.int32), jnp.full(2, 128, jnp.int32)
+
+    def read(params: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
+        return prefill(decode_weights(params, MODEL), tokens, lengths, MODEL, platform)
+
+    def all_logits(params: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
+        return model.forward(params, tokens, MODEL, platform)
+
+    for function in (read, all_logits):
+        text = jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("@tpu_custom_call") == kernels
+
+
+def test_forward_finds_the_platform_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, tokens = model.init(MODEL, jax.random.key(0)), jnp.zeros((1, 128), jnp.int32)
+    assert platform_of((params, tokens)) == "cpu"
+    monkeypatch.setattr("gpt3_jax.model.attention.choose", lambda *args: asked.append(args[-1]) or "plain")
+    monkeypatch.setattr(jax, "devices", lambda *_: [SimpleNamespace(platform="tpu")])  # the default device
+    for expected, read in (
+        ("cpu", lambda: model.forward(params, tokens, MODEL)),
+        ("tpu", lambda: jax.eval_shape(lambda *args: model.forward(*args, MODEL), params, tokens)),
+        ("gpu", lambda: model.forward(params, tokens, MODEL, "gpu")),
+    ):
+        asked: list[str] = []
+        read()
+        assert set(asked) == {expected}

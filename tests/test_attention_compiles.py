@@ -1,10 +1,12 @@
-"""The kernels of TPUs and GPUs compile for hardware that is not there, forward and backward, as the step calls them.
+"""Kernels of TPUs and GPUs compile for hardware that is not there, forward and backward, as the step calls them; and
+`forward` and the prefill of generation run in them.
 
 Each test needs its platform's compiler, which comes with the extra `plan` or `cuda`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU, needs_compiler_of
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.model import forward
+from gpt3_jax.model import params as model_params
 from gpt3_jax.model.attention import attention, choose
+from gpt3_jax.model.decode import decode_weights, prefill
 from gpt3_jax.plan.topologies import open_topology
 
 pytestmark = pytest.mark.slow  # a compiler to start and eight programs
@@ -77,3 +83,28 @@ def test_blockwise_compiles_in_fp32(platform: str, band: int | None) -> None:
     assert choose((2, LENGTH, 2, 64), jnp.dtype("float32"), band, platform) == "blockwise"
     compiled = lowered(platform, 64, band, jnp.float32).compile()
     assert held_bytes(compiled) < scores_bytes(jnp.float32)
+
+
+MODEL = ModelConfig(n_layers=2, d_model=256, n_heads=2, n_ctx=256, n_vocab=512, band_width=64)
+KERNEL = {"tpu": "tpu_custom_call", "gpu": "__cudnn$fmhaSoftmax"}
+CALLS = {
+    "forward": lambda params, tokens, lengths, platform: forward(params, tokens, MODEL, platform),
+    "prefill": lambda params, tokens, lengths, platform: prefill(
+        decode_weights(params, MODEL), tokens, lengths, MODEL, platform
+    ),
+}
+
+
+@pytest.mark.parametrize("platform", [pytest.param(p, marks=needs_compiler_of(name)) for p, name in PLATFORMS.items()])
+@pytest.mark.parametrize("call", CALLS)
+def test_without_a_mesh_attention_runs_in_the_platforms_kernel_too(call: str, platform: str) -> None:
+    """Both kinds of layer, and nothing else is such a call."""
+    sharding = SingleDeviceSharding(open_topology(PLATFORMS[platform]).devices[0])
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    params = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype), model_params.abstract(MODEL))
+    inputs = params, abstract((2, 256), jnp.int32), abstract((2,), jnp.int32)
+    compiled = jax.jit(functools.partial(CALLS[call], platform=platform)).lower(*inputs).compile()
+    assert compiled.as_text().count(f'custom_call_target="{KERNEL[platform]}"') == MODEL.n_layers

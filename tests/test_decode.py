@@ -34,7 +34,7 @@ BASE = ModelConfig(
 PATTERNS = {"dense": ("dense",), "banded": ("banded",), "alternating": ("dense", "banded")}
 
 forward = jax.jit(model.forward, static_argnums=2)
-step = jax.jit(decode_step, static_argnames="config", donate_argnames="cache")
+step = jax.jit(functools.partial(decode_step, platform="cpu"), static_argnames="config", donate_argnames="cache")
 
 
 def architecture(pattern: str, **fields: object) -> ModelConfig:
@@ -67,7 +67,7 @@ def test_decoding_equals_the_full_forward_pass_at_every_position(pattern: str) -
     config = architecture(pattern)
     weights, given = decode_weights(made(config), config), tokens(1)
     expected = forward(made(config), given, config)
-    cache = init_cache(config, batch=1)
+    cache = init_cache(config, 1, "cpu")
     for t in range(CTX):
         logits, cache = step(weights, cache, given[:, t], config)
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-5, err_msg=f"position {t}")
@@ -82,7 +82,7 @@ def test_rows_of_different_lengths_go_on_from_their_own_prompts(pattern: str) ->
     rows = np.arange(len(lengths))
     # What stands behind a prompt must not matter.
     prompts = jnp.where(jnp.arange(20) < lengths[:, None], given[:, :20], VOCAB - 1)
-    logits, cache = prefill(weights, prompts, jnp.asarray(lengths), config, 36)
+    logits, cache = prefill(weights, prompts, jnp.asarray(lengths), config, "cpu", 36)
     for t in range(16):
         np.testing.assert_allclose(logits, expected[rows, lengths + t - 1], atol=1e-5, err_msg=f"step {t}")
         logits, cache = step(weights, cache, given[rows, lengths + t], config)
@@ -94,7 +94,7 @@ def test_decoding_in_bf16_is_the_full_forward_pass_up_to_its_rounding() -> None:
     expected = forward(made(config), given, config)
     exact = forward(made(config), given, dataclasses.replace(config, dtype="float32"))
     rounding = float(jnp.max(jnp.abs(expected - exact)))
-    logits, cache = prefill(weights, given[:, :10], jnp.array([10, 10]), config)
+    logits, cache = prefill(weights, given[:, :10], jnp.array([10, 10]), config, "cpu")
     for t in range(10, CTX):
         np.testing.assert_allclose(logits, expected[:, t - 1], atol=2 * rounding)
         logits, cache = step(weights, cache, given[:, t], config)
@@ -102,10 +102,10 @@ def test_decoding_in_bf16_is_the_full_forward_pass_up_to_its_rounding() -> None:
 
 def test_a_banded_layer_caches_its_band_and_a_dense_one_the_context() -> None:
     config = architecture("alternating")
-    slots = [keys.shape for keys in init_cache(config, batch=3).keys]
+    slots = [keys.shape for keys in init_cache(config, 3, "cpu").keys]
     assert slots == [(3 * 4, CTX, 8), (3 * 4, BAND, 8)]
-    assert [keys.shape[1] for keys in init_cache(config, batch=3, capacity=4).keys] == [4, 4]
-    _, cache = prefill(decode_weights(made(config), config), tokens(3)[:, :16], jnp.full(3, 16), config)
+    assert [keys.shape[1] for keys in init_cache(config, 3, "cpu", capacity=4).keys] == [4, 4]
+    _, cache = prefill(decode_weights(made(config), config), tokens(3)[:, :16], jnp.full(3, 16), config, "cpu")
     assert [(keys.shape, values.shape) for keys, values in zip(cache.keys, cache.values, strict=True)] == [
         (shape, shape) for shape in slots
     ]
@@ -115,7 +115,7 @@ def test_a_banded_layer_caches_its_band_and_a_dense_one_the_context() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_writes_into_its_cache_and_copies_none_of_it(dtype: str, batch: int) -> None:
     config = architecture("alternating", n_ctx=4096, dtype=dtype)
-    weights, cache = decode_weights(made(config), config), init_cache(config, batch=batch)
+    weights, cache = decode_weights(made(config), config), init_cache(config, batch, "cpu")
     compiled = step.lower(weights, cache, jnp.zeros(batch, jnp.int32), config).compile()
     memory = compiled.memory_analysis()
     dense = cache.keys[0]
@@ -134,7 +134,7 @@ def test_prefill_refuses_more_than_the_cache_holds() -> None:
     config = architecture("dense")
     weights = decode_weights(made(config), config)
     with pytest.raises(ValueError, match="capacity 8"):
-        prefill(weights, tokens(1)[:, :16], jnp.array([16]), config, 8)
+        prefill(weights, tokens(1)[:, :16], jnp.array([16]), config, "cpu", 8)
 
 
 def draw(

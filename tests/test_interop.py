@@ -77,7 +77,7 @@ def logits(hf: Any) -> np.ndarray:
 
 def mean_loss(params: Params, config: ModelConfig) -> jax.Array:
     rows = jnp.asarray(TOKENS)
-    return loss_sum(plain_weights(params, "float32"), rows, config, Local(), "none", 16) / (2 * CTX)
+    return loss_sum(plain_weights(params, "float32"), rows, config, Local("cpu"), "none", 16) / (2 * CTX)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])

@@ -9,7 +9,6 @@ place; in fp32, with initial parameters moved by one. What these runs differ by 
 from __future__ import annotations
 
 import functools
-import importlib
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ import optax
 import pytest
 
 from gpt3_jax.config import Config, from_dict, to_dict
+from gpt3_jax.model import cpu
 from gpt3_jax.model.params import Params, init, names
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.state import init_state
 from gpt3_jax.train.step import make_step
-
-attention = importlib.import_module("gpt3_jax.model.attention")
 
 SEQUENCES, CONTEXT, BAND = 4, 160, 24
 FILES = ("argparse.py", "typing.py")
@@ -203,7 +201,7 @@ def explained(settings: Config, steps: int) -> float:
 
 
 def compare(monkeypatch: pytest.MonkeyPatch, dtype: str, steps: int, paths: list[dict[str, Any]]) -> None:
-    monkeypatch.setattr(attention, "PLAIN_SCORE_BYTES", 0)  # blocks, however few the scores
+    monkeypatch.setattr(cpu, "PLAIN_SCORE_BYTES", 0)  # blocks, however few the scores
     settings = config(dtype, steps)
     own, allowed = plain(settings, steps), explained(settings, steps)
     assert own[-10:].mean() < own[:10].mean() - (1.5 if steps < 200 else 2.0), "it has to have learned something"

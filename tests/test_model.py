@@ -69,7 +69,7 @@ def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
     h, embedding, labels = loss_inputs()
 
     def weighted(h: jax.Array, embedding: jax.Array) -> jax.Array:
-        return 3 * token_loss(h, embedding, labels, VOCAB, chunk, Local())
+        return 3 * token_loss(h, embedding, labels, VOCAB, chunk, Local("cpu"))
 
     expected, gradients = jax.value_and_grad(lambda h, e: 3 * plain_loss(h, e, labels), argnums=(0, 1))(h, embedding)
     np.testing.assert_allclose(jax.jit(weighted)(h, embedding), expected, rtol=1e-5)
@@ -83,11 +83,11 @@ def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
 def test_a_deferred_gradient_is_that_of_the_output_matrix(rows: int) -> None:
     _, embedding, _ = loss_inputs()
     h, labels = jax.random.normal(jax.random.key(5), (rows, WIDTH)), jnp.arange(rows) % VOCAB - 1
-    deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, Local())
+    deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, Local("cpu"))
     assert (deferred.product_VD is None) == (rows == WIDTH)
 
     def weighted(deferred: Deferred, embedding: jax.Array) -> jax.Array:
-        return 3 * token_loss(h, embedding, labels, VOCAB, 5, Local(), deferred)
+        return 3 * token_loss(h, embedding, labels, VOCAB, 5, Local("cpu"), deferred)
 
     ours, nothing = jax.grad(weighted, argnums=(0, 1))(deferred, embedding)
     expected = jax.grad(lambda e: 3 * plain_loss(h, e, labels))(embedding)
@@ -130,7 +130,7 @@ def test_rows_left_out_get_no_gradient_and_padding_neither_gradient_nor_probabil
     h, embedding, labels = loss_inputs()
     # A padding row that would win if it counted.
     embedding = embedding.at[VOCAB:].set(100 * jnp.sign(h[0]))
-    loss = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local())  # noqa: E731
+    loss = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local("cpu"))  # noqa: E731
     found, (h_ct, embedding_ct) = jax.value_and_grad(loss, argnums=(0, 1))(h, embedding)
     np.testing.assert_allclose(found, plain_loss(h, embedding, labels), rtol=1e-5)
     assert not np.any(h_ct[np.asarray(labels) < 0])
@@ -142,7 +142,7 @@ def test_rows_left_out_get_no_gradient_and_padding_neither_gradient_nor_probabil
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_never_more_logits_than_a_chunk(differentiated: bool) -> None:
     h, embedding, labels = loss_inputs()
-    function: Any = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local())  # noqa: E731
+    function: Any = lambda h, e: token_loss(h, e, labels, VOCAB, 8, Local("cpu"))  # noqa: E731
     function = jax.grad(function, argnums=(0, 1)) if differentiated else function
     shapes = {
         out.aval.shape
@@ -161,7 +161,7 @@ def test_padding_of_the_vocabulary_never_trains() -> None:
     rows = jax.random.randint(jax.random.key(1), (2, 33), 0, 61)
 
     def loss(params: model.Params) -> jax.Array:
-        return loss_sum(plain_weights(params, "float32"), rows, SMALL, Local(), "none", 16)
+        return loss_sum(plain_weights(params, "float32"), rows, SMALL, Local("cpu"), "none", 16)
 
     gradients = jax.jit(jax.grad(loss))(params)
     assert not np.any(gradients.token_embedding[61:])

@@ -23,14 +23,16 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model import decode, transformer
 from gpt3_jax.model.decode import Cache, DecodeWeights
 from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.mesh import platform_of
 
 
-def forward(params: Params, tokens_BT: Any, config: ModelConfig) -> jax.Array:
+def forward(params: Params, tokens_BT: Any, config: ModelConfig, platform: str | None = None) -> jax.Array:
     """Logits [B, T, V] in fp32 of the token after each position (GPT-3 section 2.1). On one device, all at once.
 
     Args:
         tokens_BT: integers of any width [B, T], as an array or nested lists: 1 <= T <= n_ctx, each id from 0 to
             n_vocab - 1. (The padding of the vocabulary, n_vocab to n_vocab_padded - 1, has no ids.)
+        platform: as in `transformer.forward`; None: that of the devices that hold the arguments.
 
     Where ids are traced, all logits of a row that holds an id outside the vocabulary are NaN.
 
@@ -40,14 +42,19 @@ def forward(params: Params, tokens_BT: Any, config: ModelConfig) -> jax.Array:
     tokens_BT, known = _integers("tokens", tokens_BT, "[batch, length]")
     _require_length(tokens_BT.shape[1], config)
     outside_BT = _outside("token id", tokens_BT, known, 0, config.n_vocab - 1, _vocabulary(config))
-    logits_BTV = transformer.forward(params, tokens_BT, config)
+    logits_BTV = transformer.forward(params, tokens_BT, config, platform)
     if known is not None:
         return logits_BTV
     return jnp.where(outside_BT.any(axis=1)[:, None, None], jnp.nan, logits_BTV)
 
 
 def prefill(
-    weights: DecodeWeights, tokens_BT: Any, lengths_B: Any, config: ModelConfig, capacity: int | None = None
+    weights: DecodeWeights,
+    tokens_BT: Any,
+    lengths_B: Any,
+    config: ModelConfig,
+    capacity: int | None = None,
+    platform: str | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
@@ -57,6 +64,7 @@ def prefill(
             at, whatever it is.
         lengths_B: integers [B], the length of each row's prompt: 1 to T.
         capacity: tokens that a row may reach, prompt included (default: n_ctx).
+        platform: that the program is compiled for; None: that of the devices that hold the weights.
 
     Where ids or lengths are traced, a row with a wrong one gives NaN, here and in every later `decode_step`.
 
@@ -81,13 +89,15 @@ def prefill(
     else:
         known_BT = None
     outside_BT = _outside("token id", tokens_BT, known_BT, 0, config.n_vocab - 1, _vocabulary(config))
-    logits_BV, cache = decode.prefill(weights, tokens_BT, lengths_B, config, capacity)
+    logits_BV, cache = decode.prefill(weights, tokens_BT, lengths_B, config, platform or platform_of(weights), capacity)
     if known_BT is not None:
         return logits_BV, cache
     return _spoil(logits_BV, cache, wrong_B | outside_BT.any(axis=1), config)
 
 
-def decode_step(weights: DecodeWeights, cache: Cache, tokens_B: Any, config: ModelConfig) -> tuple[jax.Array, Cache]:
+def decode_step(
+    weights: DecodeWeights, cache: Cache, tokens_B: Any, config: ModelConfig, platform: str | None = None
+) -> tuple[jax.Array, Cache]:
     """Gives each row one more token; the logits [B, V] (fp32) of the one after it, and the cache holding it.
 
     To be jitted with the cache donated, so that it is written in place; where many tokens are to follow, `generate`
@@ -96,6 +106,7 @@ def decode_step(weights: DecodeWeights, cache: Cache, tokens_B: Any, config: Mod
     Args:
         cache: from `prefill`, with room for one more token in each row.
         tokens_B: integers [B].
+        platform: as in `prefill`, and the same.
 
     Where ids or the cache are traced, a row with an id outside the vocabulary, or without room, gives NaN, here and in
     every later step.
@@ -112,7 +123,7 @@ def decode_step(weights: DecodeWeights, cache: Cache, tokens_B: Any, config: Mod
     room = min(slots, config.n_ctx) if dense else config.n_ctx
     full_B = _outside("tokens in a row", lengths_B, known_lengths_B, 0, room - 1, f"a cache that has room for {room}")
     outside_B = _outside("token id", tokens_B, known_B, 0, config.n_vocab - 1, _vocabulary(config))
-    logits_BV, cache = decode.decode_step(weights, cache, tokens_B, config)
+    logits_BV, cache = decode.decode_step(weights, cache, tokens_B, config, platform or platform_of(weights))
     if known_B is not None and known_lengths_B is not None:
         return logits_BV, cache
     return _spoil(logits_BV, cache, outside_B | full_B, config)

@@ -1,8 +1,8 @@
-"""Generation's forward pass: a whole prompt at once, then one token at a time, with a cache of keys and values.
+"""The forward pass of generation: the whole prompt at once, then one token at a time, with a cache of keys and values.
 
-Rows of a batch have lengths of their own; nothing is padded on the left. A dense layer's cache holds every position, a
-banded layer's only the band, as a ring: position p lies in slot p mod S. Blocks are unrolled here, not scanned: a scan
-would copy each layer's weights and cache once a token, and reading them once is what a token costs.
+Rows of a batch have their own lengths, without padding on the left. A dense layer's cache holds all positions, a banded
+layer's only the band, as a ring buffer: position p is in slot p mod S. Blocks are unrolled, not scanned: a scan would
+copy each layer's weights and cache for every token, and the cost of a token is to read them once.
 
 Shapes: B rows, T positions of the prompts, Q copies of the one position, H heads, N = B × H, K head width, S slots of a
 layer's cache, D = d_model, V = the true vocabulary.
@@ -16,11 +16,11 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.model import cpu
 from gpt3_jax.model.attention import attention
-from gpt3_jax.model.matmul import default_is_cpu, einsum, linear
+from gpt3_jax.model.matmul import einsum, linear
 from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import layer_norm
@@ -31,7 +31,7 @@ _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Queries, keys and values [B, T, H, K] of one layer to what its heads return, in the same shape."""
+"""From the queries, keys and values [B, T, H, K] of one layer its heads' outputs, in the same shape."""
 
 
 @flax.struct.dataclass
@@ -50,7 +50,7 @@ class Cache:
     """Keys and values of the positions that each row's next token may see."""
 
     keys: tuple[jax.Array, ...]
-    """By layer, [N, S, K]. In the compute dtype; on CPU in fp32, holding what that dtype can."""
+    """By layer, [N, S, K], in `cpu.cache_dtype`."""
     values: tuple[jax.Array, ...]
     lengths_B: jax.Array
     """Tokens that each row has been given, int32: the position of its next one."""
@@ -64,10 +64,10 @@ def decode_weights(params: Params, config: ModelConfig) -> DecodeWeights:
     return DecodeWeights(cast.token_embedding, cast.position_embedding, blocks, cast.ln_f_scale, cast.ln_f_bias)
 
 
-def init_cache(config: ModelConfig, batch: int, capacity: int | None = None) -> Cache:
-    """An empty cache for `batch` rows of at most `capacity` tokens (default: n_ctx)."""
+def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | None = None) -> Cache:
+    """An empty cache for `batch` rows of at most `capacity` tokens (default: n_ctx), on this platform."""
     shapes = [(batch * config.n_heads, slots, config.d_head) for slots in _slots(config, capacity or config.n_ctx)]
-    dtype = _cache_dtype(config)
+    dtype = cpu.cache_dtype(jnp.dtype(config.dtype), platform)
     # Each array its own: one shared array could not be donated several times.
     return Cache(
         keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
@@ -76,22 +76,24 @@ def init_cache(config: ModelConfig, batch: int, capacity: int | None = None) -> 
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+@functools.partial(jax.jit, static_argnames=("config", "platform", "capacity"))
 def prefill(
     weights: DecodeWeights,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
     config: ModelConfig,
+    platform: str,
     capacity: int | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Reads the prompts; the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
+    """Reads the prompts. Returns the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
     Args:
-        tokens_BT: int32; a row's prompt stands in front, what follows it is not looked at. T is at most `capacity`.
+        tokens_BT: int32; a row starts with its prompt, and what follows is ignored. T is at most `capacity`.
         lengths_B: int32, from 1 to T.
+        platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu (`mesh.platform_of`).
         capacity: tokens that a row may reach, prompt included (default: n_ctx).
 
-    Compiled once per shape: round T and `capacity` up to few sizes.
+    Compiled once per shape: round T and `capacity` up to a few sizes.
     """
     capacity = capacity or config.n_ctx
     if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
@@ -99,33 +101,34 @@ def prefill(
             f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease"
         )
     keys, values = [], []
+    dtype = cpu.cache_dtype(jnp.dtype(config.dtype), platform)
     x_BTD = weights.token_embedding[tokens_BT] + weights.position_embedding[: tokens_BT.shape[1]]
     for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
 
         def attend(
             q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band, slots: int = slots
         ) -> jax.Array:
-            keys.append(_to_slots(k_BTHK, lengths_B, slots, config))
-            values.append(_to_slots(v_BTHK, lengths_B, slots, config))
-            return attention(q_BTHK, k_BTHK, v_BTHK, band)
+            keys.append(_to_slots(k_BTHK, lengths_B, slots, dtype))
+            values.append(_to_slots(v_BTHK, lengths_B, slots, dtype))
+            return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)
 
-        x_BTD = _block(block, x_BTD, config, attend)
+        x_BTD = _block(block, x_BTD, config, platform, attend)
     last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
     # A copy: jit would hand the caller's own array on, and donating the cache would then delete it.
-    return _logits(weights, last_B1D, config), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
+    return _logits(weights, last_B1D, config, platform), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
 
 
 def decode_step(
-    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig
+    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig, platform: str
 ) -> tuple[jax.Array, Cache]:
-    """Gives each row one more token (int32); the logits [B, V] (fp32) of the one after it, and the cache holding it.
+    """Appends one token (int32) to each row. Returns the logits [B, V] (fp32) of the token after it, and the cache.
 
-    To be jitted with the cache donated, so that it is written in place. A row must not outgrow the cache's capacity.
+    To be jitted with the cache donated, so that it is updated in place. A row must not outgrow the cache's capacity.
     """
     positions_B = cache.lengths_B
     keys, values = [], []
     x_BD = weights.token_embedding[tokens_B] + weights.position_embedding[positions_B]
-    x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], _copies(config, x_BD.shape[0]), x_BD.shape[1]))
+    x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], _copies(config, x_BD.shape[0], platform), x_BD.shape[1]))
     for block, keys_NSK, values_NSK in zip(weights.blocks, cache.keys, cache.values, strict=True):
 
         def attend(
@@ -135,24 +138,17 @@ def decode_step(
             keys_NSK: jax.Array = keys_NSK,
             values_NSK: jax.Array = values_NSK,
         ) -> jax.Array:
-            keys.append(_put(keys_NSK, k_BQHK[:, 0], positions_B))
-            values.append(_put(values_NSK, v_BQHK[:, 0], positions_B))
+            keys.append(_put(keys_NSK, k_BQHK[:, 0], positions_B, platform))
+            values.append(_put(values_NSK, v_BQHK[:, 0], positions_B, platform))
             heads_BHK = _attend_to_cache(q_BQHK[:, 0], keys[-1], values[-1], positions_B)
             return jnp.broadcast_to(heads_BHK[:, None], q_BQHK.shape)
 
-        x_BQD = _block(block, x_BQD, config, attend)
-    return _logits(weights, x_BQD, config), Cache(tuple(keys), tuple(values), positions_B + 1)
+        x_BQD = _block(block, x_BQD, config, platform, attend)
+    return _logits(weights, x_BQD, config, platform), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
-def _copies(config: ModelConfig, batch: int) -> int:
-    """How many equal rows a step computes for one. XLA's CPU backend runs a bf16 matmul of a single row at a tenth of
-    the speed of two, which read the weights once all the same."""
-    return 2 if batch == 1 and config.dtype == "bfloat16" and default_is_cpu() else 1
-
-
-def _cache_dtype(config: ModelConfig) -> str:
-    """The CPU backend writes bf16 by way of fp32, which for one position means the whole cache, there and back."""
-    return "float32" if default_is_cpu() else config.dtype
+def _copies(config: ModelConfig, batch: int, platform: str) -> int:
+    return cpu.row_copies(batch, jnp.dtype(config.dtype), platform)
 
 
 def _bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -165,36 +161,33 @@ def _slots(config: ModelConfig, capacity: int) -> tuple[int, ...]:
 
 
 def _held(last_B: jax.Array, slots: int) -> jax.Array:
-    """The position [B, S] in each slot once `last_B` is written: the latest one that falls there; below 0, none."""
+    """The position [B, S] in each slot after `last_B` is written: the latest that maps to it; negative if none does."""
     return last_B[:, None] - (last_B[:, None] - jnp.arange(slots)) % slots
 
 
-def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int, config: ModelConfig) -> jax.Array:
-    """A prompt's keys or values as the cache holds them; slots without a position get any of them."""
+def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int, dtype: jnp.dtype) -> jax.Array:
+    """A prompt's keys or values as the cache holds them; slots without a position hold an arbitrary one."""
     held_BS = jnp.maximum(_held(lengths_B - 1, slots), 0)
     x_BHSK = jnp.swapaxes(jnp.take_along_axis(x_BTHK, held_BS[:, :, None, None], axis=1), 1, 2)
-    return x_BHSK.reshape(-1, *x_BHSK.shape[2:]).astype(_cache_dtype(config))
+    return x_BHSK.reshape(-1, *x_BHSK.shape[2:]).astype(dtype)
 
 
-def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array) -> jax.Array:
-    """The cache with the keys or values of each row's newest position in their slot."""
+def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array, platform: str) -> jax.Array:
+    """Writes the keys or values of each row's newest position into their slot of the cache."""
     batch, heads, _ = new_BHK.shape
     slots_B = positions_B % cache_NSK.shape[1]
     new_BHK = new_BHK.astype(cache_NSK.dtype)
-    if not default_is_cpu():
-        new_NK = new_BHK.reshape(batch * heads, -1)
-        return cache_NSK.at[jnp.arange(batch * heads), jnp.repeat(slots_B, heads)].set(new_NK)
-    # The CPU compiler takes a scatter apart into what copies the whole cache, several times.
-    for b in range(batch):
-        cache_NSK = lax.dynamic_update_slice(cache_NSK, new_BHK[b][:, None], (b * heads, slots_B[b], 0))
-    return cache_NSK
+    if platform == "cpu":
+        return cpu.write_rows(cache_NSK, new_BHK, slots_B)
+    new_NK = new_BHK.reshape(batch * heads, -1)
+    return cache_NSK.at[jnp.arange(batch * heads), jnp.repeat(slots_B, heads)].set(new_NK)
 
 
 def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Array, positions_B: jax.Array) -> jax.Array:
-    """One position against what the cache holds, itself included. What has left the ring is what the band hides."""
+    """Attention of one position to the cached ones, itself included. The ring holds exactly what the band shows."""
     batch, heads, width = q_BHK.shape
     slots = keys_NSK.shape[1]
-    # Rows and heads stay one dimension: the CPU compiler would write the cache twice to have it in two shapes.
+    # Rows and heads stay one dimension: in two shapes the cache would be there twice (`model.cpu`).
     q_N1K = q_BHK.reshape(-1, 1, width).astype(keys_NSK.dtype)
     scores_N1S = einsum("nqk,nsk->nqs", q_N1K, keys_NSK, jnp.float32) * width**-0.5
     visible_B1S = _held(positions_B, slots)[:, None] >= 0
@@ -204,20 +197,20 @@ def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Arra
     return einsum("nqs,nsk->nqk", weights_N1S, values_NSK).reshape(q_BHK.shape).astype(q_BHK.dtype)
 
 
-def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:
+def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, platform: str, attend: Attend) -> jax.Array:
     """`transformer`'s block on one device, without gradients, with the attention that generation needs."""
     weights = block.map(Weight.plain)
     h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
-    heads_BTA = attend(*qkv_projection(weights, h_BTD, config)).reshape(*h_BTD.shape[:2], -1)
-    x_BTD = x_BTD + linear(heads_BTA, weights.attn_out_kernel) + block.attn_out_bias
+    heads_BTA = attend(*qkv_projection(weights, h_BTD, config, platform)).reshape(*h_BTD.shape[:2], -1)
+    x_BTD = x_BTD + linear(heads_BTA, weights.attn_out_kernel, platform) + block.attn_out_bias
     h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
-    return x_BTD + mlp(weights, h_BTD) + block.mlp_down_bias
+    return x_BTD + mlp(weights, h_BTD, platform) + block.mlp_down_bias
 
 
-def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig) -> jax.Array:
-    """Logits [B, V] of the first of each row's Q copies; the padding of the vocabulary is cut off, never sampled."""
+def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, platform: str) -> jax.Array:
+    """Logits [B, V] of the first of each row's Q copies, without the padding of the vocabulary."""
     h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
-    copies = _copies(config, h_BQD.shape[0])
+    copies = _copies(config, h_BQD.shape[0], platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
     logits_RV = einsum("rd,vd->rv", h_RD, weights.token_embedding, jnp.float32)
     return logits_RV[::copies, : config.n_vocab]

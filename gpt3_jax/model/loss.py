@@ -1,9 +1,9 @@
-"""Cross-entropy of next tokens that never holds all logits at once.
+"""Cross-entropy of next tokens. All logits at once are never materialised.
 
-Rows (tokens) are taken in chunks; only one chunk's logits exist at a time, fp32, sharded over the tensor axis along
-the vocabulary. When gradients are wanted they are computed on the way, while a chunk's logits are there: no logits are
-computed twice. The output matrix is tied with the token embedding, whose own gradient comes at the very end of the
-backward pass; what is kept until then is the smaller of two things (`Deferred`).
+Rows (tokens) are split into chunks; the logits of one chunk exist at a time, in fp32, their vocabulary sharded over the
+tensor axis. Under differentiation the forward pass computes each chunk's gradients as well, so logits are computed
+once. The output matrix is tied with the token embedding, whose gradient is made at the end of the backward pass. Until
+then the smaller of two forms of the matrix's gradient is kept (`Deferred`).
 
 Shapes: N rows, D = d_model, V = this device's slice of the padded vocabulary, C rows of a chunk.
 """
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gpt3_jax.model import cpu
 from gpt3_jax.model.matmul import contract_rows, einsum
 from gpt3_jax.parallel.collectives import Local
 
@@ -26,26 +27,26 @@ _MASKED = -1e30
 
 @flax.struct.dataclass
 class Deferred:
-    """The gradient of the output matrix, on its way to where that of the embedding is made.
+    """The gradient of the output matrix, carried to where the gradient of the token embedding is made.
 
-    With few rows, both factors of it are kept, N × V and N × D in the compute dtype; else their product, V × D, summed
-    over the chunks in fp32 and rounded to the compute dtype in the loss's backward pass. Before the loss it is a tree
-    of zeros that nobody reads: its cotangents carry the gradient.
+    With few rows (N <= D) the two factors are kept, N × V and N × D in the compute dtype; else their product, V × D,
+    summed over the chunks in fp32 and rounded to the compute dtype in the loss's backward pass. In the forward pass
+    this is a tree of zeros whose values are never used: the cotangents carry the gradient.
     """
 
-    logits_ct_NV: Any = None
+    logits_ct_NV: jax.Array | None = None
     """Cotangent of the logits, in the compute dtype."""
-    h_ND: Any = None
-    scale: Any = None
-    """fp32 scalar that the product of the two is to be multiplied by."""
-    product_VD: Any = None
-    product_DV: Any = None
-    """The product with the vocabulary behind, where that is the faster matmul (`_vocabulary_behind`)."""
+    h_ND: jax.Array | None = None
+    scale: jax.Array | None = None
+    """fp32 scalar that multiplies the product of the two."""
+    product_VD: jax.Array | None = None
+    product_DV: jax.Array | None = None
+    """The product with the vocabulary last, where that is the faster matmul (`cpu.makes_vocabulary_last`)."""
 
     @staticmethod
     def zeros(n: int, chunk: int, vocab: int, d: int, dtype: jnp.dtype, local: Local) -> Deferred:
-        """What goes into `token_loss` for `n` rows in chunks of `chunk` and an output matrix [vocab, d] of `dtype`."""
-        if n > d and _vocabulary_behind(dtype, local):
+        """For `token_loss` on `n` rows in chunks of `chunk`, with an output matrix [vocab, d] of `dtype`."""
+        if n > d and cpu.makes_vocabulary_last(dtype, local.platform):
             return Deferred(product_DV=local.vary(jnp.zeros((d, vocab), dtype)))
         if n > d:
             return Deferred(product_VD=local.vary(jnp.zeros((vocab, d), dtype)))
@@ -54,21 +55,16 @@ class Deferred:
         factors = local.vary((jnp.zeros((rows, vocab), dtype), jnp.zeros((rows, d), dtype)))
         return Deferred(*factors, zero)
 
-    def product(self, first: Any, size: int) -> jax.Array:
+    def product(self, first: jax.Array | int, size: int) -> jax.Array:
         """Rows `first` to `first + size` of the gradient, [size, D] in fp32."""
         if self.product_VD is not None:
             rows: jax.Array = lax.dynamic_slice_in_dim(self.product_VD, first, size)
             return rows.astype(jnp.float32)
         if self.product_DV is not None:
             return lax.dynamic_slice_in_dim(self.product_DV, first, size, axis=1).T.astype(jnp.float32)
+        assert self.logits_ct_NV is not None and self.h_ND is not None and self.scale is not None
         part_NV = lax.dynamic_slice_in_dim(self.logits_ct_NV, first, size, axis=1)
         return self.scale * einsum("nv,nd->vd", part_NV, self.h_ND, jnp.float32)
-
-
-def _vocabulary_behind(dtype: jnp.dtype, local: Local) -> bool:
-    """Whether the gradient of the output matrix is made as [D, V] and transposed once, at the end. XLA's CPU backend
-    has a bf16 matmul for it where the contracted rows stand in front on the right only (`matmul.contract_rows`)."""
-    return local.platform == "cpu" and dtype == jnp.bfloat16
 
 
 def _chunks(n: int, chunk: int) -> tuple[int, int]:
@@ -92,9 +88,9 @@ def token_loss(
         h_ND: final hidden states, whole rows on each tensor shard.
         embedding_VD: the output matrix, tied with the token embedding (GPT-2's code).
         labels_N: int32 next tokens, below n_vocab; a negative label leaves its row out.
-        n_vocab: true vocabulary size; columns behind it are padding and get no probability.
+        n_vocab: true vocabulary size; the columns after it are padding and get no probability.
         chunk: rows of logits held at once.
-        deferred: `Deferred.zeros`, which then gets the gradient of the output matrix instead of `embedding_VD`.
+        deferred: `Deferred.zeros`; it gets the gradient of the output matrix instead of `embedding_VD`.
     """
     if deferred is None:
         deferred = Deferred(product_VD=embedding_VD)
@@ -154,7 +150,8 @@ def _scan(
     local: Local,
     deferred: Deferred | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, Deferred] | None]:
-    """The loss; and, for a `deferred`, the gradient of the hidden states and what is to become of its kind."""
+    """The loss; and, given `deferred`, the gradient of the hidden states and the deferred gradient of the output
+    matrix, in the same form as `deferred`."""
     n, d = h_ND.shape
     n_chunks, size = _chunks(n, chunk)
     pad = n_chunks * size - n
@@ -204,23 +201,14 @@ def _scan(
     return loss, (h_ct.reshape(-1, d)[:n], kept)
 
 
-def _few_passes(local: Local) -> bool:
-    """Whether logits are picked and masked where they lie. XLA's CPU backend makes a pass over all of a chunk's, there
-    and back, of each mask that a reduction stands behind; others fuse the masks into their reductions."""
-    return local.platform == "cpu" and local.tensor is None
-
-
 def _without_padding(logits_CV: jax.Array, n_vocab: int, column: jax.Array, local: Local) -> jax.Array:
-    padding = logits_CV.shape[1] - n_vocab
-    if not _few_passes(local):
-        return jnp.where(column < n_vocab, logits_CV, _MASKED)
-    if padding <= 0:
-        return logits_CV
-    return lax.dynamic_update_slice_in_dim(logits_CV, jnp.full_like(logits_CV[:, :padding], _MASKED), n_vocab, axis=1)
+    if cpu.picks_logits(local.platform, local.tensor_size):
+        return cpu.mask_padding(logits_CV, n_vocab, _MASKED)
+    return jnp.where(column < n_vocab, logits_CV, _MASKED)
 
 
 def _label_logits(logits_CV: jax.Array, labels_C: jax.Array, is_label_CV: jax.Array, local: Local) -> jax.Array:
-    """Each row's logit of its label; of a row that is left out, any number."""
-    if _few_passes(local):
-        return jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1, mode="clip")[:, 0]
+    """Each row's logit of its label; any number for a row that is left out."""
+    if cpu.picks_logits(local.platform, local.tensor_size):
+        return cpu.pick(logits_CV, labels_C)
     return local.sum_tensor(jnp.sum(jnp.where(is_label_CV, logits_CV, 0.0), axis=-1))

@@ -1,23 +1,23 @@
-"""Matmuls that keep their operands in the compute dtype and accumulate in fp32, forward and backward.
+"""Matmuls with operands in the compute dtype and accumulation in fp32, forward and backward.
 
-Plain autodiff turns the cotangent of an fp32-accumulating bf16 matmul into fp32 and its backward matmuls with it.
-Here the cotangent is rounded to the operands' dtype first, so that all three matmuls take the same fast path.
+Autodiff of a bf16 matmul that accumulates in fp32 gives an fp32 cotangent, and with it two matmuls in fp32. Here the
+cotangent is first rounded to the operands' dtype, so that all three matmuls run at the speed of bf16.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 
+from gpt3_jax.model import cpu
 from gpt3_jax.parallel.zero import Weight
 
 
-def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _accumulate(spec: str, a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
     # TPUs and GPUs would take fp32 operands as bf16 or TF32 unless told otherwise; fp32 as a setting means fp32.
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32).astype(dtype)
@@ -48,7 +48,7 @@ def _backward(
 _einsum.defvjp(_forward, _backward)
 
 
-def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
+def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Two-operand einsum with fp32 accumulation; the result in `dtype` (default: that of `a`).
 
     Every index of `a` and `b` must appear in the other operand or in the result (so that the transposes are einsums).
@@ -56,14 +56,14 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Arra
     return _einsum(spec, a, b, jnp.dtype(dtype or a.dtype))
 
 
-def linear(x: jax.Array, kernel: Weight, platform: str = "") -> jax.Array:
+def linear(x: jax.Array, kernel: Weight, platform: str) -> jax.Array:
     """``x[..., I]`` times ``kernel[I, ...O]``, as one matmul over all rows; the result [..., ...O] in x's dtype.
 
     The kernel's gradient is reduced while it is made, where ZeRO reduces it in the backward pass
     (`Weight.partitioned`).
 
     Args:
-        platform: the platform that the program is compiled for, where it is differentiated.
+        platform: the platform that the program is compiled for.
     """
     return _linear(x, kernel, platform)
 
@@ -74,8 +74,7 @@ def _linear(x: jax.Array, kernel: Weight, platform: str) -> jax.Array:
 
 
 # Flattened in here and not by the caller: what the backward pass keeps is then the weight itself, which ZeRO can gather
-# again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones, the only form of
-# bf16 x bf16 -> fp32 that the CPU backend runs in every shape.
+# again, and not a reshaped copy; and all three matmuls are plain two-dimensional ones (`model.cpu`).
 def _linear_forward(x: jax.Array, kernel: Weight) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
     rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)
     return rows.reshape(*x.shape[:-1], *kernel.target.shape[1:]), (x, kernel)
@@ -114,11 +113,10 @@ def _kernel_gradient(x_NI: jax.Array, ct_NO: jax.Array, kernel: Weight, platform
         return kernel.reduce(contract_rows(x_NI, ct_NO, dtype, platform))
     columns = n_outputs // parts
 
-    def part(i: Any) -> jax.Array:
+    def part(i: jax.Array | int) -> jax.Array:
         return contract_rows(x_NI, lax.dynamic_slice_in_dim(ct_NO, i * columns, columns, axis=1), dtype, platform)
 
-    # While one part is reduced, the next is made: no more than two are there at a time, and the matmuls still have
-    # the reductions of others to hide.
+    # One part is reduced while the next is made: two parts are in memory at a time, and matmuls hide the reductions.
     last, reduced = lax.scan(lambda made, i: (part(i), kernel.reduce(made)), part(0), jnp.arange(1, parts))
     in_front = jnp.moveaxis(reduced, 0, 1).reshape(reduced.shape[1], -1)
     return jnp.concatenate([in_front, kernel.reduce(last)], axis=1)
@@ -129,38 +127,11 @@ def linear_backward(x: jax.Array, kernel: Weight, ct: jax.Array, platform: str) 
     return _linear_backward(platform, (x, kernel), ct)
 
 
-def default_is_cpu() -> bool:
-    """Whether what runs where nobody has said so runs on a CPU."""
-    return jax.default_backend() == "cpu"
-
-
-def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: Any, platform: str) -> jax.Array:
+def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: DTypeLike, platform: str) -> jax.Array:
     """The sum over rows of ``a[n, I] b[n, O]``: [I, O] in `dtype`, accumulated in fp32. A kernel's gradient."""
-    # Asked of both: `forward`, which is differentiated from Python, is told of no platform.
-    if platform == "cpu" and default_is_cpu() and a_NI.dtype == jnp.bfloat16:
-        return _accumulate("in,no->io", _transposed(a_NI), b_NO, dtype)
+    if cpu.needs_transpose(a_NI.dtype, platform):
+        return _accumulate("in,no->io", cpu.transposed(a_NI), b_NO, dtype)
     return _accumulate("ni,no->io", a_NI, b_NO, dtype)
-
-
-def _transposed(a_NI: jax.Array) -> jax.Array:
-    """A transpose that XLA's CPU backend does not fold into the matmul: it has no bf16 matmul with the contracted
-    dimension in front on the left, and would take one in fp32, at half the speed, from copies in fp32.
-
-    What stands behind a branch is not folded. The other branch is taken only where the gradient has a NaN already, and
-    makes more of them: the norm is NaN either way.
-    """
-
-    def rows_first(a_IN: jax.Array) -> jax.Array:
-        # Free to choose, the compiler would let the branch transpose nothing, and copy behind it.
-        pinned: jax.Array = with_layout_constraint(a_IN, Layout((0, 1)))
-        return pinned
-
-    return lax.cond(  # type: ignore[no-any-return]
-        jnp.isnan(a_NI[0, 0]),
-        lambda a_NI: rows_first(jnp.full_like(a_NI, jnp.nan).reshape(a_NI.shape[::-1])),
-        lambda a_NI: rows_first(a_NI.T),
-        a_NI,
-    )
 
 
 def _flat(kernel: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
-"""The MLP of a block (GPT-3 section 2.1): two matmuls and a GELU between them; and, where ZeRO's stage 3 leaves its
-weights as shards, a part of the hidden layer at a time.
+"""The MLP of a block (GPT-3 section 2.1): two matmuls with a GELU between them; at ZeRO's stage 3 also in parts.
 
-An MLP has two thirds of a block's weights. In parts, its hidden layer cut into P, two parts' weights are there at once:
-those that are worked with, and the next on their way. Forward, the parts' outputs are summed; backward, a part's hidden
-layer is computed again, used, and gone before the next. The network carries the same bytes, in smaller pieces; the
-device's own memory carries more: the sums, and cuts and copies of the parts.
+An MLP has two thirds of a block's weights. With its hidden dimension split into P parts, the full MLP is never
+materialised: a device holds the weights of two parts, the one in use and the one being prefetched. Forward, the parts'
+outputs are summed; backward, a part's hidden activations are recomputed, used and freed before the next. The network
+carries the same bytes in smaller messages; the device's memory traffic grows by the sums and by copies of the parts.
 
 Shapes: B batch, T positions, D = d_model, F = d_ff of this tensor shard, G = F / P.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +24,11 @@ from gpt3_jax.model.pointwise import add_bias, gelu
 from gpt3_jax.parallel.zero import Weight
 
 
-def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str = "") -> jax.Array:
+def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
     """The MLP [B, T, D] of x, without its output bias, which is added after the reduction over tensor shards.
 
     Args:
-        platform: the platform that the program is compiled for, where it is differentiated.
+        platform: the platform that the program is compiled for.
     """
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
     if down.kind == "parts":
@@ -43,6 +42,9 @@ def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str) -> j
 
 _Weights = tuple[Weight, Weight, Weight]
 """Up kernel, up bias, down kernel: cut into parts, or one part of each."""
+_Targets = tuple[jax.Array, jax.Array, jax.Array]
+"""Their gradients."""
+Given = TypeVar("Given", _Targets, None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -61,7 +63,7 @@ def _in_parts_backward(
 ) -> tuple[jax.Array, _Weights]:
     x_BTD, weights = saved
 
-    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, Any]:
+    def add(sum_BTD: jax.Array, part: _Weights) -> tuple[jax.Array, _Targets]:
         up, bias, down = part
         hidden_BTG, pull = jax.vjp(functools.partial(_hidden, platform=platform), x_BTD, up, bias.value)
         hidden_ct, down_ct = linear_backward(hidden_BTG, down, ct_BTD, platform)
@@ -82,10 +84,10 @@ _in_parts.defvjp(
 
 
 def _each_part(
-    add: Callable[[jax.Array, _Weights], tuple[jax.Array, Any]], x_BTD: jax.Array, weights: _Weights
-) -> tuple[jax.Array, Any]:
-    """`add` over the parts, from a sum of zero in fp32, with each part's weights gathered. Its sum, in the dtype of x;
-    and a stack of what it gives beside."""
+    add: Callable[[jax.Array, _Weights], tuple[jax.Array, Given]], x_BTD: jax.Array, weights: _Weights
+) -> tuple[jax.Array, Given]:
+    """Applies `add` to the parts in turn, each with its weights gathered, from a sum of zero in fp32. Returns the sum
+    in the dtype of x, and the stack of `add`'s second results."""
     Values = tuple[jax.Array, ...]
 
     def gather(part: _Weights) -> Values:
@@ -97,10 +99,12 @@ def _each_part(
     def with_values(part: _Weights, values: Values) -> _Weights:
         return tuple(weight.with_value(value) for weight, value in zip(part, values, strict=True))  # type: ignore[return-value]
 
-    def one(carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]) -> tuple[Any, Any]:
+    def one(
+        carry: tuple[jax.Array, Values], parts: tuple[_Weights, _Weights]
+    ) -> tuple[tuple[jax.Array, Values], Given]:
         sum_BTD, values = carry
         this, following = parts
-        # Nothing here waits for it: it is on its way while this part is worked with.
+        # Prefetched: nothing in this iteration needs it.
         ahead = gather(following)
         sum_BTD, given = add(sum_BTD, with_values(this, values))
         return (sum_BTD, ahead), given

@@ -1,7 +1,7 @@
 """The parameter table: name, shape, axes, initializer and decay of every parameter, declared once.
 
-Initialisation, sharding, the decay mask, parameter counts and the Hugging Face name map derive from it; nothing else
-knows a parameter's shape. Shapes: L blocks, D = d_model, F = d_ff, A = n_heads × d_head (= D), C = n_ctx, V = padded
+Initialisation, sharding, the decay mask, parameter counts and the Hugging Face name map derive from it; a parameter's
+shape is stated nowhere else. Shapes: L blocks, D = d_model, F = d_ff, A = n_heads × d_head (= D), C = n_ctx, V = padded
 vocabulary.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.spec import Block as Block
-from gpt3_jax.spec import ParamKind, ParamSpec
+from gpt3_jax.spec import LogicalAxis, ParamKind, ParamSpec
 from gpt3_jax.spec import Params as Params
 
 
@@ -25,15 +25,20 @@ def param_table(config: ModelConfig) -> Params[ParamSpec]:
     layers, d, ff, vocab = config.n_layers, config.d_model, config.d_ff, config.n_vocab_padded
     residual = config.init_std * {"2L": (2 * layers) ** -0.5, "L": layers**-0.5, "none": 1.0}[config.residual_init]
 
-    def matrix(std: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
-        names: Any = ("layers", *(name for name, _ in dims))
-        return ParamSpec((layers, *(size for _, size in dims)), names, zero, std, kind="matrix")  # type: ignore[arg-type]
+    Dim = tuple[LogicalAxis, int]
 
-    def vector(value: float, *dims: tuple[str, int], zero: str) -> ParamSpec:
-        names: Any = ("layers", *(name for name, _ in dims))
-        return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)  # type: ignore[arg-type]
+    def matrix(std: float, *dims: Dim, zero: LogicalAxis) -> ParamSpec:
+        axes: tuple[LogicalAxis, ...] = ("layers", *(axis for axis, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), axes, zero, std, kind="matrix")
 
-    model, heads, mlp, qkv = ("model", d), ("heads", d), ("mlp", ff), ("qkv", 3)
+    def vector(value: float, *dims: Dim, zero: LogicalAxis) -> ParamSpec:
+        axes: tuple[LogicalAxis, ...] = ("layers", *(axis for axis, _ in dims))
+        return ParamSpec((layers, *(size for _, size in dims)), axes, zero, value, constant=True)
+
+    model: Dim = ("model", d)
+    heads: Dim = ("heads", d)
+    mlp: Dim = ("mlp", ff)
+    qkv: Dim = ("qkv", 3)
     return Params(
         token_embedding=ParamSpec((vocab, d), ("vocab", "model"), "model", config.init_std, kind="embedding"),
         position_embedding=ParamSpec(

@@ -1,8 +1,8 @@
 """LayerNorm, GELU and biases, with derivatives of their own.
 
 Autodiff would keep every intermediate result for the backward pass, six of them for one GELU, and sum the gradient of a
-bias in the compute dtype. Here the input alone is kept, the rest is computed again from it, and all is fp32 inside:
-rounded once, at the end.
+bias in the compute dtype. Here only the input is kept, the rest is recomputed from it in fp32, and rounding happens
+once, at the end.
 """
 
 from __future__ import annotations

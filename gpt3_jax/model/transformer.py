@@ -1,11 +1,12 @@
 """The forward pass (GPT-3 section 2.1; GPT-2's code for what it leaves out).
 
-Pre-LayerNorm blocks, learned positions, biases, tanh GELU, tied output. Blocks alternate kinds of attention; they are
-scanned over periods of that pattern, so that compile time does not grow with depth.
+Pre-LayerNorm blocks, learned positions, biases, tanh GELU, tied output. Three functions, `embed`, `blocks` and `head`,
+with the residual stream between them. Blocks alternate kinds of attention; they are scanned over, so that compile time
+does not grow with depth.
 
-Shapes: B batch, T positions; B × S of the residual stream: all positions, or on a tensor shard 1 × its share of the run
-of all rows' positions (B × T / tensor); D = d_model, H heads and A = H × K
-attention width and F = d_ff of this tensor shard, V its slice of the vocabulary.
+Shapes: B batch, T positions; the residual stream is [B, S, D], all positions, or with tensor parallelism a shard of the
+flattened rows and positions, [1, B × T / tensor, D]; D = d_model, H heads and A = H × K attention width and F = d_ff of
+this tensor shard, V its slice of the vocabulary.
 """
 
 from __future__ import annotations
@@ -27,16 +28,27 @@ from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.parallel.collectives import Local
+from gpt3_jax.parallel.mesh import platform_of
 from gpt3_jax.parallel.zero import Weight, save_all_but_weights
 
 Remat = Literal["none", "dots", "full", "offload"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Attention of one kind: queries, keys and values to heads, each [B, T, H, K]."""
+"""Attention of one kind: from queries, keys and values the heads' outputs, each [B, T, H, K]."""
 
 
-def forward(params: Params[jax.Array], tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
-    """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once."""
-    weights, local = plain_weights(params, config.dtype), Local()
+def forward(
+    params: Params[jax.Array], tokens_BT: jax.Array, config: ModelConfig, platform: str | None = None
+) -> jax.Array:
+    """Logits [B, T, n_vocab] in fp32 for int32 tokens [B, T], T <= n_ctx. On one device, all logits at once.
+
+    Args:
+        platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu. Attention runs in its kernel:
+            cuDNN's on gpu, splash on tpu. Default: that of the devices which hold the arguments; inside `jax.jit`,
+            where arguments have none, that of JAX's default device. Name it when you compile for a device that is not
+            the default.
+    """
+    platform = platform or platform_of((params, tokens_BT))
+    weights, local = plain_weights(params, config.dtype), Local(platform)
     x_BTD, _ = embed(weights, tokens_BT, local, None)
     x_BTD = blocks(weights.blocks, x_BTD, tokens_BT.shape[1], config, local, remat="none")
     h_BTD, _ = head(weights, x_BTD, tokens_BT.shape[1], config, local)
@@ -96,7 +108,7 @@ def embed(weights: Params[Weight], tokens_BT: jax.Array, local: Local, deferred:
 
 @jax.custom_vjp
 def lookup(table: Weight, ids_BT: jax.Array, deferred: Carried) -> tuple[jax.Array, Carried]:
-    """Rows of the table [V, D], zeros for ids outside it; and `deferred`, as it is.
+    """Rows of the table [V, D], zeros for ids outside it; and `deferred`, unchanged.
 
     Backward, the gradient of the output matrix that `deferred` carries (the same table, tied) and the gradient of the
     rows are summed in fp32, some rows of the table at a time, and reduced: once, for both uses of the table.
@@ -121,7 +133,7 @@ def _lookup_backward(
     parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and vocab * d <= n * _TABLE_PART)
     size = vocab // parts
 
-    def part(first: Any) -> jax.Array:
+    def part(first: jax.Array | int) -> jax.Array:
         ids = ids_BT - first
         inside = (ids >= 0) & (ids < size)
         head_PD = jnp.zeros((size, d), jnp.float32) if deferred is None else deferred.product(first, size)
@@ -141,12 +153,14 @@ _TABLE_PART = 2**25
 # -- blocks --------------------------------------------------------------------------------------------------------
 
 _LONG_BLOCK = 2**26
-"""Weights of a block, on one device, from which on a choice of the host's, some 50 µs, is less than a hundredth of the
-block's time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
+"""Weights of a block, on one device, from which on a switch, some 50 µs on the host, is less than 1 % of the block's
+time on a current GPU at a few thousand tokens. By arithmetic; not measured."""
+L = TypeVar("L")
+"""One layer, or what it is made from."""
 
 
 def qkv_projection(
-    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str = ""
+    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
     qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())
@@ -178,7 +192,7 @@ def bands(config: ModelConfig) -> tuple[int | None, ...]:
 
 
 def band_shares(config: ModelConfig) -> dict[int | None, float]:
-    """Each kind of attention by its band, in the order of the branches that a block chooses from; and how often."""
+    """Share of the layers by band, in the order of the branches that a block switches between; None is dense."""
     period = bands(config)
     return {band: period.count(band) / len(period) for band in sorted(set(period), key=str)}
 
@@ -197,35 +211,36 @@ def blocks(
     Args:
         weights: stacked, L in front.
         length: T, the positions of a row.
-        remat: what the backward pass computes again (`config.TrainConfig.remat`).
+        remat: what the backward pass recomputes (the setting of this name).
         unroll: periods of the attention pattern in one iteration of the loop over depth.
     """
     period = bands(config)
     gathers = weights.qkv_kernel.partitioned
-    # Scan's backward loop is a loop of its own: what checkpoint recomputes cannot be merged with the forward pass.
-    # Unrolled to the last period there is no loop, and the compiler would keep what it is to compute, or gather, anew.
+    # The backward pass of a scan is another loop, so the compiler cannot merge what `jax.checkpoint` recomputes with
+    # the forward pass. Fully unrolled there is no loop: it would merge them, and keep what is to be recomputed or
+    # gathered again.
     no_loop = unroll * len(period) >= config.n_layers
 
-    def checked(one_block: Any) -> Any:
+    def with_remat(one_block: Callable[[jax.Array, L], jax.Array]) -> Callable[[jax.Array, L], jax.Array]:
         if remat == "none" and not gathers:
             return one_block
 
-        def named(x_BSD: jax.Array, layer: Any) -> jax.Array:
-            return one_block(checkpoint_name(x_BSD, _BLOCK_INPUT), layer)  # type: ignore[no-any-return]
+        def named(x_BSD: jax.Array, layer: L) -> jax.Array:
+            return one_block(checkpoint_name(x_BSD, _BLOCK_INPUT), layer)
 
-        # Under any other policy a name would only stand in the compiler's way.
+        # Under any other policy the name would only hinder the compiler.
         run = named if remat == "offload" else one_block
         return jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    # A GPU waits for its host at every choice: only a block that takes long does not feel it.
+    # A GPU waits for its host at every switch, which only a long block hides.
     may_choose = local.platform not in ("gpu", "rocm") or 12 * config.d_model**2 // local.tensor_size >= _LONG_BLOCK
     if unroll == 1 and not no_loop and len(kinds) > 1 and may_choose:
-        # One block's code for all of them, which chooses its attention: half the program, and a backward pass whose
-        # schedule cannot put one block's weight gradients off until the other's are due, with all that they need.
+        # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
+        # postpone one block's weight gradients until the next block's, and hold all that they need until then.
         branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]
 
-        def any_block(x_BSD: jax.Array, layer_and_kind: Any) -> jax.Array:
+        def any_block(x_BSD: jax.Array, layer_and_kind: tuple[Block[Weight], jax.Array]) -> jax.Array:
             layer, kind = layer_and_kind
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -233,21 +248,21 @@ def blocks(
 
             return _block(layer, x_BSD, length, attend, config, local)
 
-        step = checked(any_block)
+        step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
         x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD
 
-    def one_period(x_BSD: jax.Array, layers: Any) -> tuple[jax.Array, None]:
+    def one_period(x_BSD: jax.Array, layers: Block[Weight]) -> tuple[jax.Array, None]:
         for i, band in enumerate(period):
             attend = functools.partial(attention, band=band, platform=local.platform)
 
-            # Cut out of the period in here: a slice made outside would be kept for the backward pass, of all blocks.
-            def one_block(x_BSD: jax.Array, layers: Any, i: int = i, attend: Attend = attend) -> jax.Array:
-                layer = jax.tree.map(lambda leaf: leaf[i], layers)
+            # The layer is sliced in here: a slice made outside would be kept for the backward pass, in every block.
+            def one_block(x_BSD: jax.Array, layers: Block[Weight], i: int = i, attend: Attend = attend) -> jax.Array:
+                layer: Block[Weight] = jax.tree.map(lambda leaf: leaf[i], layers)
                 return _block(layer, x_BSD, length, attend, config, local)
 
-            x_BSD = checked(one_block)(x_BSD, layers)
+            x_BSD = with_remat(one_block)(x_BSD, layers)
         return x_BSD, None
 
     periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights)

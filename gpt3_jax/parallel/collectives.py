@@ -1,7 +1,7 @@
 """The collectives of tensor parallelism, and the dtype that reductions may use on this backend.
 
-Inside the step's `jax.shard_map` every array is a device's own shard. `Local` says which mesh axes exist there; with
-no axes (one device, or a plain call of the model) each operation is the identity.
+Inside the step's `jax.shard_map` every array is a device's own shard. `Local` says which mesh axes exist there. Without
+axes (one device, or a plain call of the model) each operation is the identity.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def reduction_dtype(wanted: jnp.dtype, platform: str) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """The mesh axes as one device's code sees them."""
+    """What one device's code knows of the mesh."""
 
-    platform: str = "cpu"
-    """Platform that the step is compiled for."""
+    platform: str
+    """Platform that the program is compiled for (`mesh.mesh_platform`)."""
     axes: tuple[str, ...] = ()
-    """Every axis of more than one device: values that differ between devices are typed as varying over these."""
+    """The axes of more than one device. Values that differ between devices are typed as varying over them."""
     tensor: str | None = None
     """The tensor axis, or None when it has one device."""
     tensor_size: int = 1
 
     def vary(self, tree: Tree) -> Tree:
-        """Types replicated values as varying over all axes, so that gradients stay local until reduced by hand."""
+        """Types replicated values as varying over all axes, so that autodiff leaves their gradients unreduced."""
         return jax.tree.map(lambda leaf: vary(leaf, self.axes), tree)
 
     def tensor_index(self) -> jax.Array | int:
@@ -54,18 +54,19 @@ class Local:
         return lax.pmax(x, self.tensor) if self.tensor else x
 
     def gather_sequence(self, x_BSD: jax.Array, length: int) -> jax.Array:
-        """The residual stream's shard to whole rows of `length` positions, [B, T, D]: in front of a column-parallel
-        matmul. Backward: `scatter_sequence`."""
+        """All-gathers the residual stream: its shard [1, B × T / tensor, D] to whole rows of `length` positions,
+        [B, T, D], before a column-parallel matmul. The derivative is `scatter_sequence`."""
         if self.tensor is None:
             return x_BSD
         whole = _gather(x_BSD, self.tensor, reduction_dtype(x_BSD.dtype, self.platform))
         return whole.reshape(-1, length, x_BSD.shape[-1])
 
     def scatter_sequence(self, x_BTD: jax.Array) -> jax.Array:
-        """Partial sums [B, T, D] to their sum's shard, [1, B × T / tensor, D]: behind a row-parallel matmul.
+        """Reduce-scatters partial sums [B, T, D], the result of a row-parallel matmul: the sum's shard
+        [1, B × T / tensor, D].
 
-        All positions of all rows are split as one run, not each row by itself: so the dimension that the collectives
-        run along is the leading one, and no device has to transpose what they move.
+        Rows and positions are flattened to [B × T] and that is sharded, not each row: the collectives then run along
+        the leading dimension, and no device has to transpose what they move.
         """
         if self.tensor is None:
             return x_BTD
@@ -87,8 +88,8 @@ def _reduce_scatter(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
     return lax.psum_scatter(x.astype(dtype), axis, scatter_dimension=1, tiled=True).astype(x.dtype)
 
 
-# Written as custom derivatives only for the dtypes: autodiff would carry the fp32 of a CPU reduction into the gather
-# of the other direction and double its bytes.
+# Custom derivatives only for the dtypes: autodiff would carry the fp32 of a CPU reduction into the all-gather of the
+# other direction, twice the bytes.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
     return _all_gather(x, axis)

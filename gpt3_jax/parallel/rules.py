@@ -1,7 +1,8 @@
-"""Logical axes to mesh axes, strictly: every dimension either divides or is refused by name.
+"""Logical axes to mesh axes, strictly: a dimension that its mesh axes do not divide is an error that names it.
 
-Tensor parallelism splits `vocab`, `heads` and `mlp`. From stage 1 on, ZeRO splits each parameter's `zero_axis` over
-`data` as well, behind the tensor axis, so that a gather over `data` gives back one contiguous tensor shard.
+Tensor parallelism shards `vocab`, `heads` and `mlp`. From stage 1 on, ZeRO shards each parameter's `zero_axis` over
+`data` as well. A dimension sharded over both is split over tensor first, so that an all-gather over `data` gives one
+contiguous tensor shard.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TENSOR_RULES: dict[LogicalAxis, str | None] = {
 
 
 def partition(spec: ParamSpec, mesh: Mesh, *, zero: bool) -> PartitionSpec:
-    """How one parameter lies on the mesh; with `zero`, its zero_axis is split over `data` too.
+    """How one parameter is sharded over the mesh; with `zero`, its zero_axis over `data` too.
 
     Raises:
         UserError: a dimension that its mesh axes do not divide, with the numbers.
@@ -56,7 +57,7 @@ def partitions(table: Params[ParamSpec], mesh: Mesh, *, zero: bool) -> Params[Pa
 
 
 def batch_partition(mesh: Mesh) -> PartitionSpec:
-    """A batch of token rows: split over replica and data, the same on every tensor shard."""
+    """A batch of token rows: sharded over replica and data, the same on every tensor shard."""
     names = tuple(axis for axis in BATCH_AXES if axis in active_axes(mesh))
     return PartitionSpec(names or None)
 
@@ -69,7 +70,7 @@ def sharded_axes(spec: PartitionSpec) -> tuple[str, ...]:
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a pytree of PartitionSpecs."""
+    """NamedShardings in the structure of a pytree of PartitionSpecs."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )

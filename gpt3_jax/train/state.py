@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.config import Config
 from gpt3_jax.model import params as model_params
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.rules import shardings
 from gpt3_jax.parallel.zero import parameter_partitions
+from gpt3_jax.spec import T
 from gpt3_jax.train import optimizer
 
 
 @flax.struct.dataclass
-class TrainState:
-    """Everything a step needs besides its batch; all that a checkpoint holds as arrays."""
+class TrainState(Generic[T]):
+    """Everything a step needs besides its batch; all that a checkpoint holds as arrays. Or, in the same structure,
+    their partitions, shardings or shapes."""
 
-    params: Params
+    params: Params[T]
     """fp32 master weights."""
     opt_state: Any
-    """optax's state: moments in fp32, laid out as the parameters."""
-    step: jax.Array
+    """optax's state, which has no type of its own: moments in fp32, laid out as the parameters."""
+    step: T
     """Batches consumed, uint32."""
-    sequences: jax.Array
+    sequences: T
     """Sequences consumed, uint32: the position in the data stream."""
-    skipped: jax.Array
+    skipped: T
     """Updates left out because loss or gradients were not finite, uint32."""
 
 
@@ -42,30 +44,29 @@ def create(config: Config) -> TrainState:
     return TrainState(params, opt_state, *(jnp.zeros((), jnp.uint32) for _ in range(3)))
 
 
-def state_partitions(config: Config, mesh: Mesh) -> TrainState:
+def state_partitions(config: Config, mesh: Mesh) -> TrainState[PartitionSpec]:
     """A PartitionSpec for every leaf: moments lie as their parameters do, scalars everywhere."""
     abstract = jax.eval_shape(lambda: create(config))
     specs = parameter_partitions(model_params.param_table(config.model), mesh, config.parallel.stage)
-    structure: Any = jax.tree.structure(abstract.params)
 
-    def like_params(subtree: Any) -> bool:
-        return bool(structure == jax.tree.structure(subtree))
+    def is_params(subtree: object) -> bool:
+        return isinstance(subtree, Params)
 
-    partitioned: TrainState = jax.tree.map(
-        lambda subtree: specs if like_params(subtree) else PartitionSpec(), abstract, is_leaf=like_params
+    partitioned: TrainState[PartitionSpec] = jax.tree.map(
+        lambda subtree: specs if is_params(subtree) else PartitionSpec(), abstract, is_leaf=is_params
     )
     return partitioned
 
 
-def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+def state_shardings(config: Config, mesh: Mesh) -> TrainState[NamedSharding]:
     """NamedShardings of the state."""
-    result: TrainState = shardings(state_partitions(config, mesh), mesh)
+    result: TrainState[NamedSharding] = shardings(state_partitions(config, mesh), mesh)
     return result
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh) -> TrainState[jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of the state: what is compiled for and restored into."""
-    abstract: TrainState = jax.tree.map(
+    abstract: TrainState[jax.ShapeDtypeStruct] = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(lambda: create(config)),
         state_shardings(config, mesh),

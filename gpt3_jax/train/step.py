@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Generic
 
 import flax.struct
 import jax
@@ -11,37 +12,42 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt3_jax.config import Config
-from gpt3_jax.model.params import decay_mask, param_table
+from gpt3_jax.model.params import Params, decay_mask, param_table
 from gpt3_jax.model.transformer import loss_sum
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.compiler_options import compiler_options
 from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import Zero
+from gpt3_jax.spec import T
 from gpt3_jax.train import optimizer
 from gpt3_jax.train.state import TrainState, state_partitions
 
 
 @flax.struct.dataclass
-class Metrics:
-    """What a step says of itself: fp32 scalars, the same on every device."""
+class Metrics(Generic[T]):
+    """Measures of one step: fp32 scalars, the same on every device; or their partitions."""
 
-    loss: jax.Array
+    loss: T
     """Mean over the batch's tokens, in nats."""
-    grad_norm: jax.Array
+    grad_norm: T
     """Global norm before clipping."""
-    learning_rate: jax.Array
-    finite: jax.Array
+    learning_rate: T
+    finite: T
     """1 if loss and gradient norm were finite and the update was made, else 0."""
 
 
-def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
+def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.Wrapped:
     """The jitted step ``(state, rows) -> (state, metrics)``; the state is donated.
 
-    Args:
-        microbatches: parts that a device's rows are taken in; gradients are summed over them.
+    Which collectives move weights and gradients, when and in which dtype, is the table of `parallel.zero.stages`; those
+    of activations, between tensor shards, are in `parallel.collectives`.
 
-    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's
-    loss is divided by the tokens of the whole batch, so that sums over microbatches and devices are its mean.
+    Args:
+        microbatches: parts that a device's rows are split into, computed one after the other.
+
+    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's loss is divided by the
+    tokens of the whole batch, so that sums over microbatches and devices are its mean.
     """
     zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
@@ -51,29 +57,24 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
         n_sequences = rows.shape[0] * batch_shards(mesh)
         n_tokens = float(n_sequences * config.model.n_ctx)  # which may be more than 32 bits hold
-        active, passive = zero.prepare(state.params)
+        # Stages 1 and 2 all-gather the weights here.
+        targets, sources = zero.prepare(state.params)
 
-        def loss_and_gradients(rows: jax.Array) -> tuple[jax.Array, Any]:
-            def loss(active: Any) -> jax.Array:
-                total = loss_sum(
-                    zero.weights(active, passive),
-                    rows,
-                    config.model,
-                    zero.local,
-                    config.memory.remat,
-                    config.memory.loss_chunk,
-                    config.memory.unroll,
-                )
-                return total / n_tokens
+        def mean_loss(targets: Params, rows: jax.Array) -> jax.Array:
+            total = loss_sum(
+                # Stage 3 all-gathers in each block; stages 2 and 3 reduce-scatter in its derivative.
+                zero.weights(targets, sources),
+                rows,
+                config.model,
+                zero.local,
+                config.memory.remat,
+                config.memory.loss_chunk,
+                config.memory.unroll,
+            )
+            return total / n_tokens
 
-            return jax.value_and_grad(loss)(active)
-
-        # The type over the mesh of what is summed: the loss is one for each tensor group, a gradient each device's own.
-        zeros = (
-            zero.local.vary_batch(jnp.zeros((), jnp.float32)),
-            zero.local.vary(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), active)),
-        )
-        loss, gradients = _accumulate(loss_and_gradients, rows, microbatches, zeros)
+        loss, gradients = _over_microbatches(jax.value_and_grad(mean_loss), targets, rows, microbatches, zero.local)
+        # Stage 1 reduce-scatters here; every stage all-reduces here what is left to sum.
         gradients = zero.reduce(gradients)
         loss = lax.psum(loss, batch_axes)
         norm = jnp.sqrt(zero.square_norm(gradients))
@@ -98,8 +99,8 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> Any:
     sharded = jax.shard_map(
         step, mesh=mesh, in_specs=(partitions, batch_partition(mesh)), out_specs=(partitions, PartitionSpec())
     )
-    metrics: Any = PartitionSpec()
-    out_shardings = shardings((partitions, Metrics(metrics, metrics, metrics, metrics)), mesh)
+    everywhere = PartitionSpec()
+    out_shardings = shardings((partitions, Metrics(everywhere, everywhere, everywhere, everywhere)), mesh)
     options = compiler_options(mesh) if config.parallel.overlap else {}
     return jax.jit(sharded, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
@@ -108,31 +109,42 @@ def _zero(config: Config, mesh: Mesh) -> Zero:
     return Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, config.memory.mlp_parts)
 
 
-def _accumulate(loss_and_gradients: Any, rows: jax.Array, microbatches: int, zeros: Any) -> tuple[jax.Array, Any]:
-    """Sums losses and gradients over microbatches, in fp32, from `zeros`."""
+def _over_microbatches(
+    loss_and_gradients: Callable[[Params, jax.Array], tuple[jax.Array, Params]],
+    targets: Params,
+    rows: jax.Array,
+    microbatches: int,
+    local: Local,
+) -> tuple[jax.Array, Params]:
+    """Splits a device's rows into microbatches, and sums their losses and gradients: in fp32, where there are several;
+    one microbatch's gradients stay as the backward pass made them."""
     if microbatches == 1:
-        result: tuple[jax.Array, Any] = loss_and_gradients(rows)
-        return result
+        return loss_and_gradients(targets, rows)
 
-    def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(lambda sum_, part: sum_ + part.astype(jnp.float32), total, loss_and_gradients(rows)), None
+    def add(total: tuple[jax.Array, Params], rows: jax.Array) -> tuple[tuple[jax.Array, Params], None]:
+        part = loss_and_gradients(targets, rows)
+        return jax.tree.map(lambda sum_, part: sum_ + part.astype(jnp.float32), total, part), None
 
+    # The type over the mesh of what is summed: the loss is one for each tensor group, a gradient each device's own.
+    zeros = (
+        local.vary_batch(jnp.zeros((), jnp.float32)),
+        local.vary(targets.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32))),
+    )
     total, _ = lax.scan(add, zeros, rows.reshape(microbatches, -1, rows.shape[1]))
     return total
 
 
-def make_eval_step(config: Config, mesh: Mesh) -> Any:
+def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted ``(params, rows) -> sum of -log p`` over all targets of a batch, in nats (fp32 scalar).
 
-    A target whose row holds a negative token in its place is left out: so a last batch may be padded.
+    Targets that are negative are left out, so that a last batch can be padded.
     """
     zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
 
-    def evaluate(params: Any, rows: jax.Array) -> jax.Array:
-        active, passive = zero.prepare(params)
-        weights = zero.weights(active, passive)
-        # Nothing is kept for a backward pass here: no remat, whatever training does.
+    def evaluate(params: Params, rows: jax.Array) -> jax.Array:
+        weights = zero.weights(*zero.prepare(params))
+        # Without a backward pass nothing is kept: no remat, whatever training does.
         total = loss_sum(
             weights, rows, config.model, zero.local, "none", config.memory.loss_chunk, config.memory.unroll
         )

@@ -1,9 +1,9 @@
 """Causal attention, dense and locally banded (GPT-3 section 2.1; Sparse Transformer's `local` pattern).
 
-One function with an implementation for each kind of hardware, all of them the same mathematics, held against `plain`:
+One function, and an implementation for each kind of hardware. All compute the same; tests compare them with `plain`:
 
-- `plain`: all scores at once. The reference, and the fastest where they are few.
-- `blockwise`: block after block, scores never whole; pure JAX, for every platform, dtype and shape.
+- `plain`: all scores at once. The reference, and the fastest for short sequences.
+- `blockwise`: block by block, the score matrix is never materialised; pure JAX, for every platform, dtype and shape.
 - `splash`: the Pallas kernel for TPUs.
 - `cudnn`: cuDNN's flash attention, for NVIDIA GPUs.
 """
@@ -16,6 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gpt3_jax.model import cpu
 from gpt3_jax.model.attention.blockwise import blockwise
 from gpt3_jax.model.attention.cudnn import cudnn
 from gpt3_jax.model.attention.cudnn import supports as cudnn_supports
@@ -25,19 +26,14 @@ from gpt3_jax.model.attention.splash import supports as splash_supports
 
 Implementation = Literal["plain", "blockwise", "splash", "cudnn"]
 
-PLAIN_SCORE_BYTES = 4 * 2**20
-"""Up to here a CPU takes `plain`: scores that its caches hold. Beyond, `blockwise` is the faster one there too."""
 
-
-def attention(
-    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str = "cpu"
-) -> jax.Array:
+def attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str) -> jax.Array:
     """Each position attends to itself and the positions before it: all of them, or `band` in total.
 
     Scores are scaled by 1/√K; scores and softmax are fp32. Returns [B, T, H, K] in the dtype of `q`.
 
     Args:
-        platform: the platform that the program is compiled for: cpu, gpu or tpu. What cpu gets runs on all of them.
+        platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu (`mesh.mesh_platform`).
     """
     length = q_BTHK.shape[1]
     band = None if band is None or band >= length else band
@@ -52,7 +48,7 @@ def choose(shape_BTHK: tuple[int, ...], dtype: jnp.dtype, band: int | None, plat
         return "splash"
     if platform == "gpu" and cudnn_supports(shape_BTHK, dtype):
         return "cudnn"
-    if platform == "cpu" and score_bytes(shape_BTHK, band) <= PLAIN_SCORE_BYTES:
+    if platform == "cpu" and score_bytes(shape_BTHK, band) <= cpu.PLAIN_SCORE_BYTES:
         return "plain"
     return "blockwise"
 

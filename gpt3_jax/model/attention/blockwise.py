@@ -1,8 +1,8 @@
-"""Attention block by block with a running softmax, so that the scores never exist whole (FlashAttention's algorithm).
+"""Attention block by block with an online softmax: the score matrix is never materialised (FlashAttention's algorithm).
 
-A scan runs over the pairs of a query block and a key block in which some query sees some key, and over no other pair:
-the lower triangle, or what the band touches of it. Backward, the scores are computed again, pair by pair, from the
-queries, the keys and each row's log of the softmax's denominator, which is all that is kept.
+A scan runs over the pairs of a query block and a key block in which some query sees some key: the lower triangle, or
+the part of it that the band touches. The backward pass recomputes the scores, pair by pair, from the queries, the keys
+and the log-sum-exp of each row of scores.
 
 Shapes: B batch, T positions, H heads, K head width; N blocks of Q query or S key positions, Q = S.
 """
@@ -10,7 +10,6 @@ Shapes: B batch, T positions, H heads, K head width; N blocks of Q query or S ke
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +32,9 @@ def blockwise(
 
 
 def block_size(length: int, band: int | None) -> int:
-    """Positions in a block: 512, or less where a band makes larger blocks a waste; at least 128 unless T is shorter.
+    """Positions in a block: 512, fewer where a band would waste larger blocks; at least 128 unless T is shorter.
 
-    Blocks as long as the band see about twice the keys that they need.
+    Blocks as long as the band compute about twice the scores that they need.
     """
     fitting = 1 << (min(band or length, length) - 1).bit_length()
     return min(max(128, min(512, fitting)), length)
@@ -56,6 +55,8 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block
 
 
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Step = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: int) -> tuple[jax.Array, Saved]:
@@ -64,7 +65,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: 
     out_BHQK = jnp.zeros_like(q_N[0], jnp.float32)
     row_BHQ = jnp.zeros_like(q_N[0, ..., 0], jnp.float32)
 
-    def visit(carry: Any, step: Any) -> tuple[Any, None]:
+    def visit(carry: Sums, step: Step) -> tuple[Sums, None]:
         out, highest, total, out_N, lse_N = carry
         i, j, first = step
         out, highest, total = (jnp.where(first, new, old) for new, old in ((0, out), (MASKED, highest), (0, total)))
@@ -96,9 +97,9 @@ def _backward(band: int | None, block: int, saved: Saved, ct: jax.Array) -> tupl
     key_ct_BHSK = jnp.zeros_like(q_N[0], jnp.float32)
     k_NBHKS = jnp.swapaxes(k_N, -1, -2)
 
-    # Scores stand here with the keys in front: then no matmul contracts its left side's leading dimension, the form
-    # that XLA's CPU backend runs at a fifth of the others' speed.
-    def visit(carry: Any, step: Any) -> tuple[Any, None]:
+    # Scores have the keys first here: then no matmul contracts its left operand's first dimension, the form that XLA's
+    # CPU backend runs at a fifth of the speed of others (`model.cpu`).
+    def visit(carry: Sums, step: Step) -> tuple[Sums, None]:
         k_ct, v_ct, q_ct_NBHKQ, k_ct_N, v_ct_N = carry
         i, j, first = step
         k_ct, v_ct = jnp.where(first, 0, k_ct), jnp.where(first, 0, v_ct)
@@ -112,7 +113,7 @@ def _backward(band: int | None, block: int, saved: Saved, ct: jax.Array) -> tupl
         return (k_ct, v_ct, _put(q_ct_NBHKQ, q_ct, i), k_ct_N, v_ct_N), None
 
     pairs = visited_blocks(q.shape[1], band, block)
-    # Key block by key block here: two of the three sums are then one block long, and one is as long as the queries.
+    # Ordered by key block: two of the three sums are then one block long, and only one is as long as the queries.
     pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
     zeros_NBHKQ = jnp.zeros_like(k_NBHKS, jnp.float32)
     start = (key_ct_BHSK, key_ct_BHSK, zeros_NBHKQ, jnp.zeros_like(k_N), jnp.zeros_like(v_N))
@@ -125,8 +126,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _steps(pairs: np.ndarray, q_BTHK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the scan runs over: query block, key block, and whether they are the same, where a new sum begins."""
-    # Tied to an argument: were they constants, the derivative of a scan over layers would compute all masks of all
+    """The scan's inputs: query block, key block, and whether they are the same, where a new sum begins."""
+    # Tied to an argument. As constants they would let the derivative of a scan over layers compute the masks of all
     # pairs ahead of its loop, once for all layers, and keep them.
     i, j, _ = lax.optimization_barrier((pairs[:, 0], pairs[:, 1], q_BTHK[0, 0, 0, 0]))
     return i, j, i == j
@@ -146,7 +147,7 @@ def _scores(
 
 
 def _blocks(x_BTHK: jax.Array, block: int) -> jax.Array:
-    """[B, T, H, K] to [N, B, H, Q, K]. What is added behind the end is seen by no true query, and is zero backward."""
+    """[B, T, H, K] to [N, B, H, Q, K], padded with zeros at the end, which no true query sees."""
     batch, length, heads, width = x_BTHK.shape
     n_blocks = -(-length // block)
     x = jnp.pad(x_BTHK, ((0, 0), (0, n_blocks * block - length), (0, 0), (0, 0)))

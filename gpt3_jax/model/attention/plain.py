@@ -1,4 +1,4 @@
-"""Attention with all scores at once: the reference for the other implementations, and the fastest for few scores.
+"""Attention with all scores at once: the reference for the other implementations, and the fastest for short sequences.
 
 Shapes: B batch, T positions, H heads, K head width; N blocks of W positions. Scores and softmax are fp32.
 """
@@ -33,7 +33,7 @@ def score_bytes(shape_BTHK: tuple[int, ...], band: int | None) -> int:
 
 
 def _has_blocks(length: int, band: int) -> bool:
-    # Blocks pay from three of them on: two blocks of a band each see all there is, and more.
+    # Blocks pay from three of them on: with two, a block of queries and its two blocks of keys are everything.
     return 2 * band < length
 
 
@@ -57,9 +57,9 @@ def _dense(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
 
 
 def _banded(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
-    """Blocks as long as the band: a block of queries needs its own block of keys and the one before, no other.
+    """Blocks as long as the band: a block of queries sees keys of its own block and of the one before, of no other.
 
-    The work is T × 2W, not T × T: what lies outside these two blocks is never computed.
+    The work is T × 2W, not T × T: scores outside these two blocks are never computed.
     """
     batch, length, heads, width = q.shape
     n_blocks = -(-length // band)
@@ -70,7 +70,7 @@ def _banded(q: jax.Array, k: jax.Array, v: jax.Array, band: int) -> jax.Array:
         return padded.reshape(batch, n_blocks, band, heads, width)
 
     def with_previous(x: jax.Array) -> jax.Array:
-        """Behind each other: the block before (zeros for the first) and the block itself."""
+        """Each block with the one before it in front (zeros for the first block)."""
         x = blocks(x)
         before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
         return jnp.concatenate([before, x], axis=2)

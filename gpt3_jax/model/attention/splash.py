@@ -1,8 +1,8 @@
-"""Splash attention, JAX's Pallas kernel for TPUs, made to fit a `shard_map` that checks its types.
+"""Splash attention, JAX's Pallas kernel for TPUs, wrapped for a `shard_map` that checks its types.
 
 The kernel's outputs declare no type over the mesh, which `shard_map` refuses unless ``check_vma=False``. So the kernel
-runs in a `shard_map` of its own with that setting, over axes that are manual already: it maps nothing, and what comes
-out of it is given its type here. Derivatives stay inside too: the kernel is pulled back in there, by its own rule.
+runs in a `shard_map` of its own with that setting, over axes that are manual already: it maps nothing, and its outputs
+get their types here. The derivative is the kernel's own, computed inside as well.
 
 Shapes: B batch, T positions, H heads, K head width.
 """
@@ -62,7 +62,7 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, band: int | None, inter
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     _, length, heads, width = q.shape
-    # The kernel leaves scaling to its caller. In fp32: the scale itself, rounded to bf16, would be off for all alike.
+    # The kernel leaves scaling to its caller. In fp32: a scale rounded to bf16 would be off for all scores.
     q = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)
     mask = (
         kernels.CausalMask((length, length)) if band is None else kernels.LocalMask((length, length), (band - 1, 0), 0)
@@ -90,12 +90,12 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, band: int | None, inter
 
 def _block_size(length: int, band: int | None) -> int:
     fitting = [block for block in _BLOCKS if length % block == 0]
-    # Blocks longer than the band would be visited for the little of it that they hold.
+    # Of a block longer than the band, most would be computed in vain.
     return next((block for block in fitting if block <= (band or length)), fitting[-1])
 
 
 def _untyped(f: Callable[..., Any], *args: Any) -> Any:
-    """`f` without types over the mesh inside; outside, all that it returns varies over the axes that arguments do."""
+    """Runs `f` without types over the mesh; its results vary over the axes that any of its arguments varies over."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return f(*args)
     leaves = jax.tree.leaves(args)

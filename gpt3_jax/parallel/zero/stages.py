@@ -2,8 +2,9 @@
 
 Parameters, Adam moments and master weights live as fp32 shards over the `data` axis, N devices. A weight is used by
 casting its shard to the compute dtype and all-gathering it; the derivative of that gather is the reduce-scatter that
-ZeRO needs. The stages differ in where the gather stands. A device sends, for a weight of Ψ elements and M microbatches
-(c and r: bytes of an element in the compute dtype, `model.dtype`, and in `parallel.reduce_dtype`; all over `data`):
+ZeRO needs. The stages differ in where the gather stands. What a device sends over `data` in a step, for a weight of Ψ
+elements (on a tensor shard) and M microbatches; c and r are the bytes of an element in the compute dtype, `model.dtype`
+(default bfloat16), and in the reduce dtype, `parallel.reduce_dtype` (default float32):
 
 =====  ===================================================  ======================================================
 stage  weights, in the compute dtype                        gradients, in the reduce dtype
@@ -14,16 +15,22 @@ stage  weights, in the compute dtype                        gradients, in the re
        (N-1)/N c Ψ                                          reduce-scattered once a step, after the loss:
                                                             (N-1)/N r Ψ
 2      as stage 1: (N-1)/N c Ψ                              reduce-scattered in each microbatch's backward pass,
-                                                            as each block's are made: M (N-1)/N r Ψ
+                                                            as soon as they are made: M (N-1)/N r Ψ; the shards
+                                                            are summed over microbatches in fp32
 3      all-gathered in each microbatch, inside the block,   as stage 2: M (N-1)/N r Ψ
        forward, and again backward where the value is
-       needed there: 2 M (N-1)/N c Ψ
+       needed there: 2 M (N-1)/N c Ψ. The token table
+       twice forward: for the look-up and for the output
 =====  ===================================================  ======================================================
 
-Then, at every stage and once a step, in the reduce dtype: what is left to sum is all-reduced, shards over `replica`,
-and over `tensor` the gradients of parameters that tensor shards hold in common (LayerNorms, two biases a block,
-positions). A gradient is rounded to the compute dtype before it is reduced, but at stage 1 with several microbatches,
-and reduced in fp32 on CPU whatever the setting (`collectives.reduction_dtype`).
+For example stage 2 with 3 microbatches and the default dtypes: one all-gather of each weight, 2 (N-1)/N Ψ bytes, and
+three reduce-scatters of its gradient, 12 (N-1)/N Ψ bytes.
+
+Then, at every stage, once a step and in the reduce dtype, sums that are left are all-reduced: over `replica` of shards,
+and over `tensor` of the gradients of parameters that tensor shards hold in common (LayerNorms, two biases a block,
+positions). Loss and gradient norm are all-reduced as scalars. A gradient is rounded to the compute dtype before it is
+reduced, except one summed over several microbatches (stages 0 and 1). On CPU gradients are reduced in fp32 whatever the
+setting (`collectives.reduction_dtype`).
 
 Everything here runs on one device's shards, inside the step's `jax.shard_map`. What is differentiated is typed as
 varying over every axis, so autodiff reduces nothing by itself: `Weight` and `Zero.reduce` state every reduction.
@@ -158,9 +165,10 @@ class Zero:
 
     @jax.named_scope("reduce_gradients")
     def _reduce_leaf(self, spec: ParamSpec, how: Gather, partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
-        if self._stage.reduced == "after" and how.transport.axis:
+        if self._stage.sharded and self._stage.reduced == "after":
             # Not rounded to the compute dtype: summed over microbatches, it is in fp32.
-            gradient = _each_block(spec, how.reduce_scatter, gradient)
+            reduce = how.reduce_scatter
+            gradient = _each_block(spec, reduce, gradient) if how.transport.axis else reduce(gradient)
         # What is left are plain sums: over `data` at stage 0, over replicas, and over tensor shards for what these hold
         # in common.
         left = tuple(axis for axis in self.local.axes if axis not in sharded_axes(partition))
