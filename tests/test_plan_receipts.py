@@ -51,6 +51,7 @@ def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
         {(r.axes, r.kind): r.bytes for r in old.traced}, rel=TRAFFIC
     )
     assert fresh.flops.device == pytest.approx(old.flops.device, rel=WORK)
+    moves_what_is_traced(fresh)
     # Each purpose within 5 %, or so small that it does not matter.
     slack = 0.01 * old.memory.total
     assert fresh.memory.purposes == pytest.approx(old.memory.purposes, rel=0.05, abs=slack)
@@ -59,11 +60,23 @@ def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
     assert fresh.prediction.step_seconds == pytest.approx(old.prediction.step_seconds, rel=0.03)
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
-def test_the_compiled_program_moves_what_the_traced_one_states(kept: Kept) -> None:
-    receipt = kept_receipt(kept)
-    traced, compiled = (sum(row.bytes for row in rows) for rows in (receipt.traced, receipt.compiled))
-    assert compiled == pytest.approx(traced, rel=TRAFFIC)
+def moves_what_is_traced(receipt: Receipt) -> None:
+    """The compiler sends what the step states, on each axis."""
+    for axis in {row.axes for row in receipt.traced}:
+        traced, compiled = (
+            sum(row.bytes for row in rows if row.axes == axis) for rows in (receipt.traced, receipt.compiled)
+        )
+        assert compiled == pytest.approx(traced, rel=TRAFFIC), axis
+
+
+@NEEDS_TPU
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_small_step_compiled_now_moves_what_is_traced(stage: int) -> None:
+    small = ["--model.n_layers", "2", "--train.batch_tokens", "16384", "--train.ramp_tokens", "0"]
+    config = load_config(["gpt3-small"], [*small, "--parallel.data", "8", "--parallel.stage", str(stage)])
+    receipt = make_receipt(compile_step(config, open_topology("v5e:2x4")))
+    assert receipt.traced
+    moves_what_is_traced(receipt)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
