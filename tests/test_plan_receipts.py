@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU, needs_compiler_of
 from receipts_kept import FOLDER, KEPT, Kept
 
+import gpt3_jax
 from gpt3_jax.config import load_config
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
@@ -112,6 +114,7 @@ def test_the_kept_text_is_what_the_receipt_prints(kept: Kept) -> None:
 def test_every_kept_plan_fits(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     assert receipt.memory.fits
+    assert 0 <= receipt.memory.gaps < 0.1 * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
     assert receipt.batch["tokens"] == load_config(kept.configs, kept.overrides).train.batch_tokens
 
 
@@ -124,6 +127,15 @@ def test_every_size_has_a_tpu_and_a_gpu_receipt() -> None:
 
 def test_no_receipt_is_kept_that_nothing_compares() -> None:
     assert {path.stem for path in FOLDER.glob("*.*")} == {kept.name for kept in KEPT}
+
+
+def test_the_gaps_that_the_plans_readme_gives_are_the_receipts() -> None:
+    readme = (Path(gpt3_jax.__file__).parent / "plan" / "README.md").read_text()
+    shares = [receipt.memory.gaps / receipt.memory.total for receipt in map(kept_receipt, KEPT)]
+    assert f"between {min(shares):.1%} and {max(shares):.1%}".replace("%", " %") in readme
+    assert f"in the {len(KEPT)} receipts" in readme
+    (line,) = (line for line in readme.splitlines() if line.startswith("  gaps between buffers"))
+    assert f"{line}\n" in (FOLDER / "gpt3-175b.v5p-8x8x8.txt").read_text()
 
 
 def test_the_readmes_plan_is_the_kept_one() -> None:
