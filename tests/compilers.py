@@ -4,20 +4,30 @@ missing."""
 from __future__ import annotations
 
 import importlib.util
+from ctypes.util import find_library
 
 import pytest
 
 from gpt3_jax.plan.gpu_targets import TARGETS
 
 
-def _needs(what: str, extra: str, *modules: str) -> pytest.MarkDecorator:
-    """Skips where none of the modules is installed."""
-    missing = all(importlib.util.find_spec(module) is None for module in modules)
-    return pytest.mark.skipif(missing, reason=f"needs {what}: pip install -c constraints.txt -e '.[{extra}]'")
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
 
 
-NEEDS_TPU = _needs("the TPU compiler", "plan", "libtpu")
-NEEDS_GPU = _needs("the CUDA plugin", "cuda", "jax_cuda13_plugin", "jax_cuda12_plugin")
+def _needs(found: bool, what: str, extra: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not found, reason=f"needs {what}: pip install -c constraints.txt -e '.[{extra}]'")
+
+
+_PLUGIN = _found("jax_cuda13_plugin") or _found("jax_cuda12_plugin")
+NEEDS_TPU = _needs(_found("libtpu"), "the TPU compiler", "plan")
+NEEDS_CUDA_PLUGIN = _needs(_PLUGIN, "the CUDA plugin", "cuda")
+NEEDS_GPU = _needs(
+    _PLUGIN and (_found("nvidia.cudnn") or find_library("cudnn") is not None), "the CUDA plugin and cuDNN", "cuda"
+)
 
 
 def needs_compiler_of(topology: str) -> pytest.MarkDecorator:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import pytest
+from compilers import NEEDS_CUDA_PLUGIN
 from test_plan_compiled import fake_topology, small_node
 
 from gpt3_jax import devices
@@ -94,6 +95,47 @@ def test_a_compiler_that_is_not_installed_is_named(
     line = refused([*PLAN, topology], capsys)
     for word in words:
         assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("topology", "message", "words"),
+    [
+        ("v5e:1x1", "INTERNAL: Failed to open libtpu.so: file too short", ["libtpu, cannot be loaded", "libtpu"]),
+        ("v5e:1x1", "JAX TPU support not installed; cannot generate TPU topology", ["libtpu, cannot be loaded"]),
+        ("h100:1x1", "topology not implemented for cuda", ["CUDA plugin, cannot be loaded", "jax[cuda13]"]),
+    ],
+)
+def test_a_compiler_that_cannot_be_loaded_is_named(
+    topology: str,
+    message: str,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The messages are those of JAX with a damaged libtpu, a libtpu that cannot be imported, and no CUDA plugin."""
+
+    def fail(**_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", fail)
+    line = refused([*PLAN, topology], capsys)
+    for word in [*words, message, "pip install"]:
+        assert word in line, line
+
+
+@NEEDS_CUDA_PLUGIN
+def test_cudnn_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As JAX says it. Where cuDNN is not installed, this is what happens without the patch too."""
+
+    def without(*_: object, **__: object) -> None:
+        raise RuntimeError("cuDNN not found.")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without)
+    assert front.main(["plan", *TINY, "--no-cache", "--topology", "h100:1x1", "--model.dtype", "bfloat16"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    for word in ("needs NVIDIA's libraries", "cuDNN not found", "pip install 'jax[cuda13]'"):
+        assert word in last, last
 
 
 def test_names_of_topologies_are_the_same_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:

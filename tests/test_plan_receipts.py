@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU, needs_compiler_of
 from receipts_kept import FOLDER, KEPT, Kept
 
+import gpt3_jax
 from gpt3_jax.config import load_config
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
@@ -51,6 +53,7 @@ def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
         {(r.axes, r.kind): r.bytes for r in old.traced}, rel=TRAFFIC
     )
     assert fresh.flops.device == pytest.approx(old.flops.device, rel=WORK)
+    moves_what_is_traced(fresh)
     # Each purpose within 5 %, or so small that it does not matter.
     slack = 0.01 * old.memory.total
     assert fresh.memory.purposes == pytest.approx(old.memory.purposes, rel=0.05, abs=slack)
@@ -59,11 +62,23 @@ def test_a_fresh_plan_is_the_kept_one(kept: Kept) -> None:
     assert fresh.prediction.step_seconds == pytest.approx(old.prediction.step_seconds, rel=0.03)
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
-def test_the_compiled_program_moves_what_the_traced_one_states(kept: Kept) -> None:
-    receipt = kept_receipt(kept)
-    traced, compiled = (sum(row.bytes for row in rows) for rows in (receipt.traced, receipt.compiled))
-    assert compiled == pytest.approx(traced, rel=TRAFFIC)
+def moves_what_is_traced(receipt: Receipt) -> None:
+    """The compiler sends what the step states, on each axis."""
+    for axis in {row.axes for row in receipt.traced}:
+        traced, compiled = (
+            sum(row.bytes for row in rows if row.axes == axis) for rows in (receipt.traced, receipt.compiled)
+        )
+        assert compiled == pytest.approx(traced, rel=TRAFFIC), axis
+
+
+@NEEDS_TPU
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_small_step_compiled_now_moves_what_is_traced(stage: int) -> None:
+    small = ["--model.n_layers", "2", "--train.batch_tokens", "16384", "--train.ramp_tokens", "0"]
+    config = load_config(["gpt3-small"], [*small, "--parallel.data", "8", "--parallel.stage", str(stage)])
+    receipt = make_receipt(compile_step(config, open_topology("v5e:2x4")))
+    assert receipt.traced
+    moves_what_is_traced(receipt)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
@@ -99,6 +114,7 @@ def test_the_kept_text_is_what_the_receipt_prints(kept: Kept) -> None:
 def test_every_kept_plan_fits(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     assert receipt.memory.fits
+    assert 0 <= receipt.memory.gaps < 0.1 * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
     assert receipt.batch["tokens"] == load_config(kept.configs, kept.overrides).train.batch_tokens
 
 
@@ -111,6 +127,15 @@ def test_every_size_has_a_tpu_and_a_gpu_receipt() -> None:
 
 def test_no_receipt_is_kept_that_nothing_compares() -> None:
     assert {path.stem for path in FOLDER.glob("*.*")} == {kept.name for kept in KEPT}
+
+
+def test_the_gaps_that_the_plans_readme_gives_are_the_receipts() -> None:
+    readme = (Path(gpt3_jax.__file__).parent / "plan" / "README.md").read_text()
+    shares = [receipt.memory.gaps / receipt.memory.total for receipt in map(kept_receipt, KEPT)]
+    assert f"between {min(shares):.1%} and {max(shares):.1%}".replace("%", " %") in readme
+    assert f"in the {len(KEPT)} receipts" in readme
+    (line,) = (line for line in readme.splitlines() if line.startswith("  gaps between buffers"))
+    assert f"{line}\n" in (FOLDER / "gpt3-175b.v5p-8x8x8.txt").read_text()
 
 
 def test_the_readmes_plan_is_the_kept_one() -> None:

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.config import Config
-from gpt3_jax.errors import RunError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.model.params import param_table
 from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
-from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.plan.topologies import Topology, missing_library
 from gpt3_jax.program.buffers import Peak, Shapes, read_peak
 from gpt3_jax.program.compiled import dump_options, dumped_text, lower, without_cache
 from gpt3_jax.program.hlo import Program
@@ -67,7 +67,8 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     """Traces, lowers and compiles the step of the full batch.
 
     Raises:
-        UserError: a mesh that the devices do not divide into, or a batch or a parameter that the mesh does not divide.
+        UserError: a compiler's library is missing (cuDNN), or the mesh does not divide the devices, the batch or a
+            parameter.
         RunError: the compiler fails for another reason than memory.
     """
     mesh = make_mesh(config.parallel, topology.devices)
@@ -76,7 +77,13 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     rows = jax.ShapeDtypeStruct(
         (batch.sequences, config.model.n_ctx + 1), jnp.int32, sharding=shardings(batch_partition(mesh), mesh)
     )
-    low = lower(make_step(config, mesh, batch.microbatches), abstract_state(config, mesh), rows)
+    step = make_step(config, mesh, batch.microbatches)
+    try:
+        low = lower(step, abstract_state(config, mesh), rows)
+    except (NotImplementedError, RuntimeError) as error:
+        if line := missing_library(error):
+            raise UserError(line) from None
+        raise
     started = time.perf_counter()
     with without_cache():
         code, results, too_large, program, peak = compile_lowered(low.lowered, _shapes(config, mesh))
@@ -136,7 +143,8 @@ def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
     """
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in text:
-        raise RunError(refused_option(error) or f"the compiler failed: {text[:400]}") from None
+        line = refused_option(error) or missing_library(error)
+        raise RunError(line or f"the compiler failed: {text[:400]}") from None
     found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
     return found[0] if found else text[:200]
 

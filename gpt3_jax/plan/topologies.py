@@ -33,6 +33,10 @@ _EXAMPLES = {
     "h100": ("h100:1x8", "h100:16x8", "h100:64x8"),
     "h200": ("h200:1x8", "h200:16x8", "h200:64x8"),
 }
+_INSTALL = {
+    "tpu": "pip install libtpu (no TPU is needed)",
+    "gpu": "pip install 'jax[cuda13]' (no GPU is needed)",
+}
 _LARGEST = 65_536
 """Devices. More than any machine has; a mistyped size must not take the planner's memory."""
 
@@ -115,8 +119,7 @@ def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"topology {name!r} needs the TPU compiler, and libtpu is not installed; "
-            "install it with pip install libtpu (no TPU is needed)"
+            f"topology {name!r} needs the TPU compiler, and libtpu is not installed; install it with {_INSTALL['tpu']}"
         )
     compile_without_devices()
     more = {"num_slices": slices} if slices > 1 else {}
@@ -124,7 +127,11 @@ def _tpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{family}:{'x'.join(map(str, shape))}", **more
         )
-    except (RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
+        if _cannot_be_loaded(error):
+            raise UserError(
+                f"the TPU compiler, libtpu, cannot be loaded: {_reason(error)}; install it anew with {_INSTALL['tpu']}"
+            ) from None
         raise UserError(
             f"topology {name!r} is none that libtpu knows: {_reason(error)}; e.g. {_EXAMPLES[family][-1]}"
         ) from None
@@ -141,8 +148,8 @@ def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
         )
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (13, 12)):
         raise UserError(
-            f"topology {name!r} needs the CUDA compiler, and JAX's CUDA plugin is not installed; "
-            "install it with pip install 'jax[cuda13]' (no GPU is needed)"
+            f"topology {name!r} needs the CUDA compiler, and JAX's CUDA plugin is not installed; install it with "
+            f"{_INSTALL['gpu']}"
         )
     compile_without_devices()
     try:
@@ -152,9 +159,30 @@ def _gpu(name: str, family: str, shape: tuple[int, ...], slices: int) -> Topolog
             topology=f"1x{shape[0]}x{shape[1]}",  # partitions × hosts × devices of a host
             target_config=TARGETS[family],
         )
-    except (RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
+        if _cannot_be_loaded(error):
+            raise UserError(
+                f"the CUDA compiler, JAX's CUDA plugin, cannot be loaded: {_reason(error)}; install it anew with "
+                f"{_INSTALL['gpu']}"
+            ) from None
         raise RunError(f"topology {name!r} cannot be described to the CUDA compiler: {_reason(error)}") from None
     return _checked(name, family, shape, slices, described)
+
+
+def missing_library(error: Exception) -> str:
+    """What to install when tracing or compiling for a GPU failed for want of one of NVIDIA's libraries, in one line;
+    empty for any other error. They come with JAX's CUDA plugin: cuDNN is asked for its version when attention is
+    traced, ptxas and libdevice are used by the compiler."""
+    found = re.search(r"cudnn|ptxas|libdevice|nvlink|nvjitlink|nvvm", str(error), re.IGNORECASE)
+    if not found:
+        return ""
+    return f"compiling for GPUs needs NVIDIA's libraries: {_reason(error)}; install them with {_INSTALL['gpu']}"
+
+
+def _cannot_be_loaded(error: Exception) -> bool:
+    """Whether a compiler's library is absent or damaged, so that no topology can be described."""
+    words = r"not installed|not implemented for|Failed to open|cannot open shared object|No module named"
+    return isinstance(error, ImportError) or bool(re.search(words, str(error)))
 
 
 def _checked(
@@ -172,4 +200,4 @@ def _checked(
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200].rstrip(".")
