@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
-import importlib.metadata
 import logging
 import os
-import platform
 import select
 import sys
 
 from gpt3_jax import __version__
+from gpt3_jax.cluster import signals
 from gpt3_jax.environment import open_streams
 from gpt3_jax.errors import RunError, UserError, explain
 
@@ -50,18 +48,30 @@ exit codes: 0 done, 1 something failed while running, 2 what was asked for is wr
 
 SIGPIPE_EXIT = 141
 INTERRUPT_EXIT = 130
-"""What a shell reports for a program ended by SIGPIPE, and by Ctrl-C."""
+TERMINATE_EXIT = 143
+"""What a shell reports for a program ended by SIGPIPE, by Ctrl-C, and by SIGTERM."""
 
 
 def run() -> int:
     """The console script: `main` with this process's arguments."""
-    _log_plainly()
-    open_streams()
-    code = main(sys.argv[1:])
-    if code == INTERRUPT_EXIT:
+    signals.install()
+    try:
+        signals.unwind()
+        _log_plainly()
+        open_streams()
+        code = main(sys.argv[1:])
+    except BaseException as error:
+        # What an interrupted import or callback makes of Ctrl-C, such as an ImportError, is of no interest.
+        if signals.exit_code() is None and not isinstance(error, KeyboardInterrupt):
+            raise
+        print("gpt3-jax: interrupted", file=sys.stderr)
+        code = INTERRUPT_EXIT
+    code = signals.exit_code() or code
+    if code in (INTERRUPT_EXIT, TERMINATE_EXIT):
         # Not through Python's own end, which takes away what a compilation in another thread still uses: a crash.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a reader that has left
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     return code
 
@@ -96,8 +106,8 @@ def main(argv: list[str]) -> int:
         _drop_stdout_if_it_fails()
         print(f"gpt3-jax: error: {line}", file=sys.stderr)
         return line.exit_code
-    except KeyboardInterrupt:
-        print("gpt3-jax: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"gpt3-jax: {'terminated' if isinstance(error, signals.Terminated) else 'interrupted'}", file=sys.stderr)
         return INTERRUPT_EXIT
     return code
 
@@ -111,9 +121,13 @@ def _dispatch(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     if name == "--version":
-        print(f"gpt3-jax {__version__}, jax {importlib.metadata.version('jax')}, Python {platform.python_version()}")
+        from importlib.metadata import version
+
+        print(f"gpt3-jax {__version__}, jax {version('jax')}, Python {sys.version.split()[0]}")
         return 0
     if name not in COMMANDS:
+        import difflib
+
         kind = "option" if name.startswith("-") else "command"
         near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(COMMANDS)}"

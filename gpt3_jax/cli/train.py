@@ -123,6 +123,7 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster import compilation_cache
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import loop, quickstart
@@ -133,6 +134,7 @@ def _train(config: Config, argv: list[str]) -> int:
     start(config.distributed)
     with NoneLeftWaiting():
         start_devices(compiles_ahead=True)
+        require_same_program(config)
         say = say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from gpt3_jax.cluster import signals
+
 # The service stops at the call after the highest that any process has made. A resumed run's own step numbers would
 # begin far above what it chooses when the signal comes before the first call, and it would never be reached.
 _CALLS = itertools.count(1)
@@ -24,9 +26,10 @@ _NOTICE = b"\ninterrupted: stopping after a step, with a checkpoint; press Ctrl-
 class StopSignal:
     """Context manager inside which SIGTERM and Ctrl-C ask the loop to stop, and a second Ctrl-C ends it at once.
 
-    With `jax.distributed` started, SIGTERM belongs to JAX's pre-emption service: it tells all processes, and they
-    agree on the next step that none has passed. A handler of ours would silence it, so none is set, and the first
-    Ctrl-C in any process is handed to the service as a SIGTERM. Without it, the flag is this process's own.
+    With `jax.distributed` started, SIGTERM goes to JAX's pre-emption service: it tells all processes, and they agree on
+    the next step that none has passed. The first Ctrl-C in any process is handed to the service as a SIGTERM. Unless
+    `signals.keep_sigterm` has taken it back, the service's own handler stands, and one of ours would silence it.
+    Without the service, the flag is this process's own.
 
     Signals reach only the main thread of Python: entered from another thread, nothing is installed, and SIGTERM and
     Ctrl-C do what they did before.
@@ -43,9 +46,10 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self._service = jax.distributed.is_initialized()
+        signals.graceful(True)
         if threading.current_thread() is threading.main_thread():
             self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_interrupt)
-            if not self._service:
+            if not self._service or signals.service_is_told_by_us():
                 self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_terminate)
         return self
 
@@ -56,6 +60,7 @@ class StopSignal:
             # None: a handler that was not set from Python, and that Python therefore cannot set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
+        signals.graceful(False)
 
     def requested(self) -> bool:
         """Whether to stop before the next step; once True, always True.
@@ -74,6 +79,8 @@ class StopSignal:
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or "SIGTERM"
         self._asked = True
+        if self._service:
+            signals.tell_service()
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:
