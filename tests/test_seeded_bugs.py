@@ -33,6 +33,8 @@ RELOADED = (
     "test_model",
     "test_parts",
     "test_attention",
+    "test_data_long_runs",
+    "test_data_malformed",
 )
 
 
