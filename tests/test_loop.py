@@ -18,6 +18,7 @@ import pytest
 from tiny_run import CTX, losses, metrics, saved, tiny, write_data, write_tokens
 
 from gpt3_jax.cluster.device_errors import device_error
+from gpt3_jax.data.files import sample_starts
 from gpt3_jax.data.stream import Stream, open_heldout
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.devices import XLA_HOST_LIMIT_VARIABLE
@@ -266,13 +267,35 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
 
 
 def test_unreadable_data_in_the_loaders_thread_is_one_line(tmp_path: Path) -> None:
+    """Between the samples that are looked at when a file is opened, ids show only when they are read."""
+    folder = write_data(tmp_path / "data")
+    tokens = np.full(2**20, 9999, "<u2")
+    for start, count in sample_starts(tokens.nbytes):
+        tokens[max(0, start // 2 - 8) : (start + count) // 2 + 8] = 7
+    tokens.tofile(folder / "train.bin")
+    data = {"tokenizer": "bytes", "train": [{"path": str(folder / "train.bin")}], "eval": []}
+    with pytest.raises(RunError, match=r"holds token id 9999 at token .* vocabulary ends at 256"):
+        loop.run(tiny(folder, tmp_path / "run", data=data, **EIGHT))
+
+
+def test_token_files_that_change_under_a_run_end_it_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_data(tmp_path / "data")
     shard = folder / "train" / "tokens-00000.bin"
-    tokens = np.fromfile(shard, "<u2")
-    tokens[2000:] = 9999
-    tokens.tofile(shard)
-    with pytest.raises(RunError, match=r"holds token id 9999 at token .* vocabulary ends at 256"):
+    read = loop.Loader.batch
+
+    def changing(self: loop.Loader, first: int, count: int) -> jax.Array:
+        if first == 8:
+            tokens = np.fromfile(shard, "<u2")
+            tokens[-1] ^= 1
+            tokens.tofile(shard)
+        return read(self, first, count)
+
+    monkeypatch.setattr(loop.Loader, "batch", changing)
+    with pytest.raises(RunError, match=r"tokens-00000\.bin does not have the checksum"):
         loop.run(tiny(folder, tmp_path / "run", **EIGHT))
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
 class _SlowDisk:

@@ -39,6 +39,8 @@ RELOADED = (
     "test_config_values",
     "test_recipe",
     "test_model_inputs",
+    "test_data_long_runs",
+    "test_data_malformed",
 )
 
 

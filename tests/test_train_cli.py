@@ -248,7 +248,7 @@ BAD: list[Case] = [
         "token ids that the model does not have",
         ["--data.train", "[{{path: {d}/wide.bin}}]", "--data.eval", "[]"],
         r"token id 300.*vocabulary ends at 256",
-        1,
+        2,
         wide_ids,
     ),
     (
