@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.train.loop import say_to_stderr
-from gpt3_jax.train.trained import load_trained
+from gpt3_jax.train.checkpoint.trained import load_trained
 
 Finish = Literal["end_of_text", "max_tokens", "context"]
 

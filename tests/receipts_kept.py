@@ -60,8 +60,8 @@ KEPT = (
 def make(kept: Kept) -> None:
     """Plans it and writes both files."""
     from gpt3_jax.config import load_config
-    from gpt3_jax.plan.compiled import compile_step
     from gpt3_jax.plan.receipt import make_receipt, receipt_to_json
+    from gpt3_jax.plan.step import compile_step
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
 

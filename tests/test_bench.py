@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from gpt3_jax.bench import checkpoint, decode, mfu, program, step, timing, workload
+from gpt3_jax.bench import checkpoint, decode, mfu, step, timing, workload
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cli.bench import main
 from gpt3_jax.config import Config, load_config, preset, replace
@@ -21,9 +21,10 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.generation import Piece
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.parallel.mesh import make_mesh
-from gpt3_jax.plan.hlo import Program
 from gpt3_jax.plan.receipt import Flops
 from gpt3_jax.plan.table import count
+from gpt3_jax.program import compiled as program
+from gpt3_jax.program.hlo import Program
 from gpt3_jax.train.state import init_state
 from gpt3_jax.train.step import make_step
 

@@ -15,7 +15,7 @@ from gpt3_jax.bench.profile import Share, account, place
 from gpt3_jax.bench.trace import Event
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.errors import RunError
-from gpt3_jax.plan.hlo import Program
+from gpt3_jax.program.hlo import Program
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

@@ -26,9 +26,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.train.checkpoint import CheckpointReader, CheckpointStore
-from gpt3_jax.train.integrity import array_checksums
-from gpt3_jax.train.storage_errors import disk_full
+from gpt3_jax.train.checkpoint.integrity import array_checksums
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
+from gpt3_jax.train.checkpoint.storage_errors import disk_full
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 
 RECORD = {"config": {"model": {"n_layers": 2}}, "sequences": 12_345_678_901, "versions": {"jax": jax.__version__}}
 
@@ -343,7 +344,7 @@ PROGRAM = """
     import os, signal, sys
     import jax, jax.numpy as jnp
     from gpt3_jax.errors import RunError
-    from gpt3_jax.train.checkpoint import CheckpointStore
+    from gpt3_jax.train.checkpoint.store import CheckpointStore
     s = CheckpointStore(sys.argv[1], keep_last=3, keep_every_tokens=0, say=print)
     state = {"x": jnp.arange(int(sys.argv[2]), dtype=jnp.float32)}
 """

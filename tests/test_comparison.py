@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from gpt3_jax.parallel.mesh import DATA
-from gpt3_jax.plan import comparison, formulas
-from gpt3_jax.plan.published import ROWS, Row, six_n_and_full_attention
+from gpt3_jax.plan import formulas
 from gpt3_jax.plan.roofline import MATMUL
+from gpt3_jax.reports import comparison
+from gpt3_jax.reports.published import ROWS, Row, six_n_and_full_attention
 
 TABLE = Path(__file__).with_name("published_table.txt")
 

@@ -11,8 +11,9 @@ import pytest
 from compilers import NEEDS_TPU, needs_compiler_of
 from jax.sharding import Mesh
 
+from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.config import load_config
-from gpt3_jax.parallel.compiler_options import Options, compiler_options, refused
+from gpt3_jax.parallel.compiler_options import Options, compiler_options
 from gpt3_jax.parallel.mesh import AXES
 from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.train.step import make_step
@@ -71,6 +72,6 @@ def test_a_compiler_that_does_not_know_an_option_is_told_apart() -> None:
     lowered = jax.jit(jnp.negative).lower(jnp.zeros(8))
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         lowered.compile({"xla_no_such_option": True})
-    assert "xla_no_such_option" in refused(error.value)
-    assert "set parallel.overlap to false" in refused(error.value)
-    assert not refused(ValueError("out of memory"))
+    assert "xla_no_such_option" in refused_option(error.value)
+    assert "set parallel.overlap to false" in refused_option(error.value)
+    assert not refused_option(ValueError("out of memory"))

@@ -15,7 +15,7 @@ from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.plan.flops import matmul_flops
+from gpt3_jax.program.flops import matmul_flops
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 

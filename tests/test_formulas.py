@@ -9,8 +9,9 @@ import pytest
 
 from gpt3_jax.config import load_config
 from gpt3_jax.model.params import count_params
-from gpt3_jax.plan import formulas, paper
+from gpt3_jax.plan import formulas
 from gpt3_jax.plan.formulas import Stage
+from gpt3_jax.reports import paper
 
 # ZeRO Table 1 as printed: stages 1, 2 and 3 of each model, for N = 1, 4, 16, 64, 256, 1024.
 TABLE_1 = {

@@ -16,7 +16,7 @@ from gpt3_jax.cli.generate import main
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import make_mesh
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.state import init_state
 
 MODEL = {

@@ -21,7 +21,7 @@ from gpt3_jax.interop.names import Layout, layout, to_tensors
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.transformer import PlainWeights, loss_sum
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.train.trained import load_trained
+from gpt3_jax.train.checkpoint.trained import load_trained
 
 _WHY = "needs torch and transformers: pip install -c constraints.txt -e '.[hf]'"
 torch = pytest.importorskip("torch", reason=_WHY)

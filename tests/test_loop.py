@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from tiny_run import CTX, losses, metrics, saved, tiny, write_data, write_tokens
 
+from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.data.stream import Stream, open_heldout
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.devices import XLA_HOST_LIMIT_VARIABLE
@@ -24,7 +25,7 @@ from gpt3_jax.errors import RunError
 from gpt3_jax.model import forward
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train import loop
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluator
 from gpt3_jax.train.loop import Result
 from gpt3_jax.train.metrics import MetricsWriter, duration, human
@@ -373,5 +374,5 @@ def test_numbers_for_people() -> None:
     ],
 )
 def test_what_devices_run_out_of_is_one_line(words: str, line: str | None) -> None:
-    said = loop._device_error(jax.errors.JaxRuntimeError(words))
+    said = device_error(jax.errors.JaxRuntimeError(words))
     assert said is None if line is None else said is not None and said.startswith(line) and "set" in said

@@ -20,16 +20,17 @@ from gpt3_jax import devices
 from gpt3_jax.config import load_config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.plan import estimate, roofline
-from gpt3_jax.plan.compiled import CompiledStep, compile_step
-from gpt3_jax.plan.hlo import Program
-from gpt3_jax.plan.host_copies import HostCopy, host_copies
-from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.plan.predict import rates
 from gpt3_jax.plan.receipt import make_receipt
 from gpt3_jax.plan.roofline import Traffic, Work, predict
-from gpt3_jax.plan.schedule import Rates, add_up, rates, read_schedule
+from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.table import render
 from gpt3_jax.plan.topologies import open_topology
-from gpt3_jax.plan.traffic import HOST, Collective, count
+from gpt3_jax.program.hlo import Program
+from gpt3_jax.program.host_copies import HostCopy, host_copies
+from gpt3_jax.program.memory_traffic import hbm_bytes
+from gpt3_jax.program.schedule import Rates, add_up, read_schedule
+from gpt3_jax.program.traffic import HOST, Collective, count
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 

@@ -16,12 +16,12 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import names, param_table, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.plan.buffers import Shapes
-from gpt3_jax.plan.compiled import CompiledStep, _compile, compile_step
-from gpt3_jax.plan.flops import matmul_flops
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json
+from gpt3_jax.plan.step import CompiledStep, _compile, compile_step
 from gpt3_jax.plan.table import render
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.program.buffers import Shapes
+from gpt3_jax.program.flops import matmul_flops
 
 CELLS = [
     Cell(0, (1, 8, 1)),

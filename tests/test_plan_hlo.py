@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gpt3_jax.errors import RunError
-from gpt3_jax.plan.buffers import Shapes, read_peak
-from gpt3_jax.plan.hlo import Program, shape_bytes
-from gpt3_jax.plan.memory_traffic import hbm_bytes
+from gpt3_jax.program.buffers import Shapes, read_peak
+from gpt3_jax.program.hlo import Program, shape_bytes
+from gpt3_jax.program.memory_traffic import hbm_bytes
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

@@ -11,12 +11,12 @@ from receipts_kept import FOLDER, KEPT, Kept
 
 from gpt3_jax.config import load_config
 from gpt3_jax.plan import estimate
-from gpt3_jax.plan.compiled import compile_step
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
 from gpt3_jax.plan.search import _SLACK
+from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.table import render
 from gpt3_jax.plan.topologies import open_topology
-from gpt3_jax.plan.traffic import HOST
+from gpt3_jax.program.traffic import HOST
 
 MEMORY, TRAFFIC, WORK = 0.03, 0.01, 0.001
 """How far a fresh plan may be from the kept one. Versions of the compilers differ by less."""

@@ -10,14 +10,14 @@ from compilers import NEEDS_GPU, NEEDS_TPU
 
 from gpt3_jax.config import load_config
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.plan.compiled import CompiledStep, compile_step
-from gpt3_jax.plan.flops import matmul_flops
-from gpt3_jax.plan.hlo import Program
-from gpt3_jax.plan.kernels import attention_kernel, instruction_flops
-from gpt3_jax.plan.predict import place
+from gpt3_jax.plan.predict import place, rates
 from gpt3_jax.plan.receipt import make_receipt
-from gpt3_jax.plan.schedule import Rates, Scheduled, add_up, rates, read_schedule
+from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import open_topology
+from gpt3_jax.program.flops import matmul_flops
+from gpt3_jax.program.hlo import Program
+from gpt3_jax.program.kernels import attention_kernel, instruction_flops
+from gpt3_jax.program.schedule import Rates, Scheduled, add_up, read_schedule
 
 MATMUL = 2 * 8 * 8 * 8
 RATES = Rates(flops=MATMUL, hbm=1e12, link=lambda c: ("+".join(c.axes(SHAPE)), c.bytes_sent / c.calls / 224))

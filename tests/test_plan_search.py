@@ -17,8 +17,8 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.plan import elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
-from gpt3_jax.plan.compiled import CompiledStep, compile_step
 from gpt3_jax.plan.search import candidates, nearest, plan, search
+from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
 
 SEQUENCES = 32

@@ -14,8 +14,8 @@ from gpt3_jax.config import load_config, presets
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition, shardings
-from gpt3_jax.plan.flops import Matmul, matmuls
 from gpt3_jax.plan.topologies import open_topology
+from gpt3_jax.program.flops import Matmul, matmuls
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 

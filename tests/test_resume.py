@@ -19,7 +19,7 @@ from gpt3_jax.config import Config, replace
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.train import loop
-from gpt3_jax.train.checkpoint import CheckpointReader
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
 
 EIGHT = {"data": 8}
 

@@ -13,7 +13,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import roofline
 from gpt3_jax.plan.roofline import HBM, LINK, MATMUL, Interconnect, Traffic, Work
-from gpt3_jax.plan.traffic import Collective
+from gpt3_jax.program.traffic import Collective
 
 
 def device(kind: str) -> devices.Device:

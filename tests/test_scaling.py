@@ -13,10 +13,10 @@ from test_plan_compiled import fake_topology
 
 from gpt3_jax.config import Config, preset
 from gpt3_jax.errors import UserError
-from gpt3_jax.plan import scaling
-from gpt3_jax.plan.compiled import compile_step
 from gpt3_jax.plan.receipt import Receipt, make_receipt
+from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.reports import scaling
 
 LAYERS = (2, 4)
 

@@ -17,10 +17,10 @@ from gpt3_jax.config import load_config
 from gpt3_jax.parallel.compiler_options import compiler_options, pads_scatters
 from gpt3_jax.parallel.gather import Gather, reduce_scatter
 from gpt3_jax.parallel.mesh import DATA, data_steps, make_mesh
-from gpt3_jax.plan.compiled import without_cache
-from gpt3_jax.plan.hlo import Program
 from gpt3_jax.plan.topologies import open_topology
-from gpt3_jax.plan.traffic import count
+from gpt3_jax.program.compiled import without_cache
+from gpt3_jax.program.hlo import Program
+from gpt3_jax.program.traffic import count
 
 GRADIENTS = {
     "mlp_up": ((2048, 4096), 0),

@@ -21,7 +21,7 @@ from step_cells import CONTEXT, SEQUENCES, STAGES, Cell, compiled, config, mesh_
 
 from gpt3_jax.errors import RunError
 from gpt3_jax.model.params import names, param_table
-from gpt3_jax.plan.traffic import Collective, count, per_axis
+from gpt3_jax.program.traffic import Collective, count, per_axis
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 

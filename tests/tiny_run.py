@@ -18,7 +18,7 @@ from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.data.writer import ShardWriter
 from gpt3_jax.parallel.mesh import make_mesh
-from gpt3_jax.train.checkpoint import CheckpointReader
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.state import TrainState, abstract_state
 
 # XLA takes seconds for what these runs execute in milliseconds, and they are many and alike, here and in processes that

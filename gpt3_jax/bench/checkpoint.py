@@ -20,8 +20,9 @@ from gpt3_jax.bench.timing import Spread
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import make_mesh
-from gpt3_jax.train.checkpoint import CheckpointReader, CheckpointStore
-from gpt3_jax.train.integrity import array_checksums, named_leaves
+from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.state import abstract_state, init_state
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from gpt3_jax.bench.machine import capacity, peak_memory
 from gpt3_jax.bench.timing import Spread
+from gpt3_jax.cluster.device_errors import out_of_memory
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.generation import Generator
 from gpt3_jax.model import params as model_params
-from gpt3_jax.plan.compiled import without_cache
+from gpt3_jax.program.compiled import without_cache
 
 MOST_ROWS = 16
 """`generate` takes so many at once, and more in turn."""
@@ -115,7 +116,7 @@ def measure(
             first_call = time.perf_counter() - started
         runs = [_complete(generator, rows, new) for _ in range(repeat)]
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         raise RunError(
             f"out of memory on {device.device_kind}: {' '.join(str(error).split())[:200]}; lower --rows or take a "

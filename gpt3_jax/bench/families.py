@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from gpt3_jax.plan.hlo import COLLECTIVES, Instruction, Program
+from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program
 
 Family = Literal[
     "matmul", "attention", "loss", "norm", "elementwise", "embedding", "optimizer", "weights", "collectives", "copies",

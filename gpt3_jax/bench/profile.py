@@ -6,11 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from gpt3_jax.bench import program
 from gpt3_jax.bench.families import FAMILIES, Family, family, kernel_family, origin, scope
 from gpt3_jax.bench.step import StepBench
 from gpt3_jax.bench.trace import Event, record
-from gpt3_jax.plan.hlo import Instruction, Program
+from gpt3_jax.program import compiled as program
+from gpt3_jax.program.hlo import Instruction, Program
 
 LARGEST = 10
 """Operations that are listed by themselves."""

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3_jax.bench import mfu, program
+from gpt3_jax.bench import mfu
 from gpt3_jax.bench.machine import capacity, peak_memory
 from gpt3_jax.bench.timing import Spread, repetitions
 from gpt3_jax.bench.workload import Workload, make_workload
+from gpt3_jax.cluster.device_errors import out_of_memory, pinned_memory_is_full
 from gpt3_jax.config import Config
 from gpt3_jax.devices import XLA_GPU_FRACTION_DEFAULT, XLA_GPU_FRACTION_VARIABLE
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan.receipt import Flops, step_flops
-from gpt3_jax.train.host_memory import pinned_memory_is_full
+from gpt3_jax.program import compiled as program
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 
@@ -76,7 +77,7 @@ class StepBench:
                 self._first = self._once()
                 return
             except jax.errors.JaxRuntimeError as error:
-                if not program.out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self.state = self.rows = None
                 sequences = self.work.shard_sequences

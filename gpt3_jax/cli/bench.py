@@ -59,11 +59,11 @@ def main(argv: list[str]) -> int:
     config = load_config(names, ["--train.ramp_tokens", "0", *overrides])
     keep_batch = any(option.partition("=")[0] == "--train.batch_tokens" for option in overrides)
     _prepare(config, keep_batch)
-    from gpt3_jax.parallel import distributed
+    from gpt3_jax.cluster.start import shutdown, start
 
-    distributed.start(config.distributed)
+    start(config.distributed)
     code = _Bench(args, config, names, keep_batch).run(parts)
-    distributed.shutdown()
+    shutdown()
     return code
 
 
@@ -135,7 +135,7 @@ class _Bench:
         import jax
 
         from gpt3_jax.bench import machine, table
-        from gpt3_jax.parallel.distributed import is_lead
+        from gpt3_jax.cluster.agreement import is_lead
 
         self._result["machine"] = machine.describe(jax.devices())
         self._texts.append(table.machine(self._result["machine"]))
@@ -205,7 +205,7 @@ class _Bench:
 
 
 def _say(line: str) -> None:
-    from gpt3_jax.train.loop import say_to_stderr
+    from gpt3_jax.cluster.say import say_to_stderr
 
     say_to_stderr(line)
 

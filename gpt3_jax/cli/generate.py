@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     prompts = _prompts(arguments)
 
+    from gpt3_jax.cluster import compilation_cache
+    from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.generation import Generator, Sampling
-    from gpt3_jax.parallel import compilation_cache
-    from gpt3_jax.train.loop import say_to_stderr
 
     compilation_cache.enable(say_to_stderr)
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)

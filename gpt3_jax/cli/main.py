@@ -83,7 +83,7 @@ def _hush_libtpu() -> None:
         from gpt3_jax.plan.on_cpu import hush_compilers
 
         hush_compilers()  # what follows imports JAX
-    from gpt3_jax.parallel.distributed import compile_without_devices
+    from gpt3_jax.cluster.start import compile_without_devices
     from gpt3_jax.train.host_memory import cpu_only
 
     if cpu_only():

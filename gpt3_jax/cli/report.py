@@ -87,14 +87,14 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     _refuse_unheeded(args)
     if args.what == "paper":
-        from gpt3_jax.plan import paper
+        from gpt3_jax.reports import paper
 
         compiled = _compile_table_1(args) if args.compiled else None
         tables = [paper.zero_table_1(compiled), paper.zero_table_2(), paper.gpt3_table_d1()]
         print(json.dumps(paper.as_data(compiled), indent=1) if args.json else "\n\n".join(tables))
         return 0
     if args.what == "published":
-        from gpt3_jax.plan import comparison
+        from gpt3_jax.reports import comparison
 
         print(json.dumps(comparison.as_data(), indent=1) if args.json else comparison.table(), end="")
         return 0
@@ -110,10 +110,10 @@ def main(argv: list[str]) -> int:
 def _scaling(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import Config
-    from gpt3_jax.plan import scaling
     from gpt3_jax.plan.receipt import Receipt
     from gpt3_jax.plan.search import plan
     from gpt3_jax.plan.topologies import Topology, open_topology
+    from gpt3_jax.reports import scaling
 
     def compiled(config: Config, topology: Topology) -> Receipt:
         print(f"compiling {config.model.n_layers} layers for {topology.name}", file=sys.stderr, flush=True)
@@ -180,9 +180,10 @@ def _refuse_unheeded(args: argparse.Namespace) -> None:
 def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage], int]:
     """Bytes on one device of the compiled step, for each cell of the rows that are asked for."""
     plan_on_cpu()
-    from gpt3_jax.plan import formulas, paper
+    from gpt3_jax.plan import formulas
     from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.topologies import open_topology
+    from gpt3_jax.reports import paper
 
     if args.compiled not in paper.TABLE_1_TOPOLOGIES:
         raise UserError(f"--compiled {args.compiled} has no machines of Table 1's sizes; choose v5p or h100")
@@ -205,12 +206,13 @@ def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage],
 def _zero(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
-    from gpt3_jax.plan import formulas, paper
+    from gpt3_jax.plan import formulas
     from gpt3_jax.plan.picture import check_picture, memory_bars
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import grid, size
     from gpt3_jax.plan.topologies import open_topology
+    from gpt3_jax.reports import paper
 
     if args.picture:
         check_picture(args.picture)

@@ -6,12 +6,10 @@ import shlex
 import shutil
 import sys
 import textwrap
-import time
-from types import TracebackType
 
 from gpt3_jax.config import Config, load_config, to_yaml
 from gpt3_jax.config.explain import entry, options_help
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
                       [--print-config | --verify-recipe [--devices N]]"""
@@ -41,7 +39,6 @@ _OPTIONS = {
 _QUICKSTART = "quickstart"
 _FLAGS = ("--print-config", "--verify-recipe")
 _SIGTERM_EXIT, _SIGINT_EXIT = 143, 130
-_GRACE_S = 2.0
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +46,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         UserError: what was asked for is wrong.
-        RunError: training failed. With several processes, neither is raised: see `_NoneLeftWaiting`.
+        RunError: training failed. With several processes, neither is raised: see `NoneLeftWaiting`.
     """
     paths, overrides, flags, devices = _split(argv)
     if "--help" in flags:
@@ -122,19 +119,23 @@ def _help() -> str:
 
 
 def _train(config: Config, argv: list[str]) -> int:
-    from gpt3_jax.parallel import compilation_cache, distributed
+    from gpt3_jax.cluster import compilation_cache
+    from gpt3_jax.cluster.agreement import is_lead
+    from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.say import say_to_stderr
+    from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import loop, quickstart
     from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
 
     if cpu_only():
         keep_freed_memory(step_bytes(config))
-    distributed.start(config.distributed)
-    with _NoneLeftWaiting():
-        say = loop.say_to_stderr
+    start(config.distributed)
+    with NoneLeftWaiting():
+        say = say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
         result = loop.run(started.config if started else config, say)
-        if distributed.is_lead():
+        if is_lead():
             if result.stopped and not result.tokens:
                 say(
                     f"stopped by {result.stopped} before the first step: nothing to save; start again with\n"
@@ -150,45 +151,10 @@ def _train(config: Config, argv: list[str]) -> int:
                 if started:
                     print(quickstart.verdict(started, result))
                 print(_next_steps(config, argv, reached, python=bool(started)), flush=True)
-        distributed.shutdown()
+        shutdown()
     if result.stopped:
         return _SIGINT_EXIT if result.stopped == "SIGINT" else _SIGTERM_EXIT
     return 0
-
-
-class _NoneLeftWaiting:
-    """With several processes, one that fails says why and is gone at once.
-
-    An ordinary exit would itself wait for the others. They, in a collective with it, end by a closed connection, by the
-    end of the coordinator, or at the latest by its missing heartbeat (`distributed.HEARTBEAT_TIMEOUT_S`). Each process
-    says its own reason, because only one of them may have it.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        import jax
-
-        from gpt3_jax.parallel import distributed
-
-        if kind is None or error is None or not jax.distributed.is_initialized():
-            return
-        code = 1
-        if isinstance(error, (UserError, RunError)):
-            print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
-            code = error.exit_code
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
-            code = _SIGINT_EXIT
-        else:
-            sys.excepthook(kind, error, trace)
-        sys.stderr.flush()
-        if distributed.is_lead():
-            time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
-        distributed.leave_now(code)
 
 
 def _command(argv: list[str], **changed: str) -> str:

@@ -184,11 +184,13 @@ class SourceConfig:
     """One source of a mixture: token shards on disk, and its weight."""
 
     path: str
-    """Folder written by `gpt3-jax data tokenize`, a nanoGPT .bin, or a Megatron .bin with its .idx beside it."""
+    """Folder written by `gpt3-jax data tokenize`, a .bin or .npy of token ids (nanoGPT, llm.c, modded-nanogpt, NumPy),
+    or a Megatron .bin with its .idx beside it."""
     weight: float = 1.0
     """Share of sequences drawn from this source, relative to the others (weights are normalised)."""
-    dtype: Literal["uint16", "uint32", "int32"] = "uint16"
-    """Token type of a nanoGPT .bin, which does not say its own. Ignored by the other formats."""
+    dtype: Literal["auto", "uint16", "uint32", "int32", "int64"] = "auto"
+    """Type of the ids in a raw .bin (nanoGPT's), which does not say its own. auto: what a header or an index beside it
+    says, or else the only type under which the ids are possible; where the ids do not tell, it has to be said."""
 
     def __post_init__(self) -> None:
         _require_finite(self, f"source {self.path!r}")

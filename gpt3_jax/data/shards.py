@@ -1,6 +1,6 @@
 """The token format on disk: a folder of memory-mappable shards with an index that is written last.
 
-    index.json        counts, dtype, tokenizer, sha256 of every other file; its presence means the folder is complete
+    index.json        counts, dtype, tokenizer, checksums of every other file; its presence means the folder is complete
     tokens-00000.bin  little-endian uint16 (uint32 from 65,537 token ids), every shard but the last of equal length
     documents.bin     uint64: the position of each document's first token
 
@@ -9,26 +9,42 @@ Positions count tokens over all shards; a document may straddle two. Each docume
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt3_jax.data.files import (
+    WHOLE_BYTES,
+    Numbers,
+    OpenFile,
+    content_digest,
+    file_sha256,
+    is_file,
+    is_folder,
+    read_text,
+    regular,
+)
 from gpt3_jax.errors import RunError, UserError
 
 INDEX = "index.json"
 DOCUMENTS = "documents.bin"
 FORMAT = "gpt3_jax tokens"
-VERSION = 1
+VERSION = 2
+"""Version 1, which is read too, has no samples of its shards and does not say what was left out."""
 DEFAULT_SHARD_TOKENS = 2**28
 DOCUMENT_DTYPE = np.dtype("<u8")
 
-_OPEN_MAPS = 256  # a memory map holds a file descriptor, of which a process commonly has 1,024
+_OPEN_FILES = 256  # a process commonly may have 1,024
+_THREADS = 16  # at once, that storage far away is not waited for file after file
+_PART = 1 << 20
 
 
 def token_dtype(n_vocab: int) -> np.dtype[Any]:
@@ -47,6 +63,8 @@ class Shard:
     file: str
     tokens: int
     sha256: str
+    sampled: str = ""
+    """`files.content_digest` when it was written; empty in version 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +92,10 @@ class Index:
     documents_sha256: str
     recipe: dict[str, Any]
     """How it was made: inputs and options."""
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Documents of the inputs that are not in the shards: how many for which reason."""
+    left_out_first: tuple[str, ...] = ()
+    """The first few of them that could not be read, with the place and the reason."""
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
@@ -85,12 +107,13 @@ class Index:
             if fields.pop("format") != FORMAT:
                 raise KeyError("format")
             version = fields.pop("version")
-            if version != VERSION:
+            if version not in (1, VERSION):
                 raise UserError(
-                    f"{path} is of version {version}; this program reads version {VERSION}, tokenize the text again"
+                    f"{path} is of version {version}; this program reads 1 to {VERSION}, tokenize the text again"
                 )
             fields["tokenizer"] = TokenizerRecord(**fields["tokenizer"])
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
+            fields["left_out_first"] = tuple(fields.get("left_out_first", ()))
             index = Index(**fields)
             whole = sum(shard.tokens for shard in index.shards) == index.n_tokens
             even = all(shard.tokens == index.shard_tokens for shard in index.shards[:-1])
@@ -102,51 +125,77 @@ class Index:
         return index
 
 
+def read_index(folder: Path) -> Index:
+    """The index of a folder. Raises UserError for one of another version, RunError for one that is damaged."""
+    path = folder / INDEX
+    try:
+        return Index.from_json(read_text(path), path)
+    except UnicodeDecodeError:
+        raise RunError(f"{path} is damaged (not UTF-8); tokenize again") from None
+
+
+def shard_index(path: Path) -> Index | None:
+    """The index beside a single shard, once the file is known to be what it says. None when there is none of ours.
+
+    Raises:
+      UserError: the index does not list `path`: it is the table of documents, or of another folder.
+      RunError: the file is not the one that the index describes.
+    """
+    beside = path.parent / INDEX
+    if not is_file(beside):
+        return None
+    try:
+        if json.loads(read_text(beside)).get("format") != FORMAT:
+            return None
+    except (ValueError, AttributeError):
+        return None
+    index = read_index(path.parent)
+    for shard in index.shards:
+        if shard.file == path.name:
+            _compared((path, shard.tokens * np.dtype(index.dtype).itemsize, shard.sha256, shard.sampled))
+            return index
+    raise UserError(f"{path} is not among the shards of {beside}; give the folder {path.parent}, or a shard that is")
+
+
 class ShardSource:
     """Token shards opened for reading. Threads may read at once.
 
+    When it is opened, each file is compared with the index: its size, and what it holds, whole up to 1 MiB and by
+    samples above (`files.content_digest`). `verify` compares every byte.
+
     Raises:
       UserError: not a finished folder of token shards, or an empty one.
-      RunError: a file is missing or has another size than the index says.
+      RunError: a file is missing, cannot be read, or is not the one that the index describes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         folder = Path(path)
-        if not (folder / INDEX).is_file():
+        if not is_file(folder / INDEX):
             partial = folder.with_name(folder.name + ".partial")
             hint = (
                 f"{partial} is there: its tokenization did not finish, run the same command again"
-                if partial.is_dir()
+                if is_folder(partial)
                 else "expected a folder written by `gpt3-jax data tokenize`"
             )
             raise UserError(f"{self.path} has no {INDEX}; {hint}")
-        try:
-            text = (folder / INDEX).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise RunError(f"{folder / INDEX} is damaged (not UTF-8); tokenize again") from None
-        self.index = Index.from_json(text, folder / INDEX)
+        self.index = read_index(folder)
         self.dtype = np.dtype(self.index.dtype).newbyteorder("<")
         self.n_tokens = self.index.n_tokens
         self.n_documents: int | None = self.index.n_documents
         self.max_token: int | None = self.index.max_token
         self.tokenizer_fingerprint: str | None = self.index.tokenizer.fingerprint
-        for file, size, _ in self._files():
-            if not file.is_file():
-                raise RunError(f"{file} is missing, but the index beside it lists it; restore it or tokenize again")
-            if file.stat().st_size != size:
-                raise RunError(
-                    f"{file} has {file.stat().st_size} bytes where the index says {size}; it is truncated or not the "
-                    "file that was written, restore it or tokenize again"
-                )
         if self.n_tokens == 0:
             raise UserError(f"{self.path} holds no tokens; give a source that is not empty")
+        self._found = self._compare()
         digest = hashlib.sha256(f"{self.index.dtype} {self.tokenizer_fingerprint}\n".encode())
         for shard in self.index.shards:
             digest.update(f"{shard.tokens} {shard.sha256}\n".encode())
+            if self._found[shard.file] != shard.sha256:  # only samples of it were read
+                digest.update(f"{self._found[shard.file]}\n".encode())
         self.fingerprint = digest.hexdigest()
         # Bound here, not with a decorator on the method, so that the cache dies with this object.
-        self._map = functools.lru_cache(maxsize=_OPEN_MAPS)(self._open_map)
+        self._shard = functools.lru_cache(maxsize=_OPEN_FILES)(self._open_shard)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens start .. start + count - 1, in the type on disk [count]; may straddle shards."""
@@ -156,45 +205,87 @@ class ShardSource:
         done = 0
         while done < count:
             number, offset = divmod(start + done, self.index.shard_tokens)
-            piece = self._map(number)[offset : offset + count - done]
-            out[done : done + len(piece)] = piece
-            done += len(piece)
+            shard = self._shard(number)
+            length = min(count - done, len(shard) - offset)
+            out[done : done + length] = shard.read(offset, length)
+            done += length
         return out
 
     def document_at(self, position: int) -> int | None:
         """Number of the document, from 0, that holds the token at `position`."""
-        return int(np.searchsorted(self._document_starts, np.uint64(position), side="right")) - 1
+        return bisect.bisect_right(self._document_starts, position) - 1
 
     def document_start(self, document: int) -> int:
         """Position of the first token of a document."""
         return int(self._document_starts[document])
 
-    def verify(self) -> None:
-        """Compares every file with its checksum. Raises RunError naming the first that differs."""
-        for file, _, sha256 in self._files():
+    def check_files(self) -> None:
+        """Raises RunError for a file that is no longer what it was when it was opened, as far as samples tell."""
+        for name, digest in self._compare().items():
+            if digest != self._found[name]:
+                raise RunError(f"{Path(self.path) / name} changed since it was opened; restore it")
+
+    def verify(self, n_vocab: int | None = None) -> None:
+        """Compares every byte of every file with its checksum. Raises RunError naming the first that differs."""
+        for file, _, sha256, _ in self._files():
             if file_sha256(file) != sha256:
-                raise RunError(
-                    f"{file} does not have the checksum that the index beside it says: its contents changed; "
-                    "restore it or tokenize again"
-                )
+                raise _changed(file)
+        before = -1
         starts = self._document_starts
-        if starts[0] != 0 or (np.diff(starts.astype(np.int64)) <= 0).any() or starts[-1] >= self.n_tokens:
-            raise RunError(f"{Path(self.path) / DOCUMENTS}: document positions do not ascend from 0; tokenize again")
+        for first in range(0, len(starts), _PART):
+            values = starts.read(first, min(_PART, len(starts) - first)).astype(np.int64)
+            if (first == 0 and values[0] != 0) or values[0] <= before or (np.diff(values) <= 0).any():
+                break
+            before = int(values[-1])
+        else:
+            if before < self.n_tokens:
+                return
+        raise RunError(f"{Path(self.path) / DOCUMENTS}: document positions do not ascend from 0; tokenize again")
 
-    def _files(self) -> Iterator[tuple[Path, int, str]]:
+    def _files(self) -> Iterator[tuple[Path, int, str, str]]:
+        """(path, bytes, sha256, digest of samples) of each file that the index describes."""
         for shard in self.index.shards:
-            yield Path(self.path) / shard.file, shard.tokens * self.dtype.itemsize, shard.sha256
+            yield Path(self.path) / shard.file, shard.tokens * self.dtype.itemsize, shard.sha256, shard.sampled
         size = self.index.n_documents * DOCUMENT_DTYPE.itemsize
-        yield Path(self.path) / DOCUMENTS, size, self.index.documents_sha256
+        yield Path(self.path) / DOCUMENTS, size, self.index.documents_sha256, ""
 
-    def _open_map(self, number: int) -> np.ndarray:
-        return np.memmap(Path(self.path) / self.index.shards[number].file, self.dtype, mode="r")
+    def _compare(self) -> dict[str, str]:
+        """What each file holds, by name, once it is known to be what the index says."""
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="shards") as threads:
+            return dict(threads.map(_compared, self._files()))
+
+    def _open_shard(self, number: int) -> Numbers:
+        shard = self.index.shards[number]
+        return Numbers(OpenFile(Path(self.path) / shard.file), self.dtype, 0, shard.tokens)
 
     @functools.cached_property
-    def _document_starts(self) -> np.ndarray:
-        return np.memmap(Path(self.path) / DOCUMENTS, DOCUMENT_DTYPE, mode="r")
+    def _document_starts(self) -> Numbers:
+        return Numbers(OpenFile(Path(self.path) / DOCUMENTS), DOCUMENT_DTYPE, 0, self.index.n_documents)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _compared(expected: tuple[Path, int, str, str]) -> tuple[str, str]:
+    """(name, digest) of a file that is as the index says."""
+    path, size, sha256, sampled = expected
+    if not is_file(path):
+        try:
+            regular(path)
+        except UserError as error:
+            raise RunError(f"{error}; the index beside it lists it: restore it or tokenize again") from None
+    found = regular(path).st_size
+    if found != size:
+        raise RunError(
+            f"{path} has {found} bytes where the index says {size}; it is truncated or not the file that was written, "
+            "restore it or tokenize again"
+        )
+    digest = content_digest(OpenFile(path))
+    written = sha256 if size <= WHOLE_BYTES else sampled
+    if written and digest != written:
+        raise _changed(path)
+    return path.name, digest
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(
+        f"{path} does not have the checksum that the index beside it says: its contents changed since it was written, "
+        "or it is of another folder; restore it or tokenize again"
+    )

@@ -69,7 +69,8 @@ class Stream:
                 "seed": seed,
             }
         )
-        """Two streams with one fingerprint give the same sequences."""
+        """Two streams with one fingerprint give the same sequences, as far as samples of large files tell."""
+        self.source_fingerprints = self._reader.fingerprints
 
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """Reads the sequences `indices` (int64 [n], from 0, without end): int32 [n, n_ctx + 1]. Thread-safe.
@@ -78,6 +79,10 @@ class Stream:
         """
         draw = self.mixture.draw(indices)
         return self._reader.read(draw.source, draw.sequence)
+
+    def check_files(self) -> None:
+        """Raises RunError naming a token file that is no longer what it was when the stream was opened."""
+        self._reader.check_files()
 
     def locate(self, indices: np.ndarray) -> list[Location]:
         """Where each of the sequences `indices` lies."""
@@ -100,10 +105,15 @@ class HeldOut:
         self._ends = np.cumsum(np.array(self._reader.sizes, np.int64))
         self.n_sequences = int(self._ends[-1])
         self.fingerprint = _digest({"sources": [source.fingerprint for source in sources], "n_ctx": n_ctx})
+        self.source_fingerprints = self._reader.fingerprints
 
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """Reads the sequences `indices` (int64 [n], each below n_sequences): int32 [n, n_ctx + 1]. Thread-safe."""
         return self._reader.read(*self._place(indices))
+
+    def check_files(self) -> None:
+        """Raises RunError naming a token file that is no longer what it was when the stream was opened."""
+        self._reader.check_files()
 
     def locate(self, indices: np.ndarray) -> list[Location]:
         """Where each of the sequences `indices` lies."""
@@ -139,6 +149,8 @@ class _Reader:
                     f"{n_vocab - 1}; raise model.n_vocab, or tokenize with the model's tokenizer"
                 )
         self.sizes = tuple((source.n_tokens - 1) // n_ctx for source in sources)
+        self.fingerprints = tuple((source.path, source.fingerprint) for source in sources)
+        """(path, fingerprint) of each source, in the order of the configuration."""
 
     def read(self, source: np.ndarray, sequence: np.ndarray) -> np.ndarray:
         out = np.empty((len(source), self._n_ctx + 1), np.int32)
@@ -149,6 +161,10 @@ class _Reader:
                 self._refuse(tokens, self.location(number, index, 0))
             out[row] = tokens
         return out
+
+    def check_files(self) -> None:
+        for source in self._sources:
+            source.check_files()
 
     def location(self, source: int, sequence: int, epoch: int) -> Location:
         start = sequence * self._n_ctx
@@ -176,7 +192,7 @@ def open_stream(
       n_vocab: the model's vocabulary.
       tokenizer_fingerprint: of the configuration's tokenizer; sources that record another are refused. None: no check.
     """
-    sources = _open(configs, tokenizer_fingerprint)
+    sources = _open(configs, n_vocab, tokenizer_fingerprint)
     return Stream(sources, [config.weight for config in configs], n_ctx, seed, n_vocab)
 
 
@@ -184,11 +200,11 @@ def open_heldout(
     configs: Sequence[SourceConfig], n_ctx: int, n_vocab: int, tokenizer_fingerprint: str | None
 ) -> HeldOut:
     """Opens held-out sources for evaluation; arguments as for `open_stream`. Weights are not used."""
-    return HeldOut(_open(configs, tokenizer_fingerprint), n_ctx, n_vocab)
+    return HeldOut(_open(configs, n_vocab, tokenizer_fingerprint), n_ctx, n_vocab)
 
 
-def _open(configs: Sequence[SourceConfig], tokenizer_fingerprint: str | None) -> list[TokenSource]:
-    sources = [open_source(config) for config in configs]
+def _open(configs: Sequence[SourceConfig], n_vocab: int, tokenizer_fingerprint: str | None) -> list[TokenSource]:
+    sources = [open_source(config, n_vocab) for config in configs]
     for source in sources:
         theirs = source.tokenizer_fingerprint
         if tokenizer_fingerprint is not None and theirs is not None and theirs != tokenizer_fingerprint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from gpt3_jax.data.files import is_file, read_errors, read_text, regular
+from gpt3_jax.data.long_runs import LETTER, NUMBER, RUN, SPACE, WINDOW, encode_piece, segments
 from gpt3_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -90,11 +93,57 @@ class BpeTokenizer(Tokenizer):
     def __init__(self, name: str, encoding: tiktoken.Encoding, pieces: Mapping[int, bytes], eot: int, pattern: str):
         super().__init__(name, pieces, eot, pattern)
         self._encoding = encoding
+        self._by_gpt2s_rule = pattern == GPT2_PATTERN
 
     def encode_array(self, text: str) -> np.ndarray:
-        # encode_to_numpy does not repair lone surrogates as tiktoken's other methods do.
-        ids: np.ndarray = self._encoding.encode_to_numpy(_without_surrogates(text), disallowed_special=())
+        """As `Tokenizer.encode_array`. Raises UserError for a text that tiktoken cannot cut by a custom pattern."""
+        text = _without_surrogates(text)
+        if len(text) <= RUN or not self._by_gpt2s_rule:
+            return self._encode(self._encoding, text)
+        window = max(WINDOW, 4 * int(self._lengths.max()))
+        parts = [
+            encode_piece(part, self._merge, self._lengths, window) if whole else self._encode(self._encoding, part)
+            for part, whole in segments(text, _classes(), RUN)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _encode(self, encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+        try:
+            # encode_to_numpy does not repair lone surrogates as tiktoken's other methods do.
+            ids: np.ndarray = encoding.encode_to_numpy(text, disallowed_special=())
+        except BaseException as error:
+            # ValueError today; before 0.13 a panic of Rust, which is no Exception and has no type that can be imported.
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(
+                f"tokenizer {self.name!r} cannot cut a text of {len(text):,} characters into words ({error}): it has "
+                "a run that is too long for the pattern"
+            ) from None
         return ids
+
+    def _merge(self, piece: str) -> np.ndarray:
+        return self._encode(self._whole, piece)
+
+    @functools.cached_property
+    def _whole(self) -> tiktoken.Encoding:
+        """The same merges over a whole text as one piece."""
+        ranks = {piece: i for i, piece in enumerate(self._pieces) if piece and i != self.eot}
+        return tiktoken.Encoding(f"{self.name} merges", pat_str="(?s:.+)", mergeable_ranks=ranks, special_tokens={})
+
+
+@functools.cache
+def _classes() -> np.ndarray:
+    """The class of each code point, uint8 [0x110000], as tiktoken's regular expressions have it: its tables of Unicode
+    are not Python's. Takes a second."""
+    classes = np.zeros(0x110000, np.uint8)
+    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    single_bytes = {bytes([i]): i for i in range(256)}
+    for pattern, kind in ((r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE)):
+        encoding = tiktoken.Encoding(pattern, pat_str=pattern, mergeable_ranks=single_bytes, special_tokens={})
+        # What does not match the pattern is left out of the tokens, here the bytes themselves.
+        members = encoding.encode_to_numpy(every, disallowed_special=()).astype(np.uint8).tobytes().decode()
+        classes[np.frombuffer(members.encode("utf-32-le"), "<u4")] = kind
+    return classes
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -114,8 +163,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "r50k_base":
         return _gpt2()
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return _from_rank_file(path)
+    if path.name != name:
+        regular(path)  # says what is there instead
     raise UserError(f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file")
 
 
@@ -136,7 +187,9 @@ def _gpt2() -> Tokenizer:
 
 def _from_rank_file(path: Path) -> Tokenizer:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    with read_errors(path):
+        data = path.read_bytes()
+    for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -158,7 +211,7 @@ def _from_rank_file(path: Path) -> Tokenizer:
 
     pattern, eot = GPT2_PATTERN, max(ranks.values()) + 1
     beside = path.with_name(path.name + ".json")
-    if beside.is_file():
+    if is_file(beside):
         pattern, eot = _read_settings(beside, pattern, eot)
     if eot in set(ranks.values()):
         raise UserError(f"{beside}: end_of_text {eot} is already the rank of a token; choose a free id")
@@ -173,7 +226,7 @@ def _from_rank_file(path: Path) -> Tokenizer:
 
 def _read_settings(path: Path, pattern: str, eot: int) -> tuple[str, int]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
     except ValueError:
         settings = None
     if not isinstance(settings, dict) or not set(settings) <= {"pattern", "end_of_text"}:

@@ -8,18 +8,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from gpt3_jax.config import Config, DataConfig, TrainConfig, to_yaml
+from gpt3_jax.cluster.say import say_to_stderr
+from gpt3_jax.config import Config, DataConfig, TrainConfig
 from gpt3_jax.data.tokenizer import load_tokenizer
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 from gpt3_jax.model.params import decay_mask
 from gpt3_jax.train import optimizer
-from gpt3_jax.train.checkpoint import CheckpointReader, CheckpointStore
-from gpt3_jax.train.loop import CHECKPOINTS, say_to_stderr
-from gpt3_jax.train.resume import Data, make_record
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
+from gpt3_jax.train.checkpoint.resume import Data, make_record
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
+from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.checkpoint.trained import load_trained
 from gpt3_jax.train.schedule import batch_schedule
 from gpt3_jax.train.state import TrainState
-from gpt3_jax.train.trained import load_trained
 
 
 def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer: str = "r50k_base") -> Config:
@@ -56,10 +58,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
-    try:
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"could not write {run_dir / 'config.yaml'}: {error.strerror}") from None
+    write_config(run_dir, config)
     return config
 
 

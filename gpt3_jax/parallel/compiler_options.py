@@ -53,11 +53,3 @@ def pads_scatters(mesh: Mesh, overlap: bool, columns: bool = False) -> bool:
     """
     options = compiler_options(mesh) if overlap else {}
     return mesh_platform(mesh) == "tpu" and (columns or not _SCATTERS.items() <= options.items())
-
-
-def refused(error: Exception) -> str:
-    """The line for a compiler that does not know one of the options; empty for any other error."""
-    why = " ".join(str(error).split())
-    if "No such compile option" not in why:
-        return ""
-    return f"the compiler does not know an option that this version sets ({why[:200]}); set parallel.overlap to false"

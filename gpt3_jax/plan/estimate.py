@@ -16,7 +16,7 @@ from gpt3_jax.model.params import count_params, param_table, train_flops_per_tok
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.roofline import Traffic, Work
-from gpt3_jax.plan.traffic import HOST
+from gpt3_jax.program.traffic import HOST
 
 _KEPT = {"offload": 0, "full": 2, "dots": 22, "none": 36}
 """Bytes of activations kept per layer, token and unit of D, by remat: nothing on the device; the block's input; the

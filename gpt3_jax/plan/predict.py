@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from gpt3_jax.config import Config
 from gpt3_jax.devices import Device
@@ -11,11 +12,13 @@ from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, data_steps, make_mesh
 from gpt3_jax.plan import roofline
-from gpt3_jax.plan.compiled import CompiledStep
-from gpt3_jax.plan.flops import matmul_flops
-from gpt3_jax.plan.memory_traffic import hbm_bytes
 from gpt3_jax.plan.roofline import Interconnect, Placement, Prediction, Work
+from gpt3_jax.plan.step import CompiledStep
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.program.flops import matmul_flops
+from gpt3_jax.program.memory_traffic import hbm_bytes
+from gpt3_jax.program.schedule import Rates, Transfer
+from gpt3_jax.program.traffic import HOST
 
 
 def predict_compiled(step: CompiledStep) -> Prediction | None:
@@ -67,6 +70,28 @@ def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement
     if topology.slices > 1:
         placed |= roofline.slices(device, REPLICA, replica)
     return placed | roofline.host(device)
+
+
+def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:
+    """The rates of the roofline, for reading a schedule in time.
+
+    Args:
+        placement: what each mesh axis runs on.
+        shape: of the mesh.
+    """
+
+    def link(collective: Transfer) -> tuple[str, float | None]:
+        axes = collective.axes(shape)
+        if not axes:  # a permute in which the first device keeps what it has
+            return "", 0.0
+        if axes == (HOST,) and HOST not in placement:  # a device whose way to its host has no figure
+            return HOST, None
+        slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
+        rate = slowest.bandwidth * roofline.LINK[slowest.medium].share
+        return "+".join(axes), collective.bytes_sent / collective.calls / rate
+
+    matmul = roofline.MATMUL[device.family].share
+    return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link)
 
 
 def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:

@@ -15,15 +15,15 @@ from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import formulas
-from gpt3_jax.plan.buffers import Buffer
-from gpt3_jax.plan.compiled import CompiledStep
-from gpt3_jax.plan.flops import matmul_flops
-from gpt3_jax.plan.host_copies import host_copies
-from gpt3_jax.plan.memory_traffic import hbm_bytes
-from gpt3_jax.plan.predict import place, predict_compiled
+from gpt3_jax.plan.predict import place, predict_compiled, rates
 from gpt3_jax.plan.roofline import Exposed, Prediction
-from gpt3_jax.plan.schedule import Overlap, Transfer, add_up, rates, read_schedule
-from gpt3_jax.plan.traffic import Collective
+from gpt3_jax.plan.step import CompiledStep
+from gpt3_jax.program.buffers import Buffer
+from gpt3_jax.program.flops import matmul_flops
+from gpt3_jax.program.host_copies import host_copies
+from gpt3_jax.program.memory_traffic import hbm_bytes
+from gpt3_jax.program.schedule import Overlap, Transfer, add_up, read_schedule
+from gpt3_jax.program.traffic import Collective
 
 LARGEST = 12
 """Buffers that a receipt lists."""

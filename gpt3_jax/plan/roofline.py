@@ -18,7 +18,7 @@ from gpt3_jax.config import TrainConfig
 from gpt3_jax.devices import Device
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import TENSOR
-from gpt3_jax.plan.traffic import HOST, Collective, Kind
+from gpt3_jax.program.traffic import HOST, Collective, Kind
 
 Medium = Literal["ICI", "NVLink", "network", "PCIe"]
 
@@ -39,7 +39,8 @@ MATMUL: Mapping[str, Efficiency] = MappingProxyType(
     }
 )
 """Of the bf16 peak in matmuls, by family of devices: the one constant that measurements set, each from the rows of
-`gpt3_jax.plan.published` that calibrate. It takes in all that the rest leaves out: small matmuls, launches, waiting."""
+`gpt3_jax.reports.published` that calibrate. It takes in all that the rest leaves out: small matmuls, launches,
+waiting."""
 LINK: Mapping[Medium, Efficiency] = MappingProxyType(
     {
         "ICI": Efficiency(
@@ -220,7 +221,7 @@ def predict(
 
 
 def traffic_of(collectives: Iterable[Collective]) -> tuple[Traffic, ...]:
-    """A program's collectives, as `gpt3_jax.plan.traffic.count` gives them, added up for `Work`.
+    """A program's collectives, as `gpt3_jax.program.traffic.count` gives them, added up for `Work`.
 
     One in a loop without compute hides behind nothing, however often it runs: who knows of such sets its calls to 1.
     """

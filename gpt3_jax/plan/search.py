@@ -16,10 +16,10 @@ from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
 from gpt3_jax.plan import estimate
-from gpt3_jax.plan.compiled import compile_step
 from gpt3_jax.plan.predict import predict
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json, versions
 from gpt3_jax.plan.roofline import Prediction
+from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
 
 REMATS = ("none", "dots", "full", "offload")

@@ -13,7 +13,7 @@ from gpt3_jax.devices import (
     XLA_HOST_LIMIT_VARIABLE,
 )
 from gpt3_jax.plan.receipt import Receipt, TrafficRow
-from gpt3_jax.plan.traffic import HOST
+from gpt3_jax.program.traffic import HOST
 
 _WIDTH = 110
 

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from gpt3_jax.cluster.start import compile_without_devices
 from gpt3_jax.devices import XLA_GPU_FRACTION, Device, lookup
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.distributed import compile_without_devices
 from gpt3_jax.plan.gpu_targets import TARGETS
 
 _TPU_DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from gpt3_jax.cluster.agreement import from_lead, is_lead
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut
 from gpt3_jax.data.tokenizer import Tokenizer
-from gpt3_jax.parallel.distributed import from_lead, is_lead
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.state import abstract_state

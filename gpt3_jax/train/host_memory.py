@@ -1,4 +1,4 @@
-"""The host's memory: what the CPU backend frees is kept by the process; and what GPUs may keep there.
+"""The host's memory: what the CPU backend frees is kept by the process.
 
 XLA allocates each step's buffers anew. By default glibc gives large blocks back to the kernel as soon as they are
 freed, and the next step pays for every page again: a third of a small model's step.
@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 
 from gpt3_jax.config import Config
-from gpt3_jax.devices import XLA_HOST_LIMIT_DEFAULT, XLA_HOST_LIMIT_VARIABLE
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _NEVER = -1  # a threshold, which is an int here, would be passed by 2 GiB that are free
@@ -62,15 +61,3 @@ def step_bytes(config: Config) -> float:
     model, batch = config.model, config.train.batch_tokens
     tokens = min(batch, config.memory.microbatch * model.n_ctx or batch)
     return _BYTES_KEPT * tokens * model.n_layers * model.d_model
-
-
-def pinned_memory_is_full(error: Exception) -> str:
-    """The line for XLA's refusal to keep more in the host's memory (`memory.remat: offload` on GPUs); empty for any
-    other error."""
-    why = " ".join(str(error).split())
-    if XLA_HOST_LIMIT_VARIABLE not in why:
-        return ""
-    return (
-        f"XLA's share of the host's memory is used up: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
-        f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or memory.remat to full"
-    )

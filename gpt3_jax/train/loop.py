@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,28 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.cluster.agreement import is_lead
+from gpt3_jax.cluster.device_errors import device_error
+from gpt3_jax.cluster.run_lock import RunLock
+from gpt3_jax.cluster.say import say_to_stderr
+from gpt3_jax.cluster.start import start
+from gpt3_jax.cluster.stopping import StopSignal
+from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
-from gpt3_jax.train.checkpoint import CheckpointStore
+from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
+from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_sizes, require_same_run
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
+from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
-from gpt3_jax.train.host_memory import pinned_memory_is_full
-from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.resume import Data, make_record, recorded_sizes, require_same_run
-from gpt3_jax.train.run_lock import RunLock
 from gpt3_jax.train.schedule import BatchSchedule, BatchSize, batch_schedule, describe, deviations
 from gpt3_jax.train.state import TrainState, abstract_state, init_state
 from gpt3_jax.train.step import Metrics, make_step
-from gpt3_jax.train.stopping import StopSignal
 from gpt3_jax.train.telemetry import Telemetry
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +60,6 @@ class Result:
     """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
 
 
-def say_to_stderr(line: str) -> None:
-    """One line for the person, in the lead process."""
-    if distributed.is_lead():
-        print(line, file=sys.stderr, flush=True)
-
-
 def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
     """Trains, or goes on training, what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
@@ -73,7 +67,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
-    distributed.start(config.distributed)
+    start(config.distributed)
     mesh, tokenizer, schedule = check(config)
     for deviation in deviations(config, schedule, batch_shards(mesh)):
         say(deviation)
@@ -84,7 +78,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         with RunLock(Path(config.train.run_dir), say):
             return _run(config, mesh, tokenizer, schedule, stream, heldout, data, say)
     except jax.errors.JaxRuntimeError as error:
-        line = _device_error(error)
+        line = device_error(error)
         if line is None:
             raise
         raise RunError(line) from error
@@ -125,8 +119,8 @@ def _run(
         if config.train.ramp_tokens:
             say(describe(config, schedule))
         record = make_record(config, schedule, data)
-        if distributed.is_lead():
-            _write_config(run_dir, config)
+        if is_lead():
+            write_config(run_dir, config)
         return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
     except Exception:
         _let_the_save_finish(store, say)
@@ -186,32 +180,6 @@ def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | N
     return stream, heldout
 
 
-def _device_error(error: jax.errors.JaxRuntimeError) -> str | None:
-    """The line for what the devices or the other processes did; None for what only a traceback explains."""
-    if line := compiler_options.refused(error) or pinned_memory_is_full(error):
-        return line
-    why = " ".join(str(error).split())[:300]
-    if "RESOURCE_EXHAUSTED" in why:
-        return (
-            f"out of memory on a device: {why}; lower memory.microbatch, raise parallel.stage, spread the model over "
-            "more devices (parallel.data, parallel.tensor), or set memory.remat to full or offload"
-        )
-    gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
-    if jax.process_count() > 1 and any(sign in why for sign in gone):
-        return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
-    return None
-
-
-def _write_config(run_dir: Path, config: Config) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        temporary.replace(run_dir / "config.yaml")
-    except OSError as error:
-        raise RunError(f"cannot write into {run_dir}: {error.strerror}; choose another train.run_dir") from None
-
-
 class _Loop:
     """One run's parts, and the loop over its batches."""
 
@@ -240,7 +208,7 @@ class _Loop:
         first_step = step
         steps, evaluator = self._compile(state, position)
         writer = None
-        if distributed.is_lead():
+        if is_lead():
             writer = MetricsWriter(run_dir, position * self._ctx, config.train.tensorboard)
         telemetry = Telemetry(config, self._mesh, self._schedule, position, skipped, writer, self._say)
         batches = Loader(self._stream, self._rows, config.data.prefetch).batches(

@@ -28,7 +28,7 @@ def wanted(config: Config) -> bool:
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
-    """Writes the text's token shards into the run folder, or finds them there. Call `distributed.start` before.
+    """Writes the text's token shards into the run folder, or finds them there. Call `cluster.start.start` before.
 
     Raises:
         UserError: a configuration that no run can be made from; sources for one of training and evaluation only.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from gpt3_jax.plan.hlo import Instruction, Program, shape_bytes, shape_parts
-from gpt3_jax.plan.traffic import HOST, Kind
+from gpt3_jax.program.hlo import Instruction, Program, shape_bytes, shape_parts
+from gpt3_jax.program.traffic import HOST, Kind
 
 HOST_MEMORY = 5
 """XLA's memory space of the host."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
+from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.errors import RunError
-from gpt3_jax.parallel import compiler_options
-from gpt3_jax.plan.compiled import without_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ def compile_program(function: Any, *arguments: Any) -> Compiled:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if line := compiler_options.refused(error):
+            if line := refused_option(error):
                 raise RunError(line) from None
             raise
     done = time.perf_counter()
@@ -70,6 +72,19 @@ def bytes_on_device(stats: Any) -> int:
     return int(held + stats.generated_code_size_in_bytes)
 
 
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """JAX's persistent compilation cache off: what is found in there comes without the compiler's account of it."""
+    before = getattr(jax.config, "jax_enable_compilation_cache", True)  # not in JAX's type stubs
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def text(program: Compiled) -> str:
     """The program after all optimisations. Some versions cannot print a TPU's; then it is compiled once more, and
     written out by the compiler itself.
@@ -87,8 +102,3 @@ def text(program: Compiled) -> str:
         if len(found) != 1:
             raise RunError(f"the compiler wrote {len(found)} programs, expected 1: the profile cannot be read")
         return found[0].read_text(errors="replace")
-
-
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether this is a device's or a compiler's complaint about memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)

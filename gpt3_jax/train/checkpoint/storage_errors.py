@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -17,8 +18,14 @@ UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError, EOFError
 )  # fmt: skip
 # What they raise when the machine is at fault, and not the checkpoint.
-_MACHINE_ERRNO = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_MACHINE_TEXT = ("PERMISSION_DENIED", "Permission denied", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+_MACHINE_ERRNO = (
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENODEV,
+    errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    errno.ECONNREFUSED, errno.ECONNRESET,
+)  # fmt: skip
+_MACHINE_TEXT = (
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", *(os.strerror(number) for number in _MACHINE_ERRNO)
+)  # fmt: skip
 
 
 def one_line(error: BaseException) -> str:

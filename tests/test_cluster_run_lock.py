@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt3_jax.cluster import run_lock
+from gpt3_jax.cluster.run_lock import RunLock
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.train import run_lock
-from gpt3_jax.train.run_lock import RunLock
 
 
 @pytest.fixture

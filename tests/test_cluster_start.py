@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt3_jax.cluster import agreement, start
 from gpt3_jax.config import DistributedConfig
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel import distributed
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -45,7 +45,7 @@ SLURM = {
     ],
 )
 def test_recognises_clusters_of_more_than_one_process(env: dict[str, str], cluster: str | None) -> None:
-    assert distributed.recognise(env) == cluster
+    assert start.recognise(env) == cluster
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_recognises_clusters_of_more_than_one_process(env: dict[str, str], clust
 )
 def test_half_a_cluster_is_an_error(env: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        distributed.recognise(env)
+        start.recognise(env)
 
 
 LAST_NODE_OF_THREE = {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "2"}
@@ -84,13 +84,13 @@ ONE_OF_TWO = {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2"}
     ],
 )  # fmt: skip
 def test_gpus_are_shared_out_and_none_is_left_idle(env: dict[str, str], gpus: list[int] | None) -> None:
-    assert distributed.local_gpus(env) == gpus
+    assert start.local_gpus(env) == gpus
 
 
 def test_gpus_that_do_not_divide_are_an_error() -> None:
     env = {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     with pytest.raises(UserError, match="3 processes on this node share 4 GPUs"):
-        distributed.local_gpus(env)
+        start.local_gpus(env)
 
 
 def test_a_process_on_its_own_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +98,12 @@ def test_a_process_on_its_own_starts_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "JAX_COORD"))]:
         monkeypatch.delenv(name)
-    distributed.start(DistributedConfig())
-    distributed.start(DistributedConfig(mode="off"))
+    start.start(DistributedConfig())
+    start.start(DistributedConfig(mode="off"))
     assert not jax.distributed.is_initialized()
-    assert distributed.is_lead() and distributed.from_lead("ü") == "ü"
-    assert distributed.everywhere(True) and not distributed.everywhere(False)
-    distributed.shutdown()
+    assert agreement.is_lead() and agreement.from_lead("ü") == "ü"
+    assert agreement.everywhere(True) and not agreement.everywhere(False)
+    start.shutdown()
 
 
 TWO = """
@@ -111,18 +111,18 @@ TWO = """
     from pathlib import Path
     port, rank, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     from gpt3_jax.config import DistributedConfig
-    from gpt3_jax.parallel import distributed
-    distributed.start(DistributedConfig(
+    from gpt3_jax.cluster import agreement, start
+    start.start(DistributedConfig(
         mode="manual", coordinator=f"127.0.0.1:{port}", processes=2, process_id=rank))
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-    from gpt3_jax.train.stopping import StopSignal
-    from gpt3_jax.train.checkpoint import CheckpointStore
+    from gpt3_jax.cluster.stopping import StopSignal
+    from gpt3_jax.train.checkpoint.store import CheckpointStore
 
     assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
-    assert distributed.is_lead() == (rank == 0)
-    assert distributed.from_lead(f"grüße von {rank}") == "grüße von 0"
-    assert distributed.everywhere(True) and not distributed.everywhere(rank == 0)
+    assert agreement.is_lead() == (rank == 0)
+    assert agreement.from_lead(f"grüße von {rank}") == "grüße von 0"
+    assert agreement.everywhere(True) and not agreement.everywhere(rank == 0)
     mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P("data"))
     whole = np.ones((1024, 64), np.float32)
@@ -142,7 +142,7 @@ TWO = """
         bad[len(bad) // 2] ^= 1
         data.write_bytes(bad)
         largest(folder / "tokens-3" / "state" / "ocdbt.process_1").unlink()
-    distributed.everywhere(True)
+    agreement.everywhere(True)
     store = CheckpointStore(folder, keep_last=3, keep_every_tokens=0, say=said.append)
     restored = store.restore({"x": jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=sharding)})
     assert restored.record == {"n": 1} and float(total(restored.state["x"])) == 2**16
@@ -160,7 +160,7 @@ TWO = """
             float(total(x))
             time.sleep(0.02 * (1 + rank))
     print("stopped", step, flush=True)
-    distributed.shutdown()
+    start.shutdown()
 """
 
 
@@ -199,12 +199,12 @@ def test_two_processes_of_four_devices(tmp_path: Path, number: signal.Signals, r
 
 def test_a_port_that_is_taken_or_silent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX itself crashes the process in both cases."""
-    monkeypatch.setattr(distributed, "START_TIMEOUT_S", 0)
+    monkeypatch.setattr(start, "START_TIMEOUT_S", 0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"  # bound, not listening: taken for one, silent for the other
         for rank, why in ((0, "in use"), (1, "no answer within 0 s")):
             config = DistributedConfig(mode="manual", coordinator=where, processes=2, process_id=rank)
             with pytest.raises(RunError, match=rf"process {rank} of 2, coordinator {where}.*{why}") as caught:
-                distributed.start(config)
+                start.start(config)
             assert "\n" not in str(caught.value)

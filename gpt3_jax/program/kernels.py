@@ -1,12 +1,12 @@
 """The matmul work of a compiled program, instruction by instruction: matmuls alone, in fusions, and in attention
-kernels. What `plan.flops` counts in the traced program, found where the compiler has put it."""
+kernels. What `program.flops` counts in the traced program, found where the compiler has put it."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from gpt3_jax.plan.hlo import Instruction, Program, shape_dims
+from gpt3_jax.program.hlo import Instruction, Program, shape_dims
 
 ATTENTION = {
     "splash_mha_fwd": 2,
@@ -33,8 +33,8 @@ def attention_kernel(instruction: Instruction) -> str:
 def instruction_flops(program: Program, instruction: Instruction) -> float:
     """Floating-point operations of one run of an instruction, what it is fused with included: 2 for each multiply-add.
 
-    An attention kernel counts as `plan.flops` counts it: splash with all the blocks of its grid, cuDNN with the scores
-    that its mask lets it see.
+    An attention kernel counts as `program.flops` counts it: splash with all the blocks of its grid, cuDNN with the
+    scores that its mask lets it see.
     """
     opcode = instruction.opcode
     if opcode == "fusion":

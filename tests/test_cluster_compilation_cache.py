@@ -16,9 +16,9 @@ import jax
 import pytest
 from tiny_run import finish, losses, saved, tiny, write_data
 
+from gpt3_jax.cluster import compilation_cache
 from gpt3_jax.config import Config, replace, to_yaml
-from gpt3_jax.parallel import compilation_cache
-from gpt3_jax.train.integrity import named_leaves
+from gpt3_jax.train.checkpoint.integrity import named_leaves
 
 # Counts what each command finds and what it writes, and says so at its end.
 PROGRAM = """
@@ -26,7 +26,7 @@ import collections, json, sys
 import jax.monitoring
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
-from gpt3_jax.parallel import compilation_cache
+from gpt3_jax.cluster import compilation_cache
 compilation_cache._MIN_COMPILE_S = 0.0
 from gpt3_jax.cli.main import main
 for arguments in json.loads(sys.argv[1]):

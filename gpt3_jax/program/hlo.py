@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from gpt3_jax.errors import RunError
-from gpt3_jax.plan.replica_groups import replica_groups
-from gpt3_jax.plan.traffic import Kind
+from gpt3_jax.program.replica_groups import replica_groups
+from gpt3_jax.program.traffic import Kind
 
 _KINDS: dict[str, Kind] = {
     "all-gather": "all-gather",
@@ -84,7 +84,7 @@ class CompiledCollective:
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes that a device sends in all calls, by the ring formula (see `plan.traffic`)."""
+        """Bytes that a device sends in all calls, by the ring formula (see `program.traffic`)."""
         n = self.devices
         share = {"all-reduce": 2 * (n - 1) / n, "permute": 1.0}.get(self.kind, (n - 1) / n)
         return self.calls * share * self.bytes

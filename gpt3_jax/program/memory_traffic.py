@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
-from gpt3_jax.plan.hlo import COLLECTIVES, Instruction, Program, shape_bytes
-from gpt3_jax.plan.host_copies import only_copies
+from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program, shape_bytes
+from gpt3_jax.program.host_copies import only_copies
 
 _MOVE_NOTHING = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Stopping when asked, with one process (several: test_distributed.py)."""
+"""Stopping when asked, with one process (several: test_cluster_start.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gpt3_jax.train.stopping import StopSignal
+from gpt3_jax.cluster.stopping import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

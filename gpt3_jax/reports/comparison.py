@@ -13,8 +13,8 @@ from typing import Any
 from gpt3_jax import devices
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
 from gpt3_jax.plan import elementwise, roofline
-from gpt3_jax.plan.published import ROWS, Row
 from gpt3_jax.plan.roofline import Interconnect, Prediction, Traffic, Work
+from gpt3_jax.reports.published import ROWS, Row
 
 
 def work(row: Row) -> Work:

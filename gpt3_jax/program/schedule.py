@@ -17,14 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from gpt3_jax.devices import Device
-from gpt3_jax.plan import roofline
-from gpt3_jax.plan.hlo import COLLECTIVES, CompiledCollective, Instruction, Program
-from gpt3_jax.plan.host_copies import HostCopy, host_copies_of
-from gpt3_jax.plan.kernels import instruction_flops
-from gpt3_jax.plan.memory_traffic import instruction_bytes
-from gpt3_jax.plan.roofline import Placement
-from gpt3_jax.plan.traffic import HOST
+from gpt3_jax.program.hlo import COLLECTIVES, CompiledCollective, Instruction, Program
+from gpt3_jax.program.host_copies import HostCopy, host_copies_of
+from gpt3_jax.program.kernels import instruction_flops
+from gpt3_jax.program.memory_traffic import instruction_bytes
 
 Transfer: TypeAlias = CompiledCollective | HostCopy
 """What moves while compute may run; a copy to the host's memory is, here, a collective like others."""
@@ -82,28 +78,6 @@ class Overlap:
     """That they take by themselves; None as before."""
     waited: float
     """Seconds of these in which no compute ran."""
-
-
-def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:
-    """The roofline's.
-
-    Args:
-        placement: what each mesh axis runs on.
-        shape: of the mesh.
-    """
-
-    def link(collective: Transfer) -> tuple[str, float | None]:
-        axes = collective.axes(shape)
-        if not axes:  # a permute in which the first device keeps what it has
-            return "", 0.0
-        if axes == (HOST,) and HOST not in placement:  # a device whose way to its host has no figure
-            return HOST, None
-        slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
-        rate = slowest.bandwidth * roofline.LINK[slowest.medium].share
-        return "+".join(axes), collective.bytes_sent / collective.calls / rate
-
-    matmul = roofline.MATMUL[device.family].share
-    return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link)
 
 
 def read_schedule(program: Program, rates: Rates) -> tuple[float, list[Scheduled]]:

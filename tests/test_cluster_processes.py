@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tiny_run import finish, losses, metrics, saved, start, tiny, write_data
 
+from gpt3_jax.cluster.start import HEARTBEAT_TIMEOUT_S
 from gpt3_jax.config import Config, replace
 from gpt3_jax.data.stream import open_stream
-from gpt3_jax.parallel import distributed
 from gpt3_jax.train import loop
 
 # Writes down every row of training data that the process reads.
@@ -131,7 +131,7 @@ def test_an_error_in_one_process_ends_the_other(tmp_path: Path, data: Path, fail
         assert line in err and "Traceback" not in err
         code, _, err = finish(both[1 - failing])
         assert code != 0, err
-        assert time.monotonic() - began < (distributed.HEARTBEAT_TIMEOUT_S + 30 if failing else 30)
+        assert time.monotonic() - began < (HEARTBEAT_TIMEOUT_S + 30 if failing else 30)
     finally:
         for process in both:
             process.kill()

@@ -18,7 +18,7 @@ from stat import S_ISREG
 
 import jax
 
-from gpt3_jax.parallel import distributed
+from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 
 MAX_BYTES = 2 * 2**30
 """What is kept at most, over all machines that share the home folder."""
@@ -28,7 +28,7 @@ _JAX_MIN_COMPILE_S = 1.0
 
 
 def enable(say: Callable[[str], None]) -> None:
-    """Turns the cache on for this process. Call behind `distributed.start`, in all processes, before anything compiles.
+    """Turns the cache on for this process. Call behind `start.start`, in all processes, before anything compiles.
 
     Where the user has chosen a folder of their own, or turned the cache off, that stays. A folder that cannot be
     written, or that not all processes share, leaves it off, which `say` is told in one line. (Process 0 alone writes;
@@ -89,7 +89,7 @@ def _unusable(folder: Path) -> str:
     why = ""
     if not folder.is_absolute():
         why = "is in no home folder"
-    elif distributed.is_lead():
+    elif is_lead():
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / token).touch()
@@ -100,10 +100,10 @@ def _unusable(folder: Path) -> str:
         with contextlib.suppress(OSError):
             (folder / token).unlink(missing_ok=True)
         return why
-    why, _, token = distributed.from_lead(f"{why}\n{token}").partition("\n")
-    if not why and not distributed.everywhere((folder / token).exists()):
+    why, _, token = from_lead(f"{why}\n{token}").partition("\n")
+    if not why and not everywhere((folder / token).exists()):
         why = "is not the same folder for all processes"
-    if distributed.is_lead():
+    if is_lead():
         with contextlib.suppress(OSError):
             (folder / token).unlink(missing_ok=True)
     return why

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import Params, abstract
-from gpt3_jax.train.checkpoint import CheckpointReader
-from gpt3_jax.train.loop import CHECKPOINTS, say_to_stderr
+from gpt3_jax.train.checkpoint.reader import CheckpointReader
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 
 
 def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> tuple[Config, Params]:

@@ -22,7 +22,7 @@ _STEPS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x2545F491
 
 
 def named_leaves(tree: Any, under: str = "") -> dict[str, Any]:
-    """Leaves by path, such as ``params/wte``, in the order of `jax.tree.leaves`."""
+    """Leaves by path, such as ``params/token_embedding``, in the order of `jax.tree.leaves`."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [
         "/".join(part for part in (under, jax.tree_util.keystr(path, simple=True, separator="/")) if part)

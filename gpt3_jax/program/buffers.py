@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from gpt3_jax.errors import RunError
-from gpt3_jax.plan.hlo import Instruction, Program
-from gpt3_jax.plan.host_copies import HOST_MEMORY
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.host_copies import HOST_MEMORY
 
 Purpose = Literal[
     "master weights", "moments", "batch", "gathered weights", "gradients", "activations", "logits", "temporary"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from gpt3_jax.cluster.agreement import from_lead, is_lead
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.distributed import from_lead, is_lead
 
 _HELD = (errno.EAGAIN, errno.EACCES)
 _WAIT_S, _RETRY_S = 180.0, 3.0

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from gpt3_jax.cluster.device_errors import refused_option
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
 from gpt3_jax.model.params import param_table
-from gpt3_jax.parallel import compiler_options
 from gpt3_jax.parallel.mesh import DATA, TENSOR, batch_shards, make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES, batch_partition, shardings
-from gpt3_jax.plan.buffers import Peak, Shapes, read_peak
-from gpt3_jax.plan.hlo import Program
 from gpt3_jax.plan.topologies import Topology
-from gpt3_jax.plan.traffic import Collective, count
+from gpt3_jax.program.buffers import Peak, Shapes, read_peak
+from gpt3_jax.program.compiled import without_cache
+from gpt3_jax.program.hlo import Program
+from gpt3_jax.program.traffic import Collective, count
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
@@ -103,19 +101,6 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
     )
 
 
-@contextlib.contextmanager
-def without_cache() -> Iterator[None]:
-    """JAX's persistent compilation cache off: what is found in there comes without the compiler's account of it."""
-    before = getattr(jax.config, "jax_enable_compilation_cache", True)  # not in JAX's type stubs
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it looks at the setting once
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
 def _compile(lowered: Any, shapes: Shapes) -> tuple[int, int, str, Program, Peak]:
     """Code size, bytes of results that alias no argument, the complaint of a compiler that refused it for its memory,
     the program, and its peak."""
@@ -141,7 +126,7 @@ def _memory_complaint(error: jax.errors.JaxRuntimeError) -> str:
     """
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in text:
-        raise RunError(compiler_options.refused(error) or f"the compiler failed: {text[:400]}") from None
+        raise RunError(refused_option(error) or f"the compiler failed: {text[:400]}") from None
     found = re.search(r"(Ran out of memory|the total memory required).*?(?=\. |$)", text)
     return found[0] if found else text[:200]
 

@@ -1,4 +1,4 @@
-"""Several processes: start-up, agreement between them, and the ways out.
+"""Joining the other processes of a run, and parting from them.
 
 The only reader of the variables that a cluster sets. What a cluster looks like, and where its coordinator is,
 is JAX's own knowledge (``jax.distributed.initialize()``); this file decides whether to call it and with which GPUs.
@@ -9,15 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from gpt3_jax.config import DistributedConfig
 from gpt3_jax.errors import RunError, UserError
@@ -149,38 +145,6 @@ def shutdown() -> None:
         jax.distributed.shutdown()
     except RuntimeError as error:
         raise RunError(f"the processes did not end together: {_one_line(error)}") from error
-
-
-def leave_now(code: int) -> NoReturn:
-    """Ends this process without waiting for the others.
-
-    After a collective has failed, an ordinary exit hangs in the distributed client until the heartbeat times out.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def is_lead() -> bool:
-    """Whether this is the process that writes what is written once: lines for the person, records, renames."""
-    return jax.process_index() == 0
-
-
-def from_lead(text: str) -> str:
-    """The lead process's `text`, in every process (which all call it; what the others pass is ignored)."""
-    if jax.process_count() == 1:
-        return text
-    data = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    mine = data if is_lead() else np.zeros(size, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8)).decode()
-
-
-def everywhere(ok: bool) -> bool:
-    """Whether `ok` holds in every process (which all call it)."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
 def _require_reachable(config: DistributedConfig) -> None:

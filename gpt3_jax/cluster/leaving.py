@@ -1,0 +1,58 @@
+"""Ending a process without leaving the others waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import NoReturn
+
+import jax
+
+from gpt3_jax.cluster.agreement import is_lead
+from gpt3_jax.errors import RunError, UserError
+
+_GRACE_S = 2.0
+_INTERRUPT_EXIT = 130
+
+
+def leave_now(code: int) -> NoReturn:
+    """Ends this process without waiting for the others.
+
+    After a collective has failed, an ordinary exit hangs in the distributed client until the heartbeat times out.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class NoneLeftWaiting:
+    """With several processes, one that fails says why and is gone at once.
+
+    An ordinary exit would itself wait for the others. They, in a collective with it, end by a closed connection, by the
+    end of the coordinator, or at the latest by its missing heartbeat (`start.HEARTBEAT_TIMEOUT_S`). Each process says
+    its own reason, because only one of them may have it.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or error is None or not jax.distributed.is_initialized():
+            return
+        code = 1
+        if isinstance(error, (UserError, RunError)):
+            print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
+            code = error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
+            code = _INTERRUPT_EXIT
+        else:
+            sys.excepthook(kind, error, trace)
+        sys.stderr.flush()
+        if is_lead():
+            time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
+        leave_now(code)

@@ -1,0 +1,1 @@
+"""Tables of the papers, of published measurements, and of how plans scale, each beside what this code computes."""

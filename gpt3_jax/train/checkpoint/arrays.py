@@ -1,0 +1,155 @@
+"""The arrays of one checkpoint on disk, through Orbax and TensorStore: the only importer of the two.
+
+Orbax writes each array as Zarr chunks inside a key-value store of TensorStore's (OCDBT). Every process writes a store
+of its own; at the end the lead process merges their indices.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorstore as ts
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from gpt3_jax.errors import UserError
+
+_STATE = "state"
+_SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are short for terabytes on a busy network disk
+_INSIDE = 100  # bytes: smaller chunks stand in the index itself, which is compressed
+
+_OrbaxPath: Any = type(epath.Path("/"))
+
+
+def require_own_name(path: Path) -> None:
+    """Raises UserError for a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf``: epath takes it for a bucket's address."""
+    absolute = os.path.abspath(path)
+    root = absolute.split("/")[1]
+    if root in ("gs", "s3", "az", "hf"):
+        raise UserError(
+            f"checkpoints cannot be in {absolute}: the library that writes them takes /{root} for {root}://; mount it "
+            "under another name, or give a path through a symbolic link"
+        )
+
+
+class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
+    """A path of Orbax's that stands for itself, whatever characters are in it.
+
+    Orbax finds the processes' indices by a glob below the checkpoint, and epath takes the checkpoint's own path for a
+    part of the pattern: below ``run[1]`` it finds nothing, and below ``run*`` what other runs have written.
+    """
+
+    def glob(self, pattern: str) -> Iterator[_LiteralPath]:
+        for found in glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern)):
+            yield type(self)(found)
+
+
+def save(path: Path, leaves: Mapping[str, jax.Array], metadata: Any) -> Callable[[], None]:
+    """Begins to write a checkpoint, and returns once the arrays are copied to the host. All processes call it.
+
+    `path` appears when everything is written; what is returned waits for that. `metadata` is any JSON. Both raise what
+    Orbax does: OSError, RuntimeError, ValueError.
+    """
+    with _context():
+        response = ocp.save_checkpointables_async(_literal(path), {_STATE: dict(leaves)}, custom_metadata=metadata)
+    return lambda: response.result()
+
+
+def read_metadata(path: Path) -> Any:
+    """The JSON that `save` was given. Raises one of `UNREADABLE`."""
+    with _context():
+        return ocp.metadata(_literal(path), checkpointable_name=_STATE).custom_metadata
+
+
+def load(path: Path, wanted: Mapping[str, Any], *, partial: bool) -> dict[str, jax.Array]:
+    """The arrays with these names, as the `jax.ShapeDtypeStruct` given; without a sharding, on the first local device.
+
+    `partial`: there may be others in the checkpoint. Each process reads on its own. Raises one of `UNREADABLE`.
+    """
+    with _context(partial=partial, alone=True):
+        arrays: dict[str, jax.Array] = ocp.load_checkpointables(_literal(path), {_STATE: _with_shardings(wanted)})[
+            _STATE
+        ]
+    return arrays
+
+
+def require_files(path: Path) -> None:
+    """Opens every file of a checkpoint. Raises OSError for one that may not be read: Orbax would call it missing."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, _, files in os.walk(path, onerror=fail):
+        for file in files:
+            os.close(os.open(os.path.join(folder, file), os.O_RDONLY))
+
+
+def missing(path: Path, leaves: Mapping[str, Mapping[str, Any]], *, whole: bool) -> str:
+    """What `load` would not find, in words; empty when all is there. Reads indices and sizes, not the arrays.
+
+    Opens each array as a restore does and compares shape and dtype with `leaves` (see `describe`). `whole`: also looks
+    for each chunk of each array, and compares the size of the files with that of the arrays. What only a checksum can
+    find (other bits, the loss of less than the indices take) is left to the restore.
+
+    Raises one of `UNREADABLE`, from this thread and without an event loop's afterthoughts.
+    """
+    context = ts.Context()  # nothing cached of a checkpoint that had this name before
+    base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{os.path.abspath(path)}/{_STATE}/"}}
+    opening = {
+        name: ts.open({"driver": "zarr3", "kvstore": {**base, "path": f"{name}/"}}, context=context, open=True)
+        for name in leaves
+    }
+    arrays = {name: future.result() for name, future in opening.items()}
+    for name, leaf in leaves.items():
+        found = f"{tuple(arrays[name].shape)} {arrays[name].dtype.name}"
+        expected = f"{tuple(leaf['shape'])} {leaf['dtype']}"
+        if found != expected:
+            return f"{name} is {found} where {expected} was saved"
+    if not whole:
+        return ""
+    keys = ts.KvStore.open(base, context=context).result().list().result()
+    chunks = Counter(key.decode().partition("/c/")[0].removesuffix("/c") for key in keys)
+    size = 0
+    for name, array in arrays.items():
+        shape: tuple[int, ...] = array.shape
+        chunk: Any = array.chunk_layout.write_chunk.shape or ()  # None for a scalar
+        expected_chunks = math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+        if chunks[name] < expected_chunks:
+            return f"{name} has {chunks[name]} of its {expected_chunks} chunks"
+        itemsize = array.dtype.numpy_dtype.itemsize
+        if math.prod(chunk) * itemsize > _INSIDE:
+            size += math.prod(shape) * itemsize
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(path / _STATE) for file in names]
+    there = sum(os.path.getsize(file) for file in files)
+    return f"its files have {there:,} bytes, its arrays {size:,}" if there < size else ""
+
+
+def _literal(path: Path) -> _LiteralPath:
+    return _LiteralPath(os.path.abspath(path))  # Orbax takes no other
+
+
+def _context(*, partial: bool = False, alone: bool = False) -> ocp.Context:
+    """Orbax's options. `alone`: this process reads without waiting for the others at Orbax's barriers."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # 4 to 6 times the time, for 7 % of the size
+    context.asynchronous.timeout_secs = _SAVE_TIMEOUT_S
+    context.pytree.loading.partial_load = partial
+    if alone and jax.process_count() > 1:
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
+
+
+def _with_shardings(wanted: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
+        for name, leaf in wanted.items()
+    }

@@ -1,0 +1,223 @@
+"""Reads the checkpoints of a folder: the newest that is whole, after its checksums were compared.
+
+What Orbax leaves out stands here and in the store: checksums (its data has none), the fall-back from a damaged
+checkpoint to the one before, and the difference between a damaged checkpoint and one that this machine cannot read.
+
+On disk, a folder holds ``tokens-N`` (complete: Orbax renames it into place last), ``damaged-tokens-N`` (moved aside,
+never deleted by us), and remains of what was interrupted: ``*.orbax-checkpoint-tmp`` (saves), ``deleting-*``.
+Arrays have global shapes and flat names (``params/token_embedding``), so any mesh, ZeRO stage or device count can read
+them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.train.checkpoint import arrays as on_disk
+from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves, record_digest, require_same_leaves
+from gpt3_jax.train.checkpoint.storage_errors import UNREADABLE, bury_failed_tasks, machine_at_fault, one_line
+
+FORMAT = 1
+"""Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
+
+_NAME = re.compile(r"tokens-(0|[1-9][0-9]*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and found whole."""
+
+    step: int
+    tokens: int
+    state: Any
+    """The tree that was asked for, with the shardings that were asked for."""
+    record: dict[str, Any]
+    """The JSON that `CheckpointStore.save` was given."""
+
+
+class CheckpointReader:
+    """Reads the checkpoints of a folder, newest first; never writes to it.
+
+    With several processes all of them make the same calls; they read from a shared file system.
+    """
+
+    def __init__(self, directory: Path | str, *, say: Callable[[str], None]) -> None:
+        """`say` is given one line for the person, in the lead process only."""
+        self.directory = Path(os.path.abspath(directory))
+        on_disk.require_own_name(self.directory)
+        self._say_line = say
+        self._damaged: dict[int, str] = {}
+        self._whole: set[int] = set()
+
+    def checkpoints(self) -> list[int]:
+        """Tokens of the checkpoints in the folder, ascending, whole or not. Raises RunError when it cannot be read."""
+        return sorted(int(tokens) for tokens in self._from_folder(lambda: " ".join(map(str, self._list()))).split())
+
+    def newest_record(self) -> tuple[int, dict[str, Any]] | None:
+        """(tokens, record) of the newest checkpoint whose metadata is intact, without reading its arrays.
+
+        None when the folder holds no checkpoint. Raises RunError when it holds some but none is readable.
+        """
+        found = self._found()
+        for tokens in reversed(found):
+            body = self._read_body(tokens)
+            if body is not None:
+                return tokens, body["record"]
+        if found:
+            raise self._none_readable()
+        return None
+
+    def restore(self, abstract_state: Any, *, only: str = "", tokens: int | None = None) -> Restored | None:
+        """The newest whole checkpoint, as the tree of `jax.ShapeDtypeStruct` given; None if the folder has none.
+
+        `only` names a field of the saved state (``"params"``): then `abstract_state` is that field's tree, and only
+        its arrays are read and checked. `tokens` asks for that one checkpoint, without a fall-back. Leaves without
+        a sharding go to the first local device. Checksums are compared before anything is returned; a checkpoint
+        that is damaged is named aloud and the one before is tried.
+
+        Raises UserError when the checkpoint's arrays have other names, shapes or dtypes than those asked for,
+        RunError when checkpoints exist but none can be read.
+        """
+        wanted = named_leaves(abstract_state, only)
+        found = self._found()
+        if tokens is not None:
+            if tokens not in found:
+                raise UserError(f"{self.directory} has no checkpoint at {tokens} tokens; it has {found}")
+            found = [tokens]
+        for candidate in reversed(found):
+            body = self._read_body(candidate)
+            if body is None:
+                continue
+            require_same_leaves(body["leaves"], wanted, only, str(self._path(candidate)))
+            arrays = self._load(candidate, wanted, body["leaves"], partial=bool(only))
+            if arrays is None:
+                continue
+            self._whole.add(candidate)
+            if candidate != found[-1]:
+                self._say(f"using the checkpoint before: {self._path(candidate)}")
+            state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
+            return Restored(body["step"], candidate, state, body["record"])
+        if found:
+            raise self._none_readable()
+        return None
+
+    def _found(self) -> list[int]:
+        found = self.checkpoints()
+        if not found:
+            aside = self._from_folder(
+                lambda: " ".join(sorted(p.name for p in self._children() if p.name.startswith("damaged-")))
+            )
+            if aside:
+                raise RunError(
+                    f"{self.directory} holds no checkpoint but damaged ones ({aside}); delete them to start from zero"
+                )
+        return found
+
+    def _from_folder(self, look: Callable[[], str]) -> str:
+        """What the lead process sees in the folder, told to all; RunError in all when it cannot look."""
+        answer = {}
+        if is_lead():
+            try:
+                answer = {"seen": look()}
+            except OSError as error:
+                answer = {"failed": one_line(error)}
+        answer = json.loads(from_lead(json.dumps(answer)))
+        if "failed" in answer:
+            raise RunError(f"cannot read the checkpoint folder {self.directory}: {answer['failed']}")
+        return str(answer["seen"])
+
+    def _children(self) -> list[Path]:
+        return list(self.directory.iterdir()) if is_lead() and self.directory.exists() else []
+
+    def _list(self) -> list[int]:
+        matches = (_NAME.fullmatch(path.name) for path in self._children())
+        return [int(match[1]) for match in matches if match]
+
+    def _path(self, tokens: int) -> Path:
+        return self.directory / f"tokens-{tokens}"
+
+    def _say(self, line: str) -> None:
+        if is_lead():
+            self._say_line(line)
+
+    def _none_readable(self) -> RunError:
+        reasons = "; ".join(f"tokens-{tokens}: {why}" for tokens, why in sorted(self._damaged.items(), reverse=True))
+        return RunError(
+            f"none of the checkpoints in {self.directory} can be read ({reasons}); bring one back from a copy, or move "
+            "the folder away to start from zero"
+        )
+
+    def _report_damage(self, tokens: int, why: str) -> None:
+        if self._damaged.get(tokens) != why:
+            self._say(f"checkpoint {self._path(tokens)} is damaged: {why}")
+        self._damaged[tokens] = why
+
+    def _read_body(self, tokens: int) -> dict[str, Any] | None:
+        """What `save` wrote beside the arrays, read by the lead process for all; None, said aloud, if damaged."""
+        answer: dict[str, Any] = {}
+        if is_lead():
+            try:
+                on_disk.require_files(self._path(tokens))
+                metadata = on_disk.read_metadata(self._path(tokens))
+                if not isinstance(metadata, dict) or record_digest(metadata.get("body")) != metadata.get("sha256"):
+                    answer = {"damaged": "its record is missing or differs from its checksum"}
+                else:
+                    answer = {"body": metadata["body"]}
+            except UNREADABLE as error:
+                answer = {"machine" if machine_at_fault(error) else "damaged": one_line(error)}
+            bury_failed_tasks()
+        answer = json.loads(from_lead(json.dumps(answer)))
+        if "machine" in answer:
+            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {answer['machine']}")
+        if "damaged" in answer:
+            self._report_damage(tokens, answer["damaged"])
+            return None
+        body: dict[str, Any] = answer["body"]
+        if body["format"] != FORMAT:
+            raise UserError(
+                f"checkpoint {self._path(tokens)} has format {body['format']}, this version of gpt3_jax reads "
+                f"{FORMAT}; use the version that wrote it"
+            )
+        return body
+
+    def _load(
+        self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
+    ) -> dict[str, jax.Array] | None:
+        """The arrays of one checkpoint, checked; None, said aloud, if they are damaged."""
+        arrays: dict[str, jax.Array] = {}
+        why = machine = ""
+        try:
+            # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for.
+            if is_lead():
+                why = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
+            if not why:
+                with jax.transfer_guard("allow"):
+                    arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
+        except UNREADABLE as error:
+            why = one_line(error)
+            machine = why if machine_at_fault(error) else ""
+        if why:
+            bury_failed_tasks()
+        # The processes read on their own and agree here: a process that met damage must not leave the others waiting.
+        if not everywhere(not machine):
+            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {machine or 'another process failed'}")
+        if not everywhere(not why):
+            self._report_damage(tokens, why or "another process could not read it")
+            return None
+        sums = array_checksums(arrays)
+        wrong = [name for name in wanted if sums[name] != saved[name]["checksum"]]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            self._report_damage(tokens, f"the checksum of {wrong[0]}{more} differs from when it was saved")
+            return None
+        return arrays
