@@ -209,6 +209,23 @@ def test_a_record_without_newer_settings_had_their_defaults() -> None:
     assert from_dict(json.loads(json.dumps(record))) == Config()
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([], "the saved configuration is []"),
+        ({"train": 3}, "train in the saved configuration is 3"),
+        ({"train": {"seed": True}}, "train.seed in the saved configuration is True; expected a whole number"),
+        ({"optimizer": {"peak_lr": float("nan")}}, "optimizer.peak_lr in the saved configuration is nan"),
+        ({"train": {"nothing": 1}}, "unknown key 'train.nothing' in the saved configuration"),
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_one_line(record: Any, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict(record)
+    assert words in str(caught.value)
+
+
 def test_what_a_setting_means_is_said_at_the_field() -> None:
     """The two lists that stood in the resume check and in the receipt before."""
     free = {f"{section}.{name}" for section, name, meaning in meanings(Config) if not meaning.changes_run}
