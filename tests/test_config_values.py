@@ -79,6 +79,8 @@ REFUSED = [
     ("train: {tokens: 9223372036854775808}", "below 2^63"),
     ("train: {tokens: 1e19}", "below 2^63"),
     ("train: {tokens: 1e999999999}", "below 2^63"),
+    ("train: {tokens: 1e-99999999999999999999}", "below 2^63"),
+    (f"train: {{tokens: {'1' * 6000}}}", "below 2^63"),
     *(
         (f"optimizer: {{peak_lr: {number}}}", "expected a finite number")
         for number in ("1e400", "1.5e-1_0", ".inf", "-.inf", ".nan", "inf", "infinity", "nan", "true", "1:30", "''")
