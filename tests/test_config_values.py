@@ -79,6 +79,8 @@ REFUSED = [
     ("train: {tokens: 9223372036854775808}", "below 2^63"),
     ("train: {tokens: 1e19}", "below 2^63"),
     ("train: {tokens: 1e999999999}", "below 2^63"),
+    ("train: {tokens: 1e-99999999999999999999}", "below 2^63"),
+    (f"train: {{tokens: {'1' * 6000}}}", "below 2^63"),
     *(
         (f"optimizer: {{peak_lr: {number}}}", "expected a finite number")
         for number in ("1e400", "1.5e-1_0", ".inf", "-.inf", ".nan", "inf", "infinity", "nan", "true", "1:30", "''")
@@ -207,6 +209,23 @@ def test_a_record_without_newer_settings_had_their_defaults() -> None:
     record["train"] |= record.pop("memory")
     del record["optimizer"]["weight_decay_on"]
     assert from_dict(json.loads(json.dumps(record))) == Config()
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([], "the saved configuration is []"),
+        ({"train": 3}, "train in the saved configuration is 3"),
+        ({"train": {"seed": True}}, "train.seed in the saved configuration is True; expected a whole number"),
+        ({"optimizer": {"peak_lr": float("nan")}}, "optimizer.peak_lr in the saved configuration is nan"),
+        ({"train": {"nothing": 1}}, "unknown key 'train.nothing' in the saved configuration"),
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_one_line(record: Any, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict(record)
+    assert words in str(caught.value)
 
 
 def test_what_a_setting_means_is_said_at_the_field() -> None:

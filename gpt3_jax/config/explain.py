@@ -49,7 +49,7 @@ def options_help(width: int) -> str:
 def entry(option: str, text: str, default: str, width: int) -> Iterator[str]:
     """The lines of one option; no default line for an empty `default`."""
     indent = " " * _INDENT
-    head, body = f"  {option}", textwrap.wrap(text, width - _INDENT)
+    head, body = f"  {option}", textwrap.wrap(text, width - _INDENT) or [""]
     if len(head) < _INDENT - 1:
         yield head.ljust(_INDENT) + body.pop(0)
     else:

@@ -77,8 +77,10 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
     return _make(merged)
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def from_dict(values: Any) -> Config:
     """The inverse of `to_dict`, as strict as a YAML file; also of the records of earlier versions."""
+    if not isinstance(values, dict):
+        raise UserError(f"the saved configuration is {values!r}; expected its sections")
     return _make(_checked(values, lambda name: f"{name} in the saved configuration"))
 
 

@@ -39,7 +39,8 @@ def convert(value: Any, hint: Any, name: str, naming: Naming) -> Any:
     found = _scalar(value, hint) if not isinstance(value, dict | list | tuple) else None
     if found is None:
         shown = "empty" if value == "" else repr(value)
-        raise UserError(f"{naming(name)} is {shown}; expected {expected(hint)}")
+        cut = shown if len(shown) <= 100 else f"{shown[:80]}…"
+        raise UserError(f"{naming(name)} is {cut}; expected {expected(hint)}")
     return found
 
 
@@ -110,7 +111,10 @@ def _number(value: Any, hint: Any) -> int | float | None:
         return number if math.isfinite(number) else None
     if re.match(r"[+-]?0\d", text):  # octal in YAML 1.1, decimal in 1.2
         return None
-    exact = decimal.Decimal(text)
+    try:
+        exact = decimal.Decimal(text)
+    except decimal.InvalidOperation:  # an exponent of its own size
+        return None
     if exact.is_zero():
         return 0
     if exact.adjusted() > 18 or exact != exact.to_integral_value():
