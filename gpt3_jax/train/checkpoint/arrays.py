@@ -29,7 +29,8 @@ _OrbaxPath: Any = type(epath.Path("/"))
 
 
 def require_own_name(path: Path) -> None:
-    """Raises UserError for a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf``: epath takes it for a bucket's address."""
+    """Raises UserError for a folder whose name the libraries do not take for that of a folder, before anything is
+    written: one in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket to epath, and TensorStore refuses a backslash."""
     absolute = os.path.abspath(path)
     root = absolute.split("/")[1]
     if root in ("gs", "s3", "az", "hf"):
@@ -37,6 +38,11 @@ def require_own_name(path: Path) -> None:
             f"checkpoints cannot be in {absolute}: the library that writes them takes /{root} for {root}://; mount it "
             "under another name, or give a path through a symbolic link"
         )
+    try:
+        ts.KvStore.Spec({"driver": "file", "path": f"{absolute}/"})
+    except ValueError as error:
+        why = str(error).split(": ", 1)[-1]
+        raise UserError(f"checkpoints cannot be in {absolute}: {why}; choose another name") from None
 
 
 class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
