@@ -43,25 +43,8 @@ def value(folder: Path, said: list[str] | None = None) -> int:
 
 def test_a_path_stands_for_itself(tmp_path: Path) -> None:
     """Names that are patterns, each beside others that they match and that hold another checkpoint."""
-    names = [
-        "r1",
-        "ra",
-        "r[1]",
-        "r[!b]",
-        "r*",
-        "r?",
-        "r**",
-        "[",
-        "r]",
-        "*",
-        "{a,b}",
-        "%41",
-        "#",
-        "a b",
-        "'",
-        "~",
-        "é",
-    ]
+    names = ["r1", "ra", "r[1]", "r[!b]", "r*", "r?", "r**", "[", "r]", "*"]
+    names += ["{a,b}", "%41", "#", "'", "~", "a b", "é"]
     for number, name in enumerate(names):
         store(tmp_path / name).save(1, 1, state(number), {}, wait=True)
     assert [value(tmp_path / name) for name in names] == list(range(len(names)))
@@ -70,10 +53,10 @@ def test_a_path_stands_for_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        *((f"/{root}/runs", f"the library that writes them takes /{root} for {root}://; mount it") for root in ("gs", "s3", "az", "hf")),
-        ("/tmp/gpt3-jax\\runs", "Invalid file path.*; choose another name"),
+        *((f"/{root}/runs", f"takes /{root} for {root}://; mount it") for root in ("gs", "s3", "az", "hf")),
+        ("/tmp/gpt3-jax\\runs", "TensorStore, which writes them, refuses this path"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_the_libraries_take_for_something_else_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         store(Path(name))

@@ -40,9 +40,11 @@ def require_own_name(path: Path) -> None:
         )
     try:
         ts.KvStore.Spec({"driver": "file", "path": f"{absolute}/"})
-    except ValueError as error:
-        why = str(error).split(": ", 1)[-1]
-        raise UserError(f"checkpoints cannot be in {absolute}: {why}; choose another name") from None
+    except ValueError:
+        raise UserError(
+            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, refuses this path; choose a name "
+            "without backslashes"
+        ) from None
 
 
 class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
