@@ -30,7 +30,7 @@ _OrbaxPath: Any = type(epath.Path("/"))
 
 def require_own_name(path: Path) -> None:
     """Raises UserError for a folder whose name the libraries do not take for that of a folder, before anything is
-    written: one in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket to epath, and TensorStore refuses a backslash."""
+    written: one in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket to epath, and a backslash a slash to TensorStore."""
     absolute = os.path.abspath(path)
     root = absolute.split("/")[1]
     if root in ("gs", "s3", "az", "hf"):
@@ -38,13 +38,11 @@ def require_own_name(path: Path) -> None:
             f"checkpoints cannot be in {absolute}: the library that writes them takes /{root} for {root}://; mount it "
             "under another name, or give a path through a symbolic link"
         )
-    try:
-        ts.KvStore.Spec({"driver": "file", "path": f"{absolute}/"})
-    except ValueError:
+    if "\\" in absolute:
         raise UserError(
-            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, refuses this path; choose a name "
-            "without backslashes"
-        ) from None
+            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, takes a backslash for a slash; choose "
+            "another name"
+        )
 
 
 class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
