@@ -29,8 +29,10 @@ _OrbaxPath: Any = type(epath.Path("/"))
 
 
 def require_own_name(path: Path) -> None:
-    """Raises UserError for a folder whose name the libraries do not take for that of a folder, before anything is
-    written: one in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket to epath, and a backslash a slash to TensorStore."""
+    """Raises UserError for a folder that the libraries take for another, before anything is written.
+
+    To epath, a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket; to TensorStore, a backslash is a slash.
+    """
     absolute = os.path.abspath(path)
     root = absolute.split("/")[1]
     if root in ("gs", "s3", "az", "hf"):
@@ -40,8 +42,8 @@ def require_own_name(path: Path) -> None:
         )
     if "\\" in absolute:
         raise UserError(
-            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, takes a backslash for a slash; choose "
-            "another name"
+            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, takes a backslash for a slash; "
+            "choose another name"
         )
 
 
