@@ -134,7 +134,7 @@ def _python(program: str, *arguments: str, heeding: bool = False) -> subprocess.
         import jax, jax.numpy as jnp
         from gpt3_jax.errors import RunError
         from gpt3_jax.train.checkpoint.reader import CheckpointReader
-        from gpt3_jax.train.checkpoint.store import CheckpointStore
+        from gpt3_jax.train.checkpoint.trained import load_trained
         def reader(): return CheckpointReader(sys.argv[1], say=print)
     """
     code = textwrap.dedent(head) + textwrap.dedent(program)
@@ -167,11 +167,11 @@ def test_damage_is_told_in_lines_without_tracebacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "locked",
-    [".", "tokens-2", "tokens-2/_CHECKPOINT_METADATA", "tokens-2/state", "tokens-2/state/manifest.ocdbt", "data"],
+    ["..", ".", "tokens-2", "tokens-2/_CHECKPOINT_METADATA", "tokens-2/state", "tokens-2/state/manifest.ocdbt", "data"],
 )
 def test_what_may_not_be_read_is_not_damaged(locked: str, tmp_path: Path) -> None:
     """It is named and left where it is; the one before is not taken for the newest."""
-    folder = tmp_path / "checkpoints"
+    folder = tmp_path / "run" / "checkpoints"
     s = store(folder)
     for tokens in (1, 2):
         s.save(tokens, tokens, state(tokens), {}, wait=True)
@@ -182,8 +182,7 @@ def test_what_may_not_be_read_is_not_damaged(locked: str, tmp_path: Path) -> Non
     mode = path.stat().st_mode
     program = """
         wanted = {"x": jax.ShapeDtypeStruct((64, 64), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
-        store = CheckpointStore(sys.argv[1], keep_last=9, keep_every_tokens=0, say=print)
-        for look in (store.newest_record, lambda: store.restore(wanted)):
+        for look in (reader().newest_record, lambda: reader().restore(wanted), lambda: load_trained(sys.argv[2])):
             try:
                 look()
             except RunError as error:
@@ -191,12 +190,13 @@ def test_what_may_not_be_read_is_not_damaged(locked: str, tmp_path: Path) -> Non
     """
     path.chmod(0)
     try:
-        done = _python(program, str(folder), heeding=True)
+        done = _python(program, str(folder), str(tmp_path / "run"), heeding=True)
     finally:
         path.chmod(mode)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 and all("Permission denied" in line and str(folder) in line for line in lines), lines
+    assert len(lines) == 3, lines
+    assert all("Permission denied" in line and str(tmp_path / "run") in line for line in lines), lines
     assert sorted(p.name for p in folder.iterdir()) == ["tokens-1", "tokens-2"]
     assert value(folder) == 2
 
