@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,14 @@ def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert lines[0]["grad_norm"] is None
     assert len(list((tmp_path / "tensorboard").iterdir())) >= 1
+
+
+def test_metrics_that_nobody_would_find_are_an_error(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "run", 0, tensorboard=False)
+    writer.write("train", 10, {"loss": 1.0})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunError, match=r"metrics\.jsonl was removed while the run was writing it"):
+        writer.write("train", 20, {"loss": 1.0})
 
 
 def test_numbers_for_people() -> None:

@@ -91,7 +91,7 @@ BAD: list[Case] = [
     (
         "bucket for a folder",
         ["--train.run_dir", "gs://b/run"],
-        r"'gs://b/run'; expected .* mount the bucket",
+        r"'gs://b/run' is an address; expected .* mount the bucket",
         2,
         nothing,
     ),

@@ -62,6 +62,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     # The checkpoint last: it is what makes the folder a run.
     write_config(run_dir, config)
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
+    write_config(run_dir, config)  # the checkpoint last: it is what makes the folder a run's
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
     return config
 

@@ -33,6 +33,7 @@ from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
+from gpt3_jax.train.checkpoint.arrays import require_own_name
 from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
 from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
@@ -160,6 +161,7 @@ def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
     Raises:
         UserError: they do not fit the devices, the model, or each other.
     """
+    require_own_name(Path(config.train.run_dir))
     mesh = make_mesh(config.parallel)
     schedule = batch_schedule(config, batch_shards(mesh))
     abstract_state(config, mesh)

@@ -47,11 +47,15 @@ class MetricsWriter:
 
         What is not finite is null, which JSON has, instead of NaN, which it has not. A line that a finished run
         already holds (its last evaluation, when it is started again) is not written twice.
+
+        Raises RunError when it cannot be written, or the file was removed meanwhile.
         """
         if (kind, tokens) in self._there:
             return
         finite = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
         with _as_run_error(self._path):
+            if os.fstat(self._file.fileno()).st_nlink == 0:  # what is written now, nobody will ever read
+                raise RunError(f"{self._path} was removed while the run was writing it; was its folder deleted?")
             self._file.write(json.dumps({"kind": kind, "tokens": tokens, **finite}, allow_nan=False) + "\n")
             self._file.flush()
             if self._events is not None:

@@ -29,13 +29,21 @@ _OrbaxPath: Any = type(epath.Path("/"))
 
 
 def require_own_name(path: Path) -> None:
-    """Raises UserError for a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf``: epath takes it for a bucket's address."""
+    """Raises UserError for a folder that the libraries take for another, before anything is written.
+
+    To epath, a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket; to TensorStore, a backslash is a slash.
+    """
     absolute = os.path.abspath(path)
     root = absolute.split("/")[1]
     if root in ("gs", "s3", "az", "hf"):
         raise UserError(
             f"checkpoints cannot be in {absolute}: the library that writes them takes /{root} for {root}://; mount it "
             "under another name, or give a path through a symbolic link"
+        )
+    if "\\" in absolute:
+        raise UserError(
+            f"checkpoints cannot be in {absolute}: TensorStore, which writes them, takes a backslash for a slash; "
+            "choose another name"
         )
 
 

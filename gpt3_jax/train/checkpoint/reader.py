@@ -143,7 +143,10 @@ class CheckpointReader:
         return str(answer["seen"])
 
     def _children(self) -> list[Path]:
-        return list(self.directory.iterdir()) if is_lead() and self.directory.exists() else []
+        try:
+            return list(self.directory.iterdir()) if is_lead() else []
+        except FileNotFoundError:
+            return []
 
     def _list(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._children())

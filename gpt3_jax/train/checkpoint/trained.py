@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
@@ -25,12 +25,16 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
 
     Raises:
         UserError: no such folder, or no checkpoint in it.
-        RunError: there are checkpoints, but none can be read.
+        RunError: the folder may not be read; there are checkpoints, but none can be read.
     """
     run_dir = Path(local_path(run_dir, "run folder"))
-    if not run_dir.is_dir():
-        what = "is a file" if Path(run_dir).exists() else "does not exist"
-        raise UserError(f"run folder {str(run_dir)!r} {what}; expected the train.run_dir of a run")
+    try:
+        os.listdir(run_dir)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is a file"
+        raise UserError(f"run folder {str(run_dir)!r} {what}; expected the train.run_dir of a run") from None
+    except OSError as error:
+        raise RunError(f"cannot read the run folder {str(run_dir)!r}: {error.strerror}") from None
     start_devices()
     reader = CheckpointReader(run_dir / CHECKPOINTS, say=say)
     newest = reader.newest_record()
