@@ -1,4 +1,4 @@
-"""The predicted time of a configuration on a topology: `roofline` fed from a compiled step, or from `estimate`."""
+"""The predicted time of a configuration on a topology. The work comes from a compiled step, or from `estimate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from gpt3_jax.program.traffic import HOST
 
 
 def predict_compiled(step: CompiledStep) -> Prediction | None:
-    """From what the compiled program computes, moves and sends; None for a device that is not in the table."""
+    """The prediction from what the compiled program computes, moves and sends; None for a device that is not in the
+    table."""
     config, devices = step.config, len(step.topology.devices)
     tokens = step.stage.sequences * config.model.n_ctx
     model_flops = 6.0 * count_params(config.model) * tokens / devices
@@ -53,7 +54,7 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
 
 
 def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:
-    """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices; and the way to the
+    """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the
     host."""
     device = topology.device
     assert device is not None
@@ -73,7 +74,7 @@ def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement
 
 
 def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:
-    """The rates of the roofline, for reading a schedule in time.
+    """The roofline's rates, at which `program.schedule` is timed.
 
     Args:
         placement: what each mesh axis runs on.
@@ -95,7 +96,8 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
 
 
 def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:
-    """A gather in two steps sends nearly all its bytes in the outer one, which has not the links of the inner."""
+    """The bandwidth of a gather in two steps: nearly all bytes go in the outer step, which lacks the links of the
+    inner."""
     links = 2 if inner % device.links.wrap_multiple == 0 else 1
     left = whole.bandwidth - links * device.links.bandwidth
     if left <= 0:
@@ -104,8 +106,8 @@ def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect
 
 
 def _as_it_stands(part: roofline.Traffic, config: Config) -> roofline.Traffic:
-    """Up to stage 1 weights are gathered before the first block and gradients reduced behind the last, at stage 2 only
-    the gather stands outside: no block's compute hides it, however many calls it is cut into."""
+    """Sets `calls` to 1 for collectives outside the blocks, which no block's compute hides: at stages 0 and 1 the
+    gather of weights and the reduction of gradients, at stage 2 the gather."""
     over_data = set(part.axes) <= set(BATCH_AXES) and DATA in part.axes
     outside = config.parallel.stage <= 1 or (config.parallel.stage == 2 and part.kind == "all-gather")
     return dataclasses.replace(part, calls=1) if over_data and outside else part

@@ -65,7 +65,7 @@ class Traffic:
     bytes: float
     """Bytes that a device sends in a step, all calls together, by the ring formula."""
     calls: int
-    """How often a step runs each amid the blocks' compute; 1 for what stands outside it."""
+    """How often a step runs each between the blocks' compute; 1 for a collective outside the blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,9 @@ class Exposed:
     axes: tuple[str, ...]
     medium: Medium
     seconds: float
-    """Of all its traffic."""
+    """Duration of all its traffic."""
     exposed: float
-    """Of the part in which the device waits."""
+    """The part of it for which the device waits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ def predict(
 def traffic_of(collectives: Iterable[Collective]) -> tuple[Traffic, ...]:
     """A program's collectives, as `gpt3_jax.program.traffic.count` gives them, added up for `Work`.
 
-    One in a loop without compute hides behind nothing, however often it runs: who knows of such sets its calls to 1.
+    A collective in a loop without compute hides behind nothing: callers must set `calls=1` for these.
     """
     sums: dict[tuple[tuple[str, ...], Kind, int], float] = {}
     copies: dict[Kind, int] = {}
@@ -374,8 +374,8 @@ def _assumptions(
     tensor_exposed: float,
     host_rate: float,
 ) -> tuple[str, ...]:
-    """One sentence each, with its number. `host_rate` is what the way to the host has to carry, in bytes per second,
-    where nothing is known of it; else 0."""
+    """The assumptions of a prediction, one sentence each. `host_rate` is what the way to the host has to carry, in
+    bytes per second, where its bandwidth is not known; else 0."""
     matmul = MATMUL[device.family]
     found = [
         f"Compute runs at {matmul.share:.0%} of the {device.bf16_flops / 1e12:g} TFLOP/s bf16 peak of a {device.name} "

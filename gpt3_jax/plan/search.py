@@ -1,5 +1,5 @@
-"""Which mesh, ZeRO stage, remat and microbatch to train with: every combination that divides, pruned and ordered by
-arithmetic, the best of them confirmed by compiling."""
+"""Finds the mesh, ZeRO stage, remat and microbatch to train with. Every combination that divides is pruned and ordered
+by arithmetic; the best are compiled."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ REMATS: tuple[Remat, ...] = get_args(Remat)
 PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
 TIGHT = 0.7
-"""Of the capacity: where full remat needs more by its estimate, it is also tried with parts and with offload."""
+"""Share of the capacity. Where full remat is estimated above it, MLPs in parts and offload are tried too."""
 ROOMY = 0.9
-"""Of the capacity: what needs no more by its estimate will most likely fit."""
+"""Share of the capacity. What is estimated below it will most likely fit."""
 SLACK = 1.4
 """A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
 0.70 to 1.37 times what was compiled; a test holds them below this."""
@@ -50,7 +50,7 @@ class Candidate:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What tells it from the others, by the names of the configuration."""
+        """The settings in which candidates differ, by their names in the configuration."""
         parallel, train = self.config.parallel, self.config.train
         return {
             "parallel.stage": parallel.stage,
@@ -62,7 +62,7 @@ class Candidate:
 
     @property
     def options(self) -> str:
-        """As it is typed."""
+        """The settings as command-line options."""
         return " ".join(f"--{name} {value}" for name, value in self.settings.items())
 
 
@@ -92,7 +92,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
-    # By arithmetic parts take no time, nor do copies to a host of which nothing is known: of equals those without.
+    # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
     return sorted(
         found,
         key=lambda c: (c.prediction.step_seconds, c.config.train.remat == "offload", c.config.train.mlp_parts, c.bytes),
@@ -139,7 +139,7 @@ def search(
     attempts = 4 * keep
     confirmed = confirm(iter(tried), topology, keep, attempts, say, cache)
     if others := _of_other_remats(found, confirmed, topology):
-        say("and the fastest of each other remat, which arithmetic may do injustice to")
+        say("and the fastest of each other remat, in case the estimate misranks it")
         confirmed += confirm(iter(others), topology, len(others), len(others), say, cache)
         confirmed = sorted(confirmed, key=_step_seconds)[:keep]
     if len(confirmed) < keep:
@@ -155,7 +155,7 @@ def search(
 def nearest(
     config: Config, mesh: dict[str, int], topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
-    """Configurations that fit and change least of one that does not: few settings, then the fastest."""
+    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": mesh[axis] for axis in AXES},
@@ -168,7 +168,7 @@ def nearest(
         changed = [key for key, value in candidate.settings.items() if value != now[key]]
         return len(changed) - ("parallel.data" in changed)  # data follows from the other axes
 
-    # Estimates are not exact: here only what leaves room by them is worth a compilation.
+    # Estimates are inexact: only candidates with room to spare are worth a compilation.
     tried = candidates(config, topology)
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
@@ -213,7 +213,7 @@ def _step_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
 def _of_other_remats(
     found: list[Candidate], confirmed: list[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Of each remat that is not among those confirmed, the fastest by its estimate that leaves room."""
+    """For each remat that is not among those confirmed, the fastest candidate that leaves room by its estimate."""
     assert topology.usable is not None
     there = {c.config.train.remat for c, _ in confirmed}
     fastest: dict[str, Candidate] = {}
@@ -225,8 +225,8 @@ def _of_other_remats(
 
 
 def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receipt, bool]:
-    """The receipt of a configuration, and whether it was kept from an earlier plan: of the same configuration and
-    topology, source of this package, versions of all that has a part in it, and compilers' flags in the environment.
+    """The receipt of a configuration, and whether it came from the cache. A cached plan has the same configuration,
+    topology, source of this package, versions of all packages involved, and compilers' flags in the environment.
 
     Raises:
         UserError, RunError: as `compile_step`.
@@ -267,8 +267,8 @@ def _code_version() -> str:
 
 
 def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tuple[str, int]]:
-    """Every remat, with the parts of an MLP that are asked for and then with more, where they may be; what only saves
-    memory stands behind full remat without it."""
+    """Every remat, each with the configured number of MLP parts and then with more, where parts are allowed. Full remat
+    comes before the variants that only save memory."""
     units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
     asked = config.train.mlp_parts
     for remat in REMATS:
@@ -281,7 +281,7 @@ def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tupl
 
 
 def _saves_only(candidate: Config, asked: Config) -> bool:
-    """Whether it costs time, and is not asked for: only to be tried where memory is short."""
+    """Whether a candidate trades time for memory unasked: only tried where memory is short."""
     offload = candidate.train.remat == "offload" and asked.train.remat != "offload"
     return offload or candidate.train.mlp_parts > asked.train.mlp_parts
 
@@ -289,7 +289,7 @@ def _saves_only(candidate: Config, asked: Config) -> bool:
 def _changed(
     config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int
 ) -> Config | None:
-    """None for settings that do not go together."""
+    """The configuration with these settings; None where they exclude each other."""
     parallel: Any = {"stage": stage, **mesh}
     train: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
     try:

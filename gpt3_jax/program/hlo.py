@@ -52,7 +52,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from: ``jit(step)/shard_map/attention/dot_general``."""
+        """Its place in the traced program: ``jit(step)/shard_map/attention/dot_general``."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -195,7 +195,7 @@ class Program:
         """Iterations of a while loop.
 
         Raises:
-            RunError: a loop whose count does not stand in the program.
+            RunError: the program does not state the loop's trip count.
         """
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if found:
@@ -205,7 +205,7 @@ class Program:
         limits = {int(m[0]) for i in constants if (m := re.search(r"-?\d+", " ".join(i.operands)))}
         if self.roots[condition].opcode in ("compare", "fusion") and len(limits) == 1:
             return limits.pop()
-        raise RunError(f"the trip count of the loop {loop.name} does not stand in the compiled program")
+        raise RunError(f"the compiled program does not state the trip count of the loop {loop.name}")
 
     def collectives(self) -> list[CompiledCollective]:
         """The collectives, in program order; those over a single device are left out.
@@ -217,12 +217,11 @@ class Program:
         return [found for i, calls, wrapped in running for found in self._stated(i, calls, wrapped)]
 
     def collectives_of(self, instruction: Instruction) -> list[CompiledCollective]:
-        """What one run of an instruction that is scheduled on its own does or starts, of collectives."""
+        """The collectives that one run of a scheduled instruction executes or starts."""
         return [found for i, calls, wrapped in self.started(instruction) for found in self._stated(i, calls, wrapped)]
 
     def started(self, instruction: Instruction) -> Iterator[tuple[Instruction, float, bool]]:
-        """As `running`, what one run of an instruction that is scheduled on its own does: itself, or all that stands
-        in the computation that it starts."""
+        """Like `running`, for one scheduled instruction: itself, or the computation that it starts."""
         if instruction.opcode != "async-start":
             yield instruction, 1, False
             return
@@ -241,8 +240,8 @@ class Program:
         return [collective for collective in found if collective is not None]
 
     def _goes_on(self, fusion: Instruction, collective: Instruction) -> bool:
-        """Whether a fusion carries on, or ends, a collective that another one has started: a TPU writes its collective
-        into all of them, with one channel."""
+        """Whether a fusion continues or ends a collective that another one started. A TPU program repeats the
+        collective in each of these fusions, with the same channel."""
         channel = _channel(collective)
         if channel:
             return channel in self._started
@@ -305,7 +304,7 @@ def _itemsize(dtype: str) -> float:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines, but an attribute with line breaks in it (a Pallas kernel's metadata) on the line that it belongs to."""
+    """Lines. An attribute that contains line breaks (a Pallas kernel's metadata) is joined to its own line."""
     whole = ""
     for line in text.splitlines():
         if whole.startswith("  ") and line and not line.startswith(" ") and line != "}" and not line.startswith("}, "):
@@ -335,7 +334,7 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _element(name: str, body: dict[str, Instruction]) -> Instruction:
-    """``loop#3``, an element of a tuple named where it is used, as the instruction that older texts have for it."""
+    """The `get-tuple-element` for ``loop#3``. Newer texts name an element of a tuple where it is used, without one."""
     whole, _, place = name.partition("#")
     parts = shape_parts(body[whole].shape) if whole in body else []
     shape = parts[int(place)] if int(place) < len(parts) else ""
@@ -343,7 +342,7 @@ def _element(name: str, body: dict[str, Instruction]) -> Instruction:
 
 
 def shape_parts(shape: str) -> list[str]:
-    """The shapes in a tuple's, those of its own tuples left whole; of no tuple, itself."""
+    """The shapes of a tuple's parts; nested tuples stay whole. A shape that is no tuple is its only part."""
     if not shape.startswith("("):
         return [shape]
     parts, depth, start = [], 0, 1
@@ -357,7 +356,7 @@ def shape_parts(shape: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis closes that opens here."""
+    """The position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if found[0] == "(" else -1
@@ -367,7 +366,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _relative(path: str) -> str:
-    """A file of this project from its package on; another's from its environment on."""
+    """The path of a file, relative to this package or to site-packages."""
     for marker in ("/gpt3_jax/", "/site-packages/"):
         if marker in path:
             _, _, tail = path.rpartition(marker)

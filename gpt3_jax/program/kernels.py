@@ -1,5 +1,5 @@
 """The matmul work of a compiled program, instruction by instruction: matmuls alone, in fusions, and in attention
-kernels. What `program.flops` counts in the traced program, found where the compiler has put it."""
+kernels. `program.flops` counts the same in the traced program."""
 
 from __future__ import annotations
 
