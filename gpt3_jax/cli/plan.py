@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
     plan_on_cpu()
     config = load_config(args.config, overrides)
     from gpt3_jax.parallel.mesh import DATA, REPLICA
+    from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.train.schedule import batch_schedule, deviations

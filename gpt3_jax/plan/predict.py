@@ -11,8 +11,9 @@ from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, data_steps, make_mesh
-from gpt3_jax.plan import roofline
-from gpt3_jax.plan.roofline import Interconnect, Placement, Prediction, Work
+from gpt3_jax.plan import placement, roofline
+from gpt3_jax.plan.placement import Interconnect, Placement
+from gpt3_jax.plan.roofline import Prediction, Work
 from gpt3_jax.plan.step import CompiledStep
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.flops import matmul_flops
@@ -60,17 +61,17 @@ def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement
     assert device is not None
     if topology.has_nodes:
         links = dataclasses.replace(device.links, node_devices=topology.shape[1])
-        return roofline.nodes(dataclasses.replace(device, links=links), mesh) | roofline.host(device)
+        return placement.nodes(dataclasses.replace(device, links=links), mesh) | placement.host(device)
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]
     inside = {REPLICA: replica // topology.slices, **inside}
     chips = math.prod(topology.shape) * topology.slices
-    placed = dict(roofline.torus(device, topology.shape, inside, len(topology.devices) // chips))
+    placed = dict(placement.torus(device, topology.shape, inside, len(topology.devices) // chips))
     if DATA in placed and (steps := data_steps(make_mesh(config.parallel, topology.devices))):
         placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
     if topology.slices > 1:
-        placed |= roofline.slices(device, REPLICA, replica)
-    return placed | roofline.host(device)
+        placed |= placement.slices(device, REPLICA, replica)
+    return placed | placement.host(device)
 
 
 def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gpt3_jax.program.hlo import Instruction, Program, shape_bytes, shape_parts
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.shapes import shape_bytes, shape_parts
 
 SLICES = frozenset({"slice", "slice-start", "dynamic-slice", "gather"})
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from gpt3_jax.errors import RunError
+from gpt3_jax.program.frames import Frames, relative
 from gpt3_jax.program.replica_groups import replica_groups
+from gpt3_jax.program.shapes import shape_bytes, shape_parts
 from gpt3_jax.program.traffic import Kind, ring_share
 
 _KINDS: dict[str, Kind] = {
@@ -32,8 +33,6 @@ _KINDS: dict[str, Kind] = {
 COLLECTIVES = frozenset(opcode for opcode in _KINDS if not opcode.endswith("-start"))
 """Opcodes of collectives; each may also be split into ``-start`` and ``-done``."""
 _STARTED = "async-collective-start"
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -108,7 +107,7 @@ class Program:
     def __init__(self, text: str) -> None:
         self._computations: dict[str, dict[str, Instruction]] = {}
         self._entry = ""
-        self._frames = _Frames(text)
+        self._frames = Frames(text)
         found_partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
         self._partitions = int(found_partitions[1]) if found_partitions else 0
         current: dict[str, Instruction] | None = None
@@ -161,7 +160,7 @@ class Program:
         if found:
             return self._frames.source(int(found[1]))
         found = re.search(r'source_file="([^"]*)" source_line=(\d+)', instruction.attributes)
-        return f"{_relative(found[1])}:{found[2]}" if found else ""
+        return f"{relative(found[1])}:{found[2]}" if found else ""
 
     def sources(self, instruction: Instruction) -> list[str]:
         """Every line of this project that stood on Python's stack when it was traced, innermost first."""
@@ -281,28 +280,6 @@ def _channel(collective: Instruction) -> str:
     return found[1] if found else ""
 
 
-def shape_bytes(shape: str) -> float:
-    """Bytes of a result without its layout's padding; of a tuple, the sum of its parts."""
-    total = 0.0
-    for dtype, dims in _SHAPE.findall(re.sub(r"\{[^{}]*\}", "", shape)):
-        total += math.prod(int(d) for d in dims.split(",") if d) * _itemsize(dtype)
-    return total
-
-
-def shape_dims(shape: str) -> list[tuple[int, ...]]:
-    """Dimensions of a result; of a tuple, of each of its parts."""
-    found = _SHAPE.findall(re.sub(r"\{[^{}]*\}", "", shape))
-    return [tuple(int(d) for d in dims.split(",") if d) for _, dims in found]
-
-
-def _itemsize(dtype: str) -> float:
-    if dtype in _BYTES:
-        return _BYTES[dtype]
-    if found := re.match(r"[a-z]+(\d+)", dtype):  # f32, s32, u8, f8e4m3fn
-        return int(found[1]) / 8
-    raise RunError(f"the compiled program has values of type {dtype}, whose size is not known")
-
-
 def _lines(text: str) -> Iterator[str]:
     """Lines. An attribute that contains line breaks (a Pallas kernel's metadata) is joined to its own line."""
     whole = ""
@@ -341,20 +318,6 @@ def _element(name: str, body: dict[str, Instruction]) -> Instruction:
     return Instruction(name, "get-tuple-element", shape, (whole,), f", index={place}")
 
 
-def shape_parts(shape: str) -> list[str]:
-    """The shapes of a tuple's parts; nested tuples stay whole. A shape that is no tuple is its only part."""
-    if not shape.startswith("("):
-        return [shape]
-    parts, depth, start = [], 0, 1
-    shape = re.sub(r"/\*.*?\*/", "", shape)
-    for at, character in enumerate(shape):
-        depth += (character in "([{") - (character in ")]}")
-        if (character == "," and depth == 1) or (character == ")" and depth == 0):
-            parts.append(shape[start:at].strip())
-            start = at + 1
-    return parts
-
-
 def _closing(text: str, opening: int) -> int:
     """The position of the parenthesis that closes the one at `opening`."""
     depth = 0
@@ -363,57 +326,3 @@ def _closing(text: str, opening: int) -> int:
         if depth == 0:
             return found.start()
     return len(text)
-
-
-def _relative(path: str) -> str:
-    """The path of a file, relative to this package or to site-packages."""
-    for marker in ("/gpt3_jax/", "/site-packages/"):
-        if marker in path:
-            _, _, tail = path.rpartition(marker)
-            return f"gpt3_jax/{tail}" if marker == "/gpt3_jax/" else tail
-    return path.rsplit("/", 1)[-1]
-
-
-class _Frames:
-    """The tables of files, lines and stack frames at the head of a module's text."""
-
-    def __init__(self, text: str) -> None:
-        self._files: dict[int, str] = {}
-        self._locations: dict[int, tuple[int, int]] = {}
-        self._frames: dict[int, tuple[int, int]] = {}
-        section = ""
-        for line in text.splitlines():
-            if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-                section = line
-            elif line.startswith(("ENTRY", "%")):
-                break
-            elif section == "FileNames" and (found := re.match(r'(\d+) "(.*)"', line)):
-                self._files[int(found[1])] = found[2]
-            elif section == "FileLocations" and (
-                found := re.match(r"(\d+) \{.*?file_name_id=(\d+).*?line=(\d+)", line)
-            ):
-                self._locations[int(found[1])] = (int(found[2]), int(found[3]))
-            elif section == "StackFrames" and (
-                found := re.match(r"(\d+) \{.*?file_location_id=(\d+)(?:.*?parent_frame_id=(\d+))?", line)
-            ):
-                # A parent is written one higher than the number that it bears; 1 is none.
-                self._frames[int(found[1])] = (int(found[2]), int(found[3] or 1) - 1)
-
-    def source(self, frame: int) -> str:
-        """File and line of a frame: the innermost that belongs to this project, else the innermost."""
-        own = self.own(frame)
-        return own[0] if own else next((here for here, _ in self._stack(frame)), "")
-
-    def own(self, frame: int) -> list[str]:
-        """Files and lines of this project on the stack of a frame, innermost first."""
-        return [here for here, path in self._stack(frame) if "/gpt3_jax/" in path]
-
-    def _stack(self, frame: int) -> Iterator[tuple[str, str]]:
-        """File and line as they are shown, and the file's whole path, innermost first."""
-        seen: set[int] = set()
-        while frame in self._frames and frame not in seen:
-            seen.add(frame)
-            location, frame = self._frames[frame]
-            file, line = self._locations.get(location, (0, 0))
-            path = self._files.get(file, "")
-            yield f"{_relative(path)}:{line}", path

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from gpt3_jax.program.accesses import bytes_read, bytes_written, result_shape, results, uses
-from gpt3_jax.program.hlo import Instruction, Program, shape_bytes
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.shapes import shape_bytes
 from gpt3_jax.program.traffic import HOST, Kind
 
 HOST_MEMORY = 5

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from gpt3_jax.program.accesses import SLICES, bytes_written, results, uses
-from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program, shape_bytes
+from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program
 from gpt3_jax.program.host_copies import only_copies
+from gpt3_jax.program.shapes import shape_bytes
 
 _MOVE_NOTHING = frozenset(
     {
