@@ -19,7 +19,7 @@ from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
 from gpt3_jax import devices
 from gpt3_jax.config import load_config
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.plan import estimate, roofline
+from gpt3_jax.plan import estimate, placement, roofline
 from gpt3_jax.plan.predict import rates
 from gpt3_jax.plan.receipt import make_receipt
 from gpt3_jax.plan.roofline import Traffic, Work, predict
@@ -273,8 +273,8 @@ def test_rates_are_the_device_tables() -> None:
     h100, unknown = devices.lookup("NVIDIA H100 80GB HBM3"), devices.lookup("TPU7x")
     assert h100 is not None and unknown is not None
     share = roofline.LINK["PCIe"].share
-    assert rates(h100, roofline.host(h100), {"data": 8}).link(copy) == (HOST, pytest.approx(1 / share))
-    assert rates(unknown, roofline.host(unknown), {"data": 8}).link(copy) == (HOST, None)
+    assert rates(h100, placement.host(h100), {"data": 8}).link(copy) == (HOST, pytest.approx(1 / share))
+    assert rates(unknown, placement.host(unknown), {"data": 8}).link(copy) == (HOST, None)
 
 
 def test_a_prediction_counts_the_way_to_the_host_or_says_that_it_does_not() -> None:
@@ -284,7 +284,7 @@ def test_a_prediction_counts_the_way_to_the_host_or_says_that_it_does_not() -> N
 
     def predicted(flops: float, to_host: float, back: float, device: devices.Device) -> roofline.Prediction:
         traffic = (Traffic((HOST,), "to host", 64e9 * to_host, 10), Traffic((HOST,), "from host", 64e9 * back, 10))
-        return predict(Work(1000, 1, flops, flops, 0.0, 0.0, traffic), device, roofline.host(device))
+        return predict(Work(1000, 1, flops, flops, 0.0, 0.0, traffic), device, placement.host(device))
 
     found = predicted(1e17, 1, 1, h100)
     (link,) = found.links

@@ -18,6 +18,7 @@ from gpt3_jax import devices
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
+from gpt3_jax.plan import cache as plans
 from gpt3_jax.plan import search, topologies
 from gpt3_jax.plan.receipt import receipt_from_json
 
@@ -238,7 +239,7 @@ def test_a_search_is_advised_only_where_arithmetic_leaves_hope(
     assert front.main(["plan", *TINY, "--parallel.stage", "1", "--json"]) == 0
     receipt = receipt_from_json(json.loads(capsys.readouterr().out))
     refused = dataclasses.replace(receipt, memory=dataclasses.replace(receipt.memory, refused=True))
-    monkeypatch.setattr(search, "plan", lambda config, topology, cache: (refused, False))
+    monkeypatch.setattr(plans, "plan", lambda config, topology, cache: (refused, False))
     monkeypatch.setattr(search, "nearest", lambda *args: [])
     said = {}
     for memory in (10**9, 1000):
@@ -269,7 +270,7 @@ def test_compiled_cells_of_table_1_are_in_both_forms(
         planned.append(config)
         return receipt, False
 
-    monkeypatch.setattr("gpt3_jax.plan.search.plan", pretend)
+    monkeypatch.setattr("gpt3_jax.plan.cache.plan", pretend)
     asked = ["report", "paper", "--compiled", "v5p", "--devices", "64"]
     assert front.main(asked) == 0
     out, err = capsys.readouterr()

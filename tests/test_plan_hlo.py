@@ -9,8 +9,9 @@ import pytest
 
 from gpt3_jax.errors import RunError
 from gpt3_jax.program.buffers import Shapes, read_peak
-from gpt3_jax.program.hlo import Program, shape_bytes
+from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.memory_traffic import hbm_bytes
+from gpt3_jax.program.shapes import shape_bytes
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

@@ -15,9 +15,10 @@ from step_cells import CONTEXT, Cell, config
 from gpt3_jax import devices
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.plan import elementwise, estimate, formulas
+from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
-from gpt3_jax.plan.search import candidates, nearest, plan, search
+from gpt3_jax.plan.cache import plan
+from gpt3_jax.plan.search import candidates, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
 
@@ -46,7 +47,7 @@ def compiled(config: Config) -> CompiledStep:
 def each_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes differ in memory only, which the CPU's compiler is not told of."""
     monkeypatch.setattr(
-        searching, "compile_step", lambda config, machine: dataclasses.replace(compiled(config), topology=machine)
+        cache, "compile_step", lambda config, machine: dataclasses.replace(compiled(config), topology=machine)
     )
 
 
@@ -226,8 +227,8 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
 
 def test_a_search_confirms_by_compiling_and_keeps_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    real = searching.compile_step
-    monkeypatch.setattr(searching, "compile_step", lambda *args: (compiled.append(args), real(*args))[1])
+    real = cache.compile_step
+    monkeypatch.setattr(cache, "compile_step", lambda *args: (compiled.append(args), real(*args))[1])
     lines: list[str] = []
     found = search(settings(), node(), 2, lines.append, tmp_path)
     assert len(found) == 2 and len(compiled) == 3, "two, and the fastest of the remat that is not among them"

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
     if args.list_topologies:
         if others := [word for word in argv if word != "--list-topologies"]:
-            raise UserError(f"--list-topologies stands alone; leave out {others[0]}")
+            raise UserError(f"--list-topologies takes no other option; leave out {others[0]}")
         print(_families())
         return 0
     if args.keep is not None and not args.search:
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
     plan_on_cpu()
     config = load_config(args.config, overrides)
     from gpt3_jax.parallel.mesh import DATA, REPLICA
+    from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.train.schedule import batch_schedule, deviations
@@ -168,15 +168,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that size (default: 1)")
     parser.add_argument(
-        "--list-topologies", action="store_true", help="print the topologies that have names, and leave"
+        "--list-topologies", action="store_true", help="print the families of topologies with examples, and exit"
     )
     parser.add_argument(
         "--search",
         action="store_true",
         help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: all that divide are ordered by "
-        "arithmetic, the best compiled",
+        "arithmetic, and the best are compiled",
     )
-    parser.add_argument("--keep", type=int, metavar="N", help="for --search: configurations that it finds (default: 3)")
+    parser.add_argument(
+        "--keep", type=int, metavar="N", help="for --search: how many configurations to find (default: 3)"
+    )
     parser.add_argument(
         "--picture",
         type=local_path,

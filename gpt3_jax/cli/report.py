@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
 def _scaling(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import Config
-    from gpt3_jax.plan.search import plan
+    from gpt3_jax.plan.cache import plan
     from gpt3_jax.plan.topologies import Topology, open_topology
     from gpt3_jax.reports import scaling
 
@@ -157,8 +157,8 @@ def _refuse_unheeded(args: argparse.Namespace) -> None:
 def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage], int]:
     """Bytes on one device of the compiled step, for each cell of the rows that are asked for."""
     plan_on_cpu()
+    from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.formulas import STAGES
-    from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports.zero_state import TABLE_1_TOPOLOGIES, table_1_config
     from gpt3_jax.reports.zero_tables import MODELS
@@ -187,10 +187,10 @@ def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage],
 def _zero(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
+    from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.formulas import STAGES
     from gpt3_jax.plan.picture import check_picture, memory_bars
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import default_cache, plan
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports.zero_state import N_CTX, stages_text, state_config
 
@@ -217,8 +217,9 @@ def _zero(args: argparse.Namespace) -> int:
 def _remat(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
+    from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import REMATS, default_cache, plan
+    from gpt3_jax.plan.search import REMATS
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports import remat as report
 

@@ -1,1 +1,1 @@
-"""What a configuration costs, read from the program itself before anyone pays for hardware."""
+"""What a configuration needs and costs, read from its compiled program without the hardware: see README.md here."""

@@ -1,6 +1,6 @@
 """Bytes that a step moves through memory outside its matmuls: norms, residuals, activations, softmax, the optimizer.
 
-Counted by one rule: whatever stands between two matmuls is one fused operation, which reads each of its inputs once and
+One rule counts them: everything between two matmuls is one fused operation. It reads each of its inputs once and
 writes each of its outputs once, in bf16. Biases are added inside the matmuls; what a matmul reads and writes itself is
 part of its efficiency. It is a lower bound: a compiler that fuses less moves more.
 

@@ -1,5 +1,5 @@
-"""What a configuration will about need and cost, by arithmetic alone: to leave out what cannot fit, and to order the
-rest before anything is compiled. What a plan says is read from the compiled program, never from here.
+"""Estimates of what a configuration needs and costs, by arithmetic alone. The search uses them to drop what cannot fit
+and to order the rest before it compiles. A receipt never contains them.
 
 Bytes are a device's; B tokens of one microbatch on one data shard, D = d_model, L layers, V padded vocabulary, Ψ
 parameters of one tensor shard, t tensor shards, N the ZeRO group.
@@ -23,7 +23,7 @@ _WORKING = 44
 
 
 def memory(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> float:
-    """About the bytes that a device needs."""
+    """Estimates the bytes that a device needs."""
     model, stage = config.model, config.parallel.stage
     psi = psi_of_shard(config.model, tensor)
     group = data if stage else 1
@@ -47,7 +47,7 @@ def memory(config: Config, replica: int, data: int, tensor: int, microbatches: i
 
 
 def work(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> Work:
-    """About what a step computes and moves."""
+    """Estimates what a step computes and moves."""
     model, stage = config.model, config.parallel.stage
     devices = replica * data * tensor
     tokens = config.train.batch_tokens

@@ -78,5 +78,5 @@ def traffic(stage: Stage) -> int:
 
 
 def ring_traffic(stage: Stage, devices: int) -> Fraction:
-    """What a ring of N devices really sends, in units of Ψ: (N - 1) / N of `traffic`. Nothing when N is 1."""
+    """What a ring of N devices sends, in units of Ψ: (N - 1) / N of `traffic`. Nothing when N is 1."""
     return traffic(stage) * Fraction(devices - 1, devices)

@@ -1,4 +1,4 @@
-"""The predicted time of a configuration on a topology: `roofline` fed from a compiled step, or from `estimate`."""
+"""The predicted time of a configuration on a topology. The work comes from a compiled step, or from `estimate`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, data_steps, make_mesh
-from gpt3_jax.plan import roofline
-from gpt3_jax.plan.roofline import Interconnect, Placement, Prediction, Work
+from gpt3_jax.plan import placement, roofline
+from gpt3_jax.plan.placement import Interconnect, Placement
+from gpt3_jax.plan.roofline import Prediction, Work
 from gpt3_jax.plan.step import CompiledStep
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.flops import matmul_flops
@@ -22,7 +23,8 @@ from gpt3_jax.program.traffic import HOST
 
 
 def predict_compiled(step: CompiledStep) -> Prediction | None:
-    """From what the compiled program computes, moves and sends; None for a device that is not in the table."""
+    """The prediction from what the compiled program computes, moves and sends; None for a device that is not in the
+    table."""
     config, devices = step.config, len(step.topology.devices)
     tokens = step.batch.sequences * config.model.n_ctx
     model_flops = 6.0 * count_params(config.model) * tokens / devices
@@ -53,27 +55,27 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
 
 
 def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:
-    """What each mesh axis runs on: the torus, NVLink, or the network between nodes or slices; and the way to the
+    """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the
     host."""
     device = topology.device
     assert device is not None
     if topology.has_nodes:
         links = dataclasses.replace(device.links, node_devices=topology.shape[1])
-        return roofline.nodes(dataclasses.replace(device, links=links), mesh) | roofline.host(device)
+        return placement.nodes(dataclasses.replace(device, links=links), mesh) | placement.host(device)
     inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
     replica = mesh[REPLICA]
     inside = {REPLICA: replica // topology.slices, **inside}
     chips = math.prod(topology.shape) * topology.slices
-    placed = dict(roofline.torus(device, topology.shape, inside, len(topology.devices) // chips))
+    placed = dict(placement.torus(device, topology.shape, inside, len(topology.devices) // chips))
     if DATA in placed and (steps := data_steps(make_mesh(config.parallel, topology.devices))):
         placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
     if topology.slices > 1:
-        placed |= roofline.slices(device, REPLICA, replica)
-    return placed | roofline.host(device)
+        placed |= placement.slices(device, REPLICA, replica)
+    return placed | placement.host(device)
 
 
 def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:
-    """The rates of the roofline, for reading a schedule in time.
+    """The roofline's rates, at which `program.schedule` is timed.
 
     Args:
         placement: what each mesh axis runs on.
@@ -95,7 +97,8 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
 
 
 def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:
-    """A gather in two steps sends nearly all its bytes in the outer one, which has not the links of the inner."""
+    """The bandwidth of a gather in two steps: nearly all bytes go in the outer step, which lacks the links of the
+    inner."""
     links = 2 if inner % device.links.wrap_multiple == 0 else 1
     left = whole.bandwidth - links * device.links.bandwidth
     if left <= 0:
@@ -104,8 +107,8 @@ def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect
 
 
 def _as_it_stands(part: roofline.Traffic, config: Config) -> roofline.Traffic:
-    """Up to stage 1 weights are gathered before the first block and gradients reduced behind the last, at stage 2 only
-    the gather stands outside: no block's compute hides it, however many calls it is cut into."""
+    """Sets `calls` to 1 for collectives outside the blocks, which no block's compute hides: at stages 0 and 1 the
+    gather of weights and the reduction of gradients, at stage 2 the gather."""
     over_data = set(part.axes) <= set(BATCH_AXES) and DATA in part.axes
     outside = config.parallel.stage <= 1 or (config.parallel.stage == 2 and part.kind == "all-gather")
     return dataclasses.replace(part, calls=1) if over_data and outside else part

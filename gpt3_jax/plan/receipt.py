@@ -24,7 +24,7 @@ from gpt3_jax.program.schedule import Overlap, Transfer, add_up, read_schedule
 from gpt3_jax.program.traffic import Collective
 
 LARGEST = 12
-"""Buffers that a receipt lists."""
+"""Number of buffers that a receipt lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,26 +32,26 @@ class Memory:
     """Bytes on one device."""
 
     purposes: dict[str, int]
-    """At the fullest moment, by what they are for."""
+    """At the peak, by purpose."""
     gaps: int
-    """Reserved for temporaries but not in use at that moment."""
+    """Reserved for temporaries but not in use at the peak."""
     code: int
     total: int
-    """All of it: what the device must have."""
+    """What a device must have."""
     refused: bool
     """Whether the compiler refused the program for its memory."""
     usable: int | None
-    """What it has for a program (`Topology.usable`); None for a device that is not in the table."""
+    """What a device has for a program (`Topology.usable`); None for a device that is not in the table."""
     zero_formula: int
-    """Model state by the ZeRO paper for this stage, 16-bit weights and gradients, fp32 moments and masters."""
+    """Model state by ZeRO's formula for this stage: 16-bit weights and gradients, fp32 moments and masters."""
     largest: tuple[Buffer, ...]
-    """The largest buffers of that moment."""
+    """The largest buffers at the peak."""
     host: int = 0
-    """In the host's memory, for one device; no part of the total."""
+    """In the host's memory, for one device; not in the total."""
 
     @property
     def results(self) -> int:
-        """Results that take no argument's place: what of the total is nothing else."""
+        """Results that take no argument's place."""
         return self.total - sum(self.purposes.values()) - self.gaps - self.code
 
     @property
@@ -92,7 +92,7 @@ class TrafficRow:
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-    """All that a plan says of one configuration on one topology."""
+    """Everything that a plan says about one configuration on one topology."""
 
     model: dict[str, Any]
     batch: dict[str, int]
@@ -107,15 +107,14 @@ class Receipt:
     compiled: tuple[TrafficRow, ...]
     """From the compiled program: what the compiler made of them."""
     overlap: tuple[Overlap, ...]
-    """What of the compiled program's traffic its schedule puts beside compute; empty for a device that is not in the
-    table."""
+    """How much of the compiled program's traffic runs beside compute; empty for a device that is not in the table."""
     scheduled_seconds: float | None
-    """Of a step in the order of the compiled schedule, at the prediction's rates."""
+    """The time of a step in the order of the compiled schedule, at the prediction's rates."""
     zero_elements: dict[str, float]
     """Over `data`: the paper's count for this stage and what the traced program moves, in units of the parameters that
     a tensor shard has."""
     prediction: Prediction | None
-    """The roofline's; None for what does not fit, and for a device that is not in the table."""
+    """The roofline's; None for a program that does not fit, and for a device that is not in the table."""
     too_large: str
     """The compiler's words when it refused the program for its memory, else empty."""
     seconds: dict[str, float]
@@ -211,7 +210,7 @@ def receipt_to_json(receipt: Receipt) -> dict[str, Any]:
 
 
 def receipt_from_json(data: dict[str, Any]) -> Receipt:
-    """What `receipt_to_json` gave.
+    """The inverse of `receipt_to_json`.
 
     Raises:
         KeyError, TypeError, ValueError: data of another form.
@@ -245,7 +244,8 @@ def _rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tup
 
 
 def _zero_elements(step: CompiledStep) -> dict[str, float]:
-    """Ψ elements over `data`, microbatches taken apart: the paper counts one backward pass a step."""
+    """Elements over `data` in units of Ψ. The paper counts one backward pass a step; here each microbatch has its
+    own."""
     data = step.mesh.shape[DATA]
     stage, micro = step.config.parallel.stage, step.batch.microbatches
     psi = formulas.psi_of_shard(step.config.model, step.mesh.shape[TENSOR])
@@ -258,7 +258,7 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
 
 
 def versions(platform: str) -> dict[str, str]:
-    """Versions of everything that has a part in a plan for tpu or gpu."""
+    """Versions of all packages that take part in a plan for ``tpu`` or ``gpu``."""
     wanted = ["gpt3-jax", "jax", "jaxlib", "flax", "optax"]
     wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13"]
     found = {}

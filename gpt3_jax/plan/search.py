@@ -1,26 +1,22 @@
-"""Which mesh, ZeRO stage, remat and microbatch to train with: every combination that divides, pruned and ordered by
-arithmetic, the best of them confirmed by compiling."""
+"""Finds the mesh, ZeRO stage, remat and microbatch to train with. Every combination that divides is pruned and ordered
+by arithmetic; the best are compiled."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from gpt3_jax.config import Config, to_yaml
+from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
 from gpt3_jax.plan import estimate
+from gpt3_jax.plan.cache import plan
 from gpt3_jax.plan.predict import predict
-from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json, versions
+from gpt3_jax.plan.receipt import Receipt
 from gpt3_jax.plan.roofline import Prediction
-from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.quantities import size
 
@@ -28,9 +24,9 @@ REMATS: tuple[Remat, ...] = get_args(Remat)
 PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
 TIGHT = 0.7
-"""Of the capacity: where full remat needs more by its estimate, it is also tried with parts and with offload."""
+"""Share of the capacity. Where full remat is estimated above it, MLPs in parts and offload are tried too."""
 ROOMY = 0.9
-"""Of the capacity: what needs no more by its estimate will most likely fit."""
+"""Share of the capacity. What is estimated below it will most likely fit."""
 SLACK = 1.4
 """A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
 0.70 to 1.37 times what was compiled; a test holds them below this."""
@@ -50,7 +46,7 @@ class Candidate:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What tells it from the others, by the names of the configuration."""
+        """The settings in which candidates differ, by their names in the configuration."""
         parallel, memory = self.config.parallel, self.config.memory
         return {
             "parallel.stage": parallel.stage,
@@ -62,7 +58,7 @@ class Candidate:
 
     @property
     def options(self) -> str:
-        """As it is typed."""
+        """The settings as command-line options."""
         return " ".join(f"--{name} {value}" for name, value in self.settings.items())
 
 
@@ -92,7 +88,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
-    # By arithmetic parts take no time, nor do copies to a host of which nothing is known: of equals those without.
+    # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
     return sorted(
         found,
         key=lambda c: (
@@ -144,7 +140,7 @@ def search(
     attempts = 4 * keep
     confirmed = confirm(iter(tried), topology, keep, attempts, say, cache)
     if others := _of_other_remats(found, confirmed, topology):
-        say("and the fastest of each other remat, which arithmetic may do injustice to")
+        say("and the fastest of each other remat, in case the estimate misranks it")
         confirmed += confirm(iter(others), topology, len(others), len(others), say, cache)
         confirmed = sorted(confirmed, key=_step_seconds)[:keep]
     if len(confirmed) < keep:
@@ -160,7 +156,7 @@ def search(
 def nearest(
     config: Config, mesh: dict[str, int], topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
-    """Configurations that fit and change least of one that does not: few settings, then the fastest."""
+    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": mesh[axis] for axis in AXES},
@@ -173,7 +169,7 @@ def nearest(
         changed = [key for key, value in candidate.settings.items() if value != now[key]]
         return len(changed) - ("parallel.data" in changed)  # data follows from the other axes
 
-    # Estimates are not exact: here only what leaves room by them is worth a compilation.
+    # Estimates are inexact: only candidates with room to spare are worth a compilation.
     tried = candidates(config, topology)
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
@@ -218,7 +214,7 @@ def _step_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
 def _of_other_remats(
     found: list[Candidate], confirmed: list[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Of each remat that is not among those confirmed, the fastest by its estimate that leaves room."""
+    """For each remat that is not among those confirmed, the fastest candidate that leaves room by its estimate."""
     assert topology.usable is not None
     there = {c.config.memory.remat for c, _ in confirmed}
     fastest: dict[str, Candidate] = {}
@@ -229,51 +225,9 @@ def _of_other_remats(
     return list(fastest.values())
 
 
-def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receipt, bool]:
-    """The receipt of a configuration, and whether it was kept from an earlier plan: of the same configuration and
-    topology, source of this package, versions of all that has a part in it, and compilers' flags in the environment.
-
-    Raises:
-        UserError, RunError: as `compile_step`.
-    """
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    key = json.dumps([to_yaml(config), topology.name, versions(topology.platform), _code_version(), flags])
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache else None
-    if path is not None and path.is_file():
-        try:
-            return receipt_from_json(json.loads(path.read_text())), True
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # unreadable or of another form: made anew
-    receipt = make_receipt(compile_step(config, topology))
-    if path is not None:
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(receipt_to_json(receipt)))
-            part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):  # a plan that cannot be kept is still a plan
-                part.unlink(missing_ok=True)
-    return receipt, False
-
-
-def default_cache() -> Path:
-    """Where plans are kept: ``$XDG_CACHE_HOME/gpt3-jax/plans``, ``~/.cache`` without it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt3-jax" / "plans"
-
-
-def _code_version() -> str:
-    """A hash of this package's source: a plan made by other code is not this code's plan."""
-    folder = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tuple[str, int]]:
-    """Every remat, with the parts of an MLP that are asked for and then with more, where they may be; what only saves
-    memory stands behind full remat without it."""
+    """Every remat, each with the configured number of MLP parts and then with more, where parts are allowed. Full remat
+    comes before the variants that only save memory."""
     units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
     asked = config.memory.mlp_parts
     for remat in REMATS:
@@ -286,7 +240,7 @@ def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tupl
 
 
 def _saves_only(candidate: Config, asked: Config) -> bool:
-    """Whether it costs time, and is not asked for: only to be tried where memory is short."""
+    """Whether a candidate trades time for memory unasked: only tried where memory is short."""
     offload = candidate.memory.remat == "offload" and asked.memory.remat != "offload"
     return offload or candidate.memory.mlp_parts > asked.memory.mlp_parts
 
@@ -294,7 +248,7 @@ def _saves_only(candidate: Config, asked: Config) -> bool:
 def _changed(
     config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int
 ) -> Config | None:
-    """None for settings that do not go together."""
+    """The configuration with these settings; None where they exclude each other."""
     parallel: Any = {"stage": stage, **mesh}
     memory: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
     try:

@@ -47,7 +47,7 @@ class CompiledStep:
     results: int
     """Bytes of the results that take no argument's place: the metrics; 0 where the compiler refused the program."""
     too_large: str
-    """The compiler's own words when it refused the program for its memory, else empty."""
+    """The compiler's message if it refused the program for its memory, else empty."""
     trace_seconds: float
     lower_seconds: float
     compile_seconds: float

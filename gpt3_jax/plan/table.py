@@ -18,7 +18,7 @@ from gpt3_jax.quantities import count, duration, grid, share, size
 
 
 def render(receipt: Receipt) -> str:
-    """The whole receipt, a section for each question: fits, costs, moves, takes."""
+    """The whole receipt: memory, arithmetic, traffic, time."""
     parts = [_head(receipt), _memory(receipt), _flops(receipt), _traffic(receipt), _time(receipt), _foot(receipt)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -71,7 +71,8 @@ def _memory(r: Receipt) -> str:
 
 
 def host_limit(r: Receipt) -> str:
-    """What XLA has to be told, where one process has all GPUs of a node, as launch/ starts it; empty on TPUs."""
+    """The setting that XLA needs for the host's memory where one process has all GPUs of a node, as launch/ starts it;
+    empty on TPUs."""
     devices = r.topology.get("devices_of_a_host")
     if not devices:
         return ""
@@ -125,7 +126,7 @@ def _traffic_grid(rows: Iterable[TrafficRow], title: str) -> str:
 
 
 def _overlap_grid(r: Receipt) -> str:
-    """The compiled program's traffic, with what its schedule makes of it."""
+    """The compiled program's traffic, and how much of it runs beside compute."""
     calls = {(row.axes, row.kind): row.calls for row in r.compiled}
     rows = [
         (

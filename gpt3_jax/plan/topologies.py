@@ -1,4 +1,4 @@
-"""Machines that need not be here: the devices of a named TPU or GPU topology, as the compiler knows them.
+"""Machines that need not be attached: the devices of a named TPU or GPU topology, as the compiler knows them.
 
 TPU topologies are libtpu's own. NVIDIA GPUs are described to XLA's CUDA compiler by a written target configuration
 (`gpu_targets`). Neither needs an accelerator, a driver or a network.
@@ -23,7 +23,7 @@ from gpt3_jax.plan.gpu_targets import TARGETS
 
 _TPU_DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 _DEVICES_PER_CHIP = {"tpu7x": 2}
-"""Where JAX shows a chip as several."""
+"""Families in which JAX shows one chip as several devices."""
 _EXAMPLES = {
     "v5e": ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5e:16x16"),
     "v5p": ("v5p:2x2x1", "v5p:4x4x4", "v5p:8x8x8", "v5p:8x16x16", "v5p:16x16x24"),
@@ -38,7 +38,7 @@ _INSTALL = {
     "gpu": "pip install 'jax[cuda13]' (no GPU is needed)",
 }
 _LARGEST = 65_536
-"""Devices. More than any machine has; a mistyped size must not take the planner's memory."""
+"""Devices; more than any machine has. A mistyped size must not use up the planner's memory."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gpt3_jax.program.hlo import Instruction, Program, shape_bytes, shape_parts
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.shapes import shape_bytes, shape_parts
 
 SLICES = frozenset({"slice", "slice-start", "dynamic-slice", "gather"})
 
 
 def result_shape(instruction: Instruction) -> str:
-    """The shape of what it makes; a ``-start`` returns a tuple whose first part that is."""
+    """The shape of an instruction's result. That of a ``-start`` is the first part of the tuple that it returns."""
     return shape_parts(instruction.shape)[0] if instruction.opcode.endswith("-start") else instruction.shape
 
 
 def uses(body: Mapping[str, Instruction], array: Instruction) -> Iterator[tuple[Instruction, float]]:
-    """The instructions of a computation that use an array, bitcasts looked through, each with the bytes of it that it
-    reads."""
+    """The instructions of a computation that use an array, and the bytes of it that each reads. Bitcasts are followed
+    to their own users."""
     for user in body.values():
         if array.name not in user.operands:
             continue
@@ -40,8 +41,8 @@ def bytes_read(user: Instruction, array: Instruction) -> float:
 
 
 def results(program: Program, instruction: Instruction) -> list[Instruction]:
-    """What an instruction makes, parts of a tuple one by one: of a fusion, the instructions inside that make them,
-    bitcasts looked through."""
+    """The instructions that make a result: itself; for a fusion, those inside it, one for each part of a tuple.
+    Bitcasts are followed to what they cast."""
     if instruction.opcode != "fusion":
         return [instruction]
     (callee,) = instruction.called("calls")

@@ -1,5 +1,5 @@
-"""What stands in a device's memory at the compiled program's fullest moment: each buffer, what it is for, and the
-line of source that made it.
+"""What is in a device's memory when the compiled program uses most of it: each buffer, its purpose, and the line of
+source that made it.
 
 Read from the compiler's own buffer assignment and live ranges, which it writes beside the program (`xla_dump_to`),
 also when the program turned out too large for the device. TPU and GPU compilers write them in the same form.
@@ -50,7 +50,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What tells weights and logits from other arrays: sizes on one device, in elements."""
+    """Shapes by which weights and logits are recognised: sizes on one device, in elements."""
 
     block: frozenset[Shape]
     """One block's matrices, whole over `data`: their dimensions sorted, without those of 1."""
@@ -68,12 +68,12 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The fullest moment."""
+    """The moment at which the program uses most memory."""
 
     arguments: int
-    """Bytes of the state and the batch, which are there all the time."""
+    """Bytes of the state and the batch, which are held throughout."""
     temporaries: int
-    """Bytes that the program reserves beside them; more than what is alive at the peak, by the gaps between buffers."""
+    """Bytes that the program reserves for temporaries: those alive at the peak, and the gaps between them."""
     buffers: tuple[Buffer, ...]
     """Alive at the peak, largest first, arguments included."""
     host: int
@@ -173,7 +173,7 @@ def _ranges(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _arguments(values: Iterable[_Value], program: Program) -> dict[int, _Value]:
-    """The argument of each allocation that holds one; what the program writes back into its place has other names."""
+    """The argument in each allocation that holds one. Results written back into its place have other names."""
     found: dict[int, _Value] = {}
     for value in values:
         instruction = program.instructions.get(value.name)
@@ -183,9 +183,9 @@ def _arguments(values: Iterable[_Value], program: Program) -> dict[int, _Value]:
 
 
 def _fullest(heap: Iterable[_Value], ranges: Mapping[str, tuple[int, int]]) -> list[_Value]:
-    """The values alive at the moment when most of the heap is in use; of several at one place, the largest.
+    """The values alive when most of the heap is in use.
 
-    Several values may be alive at one place: a loop's element before, in and behind the loop.
+    Several values can share one place, such as a loop's element before, inside and after the loop: the largest counts.
     """
     known = sorted(
         ((v, ranges[v.name + v.index]) for v in heap if v.size and v.name + v.index in ranges),
@@ -302,7 +302,7 @@ class _Purposes:
 
 
 def _sorted(dims: Shape) -> Shape:
-    """Without regard to the order that the compiler chose."""
+    """Sorted, because the compiler may reorder dimensions."""
     return tuple(sorted(dims))
 
 

@@ -29,7 +29,7 @@ class Lowered:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled(Lowered):
-    """And compiled."""
+    """A function, traced, lowered and compiled."""
 
     run: Any
     compile_seconds: float
@@ -47,8 +47,8 @@ def lower(function: Any, *arguments: Any) -> Lowered:
 
 
 def compile_program(function: Any, *arguments: Any) -> Compiled:
-    """Compiles a jitted function, arguments as for `lower`. Never taken from JAX's persistent cache: the time is the
-    compiler's.
+    """Compiles a jitted function, arguments as for `lower`. JAX's persistent cache is not
+    used, so that the time is the compiler's.
 
     Raises:
         RunError: the compiler does not know an option.
@@ -70,7 +70,7 @@ def compile_program(function: Any, *arguments: Any) -> Compiled:
 
 
 def bytes_on_device(stats: Any) -> int:
-    """From the compiler's account; 0 where it gives none."""
+    """Bytes that a program needs, from the compiler's memory analysis; 0 where it gives none."""
     if stats is None:
         return 0
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -80,7 +80,7 @@ def bytes_on_device(stats: Any) -> int:
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-    """JAX's persistent compilation cache off: what is found in there comes without the compiler's account of it."""
+    """Turns JAX's persistent compilation cache off: a cached program comes without the compiler's memory analysis."""
     before = getattr(jax.config, "jax_enable_compilation_cache", True)  # not in JAX's type stubs
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it looks at the setting once
@@ -125,5 +125,5 @@ def text(program: Compiled) -> str:
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether this is a device's or a compiler's complaint about memory."""
+    """Whether a device or a compiler ran out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error)

@@ -1,4 +1,4 @@
-"""The matmul work of a program, counted from its jaxpr: what a device really computes, recomputation included.
+"""The matmul work of a program, counted from its jaxpr, recomputation included.
 
 Inside the step's `jax.shard_map` shapes are one device's own, so the count is per device. Elementwise work is left
 out: it is bound by memory, not by arithmetic.
@@ -53,7 +53,8 @@ def matmuls(jaxpr: Any, shares: Sequence[float] = ()) -> list[Matmul]:
     Args:
         jaxpr: of the program; open or closed.
         shares: of a condition in the scope ``attention`` with as many branches, how often each is taken (the kinds of
-            attention, where one block's code chooses). Of other conditions the dearest branch counts.
+            attention, where one block's code chooses). Of other conditions, the branch with most
+            FLOPs counts.
 
     A Pallas kernel counts with its whole grid: what it skips of a causal mask's blocks is counted, too.
 

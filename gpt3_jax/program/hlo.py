@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from gpt3_jax.errors import RunError
+from gpt3_jax.program.frames import Frames, relative
 from gpt3_jax.program.replica_groups import replica_groups
+from gpt3_jax.program.shapes import shape_bytes, shape_parts
 from gpt3_jax.program.traffic import Kind, ring_share
 
 _KINDS: dict[str, Kind] = {
@@ -32,8 +33,6 @@ _KINDS: dict[str, Kind] = {
 COLLECTIVES = frozenset(opcode for opcode in _KINDS if not opcode.endswith("-start"))
 """Opcodes of collectives; each may also be split into ``-start`` and ``-done``."""
 _STARTED = "async-collective-start"
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -52,7 +51,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from: ``jit(step)/shard_map/attention/dot_general``."""
+        """Its place in the traced program: ``jit(step)/shard_map/attention/dot_general``."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -108,7 +107,7 @@ class Program:
     def __init__(self, text: str) -> None:
         self._computations: dict[str, dict[str, Instruction]] = {}
         self._entry = ""
-        self._frames = _Frames(text)
+        self._frames = Frames(text)
         found_partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
         self._partitions = int(found_partitions[1]) if found_partitions else 0
         current: dict[str, Instruction] | None = None
@@ -161,7 +160,7 @@ class Program:
         if found:
             return self._frames.source(int(found[1]))
         found = re.search(r'source_file="([^"]*)" source_line=(\d+)', instruction.attributes)
-        return f"{_relative(found[1])}:{found[2]}" if found else ""
+        return f"{relative(found[1])}:{found[2]}" if found else ""
 
     def sources(self, instruction: Instruction) -> list[str]:
         """Every line of this project that stood on Python's stack when it was traced, innermost first."""
@@ -195,7 +194,7 @@ class Program:
         """Iterations of a while loop.
 
         Raises:
-            RunError: a loop whose count does not stand in the program.
+            RunError: the program does not state the loop's trip count.
         """
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if found:
@@ -205,7 +204,7 @@ class Program:
         limits = {int(m[0]) for i in constants if (m := re.search(r"-?\d+", " ".join(i.operands)))}
         if self.roots[condition].opcode in ("compare", "fusion") and len(limits) == 1:
             return limits.pop()
-        raise RunError(f"the trip count of the loop {loop.name} does not stand in the compiled program")
+        raise RunError(f"the compiled program does not state the trip count of the loop {loop.name}")
 
     def collectives(self) -> list[CompiledCollective]:
         """The collectives, in program order; those over a single device are left out.
@@ -217,12 +216,11 @@ class Program:
         return [found for i, calls, wrapped in running for found in self._stated(i, calls, wrapped)]
 
     def collectives_of(self, instruction: Instruction) -> list[CompiledCollective]:
-        """What one run of an instruction that is scheduled on its own does or starts, of collectives."""
+        """The collectives that one run of a scheduled instruction executes or starts."""
         return [found for i, calls, wrapped in self.started(instruction) for found in self._stated(i, calls, wrapped)]
 
     def started(self, instruction: Instruction) -> Iterator[tuple[Instruction, float, bool]]:
-        """As `running`, what one run of an instruction that is scheduled on its own does: itself, or all that stands
-        in the computation that it starts."""
+        """Like `running`, for one scheduled instruction: itself, or the computation that it starts."""
         if instruction.opcode != "async-start":
             yield instruction, 1, False
             return
@@ -241,8 +239,8 @@ class Program:
         return [collective for collective in found if collective is not None]
 
     def _goes_on(self, fusion: Instruction, collective: Instruction) -> bool:
-        """Whether a fusion carries on, or ends, a collective that another one has started: a TPU writes its collective
-        into all of them, with one channel."""
+        """Whether a fusion continues or ends a collective that another one started. A TPU program repeats the
+        collective in each of these fusions, with the same channel."""
         channel = _channel(collective)
         if channel:
             return channel in self._started
@@ -282,30 +280,8 @@ def _channel(collective: Instruction) -> str:
     return found[1] if found else ""
 
 
-def shape_bytes(shape: str) -> float:
-    """Bytes of a result without its layout's padding; of a tuple, the sum of its parts."""
-    total = 0.0
-    for dtype, dims in _SHAPE.findall(re.sub(r"\{[^{}]*\}", "", shape)):
-        total += math.prod(int(d) for d in dims.split(",") if d) * _itemsize(dtype)
-    return total
-
-
-def shape_dims(shape: str) -> list[tuple[int, ...]]:
-    """Dimensions of a result; of a tuple, of each of its parts."""
-    found = _SHAPE.findall(re.sub(r"\{[^{}]*\}", "", shape))
-    return [tuple(int(d) for d in dims.split(",") if d) for _, dims in found]
-
-
-def _itemsize(dtype: str) -> float:
-    if dtype in _BYTES:
-        return _BYTES[dtype]
-    if found := re.match(r"[a-z]+(\d+)", dtype):  # f32, s32, u8, f8e4m3fn
-        return int(found[1]) / 8
-    raise RunError(f"the compiled program has values of type {dtype}, whose size is not known")
-
-
 def _lines(text: str) -> Iterator[str]:
-    """Lines, but an attribute with line breaks in it (a Pallas kernel's metadata) on the line that it belongs to."""
+    """Lines. An attribute that contains line breaks (a Pallas kernel's metadata) is joined to its own line."""
     whole = ""
     for line in text.splitlines():
         if whole.startswith("  ") and line and not line.startswith(" ") and line != "}" and not line.startswith("}, "):
@@ -335,86 +311,18 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _element(name: str, body: dict[str, Instruction]) -> Instruction:
-    """``loop#3``, an element of a tuple named where it is used, as the instruction that older texts have for it."""
+    """The `get-tuple-element` for ``loop#3``. Newer texts name an element of a tuple where it is used, without one."""
     whole, _, place = name.partition("#")
     parts = shape_parts(body[whole].shape) if whole in body else []
     shape = parts[int(place)] if int(place) < len(parts) else ""
     return Instruction(name, "get-tuple-element", shape, (whole,), f", index={place}")
 
 
-def shape_parts(shape: str) -> list[str]:
-    """The shapes in a tuple's, those of its own tuples left whole; of no tuple, itself."""
-    if not shape.startswith("("):
-        return [shape]
-    parts, depth, start = [], 0, 1
-    shape = re.sub(r"/\*.*?\*/", "", shape)
-    for at, character in enumerate(shape):
-        depth += (character in "([{") - (character in ")]}")
-        if (character == "," and depth == 1) or (character == ")" and depth == 0):
-            parts.append(shape[start:at].strip())
-            start = at + 1
-    return parts
-
-
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis closes that opens here."""
+    """The position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if found[0] == "(" else -1
         if depth == 0:
             return found.start()
     return len(text)
-
-
-def _relative(path: str) -> str:
-    """A file of this project from its package on; another's from its environment on."""
-    for marker in ("/gpt3_jax/", "/site-packages/"):
-        if marker in path:
-            _, _, tail = path.rpartition(marker)
-            return f"gpt3_jax/{tail}" if marker == "/gpt3_jax/" else tail
-    return path.rsplit("/", 1)[-1]
-
-
-class _Frames:
-    """The tables of files, lines and stack frames at the head of a module's text."""
-
-    def __init__(self, text: str) -> None:
-        self._files: dict[int, str] = {}
-        self._locations: dict[int, tuple[int, int]] = {}
-        self._frames: dict[int, tuple[int, int]] = {}
-        section = ""
-        for line in text.splitlines():
-            if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-                section = line
-            elif line.startswith(("ENTRY", "%")):
-                break
-            elif section == "FileNames" and (found := re.match(r'(\d+) "(.*)"', line)):
-                self._files[int(found[1])] = found[2]
-            elif section == "FileLocations" and (
-                found := re.match(r"(\d+) \{.*?file_name_id=(\d+).*?line=(\d+)", line)
-            ):
-                self._locations[int(found[1])] = (int(found[2]), int(found[3]))
-            elif section == "StackFrames" and (
-                found := re.match(r"(\d+) \{.*?file_location_id=(\d+)(?:.*?parent_frame_id=(\d+))?", line)
-            ):
-                # A parent is written one higher than the number that it bears; 1 is none.
-                self._frames[int(found[1])] = (int(found[2]), int(found[3] or 1) - 1)
-
-    def source(self, frame: int) -> str:
-        """File and line of a frame: the innermost that belongs to this project, else the innermost."""
-        own = self.own(frame)
-        return own[0] if own else next((here for here, _ in self._stack(frame)), "")
-
-    def own(self, frame: int) -> list[str]:
-        """Files and lines of this project on the stack of a frame, innermost first."""
-        return [here for here, path in self._stack(frame) if "/gpt3_jax/" in path]
-
-    def _stack(self, frame: int) -> Iterator[tuple[str, str]]:
-        """File and line as they are shown, and the file's whole path, innermost first."""
-        seen: set[int] = set()
-        while frame in self._frames and frame not in seen:
-            seen.add(frame)
-            location, frame = self._frames[frame]
-            file, line = self._locations.get(location, (0, 0))
-            path = self._files.get(file, "")
-            yield f"{_relative(path)}:{line}", path

@@ -1,8 +1,8 @@
 """What a compiled program moves between a device's memory and its host's (`memory.remat: offload`): copies, and slices
-written into an array that lies there or read out of it, by themselves or in a fusion.
+that are written to or read from an array in the host's memory, alone or inside a fusion.
 
-Compilers mark what lies in the host's memory by a memory space in its layout, and split what moves there into a start
-and a done as they do with collectives.
+Compilers mark arrays in the host's memory by the memory space in their layout. Like collectives, copies can be split
+into a start and a done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from gpt3_jax.program.accesses import bytes_read, bytes_written, result_shape, results, uses
-from gpt3_jax.program.hlo import Instruction, Program, shape_bytes
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.shapes import shape_bytes
 from gpt3_jax.program.traffic import HOST, Kind
 
 HOST_MEMORY = 5
@@ -23,7 +24,7 @@ _NO_WORK = _MOVE | {"parameter", "constant", "bitcast", "reshape", "tuple", "get
 
 @dataclasses.dataclass(frozen=True)
 class HostCopy:
-    """One of them: to the schedule and the traffic's tables it is one more kind of collective."""
+    """One copy. The schedule and the traffic tables treat it as one more kind of collective."""
 
     kind: Kind
     bytes: float
@@ -40,12 +41,12 @@ class HostCopy:
         return self.calls * self.bytes
 
     def axes(self, shape: Mapping[str, int]) -> tuple[str, ...]:
-        """What stands for the mesh axes of a collective; no axis of the mesh."""
+        """`HOST`, in place of the mesh axes of a collective."""
         return (HOST,)
 
 
 def host_copies(program: Program) -> list[HostCopy]:
-    """All that the program runs, in its order.
+    """All copies that the program runs, in program order.
 
     Raises:
         RunError: a loop whose trip count does not stand in the program.
@@ -54,12 +55,12 @@ def host_copies(program: Program) -> list[HostCopy]:
 
 
 def host_copies_of(program: Program, instruction: Instruction) -> list[HostCopy]:
-    """What one run of an instruction that is scheduled on its own does or starts."""
+    """The copies that one run of a scheduled instruction executes or starts."""
     return _copies(program, program.started(instruction))
 
 
 def only_copies(program: Program, instruction: Instruction) -> bool:
-    """Whether an instruction moves to or from the host, and computes nothing beside."""
+    """Whether an instruction copies to or from the host and computes nothing."""
     if not _copies(program, [(instruction, 1, False)]):
         return False
     return all(i.opcode in _NO_WORK for i in program.fused(instruction))

@@ -1,5 +1,5 @@
 """The matmul work of a compiled program, instruction by instruction: matmuls alone, in fusions, and in attention
-kernels. What `program.flops` counts in the traced program, found where the compiler has put it."""
+kernels. `program.flops` counts the same in the traced program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import re
 
 from gpt3_jax.program.attention_kernels import CUDNN_BACKWARD, CUDNN_FORWARD, SPLASH, visible_scores
-from gpt3_jax.program.hlo import Instruction, Program, shape_dims
+from gpt3_jax.program.hlo import Instruction, Program
+from gpt3_jax.program.shapes import shape_dims
 
 ATTENTION = SPLASH | {
     "__cudnn$fmhaSoftmaxBackward": CUDNN_BACKWARD,

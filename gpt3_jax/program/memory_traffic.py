@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from gpt3_jax.program.accesses import SLICES, bytes_written, results, uses
-from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program, shape_bytes
+from gpt3_jax.program.hlo import COLLECTIVES, Instruction, Program
 from gpt3_jax.program.host_copies import only_copies
+from gpt3_jax.program.shapes import shape_bytes
 
 _MOVE_NOTHING = frozenset(
     {
@@ -26,8 +27,8 @@ _ON_CHIP = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
 
 def hbm_bytes(program: Program) -> float:
     """Bytes read and written in one call by whatever is neither a matmul, nor a kernel of its own, nor a collective:
-    the operands and results of every other fusion and copy, as often as it runs. Of an array that is only sliced, the
-    slice; what a compiler keeps on the chip between two instructions is left out.
+    the operands and results of every other fusion and copy, as often as it runs. Of an array that is only
+    sliced, the slice counts. What the compiler keeps on the chip between two instructions is left out.
 
     Raises:
         RunError: a loop whose trip count does not stand in the program.
@@ -36,12 +37,12 @@ def hbm_bytes(program: Program) -> float:
 
 
 def instruction_bytes(program: Program, instruction: Instruction) -> float:
-    """The share in `hbm_bytes` of one run of an instruction that is scheduled on its own."""
+    """What one run of a scheduled instruction adds to `hbm_bytes`."""
     return 0.0 if _elsewhere(program, instruction) else _bytes(program, instruction)
 
 
 def _elsewhere(program: Program, instruction: Instruction) -> bool:
-    """Whether it moves nothing itself, or is accounted for as a matmul, a collective or a copy of the host's."""
+    """Whether an instruction moves nothing, or is counted as a matmul, a collective or a copy to the host."""
     opcode = instruction.opcode
     if opcode in _MOVE_NOTHING or opcode in _MATMULS or opcode.removesuffix("-start") in COLLECTIVES:
         return True

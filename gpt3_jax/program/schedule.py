@@ -1,13 +1,16 @@
-"""What of a compiled program's traffic runs beside compute, read from the order in which the compiler has put it.
+"""How much of a compiled program's traffic runs beside compute, read from the compiled schedule.
 
-The program's text is its schedule: what stands between a collective's start and its done runs while the collective
-does. Here the schedule is run through in time, computation by computation: compute one after the other, at the
-roofline's rates; the collectives over one mesh axis one after the other too, each from its start on; at a done, compute
-waits for what is not there yet. A collective that is not split into start and done is waited for in full.
+The program's text is its schedule: instructions between a collective's start and its done run while the collective
+does. This module runs through the schedule in time, computation by computation. Compute instructions follow each other
+at given rates. Collectives over one mesh axis follow each other too, each no earlier than its start. At a done, compute
+waits until the collective has finished. A collective that is not split into a start and a done is waited for in full.
 
-Forms of an asynchronous collective: ``all-gather-start`` and its kin; an ``async-start`` around any (GPUs); the same on
-a TPU's sparse core, which begins with the ``async-update`` that hands it its operands; and a TPU's fusions, of which
-one starts a collective, some carry it beside a matmul, and one ends it.
+Asynchronous collectives have four forms:
+
+- ``all-gather-start`` and its kin;
+- an ``async-start`` around any collective (GPUs);
+- the same on a TPU's sparse core, which begins at the ``async-update`` that hands it its operands;
+- a sequence of fusions (TPUs), of which one starts the collective, some carry it beside a matmul, and one ends it.
 """
 
 from __future__ import annotations
@@ -23,40 +26,40 @@ from gpt3_jax.program.kernels import instruction_flops
 from gpt3_jax.program.memory_traffic import instruction_bytes
 
 Transfer: TypeAlias = CompiledCollective | HostCopy
-"""What moves while compute may run; a copy to the host's memory is, here, a collective like others."""
+"""What moves while compute may run. A copy to the host's memory is treated like a collective."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a second does."""
+    """Rates at which the schedule is timed."""
 
     flops: float
-    """Of matmuls, per second."""
+    """FLOPs per second of matmuls."""
     hbm: float
-    """Bytes per second, of what stands between the matmuls."""
+    """Bytes per second of everything but matmuls."""
     link: Callable[[Transfer], tuple[str, float | None]]
-    """What a collective runs on, of which there is one, and the seconds of one call; None where no document says how
-    fast the link is: then nothing waits for it."""
+    """The name of the link that a collective uses, and the seconds of one call. None where no document states the
+    speed of the link: then nothing waits for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
-    """One collective in its place of the schedule; all but `calls` of one call."""
+    """One collective in the schedule. All figures but its `calls` are for one call."""
 
     collective: Transfer
     """With the calls of its computation."""
     seconds: float | None
-    """It takes by itself; None where nothing is known of its link."""
+    """Its duration; None where the speed of its link is not known."""
     waited: float
-    """Seconds of these in which no compute ran."""
+    """Seconds of these during which compute waited."""
     flops: float
     """Of the matmuls between its start and its done."""
     hbm_bytes: float
-    """Moved in between by what is no matmul."""
+    """Moved in between by other instructions than matmuls."""
 
     @property
     def hidden(self) -> float | None:
-        """The share of it that ran beside compute; None where nothing is known of its link."""
+        """The share of it that ran beside compute; None where the speed of its link is not known."""
         if self.seconds is None:
             return None
         return 1 - self.waited / self.seconds if self.seconds else 0.0
@@ -71,13 +74,13 @@ class Overlap:
     bytes: float
     """Sent by a device, by the ring formula; or received from its host."""
     asynchronous: float
-    """Bytes of those that are split into a start and a done."""
+    """Bytes of the collectives that are split into a start and a done."""
     hidden: float | None
-    """Bytes that move while compute runs; None where nothing is known of the link."""
+    """Bytes that move while compute runs; None where the speed of the link is not known."""
     seconds: float | None
-    """That they take by themselves; None as before."""
+    """Their duration; None where the speed of the link is not known."""
     waited: float
-    """Seconds of these in which no compute ran."""
+    """Seconds of these during which compute waited."""
 
 
 def read_schedule(program: Program, rates: Rates) -> tuple[float, list[Scheduled]]:
@@ -91,7 +94,7 @@ def read_schedule(program: Program, rates: Rates) -> tuple[float, list[Scheduled
 
 
 def add_up(found: Iterable[Scheduled], shape: Mapping[str, int]) -> tuple[Overlap, ...]:
-    """Added up by mesh axes and kind."""
+    """The collectives added up by mesh axes and kind."""
     rows: dict[tuple[str, str], Overlap] = {}
     for one in found:
         collective, calls = one.collective, one.collective.calls
@@ -110,7 +113,7 @@ def add_up(found: Iterable[Scheduled], shape: Mapping[str, int]) -> tuple[Overla
 
 @dataclasses.dataclass
 class _Span:
-    """What has passed of one run of a computation."""
+    """Time and work of one run of a computation so far."""
 
     seconds: float = 0.0
     flops: float = 0.0
@@ -124,16 +127,16 @@ class _Span:
 
 @dataclasses.dataclass
 class _Flight:
-    """A collective that is under way, or was."""
+    """A collective that was started."""
 
     collective: Transfer
     link: str
     begin: float
     end: float
     known: bool
-    """Whether anything is known of its link; if not, its end is its begin."""
+    """Whether the speed of its link is known; if not, it takes no time."""
     passed: _Span
-    """When it was started."""
+    """Time and work at its start."""
     waited: float = 0.0
 
 
@@ -219,7 +222,7 @@ class _Run:
         self._open[name] = flights
 
     def _end(self, start: str) -> None:
-        """The done of what `start` began: waits until it is there."""
+        """The done of what `start` began: waits until it has finished."""
         for flight in self._open.pop(start, ()):
             now = self._passed.seconds
             if flight.end > now:

@@ -12,8 +12,9 @@ from typing import Any
 
 from gpt3_jax import devices
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
-from gpt3_jax.plan import elementwise, roofline
-from gpt3_jax.plan.roofline import Interconnect, Prediction, Traffic, Work
+from gpt3_jax.plan import elementwise, placement, roofline
+from gpt3_jax.plan.placement import Interconnect
+from gpt3_jax.plan.roofline import Prediction, Traffic, Work
 from gpt3_jax.program.traffic import ring_share
 from gpt3_jax.reports.published import ROWS, Row
 
@@ -65,19 +66,19 @@ def work(row: Row) -> Work:
     )
 
 
-def placement(row: Row) -> dict[str, Interconnect]:
+def place(row: Row) -> dict[str, Interconnect]:
     """What each axis of a published configuration runs on."""
     chip = device(row)
     if not row.slice_dims:
-        return roofline.nodes(chip, {REPLICA: row.replica, DATA: row.data, TENSOR: row.tensor})
-    placed = roofline.torus(chip, row.slice_dims, {DATA: row.data, TENSOR: row.tensor})
+        return placement.nodes(chip, {REPLICA: row.replica, DATA: row.data, TENSOR: row.tensor})
+    placed = placement.torus(chip, row.slice_dims, {DATA: row.data, TENSOR: row.tensor})
     if row.replica > 1:
-        placed |= roofline.slices(chip, REPLICA, row.replica)
+        placed |= placement.slices(chip, REPLICA, row.replica)
     return placed
 
 
 def predict(row: Row) -> Prediction:
-    return roofline.predict(work(row), device(row), placement(row))
+    return roofline.predict(work(row), device(row), place(row))
 
 
 def implied_share(row: Row) -> float:
