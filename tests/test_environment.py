@@ -55,7 +55,9 @@ _ENTRIES = {
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: nothing to be quiet")
 @pytest.mark.skipif(environment._have(environment._TPU_NODES), reason="this machine has a TPU")
-@pytest.mark.parametrize("entry", _ENTRIES)
+@pytest.mark.parametrize(
+    "entry", [entry if entry == "generate" else pytest.param(entry, marks=pytest.mark.slow) for entry in _ENTRIES]
+)
 def test_libtpu_without_a_tpu_says_nothing(run_dir: Path, entry: str) -> None:
     first, _, code = _ENTRIES[entry].rpartition("import jax; ")
     order = "import jax, gpt3_jax; " if first or "first" in entry else "import gpt3_jax; import jax; "
@@ -105,7 +107,13 @@ _SETTINGS: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.skipif(environment._have(environment._GPU_NODES), reason="this machine has a GPU")
-@pytest.mark.parametrize(("env", "line"), _SETTINGS, ids=["-".join(env.values()) for env, _ in _SETTINGS])
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        pytest.param(env, line, id=" ".join(env), marks=[] if n in (0, 3) else pytest.mark.slow)
+        for n, (env, line) in enumerate(_SETTINGS)
+    ],
+)
 def test_a_setting_of_jax_that_cannot_be_followed_is_one_line(env: dict[str, str], line: str, run_dir: Path) -> None:
     code = f"import sys; sys.argv = ['', 'generate', {str(run_dir)!r}, '--prompt', 'a']; "
     result = python(code + "from gpt3_jax.cli.main import run; raise SystemExit(run())", **env)
@@ -156,7 +164,7 @@ def test_what_jax_logs_while_it_starts_is_kept_or_becomes_the_reason(
 _RUN = "import sys; sys.argv = ['', *{argv!r}]; from gpt3_jax.cli.main import run; raise SystemExit(run())"
 
 
-@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_leads_nowhere(closed: str) -> None:
     """And no file that is opened later takes its number, into which libraries would print."""
     code = (

@@ -218,6 +218,95 @@ def test_older_forms_of_the_same_weights_are_read(folders: dict[str, Path], tmp_
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+def _edit(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def _one_name(hf: Any, folder: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(hf, str(folder / "model.safetensors"))
+    assert WTE not in safetensors.load_file(folder / "model.safetensors")
+
+
+def _torch_shards(hf: Any, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    state = {name: tensor for name, tensor in hf.state_dict().items() if name != "lm_head.weight"}
+    files = {name: f"pytorch_model-0000{i % 3}.bin" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({name: state[name].clone() for name in state if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def _untied_but_equal(hf: Any, folder: Path) -> None:
+    arrays = safetensors.load_file(folder / "model.safetensors")
+    safetensors.save_file({**arrays, "lm_head.weight": arrays[WTE].copy()}, folder / "model.safetensors")
+    _edit(folder, tie_word_embeddings=False)
+
+
+def _other_names(hf: Any, folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+             "n_positions": "max_position_embeddings", "num_layers": "num_hidden_layers",
+             "num_heads": "num_attention_heads"}  # fmt: skip
+    values = {names.get(name, name) if name != "n_ctx" else name: value for name, value in values.items()}
+    (folder / "config.json").write_text(json.dumps({**values, "n_ctx": 7, "unknown": {"a": 1}}))
+
+
+def _no_metadata(hf: Any, folder: Path) -> None:
+    safetensors.save_file(safetensors.load_file(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+VARIANTS: dict[str, tuple[Layout, dict[str, Any], Any]] = {
+    "saved by safetensors.torch.save_model": ("gpt2", {}, _one_name),
+    "the same of GPT-Neo": ("gpt_neo", {}, _one_name),
+    "pytorch_model.bin in shards": ("gpt2", {}, _torch_shards),
+    "shards": ("gpt2", {}, lambda hf, folder: hf.save_pretrained(folder, max_shard_size="40KB")),
+    "untied, but equal": ("gpt2", {}, _untied_but_equal),
+    "the bare model": ("gpt2", {}, lambda hf, folder: hf.transformer.save_pretrained(folder)),
+    "the bare GPT-Neo": ("gpt_neo", {}, lambda hf, folder: hf.transformer.save_pretrained(folder)),
+    "names of other models' settings": ("gpt2", {}, _other_names),
+    "the same for GPT-Neo": ("gpt_neo", {}, _other_names),
+    "no metadata": ("gpt2", {}, _no_metadata),
+    "fp64": ("gpt2", {}, lambda hf, folder: hf.double().save_pretrained(folder)),
+    "fp16": ("gpt2", {}, lambda hf, folder: hf.half().save_pretrained(folder)),
+    "a resized vocabulary": ("gpt2", {"vocab_size": 300}, lambda hf, folder: None),
+    "reordered attention": ("gpt2", {"reorder_and_upcast_attn": True}, lambda hf, folder: None),
+    **{
+        name: ("gpt2", {"activation_function": name}, lambda hf, folder: None)
+        for name in ("gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate")
+    },
+    "kinds of attention in runs": (
+        "gpt_neo",
+        {"attention_types": [[["global"], 1], [["local", "local"], 1], [["global"], 1]]},
+        lambda hf, folder: None,
+    ),
+    "all global": ("gpt_neo", {"attention_types": [[["global"], 4]]}, lambda hf, folder: None),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_transformers_loads_has_the_same_logits_here(tmp_path: Path, variant: str) -> None:
+    kind, fields, save = VARIANTS[variant]
+    hf = random_model(kind, **fields)
+    hf.save_pretrained(tmp_path)
+    save(hf, tmp_path)
+    if variant == "shards":
+        (tmp_path / "model.safetensors").unlink()
+    expected = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval())
+    config, params = interop.from_hf(tmp_path)
+    config = dataclasses.replace(config, dtype="float32")
+    np.testing.assert_allclose(forward(params, TOKENS[:, :-1], config), expected, atol=1e-4)
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = rewritten(folders["gpt2"], tmp_path / "hf")
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text, encoding="utf-8-sig")
+    assert interop.from_hf(other)[0] == interop.from_hf(folders["gpt2"])[0]
+
+
 def test_weights_of_16_bits_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
     random_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
     config, params = interop.from_hf(tmp_path)
@@ -249,6 +338,10 @@ def test_weights_of_16_bits_are_read(folders: dict[str, Path], tmp_path: Path) -
         ("gpt2", {"n_head": 5}, {}, "n_heads 5"),
         ("gpt2", {}, {WTE: None}, r"has no tensor transformer\.wte\.weight"),
         ("gpt2", {}, {"lm_head.weight": np.zeros((VOCAB, 48), np.float32)}, "differs from wte.weight"),
+        ("gpt2", {"tie_word_embeddings": False}, {}, "tie_word_embeddings is False and there is no tensor lm_head"),
+        ("gpt2", {"activation_function": "gelu"}, {}, "activation_function is 'gelu'; this model has only 'gelu_new'"),
+        ("gpt2", {"add_cross_attention": True}, {}, "add_cross_attention is True; this model has only False"),
+        ("gpt2", {"scale_attn_weights": False}, {}, "scale_attn_weights is False; this model has only True"),
         ("gpt_neo", {"attention_types": [[["global"], 3]]}, {}, "names 3 layers, num_layers is 4"),
         ("gpt_neo", {"attention_types": [[["global", "sparse"], 2]]}, {}, "attention_types is"),
         ("gpt_neo", {"intermediate_size": 100}, {}, "intermediate_size is 100"),

@@ -43,11 +43,23 @@ _COUNTS: dict[Layout, tuple[str, ...]] = {
     "gpt2": ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"),
     "gpt_neo": ("num_layers", "hidden_size", "num_heads", "max_position_embeddings", "window_size", "vocab_size"),
 }
-# Settings that this model cannot follow: the key, and the only value that it can.
-_REQUIRED = {
-    "activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+# Other names of the same keys, which Hugging Face's classes take too.
+_ALIASES: dict[Layout, dict[str, str]] = {
+    "gpt2": {
+        "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
 }  # fmt: skip
+# Settings that this model cannot follow: the key, and the values that it can. (`reorder_and_upcast_attn` is the order
+# of the same arithmetic, in fp32 as here.)
+_REQUIRED: dict[str, tuple[Any, ...]] = {
+    # Names of one function, GELU by tanh; not gelu, which is by erf.
+    "activation_function": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
 _SIXTEEN_BITS = ("bfloat16", "float16")
 _KINDS = {"global": "dense", "local": "banded"}
 
@@ -68,10 +80,14 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise UserError(f"{folder / _CONFIG}: model_type is {kind!r}; expected gpt2 or gpt_neo")
+    for alias, key in _ALIASES[kind].items():
+        if alias in settings:
+            settings.setdefault(key, settings[alias])
     config = _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG)
     with open_weights(folder) as (shapes, read):
         shapes, read = _prefixed(shapes, read)
-        _check_tensors(shapes, read, config, kind, folder)
+        shapes, read = _tied(shapes, read, settings.get("tie_word_embeddings", True), folder)
+        _check_tensors(shapes, config, kind, folder)
         arrays = from_tensors(read, config, kind)
     table = param_table(config)
     leaves = [jnp.asarray(arrays[name]) for name in names(table)]
@@ -115,9 +131,9 @@ def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> 
 
 
 def _model_config(settings: dict[str, Any], kind: Layout, path: Path) -> ModelConfig:
-    for key, only in _REQUIRED.items():
-        if settings.get(key, only) != only:
-            raise UserError(f"{path}: {key} is {settings[key]!r}; this model has only {only!r}")
+    for key, known in _REQUIRED.items():
+        if settings.get(key, known[0]) not in known:
+            raise UserError(f"{path}: {key} is {settings[key]!r}; this model has only {known[0]!r}")
     for key in _COUNTS[kind]:
         if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
             raise UserError(f"{path}: {key} is {settings[key]!r}; expected a whole number of at least 1")
@@ -158,7 +174,7 @@ def _model_config(settings: dict[str, Any], kind: Layout, path: Path) -> ModelCo
 
 def _pattern(settings: dict[str, Any], path: Path) -> tuple[Any, ...]:
     """The shortest pattern whose repetition is the list of layers."""
-    types = settings["attention_types"]
+    types = settings["attention_types"] or _DEFAULTS["gpt_neo"]["attention_types"]
     try:
         layers = tuple(_KINDS[kind] for kinds, times in types for _ in range(times) for kind in kinds)
     except (KeyError, TypeError, ValueError):
@@ -220,7 +236,28 @@ def _prefixed(shapes: Shapes, read: Read) -> tuple[Shapes, Read]:
     return {name: shapes[own[name]] for name in own}, lambda name: read(own[name])
 
 
-def _check_tensors(shapes: Shapes, read: Read, config: ModelConfig, kind: Layout, folder: Path) -> None:
+def _tied(shapes: Shapes, read: Read, tied: object, folder: Path) -> tuple[Shapes, Read]:
+    """The same with one output matrix, under the embedding's name: a file may hold either name, or both."""
+    embedding, head = PREFIX + "wte.weight", "lm_head.weight"
+    if head not in shapes:
+        if not tied:
+            raise UserError(
+                f"{folder / _CONFIG}: tie_word_embeddings is {tied!r} and there is no tensor {head}; expected true, or "
+                "that tensor"
+            )
+        return shapes, read
+    without = {name: shape for name, shape in shapes.items() if name != head}
+    if embedding in shapes:
+        if shapes[head] != shapes[embedding] or not np.array_equal(read(head), read(embedding)):
+            raise UserError(f"{head} in {str(folder)!r} differs from wte.weight; this model's output is tied to it")
+        return without, read
+    if not tied:
+        return without, read  # and the embedding is missed there
+    # safetensors.torch.save_model keeps one of the two names of a tensor.
+    return without | {embedding: shapes[head]}, lambda name: read(head if name == embedding else name)
+
+
+def _check_tensors(shapes: Shapes, config: ModelConfig, kind: Layout, folder: Path) -> None:
     expected = {tensor.name: shape for _, _, tensor, shape in tensors(config, kind)}
     for name, shape in expected.items():
         if name not in shapes:
@@ -230,9 +267,5 @@ def _check_tensors(shapes: Shapes, read: Read, config: ModelConfig, kind: Layout
                 f"{name} in {str(folder)!r} has shape {list(shapes[name])}, its {_CONFIG} calls for {list(shape)}"
             )
     for name in shapes.keys() - expected.keys():
-        if name == "lm_head.weight":
-            embedding = PREFIX + "wte.weight"
-            if shapes[name] != shapes[embedding] or not np.array_equal(read(name), read(embedding)):
-                raise UserError(f"{name} in {str(folder)!r} differs from wte.weight; this model's output is tied to it")
-        elif not name.endswith(IGNORED):
+        if not name.endswith(IGNORED):
             raise UserError(f"{str(folder)!r} has a tensor {name} that this model has no place for")

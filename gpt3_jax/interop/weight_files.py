@@ -15,7 +15,8 @@ import numpy as np
 
 from gpt3_jax.errors import RunError, UserError
 
-_WEIGHTS, _INDEX, _TORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TORCH, _TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], np.ndarray]
@@ -33,12 +34,13 @@ def open_weights(folder: Path) -> Iterator[tuple[Shapes, Read]]:
         if (folder / _WEIGHTS).is_file():
             yield _open_safetensors([folder / _WEIGHTS], stack)
         elif (folder / _INDEX).is_file():
-            files = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
-            yield _open_safetensors([folder / file for file in files], stack)
+            yield _open_safetensors(_shards(folder / _INDEX), stack)
         elif (folder / _TORCH).is_file():
-            yield _open_torch(folder / _TORCH)
+            yield _open_torch([folder / _TORCH])
+        elif (folder / _TORCH_INDEX).is_file():
+            yield _open_torch(_shards(folder / _TORCH_INDEX))
         else:
-            raise UserError(f"{str(folder)!r} holds no weights; expected {_WEIGHTS}, {_INDEX} or {_TORCH}")
+            raise UserError(f"{str(folder)!r} holds no weights; expected {_WEIGHTS} or {_TORCH}, or their index")
 
 
 def write_weights(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -54,7 +56,7 @@ def write_weights(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds keys and values. Raises UserError when it does not, or is not there."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); expected a folder in Hugging Face's format"
@@ -64,6 +66,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected keys and values")
     return values
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} has no weight_map; expected names of tensors and of the files that hold them")
+    return [index.parent / file for file in sorted(set(names.values()))]
 
 
 def _open_safetensors(files: list[Path], stack: contextlib.ExitStack) -> tuple[Shapes, Read]:
@@ -82,15 +92,22 @@ def _open_safetensors(files: list[Path], stack: contextlib.ExitStack) -> tuple[S
     return shapes, lambda name: np.asarray(handles[name].get_tensor(name).astype(jnp.float32))
 
 
-def _open_torch(path: Path) -> tuple[Shapes, Read]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path} needs torch to be read; pip install -c constraints.txt -e '.[hf]'") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; copy it again") from None
+def _open_torch(files: list[Path]) -> tuple[Shapes, Read]:
+    state: dict[str, Any] = {}
+    for path in files:
+        try:
+            import torch
+        except ImportError as error:
+            raise UserError(
+                f"{path} needs torch to be read ({error}); pip install -c constraints.txt -e '.[hf]'"
+            ) from None
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; copy it again") from None
+        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+            raise UserError(f"{path} does not hold tensors by their names; expected a model's state_dict")
+        state |= found
     return {name: tuple(tensor.shape) for name, tensor in state.items()}, lambda name: state[name].float().numpy()
 
 
@@ -98,6 +115,8 @@ def _safetensors() -> Any:
     try:
         import safetensors
         import safetensors.numpy
-    except ImportError:
-        raise UserError("Hugging Face's format needs safetensors; pip install -c constraints.txt -e '.[hf]'") from None
+    except ImportError as error:
+        raise UserError(
+            f"Hugging Face's format needs safetensors ({error}); pip install -c constraints.txt -e '.[hf]'"
+        ) from None
     return safetensors
