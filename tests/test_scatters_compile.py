@@ -14,14 +14,16 @@ from compilers import NEEDS_TPU
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.config import load_config
+from gpt3_jax.model.params import param_table
 from gpt3_jax.parallel.compiler_options import compiler_options, pads_scatters
 from gpt3_jax.parallel.mesh import DATA, data_steps, make_mesh
-from gpt3_jax.parallel.zero.transport import Transport
+from gpt3_jax.parallel.zero.transport import Transport, choose
 from gpt3_jax.parallel.zero.weight import Gather
 from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.compiled import without_cache
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.traffic import count
+from gpt3_jax.spec import ParamSpec
 
 GRADIENTS = {
     "mlp_up": ((2048, 4096), 0),
@@ -80,3 +82,16 @@ def test_rows_are_padded_where_the_devices_are_not_apart() -> None:
     assert surplus("v5p:4x4x4", "tokens, whole tiles", overlap=True, apart=False) > NEAR
     assert not pads_scatters(mesh_of("v6e:4x4"), overlap=True)
     assert pads_scatters(mesh_of("v5e:16x16"), overlap=True)
+
+
+@NEEDS_TPU
+def test_each_weight_has_the_transport_that_its_compiler_runs_well() -> None:
+    table = param_table(load_config(["gpt3-small"], []).model)
+
+    def name(topology: str, spec: ParamSpec, sharded: bool = True) -> str:
+        return choose(spec, mesh_of(topology), sharded=sharded, overlap=True).name
+
+    assert name("v5e:16x16", table.blocks.mlp_up_kernel) == "torus by device"
+    assert name("v6e:4x4", table.blocks.mlp_up_kernel) == "torus"
+    assert name("v6e:4x4", table.token_embedding) == "torus by device"
+    assert name("v6e:4x4", table.token_embedding, sharded=False) == "none"

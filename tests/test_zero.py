@@ -9,9 +9,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from step_cells import MESHES, ONE, STAGES, VOCAB, Cell, Trajectory, matrix, run
+from step_cells import MESHES, ONE, STAGES, VOCAB, Cell, Trajectory, config, matrix, mesh_of, run
 
-from gpt3_jax.model.params import names
+from gpt3_jax.model.params import names, param_table
+from gpt3_jax.parallel.zero.transport import choose
 
 LOSS, NORM, PARAMS = 2e-6, 2e-6, 1e-6
 """How far from one device: losses (near 5) and norms (near 1) absolute, parameters after updates of up to 1e-2 each.
@@ -55,6 +56,15 @@ def test_losses_and_parameters_are_those_of_one_device(mesh: tuple[int, int, int
 
 def test_unrolling_the_depth_changes_nothing() -> None:
     assert_like_one_device(Cell(3, (1, 8, 1), 1, "full", unroll=2))
+
+
+def test_elsewhere_than_on_a_torus_weights_travel_along_one_ring() -> None:
+    kernel = param_table(config(Cell(2, ONE)).model).blocks.mlp_up_kernel
+    names = {
+        mesh: choose(kernel, mesh_of(config(Cell(2, mesh))), sharded=True, overlap=True).name
+        for mesh in ((1, 8, 1), (2, 2, 2), (8, 1, 1))
+    }
+    assert names == {(1, 8, 1): "ring", (2, 2, 2): "ring", (8, 1, 1): "none"}
 
 
 def test_the_reference_trains() -> None:

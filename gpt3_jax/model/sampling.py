@@ -1,6 +1,6 @@
 """The next token from its logits: greedy, temperature, top-k, top-p.
 
-A draw depends on the seed, the sample's number and the position alone, so the same seed gives the same text whatever
+A draw depends only on the seed, the sample's number and the position, so the same seed gives the same text whatever
 else is in the batch. Shapes: B rows, V vocabulary.
 """
 
@@ -25,12 +25,12 @@ def sample(
     Args:
         logits_BV: fp32.
         key: a key made from the seed.
-        samples_B: the number of the sample that each row is, int32.
-        positions_B: the position that the drawn token will stand at, int32.
+        samples_B: each row's sample number, int32.
+        positions_B: the position of the drawn token, int32.
         temperature: divides the logits; 0 takes the likeliest token.
-        top_k: int32; only the k likeliest tokens are drawn from (all that tie with the last of them); 0: all.
-        top_p: fp32; only the likeliest tokens that together reach this probability (after temperature and top-k) are
-            drawn from; 1: all.
+        top_k: int32; draws from the k likeliest tokens only (and those that tie with the last of them); 0: from all.
+        top_p: fp32; draws only from the likeliest tokens that together reach this probability, after temperature and
+            top-k; 1: from all.
     """
 
     def greedy() -> jax.Array:

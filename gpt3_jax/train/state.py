@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how it lies on the mesh."""
+"""The training state, and how it is sharded over the mesh."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpt3_jax.train import optimizer
 
 @flax.struct.dataclass
 class TrainState(Generic[T]):
-    """Everything a step needs besides its batch; all that a checkpoint holds as arrays. Or, in the same structure,
-    their partitions, shardings or shapes."""
+    """Everything a step needs besides its batch; all arrays of a checkpoint. Or, in the same structure, their
+    partitions, shardings or shapes."""
 
     params: Params[T]
     """fp32 master weights."""
@@ -32,20 +32,20 @@ class TrainState(Generic[T]):
     sequences: T
     """Sequences consumed, uint32: the position in the data stream."""
     skipped: T
-    """Updates left out because loss or gradients were not finite, uint32."""
+    """Updates skipped because loss or gradients were not finite, uint32."""
 
 
 def create(config: Config) -> TrainState:
-    """The state before the first step. To be jitted with `state_shardings` as its output shardings."""
+    """The initial state. To be jitted with `state_shardings` as its output shardings."""
     params = model_params.init(config.model, jax.random.key(config.train.seed))
     mask = model_params.decay_mask(config.model, config.optimizer.weight_decay_on)
     opt_state = optimizer.init(config.optimizer, mask, params)
-    # Three arrays of their own: one shared array could not be donated three times.
+    # Three arrays: a shared one could not be donated three times.
     return TrainState(params, opt_state, *(jnp.zeros((), jnp.uint32) for _ in range(3)))
 
 
 def state_partitions(config: Config, mesh: Mesh) -> TrainState[PartitionSpec]:
-    """A PartitionSpec for every leaf: moments lie as their parameters do, scalars everywhere."""
+    """A PartitionSpec for every leaf: moments are sharded as their parameters are, scalars are replicated."""
     abstract = jax.eval_shape(lambda: create(config))
     specs = parameter_partitions(model_params.param_table(config.model), mesh, config.parallel.stage)
 
@@ -75,6 +75,6 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState[jax.ShapeDtypeStruc
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """A fresh state, made in place: no device ever holds more than its shards."""
+    """An initial state, created sharded: no device ever holds more than its shards."""
     made: TrainState = jax.jit(create, static_argnums=0, out_shardings=state_shardings(config, mesh))(config)
     return made

@@ -4,11 +4,11 @@ Parameters live as fp32 shards. A weight is used by casting its shard to the com
 derivative of that gather is the reduce-scatter of ZeRO (section 5). There are three kinds:
 
 =======  ==========================================  ===================================================================
-kind     its value                                   stands for
+kind     the value is gathered                       used at
 =======  ==========================================  ===================================================================
-ahead    was gathered ahead of the loss, or here     stages 0, 1 and 2; a weight of the others once it is `gathered`
-inside   is gathered by `gathered`, inside a block   stage 3
-parts    is gathered by its user, part by part       stage 3, the MLP's weights (`model.mlp`)
+ahead    already, ahead of the loss                  stages 0, 1 and 2; at stage 3 what `Weight.gathered` returns
+inside   inside the block, by `Weight.gathered`      stage 3
+parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
 =======  ==========================================  ===================================================================
 
 Everything here runs on one device's shards, inside the step's `jax.shard_map`. Which stage uses which kind, and when
@@ -84,7 +84,7 @@ def _flat(x: jax.Array, dim: int) -> jax.Array:
 
 @flax.struct.dataclass
 class Weight:
-    """One weight. A pytree: a stack of them is scanned over as arrays are."""
+    """One weight; or a stack of them with L in front, to be scanned over as an array is."""
 
     target: jax.Array
     """What gets the gradient. Stages 0 and 1: the value itself. Stages 2 and 3 (`partitioned`): an array in the shape
