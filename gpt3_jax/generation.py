@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import flax.struct
@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.environment import start_devices
@@ -99,9 +98,9 @@ class Generator:
         self._platform = platform_of(self._weights)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> Generator:
+    def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
         """From a run's folder: its newest checkpoint. Raises as `load_trained` and `load_tokenizer` do."""
-        config, params = load_trained(checkpoint, say)
+        config, params = load_trained(checkpoint)
         return cls(params, config.model, load_tokenizer(config.data.tokenizer))
 
     def stream(

@@ -36,7 +36,7 @@ _HUSHED = environment._WITHOUT_TPU | environment._WITHOUT_GPU
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     config = tiny(write_data(folder), folder / "run", parallel={"data": 8}, train={"batch_tokens": 128, "tokens": 128})
-    loop.run(config, say=lambda line: None)
+    loop.run(config)
     return folder / "run"
 
 
@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _ENTRIES = {
     "generate": "gpt3_jax.generate({run!r}, 'a', max_tokens=2)",
     "generate, JAX imported first": "import jax; gpt3_jax.generate({run!r}, 'a', max_tokens=2)",
-    "train.run": "gpt3_jax.train.run(gpt3_jax.load_config([{run!r} + '/config.yaml'], []), say=lambda line: None)",
+    "train.run": "gpt3_jax.train.run(gpt3_jax.load_config([{run!r} + '/config.yaml'], []))",
     "model.forward": "import jax; c = gpt3_jax.load_config([{run!r} + '/config.yaml'], []).model; "
     "gpt3_jax.model.forward(gpt3_jax.model.init(c, jax.random.key(0)), jax.numpy.zeros((1, 4), 'int32'), c)",
 }
