@@ -86,25 +86,41 @@ def compare(one: Config, other: Config) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=2e-3, atol=2e-4), x.params, y.params)
 
 
-def wait_for_line(run_dir: Path, processes: list[subprocess.Popen[str]]) -> None:
+def wait_for_lines(run_dir: Path, processes: list[subprocess.Popen[str]], beyond: int = 0) -> None:
+    """Until two batches behind `beyond` tokens are written down."""
     deadline = time.monotonic() + 300
-    while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < 3:
+    while not (run_dir / "metrics.jsonl").exists() or sum(at > beyond for at in losses(run_dir)) < 3:
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes), [finish(p) for p in processes]
         time.sleep(0.05)
 
 
-def test_a_signal_to_one_stops_both_with_a_checkpoint(tmp_path: Path, data: Path) -> None:
+def test_a_signal_to_one_stops_both_and_they_go_on_from_there(tmp_path: Path, data: Path) -> None:
+    """Stopped twice and started again twice, with a folder for compiled programs, which none or all of them find in;
+    the losses are those of one process."""
     config = eight(data, tmp_path / "run", tokens=10**8, eval_tokens=10**8)
-    config = replace(config, checkpoint={"every_tokens": 10**8})
-    both = two([config, config], tmp_path)
-    wait_for_line(tmp_path / "run", both)
-    both[1].send_signal(signal.SIGTERM)
-    results = [finish(process) for process in both]
-    assert [code for code, _, _ in results] == [143, 143], results
-    assert "stopped by SIGTERM" in results[0][2] and f"--config {tmp_path / 'process-0.yaml'}" in results[0][2]
-    last = list(losses(tmp_path / "run"))[-1]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"tokens-{last}"]
-    assert int(saved(config).sequences) * 16 == last
+    config = replace(config, checkpoint={"every_tokens": 10**8, "keep_last": 1})
+    last = 0
+    for number, failing in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):
+        both = two([config, config], tmp_path)
+        wait_for_lines(tmp_path / "run", both, last)
+        both[failing].send_signal(number)
+        results = [finish(process) for process in both]
+        codes = [143, 143] if number == signal.SIGTERM else [130, 143]
+        assert [code for code, _, _ in results] == codes, results
+        assert f"stopped by {number.name}" in results[0][2]
+        assert f"--config {tmp_path / 'process-0.yaml'}" in results[0][2]
+        assert (f"resuming from {tmp_path / 'run' / 'checkpoints'} at {last:,} tokens" in results[0][2]) == (last > 0)
+        last = list(losses(tmp_path / "run"))[-1]
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"tokens-{last}"]
+        assert int(saved(config).sequences) * 16 == last
+    ends = replace(config, train={"tokens": last + 256})
+    for code, out, err in map(finish, two([ends, ends], tmp_path)):
+        assert code == 0, out + err
+    alone = replace(ends, train={"run_dir": str(tmp_path / "alone")})
+    loop.run(alone)
+    a, b = losses(tmp_path / "alone"), losses(tmp_path / "run")
+    assert list(a) == list(b) and len(a) * 128 == last + 256
+    np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=2e-5)
 
 
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -99,10 +99,12 @@ def saved(config: Config) -> TrainState:
 def start(config: Config, file: Path, *more: str, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
     """``gpt3-jax train`` in a process of its own, after the Python code `before`."""
     file.write_text(yaml.safe_dump(to_dict(config)))
+    # Several processes share no compiled programs on CPU, so that each of their starts compiles: in a hurry.
+    hurry = " --xla_backend_optimization_level=0" if config.distributed.processes > 1 else ""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}{hurry}",
         "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

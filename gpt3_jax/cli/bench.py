@@ -59,11 +59,15 @@ def main(argv: list[str]) -> int:
     config = load_config(names, ["--train.ramp_tokens", "0", *overrides])
     keep_batch = any(option.partition("=")[0] == "--train.batch_tokens" for option in overrides)
     _prepare(config, keep_batch)
+    from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.start import shutdown, start
 
     start(config.distributed)
-    code = _Bench(args, config, names, keep_batch).run(parts)
-    shutdown()
+    with NoneLeftWaiting():
+        require_same_program(config)
+        code = _Bench(args, config, names, keep_batch).run(parts)
+        shutdown()
     return code
 
 
@@ -135,7 +139,7 @@ class _Bench:
         import jax
 
         from gpt3_jax.bench import machine, table
-        from gpt3_jax.cluster.agreement import is_lead
+        from gpt3_jax.cluster.agreement import is_lead, together
 
         self._result["machine"] = machine.describe(jax.devices())
         self._texts.append(table.machine(self._result["machine"]))
@@ -145,7 +149,8 @@ class _Bench:
         code = 0
         for part in parts:
             try:
-                measures[part]()
+                with together(f"measuring {part}"):  # before the next part, which one process must not begin alone
+                    measures[part]()
             except (UserError, RunError) as error:
                 if len(parts) == 1:
                     raise

@@ -99,6 +99,7 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster import compilation_cache
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import loop, quickstart
     from gpt3_jax.train.host_memory import cpu_only, keep_freed_memory, step_bytes
@@ -107,6 +108,7 @@ def _train(config: Config, argv: list[str]) -> int:
         keep_freed_memory(step_bytes(config.model, config.train))
     start(config.distributed)
     with NoneLeftWaiting():
+        require_same_program(config)
         say = loop.say_to_stderr
         compilation_cache.enable(say)
         started = quickstart.prepare(config, say) if quickstart.wanted(config) else None

@@ -1,10 +1,30 @@
-"""What the processes of a run tell one another. All of them make the same calls, in the same order."""
+"""What the processes of a run tell one another. All of them make the same calls, in the same order.
+
+JAX's public interface offers collectives for this, and those wait for ever. So each wait here has a deadline, kept by a
+thread: a process that waits longer says for what, and is gone.
+"""
 
 from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from gpt3_jax.cluster.leaving import leave_now
+from gpt3_jax.errors import RunError, UserError
+
+WAIT_S = 1800.0
+"""How long a process waits for the others. Longer than what one may do alone meanwhile: read its part of a checkpoint,
+compare data with its checksums, count the bytes of held-out text."""
+
+_SHOWN = 12
+"""Differences that are listed; there may be hundreds, where two versions of the code met."""
 
 
 def is_lead() -> bool:
@@ -12,18 +32,144 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-def from_lead(text: str) -> str:
+@contextlib.contextmanager
+def deadline(what: str, seconds: float | None = None) -> Iterator[None]:
+    """Around a wait for the other processes. One that lasts longer than `seconds` (`WAIT_S`) ends this process, with
+    exit code 1 and a line: "waited … for the other processes to `what`". With one process, it does nothing."""
+    if jax.process_count() == 1:
+        yield
+        return
+    limit = WAIT_S if seconds is None else seconds
+    line = (
+        f"gpt3-jax: error in process {jax.process_index()}: waited {limit:g} s for the other processes to {what}; one "
+        "of them has stopped, or is doing something else: its own output says what"
+    )
+    timer = threading.Timer(limit, leave_now, (1, line))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def from_lead(text: str, what: str = "agree with process 0", seconds: float | None = None) -> str:
     """The lead process's `text`, in every process (which all call it; what the others pass is ignored)."""
     if jax.process_count() == 1:
         return text
     data = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    mine = data if is_lead() else np.zeros(size, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8)).decode()
+    with deadline(what, seconds):
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+        mine = data if is_lead() else np.zeros(size, np.uint8)
+        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8)).decode()
 
 
-def everywhere(ok: bool) -> bool:
+def everywhere(ok: bool, what: str = "agree", seconds: float | None = None) -> bool:
     """Whether `ok` holds in every process (which all call it)."""
     if jax.process_count() == 1:
         return ok
-    return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+    with deadline(what, seconds):
+        return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+def gather(text: str, what: str = "tell what they have", seconds: float | None = None) -> list[str]:
+    """Every process's `text`, by process number, in every process (which all call it)."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    with deadline(what, seconds):
+        sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).ravel().tolist()
+        # A power of two, so that few programs are compiled for all the lengths that there are.
+        room = np.zeros(max(256, 1 << (max(sizes) - 1).bit_length()), np.uint8)
+        room[: data.size] = data
+        rows = np.asarray(multihost_utils.process_allgather(room), np.uint8)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Around what each process does for itself and all must have done before they go on.
+
+    Raises:
+        UserError, RunError: what the block raised, here; in the processes where it went well, another's, as its number
+            and line.
+    """
+    failure: UserError | RunError | None = None
+    try:
+        yield
+    except (UserError, RunError) as error:
+        failure = error
+    if jax.process_count() == 1:
+        if failure is not None:
+            raise failure
+        return
+    told = gather("" if failure is None else f"{failure.exit_code} {failure}", f"be done with {what}")
+    if failure is not None:
+        raise failure
+    for process, text in enumerate(told):
+        if text:
+            code, _, line = text.partition(" ")
+            kind = UserError if int(code) == UserError.exit_code else RunError
+            raise kind(f"process {process} failed at {what}: {line}")
+
+
+def require_same(
+    facts: Mapping[str, str], what: str, shown: Mapping[str, str] | None = None, seconds: float | None = None
+) -> None:
+    """Compares `facts` between all processes.
+
+    Args:
+        facts: by name; compared as they are.
+        what: what they are of, for the messages.
+        shown: for some of them, what stands in the message instead of the compared value.
+        seconds: how long the others may take to come here (`WAIT_S`).
+
+    Raises:
+        UserError: in all processes alike, with each fact that differs, its values, and which processes have them.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps({name: [value, (shown or {}).get(name, value)] for name, value in sorted(facts.items())})
+    digest = np.frombuffer(hashlib.sha256(json.dumps(sorted(facts.items())).encode()).digest(), np.uint8)
+    with deadline(f"compare {what}", seconds):
+        digests = np.asarray(multihost_utils.process_allgather(digest))
+    if (digests == digests[0]).all():
+        return
+    everyone = [json.loads(told) for told in gather(text, f"compare {what}", seconds)]
+    listed = differences(everyone)
+    more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    raise UserError(
+        f"the processes differ in {what}: {'; '.join(listed[:_SHOWN])}{more}; start all of them with the same "
+        "configuration, code, versions and data"
+    )
+
+
+def differences(everyone: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
+    """``name: VALUE in process 0, VALUE in processes 1, 2`` for each fact that not all have alike.
+
+    Args:
+        everyone: for each process, facts by name as (compared value, shown value).
+    """
+    lines = []
+    for name in sorted({name for facts in everyone for name in facts}):
+        values: dict[str, list[int]] = {}
+        shown: dict[str, str] = {}
+        for process, facts in enumerate(everyone):
+            value, show = facts.get(name, ("", "nothing"))
+            values.setdefault(value, []).append(process)
+            shown.setdefault(value, show)
+        if len(values) > 1:
+            parts = [f"{_short(shown[value])} in {_processes(numbers)}" for value, numbers in values.items()]
+            lines.append(f"{name}: {', '.join(parts)}")
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
+
+
+def _processes(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"process {numbers[0]}"
+    listed = ", ".join(map(str, numbers[:8]))
+    return f"processes {listed}{f' and {len(numbers) - 8} more' if len(numbers) > 8 else ''}"

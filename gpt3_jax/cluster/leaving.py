@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from types import TracebackType
@@ -10,20 +11,22 @@ from typing import NoReturn
 
 import jax
 
-from gpt3_jax.cluster.agreement import is_lead
+from gpt3_jax.cluster import signals
 from gpt3_jax.errors import RunError, UserError
 
 _GRACE_S = 2.0
-_INTERRUPT_EXIT = 130
 
 
-def leave_now(code: int) -> NoReturn:
-    """Ends this process without waiting for the others.
+def leave_now(code: int, line: str = "") -> NoReturn:
+    """Ends this process without waiting for the others, with `line` on stderr. From any thread.
 
     After a collective has failed, an ordinary exit hangs in the distributed client until the heartbeat times out.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if line:
+        os.write(2, f"{line}\n".encode())  # the main thread may be inside print(), with its lock
+    else:
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -44,15 +47,15 @@ class NoneLeftWaiting:
         if kind is None or error is None or not jax.distributed.is_initialized():
             return
         code = 1
-        if isinstance(error, (UserError, RunError)):
+        if isinstance(error, KeyboardInterrupt) or signals.exit_code() is not None:
+            code = signals.exit_code() or signals.EXIT_CODES[signal.SIGINT]
+            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
+        elif isinstance(error, (UserError, RunError)):
             print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
             code = error.exit_code
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
-            code = _INTERRUPT_EXIT
         else:
             sys.excepthook(kind, error, trace)
         sys.stderr.flush()
-        if is_lead():
+        if jax.process_index() == 0:
             time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
         leave_now(code)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 
+from gpt3_jax.cluster import compilation_cache, signals
 from gpt3_jax.config import DistributedConfig
 from gpt3_jax.errors import RunError, UserError
 
@@ -32,6 +33,8 @@ def start(config: DistributedConfig) -> None:
     """Joins the other processes of this run, if there are any. Call before anything touches a device.
 
     Does nothing with mode ``off``, when already started, or, with mode ``auto``, when no cluster is found.
+    SIGTERM and Ctrl-C end this process also while it waits here, if `signals.install` was called.
+
     Raises UserError when the cluster is there but this process was not started as part of it, RunError when the
     processes do not find one another.
     """
@@ -67,6 +70,8 @@ def start(config: DistributedConfig) -> None:
         else:
             where = f"cluster found: {cluster}; set distributed.mode to manual, or to off for one process"
         raise RunError(f"the processes did not find one another ({where}): {_one_line(error)}") from error
+    signals.keep_sigterm()
+    compilation_cache.suspend()
 
 
 def recognise(env: Mapping[str, str]) -> str | None:

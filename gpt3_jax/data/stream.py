@@ -60,6 +60,8 @@ class Stream:
     ) -> None:
         self._reader = _Reader(sources, n_ctx, n_vocab)
         self.n_ctx = n_ctx
+        self.sources = tuple((source.path, source.fingerprint) for source in sources)
+        """(path, fingerprint) of each."""
         self.mixture = Mixture(weights, self._reader.sizes, seed)
         self.fingerprint = _digest(
             {
@@ -97,6 +99,7 @@ class HeldOut:
     def __init__(self, sources: Sequence[TokenSource], n_ctx: int, n_vocab: int | None = None) -> None:
         self._reader = _Reader(sources, n_ctx, n_vocab)
         self.n_ctx = n_ctx
+        self.sources = tuple((source.path, source.fingerprint) for source in sources)
         self._ends = np.cumsum(np.array(self._reader.sizes, np.int64))
         self.n_sequences = int(self._ends[-1])
         self.fingerprint = _digest({"sources": [source.fingerprint for source in sources], "n_ctx": n_ctx})

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.cluster.agreement import is_lead
+from gpt3_jax.cluster.agreement import is_lead, together
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.run_lock import RunLock
+from gpt3_jax.cluster.same_run import require_same_data, require_same_program
+from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config, to_yaml
@@ -75,10 +77,17 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     start(config.distributed)
-    mesh, tokenizer, schedule = check(config)
+    require_same_program(config)
+    with together("checking the configuration"):
+        mesh, tokenizer, schedule = check(config)
     for deviation in deviations(config, schedule, batch_shards(mesh)):
         say(deviation)
-    stream, heldout = open_data(config, tokenizer)
+    with together("opening the data"):
+        stream, heldout = open_data(config, tokenizer)
+    sources = [(f"data.train[{n}]", *source) for n, source in enumerate(stream.sources)]
+    sources += [(f"data.eval[{n}]", *source) for n, source in enumerate(heldout.sources if heldout else ())]
+    require_same_data(tokenizer.fingerprint, sources)
+    require_shared(Path(config.train.run_dir))
     data = Data(stream.fingerprint, tokenizer.fingerprint)
 
     try:

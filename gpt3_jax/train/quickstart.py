@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt3_jax.config import Config, replace
+from gpt3_jax.cluster.agreement import is_lead, together
+from gpt3_jax.cluster.same_run import require_same_program
+from gpt3_jax.cluster.shared_folder import require_shared
+from gpt3_jax.config import Config, SourceConfig, replace
 from gpt3_jax.data import stdlib_text
 from gpt3_jax.errors import UserError
 from gpt3_jax.train import loop
@@ -19,7 +22,7 @@ class Quickstart:
 
     config: Config
     compressors: dict[str, float]
-    """Bits per byte of general compressors on the same held-out text."""
+    """Bits per byte of general compressors on the same held-out text; empty but in the lead process."""
 
 
 def wanted(config: Config) -> bool:
@@ -36,14 +39,22 @@ def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
     """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
-    loop.check(config)  # before a file is written
-    text = stdlib_text.prepare(Path(config.train.run_dir) / "data")
-    say(
-        f"text: the Python standard library on this machine, {text.train_files} files to train on, "
-        f"{text.heldout_files} held out ({len(text.heldout_bytes):,} bytes)"
-    )
-    config = replace(config, data={"train": (text.train,), "eval": (text.heldout,)})
-    return Quickstart(config, stdlib_text.compressors(text.heldout_bytes))
+    require_same_program(config)
+    with together("checking the configuration"):
+        loop.check(config)  # before a file is written
+    run_dir = Path(config.train.run_dir)
+    require_shared(run_dir)
+    compressors: dict[str, float] = {}
+    with together("writing the quickstart's text"):
+        if is_lead():  # the others' library may differ from its in a patch: then each would replace what another wrote
+            text = stdlib_text.prepare(run_dir / "data")
+            say(
+                f"text: the Python standard library on this machine, {text.train_files} files to train on, "
+                f"{text.heldout_files} held out ({len(text.heldout_bytes):,} bytes)"
+            )
+            compressors = stdlib_text.compressors(text.heldout_bytes)
+    train, heldout = (SourceConfig(path=str(run_dir / "data" / name)) for name in ("train", "heldout"))
+    return Quickstart(replace(config, data={"train": (train,), "eval": (heldout,)}), compressors)
 
 
 def verdict(quickstart: Quickstart, result: Result) -> str:

@@ -1,0 +1,66 @@
+"""Whether a folder is the same one for all processes of a run, asked before anything else is done in it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import time
+from pathlib import Path
+
+import jax
+
+from gpt3_jax.cluster.agreement import from_lead, gather, is_lead
+from gpt3_jax.errors import RunError, UserError
+
+SEEN_WITHIN_S = 90.0
+"""How long what one process wrote may take to be seen by the others: NFS keeps a folder's attributes for up to 60 s
+(acdirmax)."""
+_RETRY_S = 0.5
+_TOKEN = "shared.token"
+
+
+def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
+    """Makes `folder`, and proves that all processes see what process 0 writes there; with one process, does nothing.
+
+    Raises:
+        UserError: some do not; names them and their machines, in all processes alike.
+        RunError: the folder cannot be written.
+    """
+    if jax.process_count() == 1:
+        return
+    token, why = secrets.token_hex(16), ""
+    if is_lead():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _TOKEN).write_text(token)
+        except OSError as error:
+            why = error.strerror or str(error)
+    what = f"look into {folder}"
+    token, _, why = from_lead(f"{token} {why}", what).partition(" ")
+    if why:
+        raise RunError(f"cannot write into {folder}: {why}; choose another {setting}")
+    seen = _appears(folder / _TOKEN, token)
+    told = gather(f"{'yes' if seen else 'no'} {socket.gethostname()}", what, 2 * SEEN_WITHIN_S)
+    if is_lead():
+        with contextlib.suppress(OSError):
+            (folder / _TOKEN).unlink()
+    blind = [f"process {n} on {host}" for n, (ok, _, host) in enumerate(t.partition(" ") for t in told) if ok == "no"]
+    if blind:
+        more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
+        raise UserError(
+            f"{setting} {folder} is not one folder for all processes: {', '.join(blind[:8])}{more} did not see within "
+            f"{SEEN_WITHIN_S:g} s what process 0 on {told[0].partition(' ')[2]} wrote there; give a folder on a file "
+            "system that all machines mount, by its whole path"
+        )
+
+
+def _appears(path: Path, token: str) -> bool:
+    give_up = time.monotonic() + SEEN_WITHIN_S
+    while True:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.read_text() == token:
+                return True
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(_RETRY_S)
