@@ -198,15 +198,26 @@ class CheckpointReader:
         self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
     ) -> dict[str, jax.Array] | None:
         """The arrays of one checkpoint, checked; None, said aloud, if they are damaged."""
+        # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for. All
+        # load or none does: Orbax numbers its barriers by what a process has done before.
+        answer: dict[str, str] = {}
+        if is_lead():
+            try:
+                missing = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
+                answer = {"damaged": missing} if missing else {}
+            except UNREADABLE as error:
+                answer = {"machine" if machine_at_fault(error) else "damaged": one_line(error)}
+        answer = json.loads(from_lead(json.dumps(answer)))
+        if "machine" in answer:
+            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {answer['machine']}")
+        if "damaged" in answer:
+            self._report_damage(tokens, answer["damaged"])
+            return None
         arrays: dict[str, jax.Array] = {}
         why = machine = ""
         try:
-            # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for.
-            if is_lead():
-                why = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
-            if not why:
-                with jax.transfer_guard("allow"), no_asyncio_log():
-                    arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
+            with jax.transfer_guard("allow"), no_asyncio_log():
+                arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
         except UNREADABLE as error:
             why = one_line(error)
             machine = why if machine_at_fault(error) else ""
