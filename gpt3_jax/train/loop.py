@@ -23,7 +23,7 @@ from gpt3_jax.data.loader import Loader
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.parallel import compiler_options, distributed
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
@@ -74,6 +74,7 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
+    require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
     distributed.start(config.distributed)
     start_devices(compiles_ahead=True)
     mesh, tokenizer, schedule = check(config)

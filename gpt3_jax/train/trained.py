@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.train.checkpoint import CheckpointReader
 from gpt3_jax.train.loop import CHECKPOINTS, say_to_stderr
@@ -25,6 +25,7 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
         UserError: no such folder, or no checkpoint in it.
         RunError: there are checkpoints, but none can be read.
     """
+    require_type("the run folder", run_dir, (str, os.PathLike), "a path")
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         what = "is a file" if Path(run_dir).exists() else "does not exist"
