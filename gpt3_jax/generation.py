@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 import functools
 import itertools
+import numbers
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import sample
@@ -46,6 +47,9 @@ class Sampling:
     """Draw from the likeliest tokens that together reach this probability; 1: from all."""
 
     def __post_init__(self) -> None:
+        require_type("temperature", self.temperature, numbers.Real, "a number")
+        require_type("top_k", self.top_k, numbers.Integral, "a whole number")
+        require_type("top_p", self.top_p, numbers.Real, "a number")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; expected 0 (the likeliest token) or more")
         if self.top_k < 0:
@@ -122,6 +126,10 @@ class Generator:
             UserError: a prompt that is no text or leaves no room in the context, or a number out of range; before
                 anything is computed.
         """
+        for name, value in (("max_tokens", max_tokens), ("samples", samples), ("seed", seed)):
+            require_type(name, value, numbers.Integral, "a whole number")
+        for prompt in prompts:
+            require_type("a prompt", prompt, str, "a text")
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
         if samples < 1:
@@ -209,6 +217,7 @@ def generate(
         UserError: no checkpoint there, a prompt longer than the context, a number out of range.
         RunError: no checkpoint can be read.
     """
+    require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
     generator = Generator.load(checkpoint)

@@ -28,7 +28,7 @@ from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError
+from gpt3_jax.errors import RunError, require_type
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
@@ -77,6 +77,7 @@ def run(config: Config, checked: Checked | None = None) -> Result:
         UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
+    require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
     start(config.distributed)
     start_devices(compiles_ahead=True)
     require_same_program(config)

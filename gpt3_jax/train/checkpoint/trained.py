@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
@@ -24,6 +24,7 @@ def load_trained(run_dir: str | os.PathLike[str]) -> tuple[Config, Params]:
         UserError: no such folder, or no checkpoint in it.
         RunError: the folder may not be read; there are checkpoints, but none can be read.
     """
+    require_type("the run folder", run_dir, (str, os.PathLike), "a path")
     run_dir = Path(local_path(run_dir, "run folder"))
     try:
         os.listdir(run_dir)
