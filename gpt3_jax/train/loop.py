@@ -28,7 +28,7 @@ from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint import CheckpointStore
 from gpt3_jax.train.evaluation import Evaluation, Evaluator
-from gpt3_jax.train.host_memory import pinned_memory_is_full
+from gpt3_jax.train.host_memory import peak_resident, pinned_memory_is_full, predicted_peak
 from gpt3_jax.train.integrity import array_checksums, named_leaves
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.resume import Data, make_record, recorded_sizes, require_same_run
@@ -232,6 +232,7 @@ class _Loop:
         self._store, self._record, self._say = store, record, say
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         self._ctx = config.model.n_ctx
+        self._on_cpu = mesh.local_devices[0].platform == "cpu"
 
     def train(self, state: TrainState) -> Result:
         config = self._config
@@ -280,6 +281,8 @@ class _Loop:
             evaluation = self._evaluate(evaluator, telemetry, state, position) if done else None
             with telemetry.pause("waiting for the checkpoint to be on disk"):
                 self._store.close()
+        if self._on_cpu:
+            self._say(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
         stopped = "" if done else stop.reason
         steps_made = step - first_step
         return Result(telemetry.loss, position * self._ctx, run_dir / CHECKPOINTS, evaluation, steps_made, stopped)
@@ -304,7 +307,9 @@ class _Loop:
             evaluator = Evaluator(config, mesh, self._heldout, self._tokenizer, per_pass)
         array_checksums(named_leaves(state))  # compiles what the first checkpoint will call
         if what:
-            self._say(f"compiled in {time.monotonic() - started:.1f} s")
+            self._say(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(steps)}")
+        if steps and self._on_cpu and (peak := predicted_peak(steps.values(), jax.local_device_count())):
+            self._say(f"this process will take about {peak / 2**30:.2f} GiB of memory at its peak")
         return steps, evaluator
 
     def _due(self, every_tokens: int, first: int, position: int) -> bool:
