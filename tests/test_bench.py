@@ -140,14 +140,14 @@ def test_a_cpu_is_given_as_many_sequences_as_it_has_time_for() -> None:
 def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) -> None:
     mesh = make_mesh(config.parallel)  # eight data shards
     whole = workload.make_workload(config, mesh, keep_batch=False)
-    assert (whole.stage.sequences, whole.stage.microbatches, whole.why) == (32, 1, "")
+    assert (whole.batch.sequences, whole.batch.microbatches, whole.why) == (32, 1, "")
     micro = replace(config, train={"microbatch": 2})
     one = workload.make_workload(micro, mesh, keep_batch=False)
-    assert (one.stage.sequences, one.stage.microbatches, one.tokens) == (16, 1, 256)
+    assert (one.batch.sequences, one.batch.microbatches, one.tokens) == (16, 1, 256)
     assert one.why == "of the configuration's 512 tokens one microbatch on each data shard"
     kept = workload.make_workload(micro, mesh, keep_batch=True)
-    assert (kept.stage.sequences, kept.stage.microbatches, kept.why) == (32, 2, "")
-    assert workload.make_workload(config, mesh, False, largest=1).stage.sequences == 8
+    assert (kept.batch.sequences, kept.batch.microbatches, kept.why) == (32, 2, "")
+    assert workload.make_workload(config, mesh, False, largest=1).batch.sequences == 8
 
 
 def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     assert work.tokens == 512
     assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
     kept = workload.make_workload(large, mesh, keep_batch=True)
-    assert (kept.stage.sequences, kept.stage.microbatches) == (32, 1)
+    assert (kept.batch.sequences, kept.batch.microbatches) == (32, 1)
     assert kept.why == "one microbatch on each data shard, of its 4 sequences: train.microbatch 8 is above them"
 
 
@@ -181,7 +181,7 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
     monkeypatch.setattr(workload, "capacity", lambda device: 100 * 2**30)
-    assert workload.make_workload(config, mesh, keep_batch=False).stage.sequences == 16
+    assert workload.make_workload(config, mesh, keep_batch=False).batch.sequences == 16
 
 
 def test_what_cannot_fit_is_refused_in_one_line() -> None:
