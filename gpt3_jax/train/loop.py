@@ -40,6 +40,7 @@ from gpt3_jax.train.hooks.evaluate import Evaluate
 from gpt3_jax.train.hooks.hook import Hook, Moment, Step
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
+from gpt3_jax.train.host_memory import peak_resident, predicted_peak
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe
 from gpt3_jax.train.setup import Checked, Run, check, open_run
@@ -127,6 +128,8 @@ def _run(run: Run) -> Result:
     end, stopped = _train(
         run, Moment(step, tokens, state, False), [StopIfNotFinite(run, store), telemetry, save, evaluate]
     )
+    if _on_cpu(run):
+        log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
     return Result(telemetry.loss, end.tokens, folder, evaluate.last, end.steps - step, stopped)
 
 
@@ -191,5 +194,11 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     for hook in hooks:
         hook.prepare(now)
     if what:
-        log.info(f"compiled in {time.monotonic() - started:.1f} s")
+        log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
+    if programs and _on_cpu(run) and (peak := predicted_peak(programs.values(), jax.local_device_count())):
+        log.info(f"this process will take about {peak / 2**30:.2f} GiB of memory at its peak")
     return programs
+
+
+def _on_cpu(run: Run) -> bool:
+    return run.mesh.local_devices[0].platform == "cpu"
