@@ -33,6 +33,8 @@ RELOADED = (
     "test_model",
     "test_parts",
     "test_attention",
+    "test_formulas",
+    "test_plan_hlo",
 )
 
 
