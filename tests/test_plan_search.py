@@ -208,7 +208,7 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
         work = estimate.work(dataclasses.replace(base, parallel=parallel), 2, 4, 1, 1)
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
-        assert over["data"] == pytest.approx(2 * psi * float(formulas.ring_traffic(stage, 4)))
+        assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"
         hbm[stage] = work.hbm_bytes
     assert hbm[0] - hbm[1] == pytest.approx(elementwise.optimizer_bytes(psi * 3 / 4))
