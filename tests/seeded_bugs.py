@@ -471,4 +471,25 @@ BUGS = (
         "            pass\n",
         ("test_data_long_runs", "test_parts_of_a_text_are_encoded_as_the_whole", (3,)),
     ),
+    Bug(
+        "a figure of ZeRO's Table 1 is rounded half even",
+        "reports/zero_tables.py",
+        "(1 if exact >= 10 else 2, ROUND_HALF_UP)",
+        '(1 if exact >= 10 else 2, "ROUND_HALF_EVEN")',
+        ("test_formulas", "test_every_cell_is_the_papers_or_says_why_not", ("zero_table_1",)),
+    ),
+    Bug(
+        "gradient shards of an fp32 reduction are counted as 16-bit",
+        "reports/zero_state.py",
+        'wide = stage >= 2 and reduce_dtype == "float32"',
+        "wide = False",
+        ("test_formulas", "test_gradient_shards_are_in_the_dtype_of_their_reduction_and_whole_gradients_in_bf16", ()),
+    ),
+    Bug(
+        "an update in place inside a fusion reads all that it updates",
+        "program/accesses.py",
+        'if user.opcode == "dynamic-update-slice":',
+        'if user.opcode == "dynamic-update":',
+        ("test_plan_hlo", "test_memory_traffic_of_each_kind_of_instruction", ()),
+    ),
 )

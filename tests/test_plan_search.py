@@ -204,7 +204,7 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
         work = estimate.work(dataclasses.replace(base, parallel=parallel), 2, 4, 1, 1)
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
-        assert over["data"] == pytest.approx(2 * psi * float(formulas.ring_traffic(stage, 4)))
+        assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"
         hbm[stage] = work.hbm_bytes
     assert hbm[0] - hbm[1] == pytest.approx(elementwise.optimizer_bytes(psi * 3 / 4))
@@ -232,7 +232,7 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum(": " in line and line.partition("B, ")[2].startswith("fits") for line in said) == 3
+    assert sum("B, fits" in line for line in said) == 3
 
     again = search(settings(), node(), 2, tmp_path)
     assert len(compiled) == 3
