@@ -122,6 +122,7 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
                     events.append("step")
                     return compiled(state, rows)
 
+                call.memory_analysis = compiled.memory_analysis  # type: ignore[attr-defined]
                 return type("Compiled", (), {"compile": lambda self: call})()
 
         return Lowered()
