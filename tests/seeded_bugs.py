@@ -327,8 +327,8 @@ BUGS = (
     Bug(
         "decay applies to biases and LayerNorms",
         "model/params.py",
-        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True)",
-        "return ParamSpec((layers, *(size for _, size in dims)), names, zero, value, constant=True, kind='matrix')",
+        "return ParamSpec((layers, *(size for _, size in dims)), axes, zero, value, constant=True)",
+        "return ParamSpec((layers, *(size for _, size in dims)), axes, zero, value, constant=True, kind='matrix')",
         RECIPE,
     ),
     Bug(
@@ -347,9 +347,9 @@ BUGS = (
     ),
     Bug(
         "the padding of the vocabulary gets probability",
-        "model/loss.py",
-        "logits_CV = jnp.where(column < n_vocab, logits_CV, _MASKED)",
-        "logits_CV = jnp.where(column < 2 * n_vocab, logits_CV, _MASKED)",
+        "model/cpu.py",
+        "jnp.full_like(logits_CV[:, :padding], masked), n_vocab, axis=1)",
+        "logits_CV[:, n_vocab:], n_vocab, axis=1)",
         ("test_step", "test_the_padding_of_the_vocabulary_never_trains", ()),
     ),
     Bug(
