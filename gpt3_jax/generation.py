@@ -128,8 +128,6 @@ class Generator:
         """
         for name, value in (("max_tokens", max_tokens), ("samples", samples), ("seed", seed)):
             require_type(name, value, numbers.Integral, "a whole number")
-        for prompt in prompts:
-            require_type("a prompt", prompt, str, "a text")
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
         if samples < 1:

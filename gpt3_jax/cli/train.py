@@ -16,15 +16,16 @@ _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
                       [--print-config | --verify-recipe [--devices N]]"""
 
 _DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
-standard library that is on this machine (ten minutes on two CPU cores, nothing is downloaded). A run whose folder
-(train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint; before
-the first step there is nothing to save, and they end it at once."""
+standard library that is on this machine (five to nine minutes on two CPU cores, nothing is downloaded). A run whose
+folder (train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint;
+before the first step there is nothing to save, and they end it at once."""
 
-_EPILOG = """exit codes: 0 trained to the end; 1 something failed while running; 2 what was asked for is wrong;
-143 stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command goes on from there. (Not 0, so that a
+_EPILOG = """exit codes: 0 trained to the end; 1 something failed while running; 2 what was asked for is wrong; 143
+stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command goes on from there. (Not 0, so that a
 cluster that restarts what has not succeeded does so, and jobs that wait for this one's success do not start.)
-Compiled programs are kept in $XDG_CACHE_HOME/gpt3-jax/programs (~/.cache), 2 GiB at most, and found again by the next
-start; JAX_COMPILATION_CACHE_DIR=FOLDER moves them, JAX_ENABLE_COMPILATION_CACHE=false turns that off."""
+Compiled programs are kept in $XDG_CACHE_HOME/gpt3-jax/programs (~/.cache), 2 GiB beside what the last two days used,
+and found again by the next start; JAX_COMPILATION_CACHE_DIR=FOLDER moves them, JAX_ENABLE_COMPILATION_CACHE=false
+turns that off."""
 
 _OPTIONS = {
     "-h, --help": "Show this help and leave.",

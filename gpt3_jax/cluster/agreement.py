@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt3_jax.cluster.leaving import leave_now
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, explain
 
 WAIT_S = 1800.0
 """How long a process waits for the others. Longer than what one may do alone meanwhile: read its part of a checkpoint,
@@ -95,17 +95,21 @@ def together(what: str) -> Iterator[None]:
             and line.
     """
     failure: UserError | RunError | None = None
+    unknown: Exception | None = None
     try:
         yield
     except (UserError, RunError) as error:
         failure = error
+    except (OSError, MemoryError, ImportError, ValueError) as error:
+        failure, unknown = explain(error) or RunError(type(error).__name__), error
     if jax.process_count() == 1:
         if failure is not None:
-            raise failure
+            raise unknown or failure
         return
-    told = gather("" if failure is None else f"{failure.exit_code} {failure}", f"be done with {what}")
+    said = "" if failure is None else f"{failure.exit_code} {failure}"
+    told = gather(said, f"be done with {what}")
     if failure is not None:
-        raise failure
+        raise unknown or failure
     for process, text in enumerate(told):
         if text:
             code, _, line = text.partition(" ")

@@ -40,7 +40,7 @@ from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.cluster.log import log
 
 MAX_BYTES = 2 * 2**30
-"""What is kept at most, over all machines that share the home folder."""
+"""What is kept at most, over all machines that share the home folder, beside what the last two days used."""
 _MIN_COMPILE_S = 0.1
 """Programs that compile faster are not worth a file. JAX's default, 1 s, leaves out most of generation's."""
 _JAX_MIN_COMPILE_S = 1.0
@@ -50,14 +50,29 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 _suspended = False
+"""Whether the cache is off only until it is known to serve all processes alike."""
+_settled = False
+"""Whether that is known by now."""
 
 
 def suspend() -> None:
-    """With several processes, turns JAX's cache off until `enable` knows that it serves them all alike."""
+    """With several processes, turns JAX's cache off until `enable` or `keep_if_shared` knows that it serves them all
+    alike. Starts no devices."""
     global _suspended
-    if jax.process_count() > 1 and getattr(jax.config, "jax_enable_compilation_cache", True):
+    if _settled or not jax.distributed.is_initialized():
+        return
+    if getattr(jax.config, "jax_enable_compilation_cache", True):
         _switch(False)
         _suspended = True
+
+
+def keep_if_shared() -> None:
+    """For runs that were not started by a command: with several processes, the cache that the user has chosen stays on
+    only where it serves all of them alike. To be called in all processes, before anything compiles."""
+    suspend()
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if _suspended and chosen:
+        _resume(f"JAX_COMPILATION_CACHE_DIR {chosen}")
 
 
 def enable() -> None:
@@ -124,6 +139,8 @@ def trim(folder: Path, max_bytes: int) -> None:
 
 def _resume(folder: str) -> None:
     """Turns the cache on again in all processes, or says why it stays off."""
+    global _suspended, _settled
+    _suspended, _settled = False, True
     _switch(True)
     if not _found_by_all():
         _switch(False)

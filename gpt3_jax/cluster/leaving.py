@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from typing import NoReturn
 import jax
 
 from gpt3_jax.cluster import signals
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, explain
 
 _GRACE_S = 2.0
 
@@ -25,8 +26,9 @@ def leave_now(code: int, line: str = "") -> NoReturn:
     if line:
         os.write(2, f"{line}\n".encode())  # the main thread may be inside print(), with its lock
     else:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a reader that has left
+            sys.stdout.flush()
+            sys.stderr.flush()
     os._exit(code)
 
 
@@ -47,6 +49,7 @@ class NoneLeftWaiting:
         if kind is None or error is None or not jax.distributed.is_initialized():
             return
         code = 1
+        error = explain(error) or error if isinstance(error, Exception) else error
         if isinstance(error, KeyboardInterrupt) or signals.exit_code() is not None:
             code = signals.exit_code() or signals.EXIT_CODES[signal.SIGINT]
             print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
@@ -55,7 +58,6 @@ class NoneLeftWaiting:
             code = error.exit_code
         else:
             sys.excepthook(kind, error, trace)
-        sys.stderr.flush()
         if jax.process_index() == 0:
             time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
         leave_now(code)

@@ -24,7 +24,21 @@ from gpt3_jax.errors import UserError
 COMPARE_WITHIN_S = 300.0
 """How long processes wait for one another to compare what they run: they have just met, and read no data before."""
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tiktoken", "libtpu")
+_PACKAGES = (
+    "gpt3-jax",
+    "jax",
+    "jaxlib",
+    "jax-cuda13-plugin",
+    "jax-cuda13-pjrt",
+    "nvidia-cudnn-cu13",
+    "libtpu",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "numpy",
+    "tiktoken",
+)
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _OWN_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")  # a process's own folder; counted as devices
 _JAX_SETTINGS = (
@@ -81,11 +95,12 @@ def require_same_data(tokenizer: str, sources: Iterable[tuple[str, str, str]]) -
 
 def settings(config: Config) -> dict[str, str]:
     """The configuration but for what each process may have of its own: its number, the address at which it reaches
-    process 0, and where its copy of the data lies (`require_same_data` compares what is in it)."""
+    process 0, and where its copies of the data and of the tokenizer lie
+    (`require_same_data` compares what is in them)."""
     facts = {}
     for section, fields in to_dict(config).items():
         for key, value in fields.items():
-            if section == "distributed":
+            if section == "distributed" or (section, key) == ("data", "tokenizer"):
                 continue
             if section == "data" and key in ("train", "eval"):
                 value = [{name: v for name, v in source.items() if name != "path"} for source in value]

@@ -17,7 +17,6 @@ SEEN_WITHIN_S = 90.0
 """How long what one process wrote may take to be seen by the others: NFS keeps a folder's attributes for up to 60 s
 (acdirmax)."""
 _RETRY_S = 0.5
-_TOKEN = "shared.token"
 
 
 def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
@@ -33,18 +32,18 @@ def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
     if is_lead():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _TOKEN).write_text(token)
+            (folder / f"shared.{token}").write_text(token)
         except OSError as error:
             why = error.strerror or str(error)
     what = f"look into {folder}"
     token, _, why = from_lead(f"{token} {why}", what).partition(" ")
     if why:
         raise RunError(f"cannot write into {folder}: {why}; choose another {setting}")
-    seen = _appears(folder / _TOKEN, token)
+    seen = _appears(folder / f"shared.{token}", token)
     told = gather(f"{'yes' if seen else 'no'} {socket.gethostname()}", what, 2 * SEEN_WITHIN_S)
     if is_lead():
         with contextlib.suppress(OSError):
-            (folder / _TOKEN).unlink()
+            (folder / f"shared.{token}").unlink()
     blind = [f"process {n} on {host}" for n, (ok, _, host) in enumerate(t.partition(" ") for t in told) if ok == "no"]
     if blind:
         more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""

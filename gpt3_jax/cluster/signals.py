@@ -20,6 +20,9 @@ from typing import Any, NoReturn
 
 GRACE_S = 3.0
 """How long a command may take to end after the first signal: to remove temporary files, not to finish its work."""
+GRACEFUL_S = 1800.0
+"""How long training may take to end after the first signal inside `StopSignal`: for its step and its checkpoint. A step
+that waits for a dead file server, or for a process that hangs, would never end."""
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """What a shell reports for a program that was ended by the signal."""
 
@@ -37,6 +40,8 @@ class _State:
     raised = False
     interrupts = 0
     graceful = False
+    patience = False
+    """Whether `GRACEFUL_S` is running."""
     service: Callable[[int], None] | None = None
     """The handler of JAX's pre-emption service, where `keep_sigterm` took its place."""
 
@@ -144,13 +149,20 @@ def _arrived(number: signal.Signals) -> None:
         _leave(EXIT_CODES[number])
     if not _state.graceful:
         _ask(number)
+    elif not _state.patience:
+        _state.patience = True
+        _end_after(GRACEFUL_S, EXIT_CODES[number])
 
 
 def _ask(number: signal.Signals) -> None:
     if _state.asked is not None:
         return
     _state.asked = number
-    timer = threading.Timer(GRACE_S, _leave, (EXIT_CODES[number],))
+    _end_after(GRACE_S, EXIT_CODES[number])
+
+
+def _end_after(seconds: float, code: int) -> None:
+    timer = threading.Timer(seconds, _leave, (code,))
     timer.daemon = True
     timer.start()
 

@@ -1,7 +1,7 @@
 """What a setting means to the rest of the project, said where the setting is declared.
 
-The recipe's quantities (`gpt3_jax.train.recipe`), what a resumed run may change (`gpt3_jax.train.resume`), what a
-receipt lists (`gpt3_jax.plan.receipt`) and the names of earlier versions derive from it.
+The recipe's quantities (`gpt3_jax.train.recipe`), what a resumed run may change (`gpt3_jax.train.checkpoint.resume`),
+what a receipt lists (`gpt3_jax.plan.receipt`) and the names of earlier versions derive from it.
 """
 
 from __future__ import annotations

@@ -92,6 +92,8 @@ def _scalar(value: Any, hint: Any) -> Any:
     """None for what is no value of this type."""
     if get_origin(hint) is Literal:
         options = get_args(hint)
+        if isinstance(options[0], int) and not re.fullmatch(r"\d+", str(value)):
+            return None  # a choice is a name, also where it is a number: 3.0 is none of 0, 1, 2, 3
         found = _scalar(value, type(options[0]))
         return found if found in options else None
     if hint is bool:

@@ -72,7 +72,6 @@ class Stream:
             }
         )
         """Two streams with one fingerprint give the same sequences, as far as samples of large files tell."""
-        self.source_fingerprints = self._reader.fingerprints
 
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """Reads the sequences `indices` (int64 [n], from 0, without end): int32 [n, n_ctx + 1]. Thread-safe.
@@ -108,7 +107,6 @@ class HeldOut:
         self._ends = np.cumsum(np.array(self._reader.sizes, np.int64))
         self.n_sequences = int(self._ends[-1])
         self.fingerprint = _digest({"sources": [source.fingerprint for source in sources], "n_ctx": n_ctx})
-        self.source_fingerprints = self._reader.fingerprints
 
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """Reads the sequences `indices` (int64 [n], each below n_sequences): int32 [n, n_ctx + 1]. Thread-safe."""
@@ -152,8 +150,6 @@ class _Reader:
                     f"{n_vocab - 1}; raise model.n_vocab, or tokenize with the model's tokenizer"
                 )
         self.sizes = tuple((source.n_tokens - 1) // n_ctx for source in sources)
-        self.fingerprints = tuple((source.path, source.fingerprint) for source in sources)
-        """(path, fingerprint) of each source, in the order of the configuration."""
 
     def read(self, source: np.ndarray, sequence: np.ndarray) -> np.ndarray:
         out = np.empty((len(source), self._n_ctx + 1), np.int32)

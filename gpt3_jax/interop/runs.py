@@ -59,7 +59,6 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     state = TrainState(params, optimizer.init(config.optimizer, mask, params), *counters)
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
     # The checkpoint last: it is what makes the folder a run.
-    write_config(run_dir, config)
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0)
     write_config(run_dir, config)  # the checkpoint last: it is what makes the folder a run's
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)

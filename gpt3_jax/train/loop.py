@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from gpt3_jax.cluster import compilation_cache
 from gpt3_jax.cluster.agreement import is_lead, together
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
@@ -42,7 +43,7 @@ from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
 from gpt3_jax.train.host_memory import peak_resident, predicted_peak
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.schedule import batch_schedule, describe
+from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
@@ -82,6 +83,7 @@ def run(config: Config, checked: Checked | None = None) -> Result:
     start(config.distributed)
     start_devices(compiles_ahead=True)
     require_same_program(config)
+    compilation_cache.keep_if_shared()
     if checked is None:
         with together("checking the configuration"):
             checked = check(config)
@@ -114,6 +116,8 @@ def _run(run: Run) -> Result:
         run = dataclasses.replace(run, schedule=batch_schedule(config, batch_shards(run.mesh), sizes))
         log.info(f"resuming from {folder} at {restored.tokens:,} tokens, step {restored.step}")
     state = restored.state if restored is not None else init_state(config, run.mesh)
+    for deviation in deviations(config, run.schedule, batch_shards(run.mesh)):
+        log.warning(deviation)
     if config.train.ramp_tokens:
         log.info(describe(config, run.schedule))
     if is_lead():
@@ -137,14 +141,14 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
     """Trains from `now` on to the end, or until a signal asks for a stop; returns where, and the signal's name."""
     n_ctx = run.config.model.n_ctx
     rows_sharding = NamedSharding(run.mesh, batch_partition(run.mesh))
-    first = now.tokens // n_ctx
+    total = run.schedule.total_sequences * n_ctx
     programs = _compile(run, now, hooks, rows_sharding)
     loader = Loader(run.stream, rows_sharding, run.config.data.prefetch)
     with contextlib.ExitStack() as cleanup:
         stop = cleanup.enter_context(StopSignal())
         for hook in hooks:
             cleanup.enter_context(hook)
-        batches = cleanup.enter_context(contextlib.closing(loader.batches(run.schedule.batches(first))))
+        batches = cleanup.enter_context(contextlib.closing(loader.batches(run.schedule.batches(now.tokens // n_ctx))))
         late: Step | None = None
         """Dispatched, its metrics not read yet."""
 
@@ -156,22 +160,21 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
                     hook.see(step)
 
         state, steps, tokens = now.state, now.steps, now.tokens
-        for batch, rows in batches:
-            if stop.requested():
-                break
+        while tokens < total and not stop.requested():
+            batch, rows = next(batches)
             with jax.transfer_guard("disallow"):
                 state, metrics = programs[batch.sequences](state, rows)
             see()
             steps, before, tokens = steps + 1, tokens, (batch.first + batch.sequences) * n_ctx
             late = Step(steps, batch, metrics)
-            if tokens < run.schedule.total_sequences * n_ctx:
+            if tokens < total:
                 due = [hook for hook in hooks if (n := hook.every_tokens) and before // n != tokens // n]
                 if due:
                     see()
                 for hook in due:
                     hook.act(Moment(steps, tokens, state, False))
         see()
-        end = Moment(steps, tokens, state, tokens >= run.schedule.total_sequences * n_ctx)
+        end = Moment(steps, tokens, state, tokens >= total)
         for hook in hooks:
             hook.end(end)
     return end, "" if end.done else stop.reason

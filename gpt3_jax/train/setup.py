@@ -8,7 +8,6 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.agreement import together
-from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.same_run import require_same_data
 from gpt3_jax.config import Config
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
@@ -17,7 +16,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.train.checkpoint.arrays import require_own_name
 from gpt3_jax.train.checkpoint.resume import Data
-from gpt3_jax.train.schedule import BatchSchedule, batch_schedule, deviations
+from gpt3_jax.train.schedule import BatchSchedule, batch_schedule
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 
@@ -77,15 +76,13 @@ def check(config: Config) -> Checked:
 
 
 def open_run(config: Config, checked: Checked) -> Run:
-    """Opens the data, and says what the mesh, or another setting, leaves of what was asked for.
+    """Opens the data, the same in all processes.
 
     Raises:
         UserError: no data, data that does not fit the model or the tokenizer, or that other processes see differently.
         RunError: data that cannot be read.
     """
     data, model, tokenizer = config.data, config.model, checked.tokenizer
-    for deviation in deviations(config, checked.schedule, batch_shards(checked.mesh)):
-        log.warning(deviation)
     with together("opening the data"):
         if not data.train:
             raise UserError(

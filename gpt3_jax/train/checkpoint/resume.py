@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-from importlib import metadata
 from typing import Any
 
 from gpt3_jax.cluster.log import log
+from gpt3_jax.cluster.same_run import versions
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.config.setting import meanings
 from gpt3_jax.errors import UserError
@@ -46,18 +45,6 @@ def make_record(config: Config, schedule: BatchSchedule, data: Data) -> dict[str
         "data": dataclasses.asdict(data),
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
-    packages = ("gpt3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def recorded_sizes(record: dict[str, Any], config: Config) -> list[list[int]] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from gpt3_jax.cluster.agreement import from_lead, is_lead
+from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
 from gpt3_jax.train.checkpoint import arrays as on_disk
@@ -36,6 +36,8 @@ class CheckpointStore(CheckpointReader):
         self._keep_last = keep_last
         self._keep_every = keep_every_tokens
         self._pending: tuple[int, Future[None]] | None = None
+        self._unretired = False
+        """Whether a save has ended since old checkpoints were last deleted."""
         why = ""
         if is_lead():
             try:
@@ -54,6 +56,7 @@ class CheckpointStore(CheckpointReader):
         Raises RunError when a save fails, or when `tokens` is taken by a checkpoint that this run does not know.
         """
         self._finish()
+        self._retire_together()
         if tokens in self._whole:
             return
         self._make_room(tokens)
@@ -95,8 +98,12 @@ class CheckpointStore(CheckpointReader):
         return max(self._whole, default=None)
 
     def close(self) -> None:
-        """The same as `wait`, for the end of a run."""
+        """Waits for the background save, at the end of a run. With several processes: in all of them, at a good end.
+
+        Raises RunError when the save failed.
+        """
         self._finish()
+        self._retire_together()
 
     def _complete(self, tokens: int, written: Callable[[], None], body: dict[str, Any]) -> None:
         """In a thread of its own: waits for a save, and reads back what shows that a restore would find it.
@@ -134,6 +141,16 @@ class CheckpointStore(CheckpointReader):
             raise self._save_error(tokens, error) from error
         self._pending = None
         self._whole.add(tokens)
+        self._unretired = True
+        if jax.process_count() == 1:
+            self._retire_together()
+
+    def _retire_together(self) -> None:
+        """Deletes old checkpoints once every process knows that it can read the new one."""
+        if not self._unretired:
+            return
+        self._unretired = False
+        everywhere(True, "read back the checkpoint that was saved")
         if is_lead():
             try:
                 self._retire()

@@ -36,6 +36,8 @@ class Evaluate(Hook):
     def _evaluate(self, moment: Moment) -> Evaluation | None:
         if self._evaluator is None:
             return None
+        assert self._run.heldout is not None
+        self._run.heldout.check_files()  # what was held out when the run began
         with self._telemetry.pause("evaluating on held-out data"):
             evaluation = self._evaluator(moment.state.params)
         self._telemetry.evaluation(moment.tokens, evaluation)
