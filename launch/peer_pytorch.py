@@ -64,10 +64,13 @@ def transformers_gpt2(shape: Shape) -> Peer:
     """The same model by transformers, with nanoGPT's optimizer."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "n_positions": CONTEXT}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(**sizes, **dropout, vocab_size=VOCAB, use_cache=False, attn_implementation="sdpa")
-    module = GPT2LMHeadModel(config).to(DEVICE)
+    settings: dict[str, Any] = {
+        "n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "n_positions": CONTEXT,
+        "vocab_size": VOCAB, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False,
+        "attn_implementation": "sdpa",
+    }  # fmt: skip
+    module: Any = GPT2LMHeadModel(GPT2Config(**settings))
+    module = module.to(DEVICE)
     matrices, others = ([p for p in module.parameters() if (p.dim() >= 2) is matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
 

@@ -22,8 +22,9 @@ names=$* tiny=${TINY:-} budget=${BUDGET:-540} out=${OUT:-runs/prove-gpu}
 python=${PYTHON:-python} torch_python=${TORCH_PYTHON:-${PYTHON:-python}}
 mkdir -p "$out" && out=$(cd "$out" && pwd) && touch "$out/stages.tsv" || exit 2
 
+patience=1
 if [ "$tiny" ]; then
-  export JAX_PLATFORMS=cpu
+  export JAX_PLATFORMS=cpu && patience=3 # two busy cores are slow to compile
 else
   # A GPU that JAX cannot start is an error then; a CPU does not take its place.
   export JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
@@ -39,7 +40,7 @@ summarise() { "$python" -m gpt3_jax.bench.proof "$out" >"$out/summary.new" && mv
 # stage NAME LIMIT LEAST COMMAND ...: stdout into NAME.out, stderr into NAME.log. Not begun with fewer than LEAST seconds
 # of the budget left; ended after LIMIT seconds, or with the budget.
 stage() {
-  local name=$1 limit=$2 least=$3 left=$((budget - SECONDS)) began=$SECONDS code=0 said=
+  local name=$1 limit=$(($2 * patience)) least=$3 left=$((budget - SECONDS)) began=$SECONDS code=0 said=
   shift 3
   if [ "$names" ]; then
     case " $names " in *" ${name%%-*} "* | *" $name "*) ;; *) return ;; esac
@@ -50,7 +51,7 @@ stage() {
     code="no time"
   else
     # As Ctrl-C would: pytest and bench say what they have.
-    timeout -s INT -k 10 $((limit < left ? limit : left)) "$@" >"$out/$name.out" 2>"$out/$name.log" || code=$?
+    timeout -s INT -k 20 $((limit < left ? limit : left)) "$@" >"$out/$name.out" 2>"$out/$name.log" || code=$?
     [ $code = 0 ] || said=": $(tail -n 1 "$out/$name.log" | cut -c1-300)"
     echo "$SECONDS s: $name ended with $code after $((SECONDS - began)) s$said" >&2
     ((limit <= left || code < 124)) || code="no time" # the budget's end, not its own: the next call begins it anew
@@ -65,7 +66,7 @@ forget() { sed -i "/^$1\t/d" "$out/stages.tsv"; }
 card=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits -i "${CUDA_VISIBLE_DEVICES:-0}" 2>/dev/null)
 memory=${card##*, }
 [[ $memory =~ ^[0-9]+$ ]] || memory=0
-dense="--model.attention_pattern [dense]" short="" peer_small="16 32,24,8" peer_xl="8,4,2"
+dense="--model.attention_pattern [dense]" short="" train="--train.tokens 300000" peer_small="16 32,24,8" peer_xl="8,4,2"
 declare -A cells=(
   [small]="32,16,8,4 --config gpt3-small --memory.remat none"
   [small-dense]="32,16,8,4 --config gpt3-small --memory.remat none $dense"
@@ -83,6 +84,7 @@ if [ "$tiny" ]; then
   shape="--model.n_layers 2 --model.d_model 32 --model.n_heads 2 --model.n_ctx 64 --model.n_vocab 300"
   for cell in "${!cells[@]}"; do cells[$cell]="2,1 --config gpt3-small --memory.remat none $shape"; done
   peer_small="2" peer_xl="2" short="$shape --prompt-tokens 16 --new-tokens 4"
+  train="--train.tokens 8192 --train.eval_sequences 8"
 fi
 case $card in *H200*) topology=h200:1x1 ;; *H100*) topology=h100:1x1 ;; *A100*) topology=a100:1x1 ;; *) topology="" ;; esac
 
@@ -130,7 +132,7 @@ flags="${XLA_FLAGS:-}"
 step profile-xl 120 50 xl --profile
 export XLA_FLAGS="$flags"
 step step-2.7b 110 45 2.7b
-stage train-quickstart 100 35 $gpt3 train --train.tokens 300000 --train.run_dir "$out/run"
+stage train-quickstart 100 35 $gpt3 train $train --train.run_dir "$out/run"
 step step-xl-dense 100 40 xl-dense
 stage decode-xl-1 100 40 $gpt3 bench decode --config gpt3-xl --rows 1 --repeat 3 --json $short
 step step-6.7b 120 45 6.7b

@@ -170,7 +170,10 @@ def first_state(scale: Scale) -> Any:
         return jax.device_get(jax.jit(create, static_argnums=0)(settings(scale.model)))
 
 
-DETERMINISTIC = {"xla_gpu_exclude_nondeterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+DETERMINISTIC: dict[str, str | bool] = {
+    "xla_gpu_exclude_nondeterministic_ops": True,
+    "xla_gpu_enable_triton_gemm": False,
+}
 """The first leaves no matmul of Triton's: the compiler has to know."""
 
 
