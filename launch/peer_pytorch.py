@@ -147,6 +147,8 @@ def matmul() -> dict[str, object]:
 
 def main(arguments: list[str]) -> None:
     """Measures and prints."""
+    if not ON_GPU and not TINY:
+        raise SystemExit(f"PyTorch {torch.__version__} has no GPU here; TINY=1 tries the script on a CPU")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if arguments == ["matmul"]:
         print(json.dumps(matmul()), flush=True)

@@ -28,6 +28,7 @@ if [ "$tiny" ]; then
 else
   # A GPU that JAX cannot start is an error then; a CPU does not take its place.
   export JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+  export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one of them
   # What gpt3-jax plan reckons with; XLA itself would take 0.75 of the GPU's memory.
   if [ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then # the older name; XLA refuses both together
     export XLA_CLIENT_MEM_FRACTION="${XLA_CLIENT_MEM_FRACTION:-0.92}"
@@ -86,7 +87,12 @@ if [ "$tiny" ]; then
   peer_small="2" peer_xl="2" short="$shape --prompt-tokens 16 --new-tokens 4"
   train="--train.tokens 8192 --train.eval_sequences 8"
 fi
-case $card in *H200*) topology=h200:1x1 ;; *H100*) topology=h100:1x1 ;; *A100*) topology=a100:1x1 ;; *) topology="" ;; esac
+case ${card%%, *} in # as gpt3_jax/devices.py names them
+  "NVIDIA H200") topology=h200:1x1 ;;
+  "NVIDIA H100 80GB HBM3") topology=h100:1x1 ;;
+  "NVIDIA A100-SXM4-80GB") topology=a100:1x1 ;;
+  *) topology="" ;;
+esac
 
 gpt3="$python -m gpt3_jax"
 step() { # STAGE LIMIT LEAST CELL [OPTION]
@@ -132,7 +138,8 @@ flags="${XLA_FLAGS:-}"
 step profile-xl 120 50 xl --profile
 export XLA_FLAGS="$flags"
 step step-2.7b 110 45 2.7b
-stage train-quickstart 100 35 $gpt3 train $train --train.run_dir "$out/run"
+# From the start: a run would go on from the checkpoint that an earlier call has left.
+stage train-quickstart 100 35 bash -c 'rm -rf "$1"; exec "${@:2}" --train.run_dir "$1"' - "$out/run" $gpt3 train $train
 step step-xl-dense 100 40 xl-dense
 stage decode-xl-1 100 40 $gpt3 bench decode --config gpt3-xl --rows 1 --repeat 3 --json $short
 step step-6.7b 120 45 6.7b

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,12 @@ def test_the_first_page_of_a_run_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_script_is_valid_bash_and_takes_what_plans_reckon_with() -> None:
     subprocess.run(["bash", "-n", SCRIPT], check=True)
-    assert f'"${{XLA_CLIENT_MEM_FRACTION:-{devices.XLA_GPU_FRACTION}}}"' in SCRIPT.read_text()
+    text = SCRIPT.read_text()
+    assert f'"${{XLA_CLIENT_MEM_FRACTION:-{devices.XLA_GPU_FRACTION}}}"' in text
+    planned = re.findall(r'"(NVIDIA .*)"\) topology=(\w+):1x1', text)
+    assert {name: target.upper() in str(devices.lookup(name)) for name, target in planned} == dict.fromkeys(
+        (kind for kind in devices.known() if kind.startswith("NVIDIA")), True
+    )
 
 
 def script(out: Path, *stages: str, **variables: str) -> subprocess.CompletedProcess[str]:
