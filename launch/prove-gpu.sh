@@ -26,7 +26,6 @@ patience=1
 if [ "$tiny" ]; then
   export JAX_PLATFORMS=cpu && patience=3 # two busy cores are slow to compile
 else
-  # A GPU that JAX cannot start is an error then; a CPU does not take its place.
   export JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
   export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one of them
   # What gpt3-jax plan reckons with; XLA itself would take 0.75 of the GPU's memory.
@@ -104,9 +103,10 @@ step() { # STAGE LIMIT LEAST CELL [OPTION]
     forget "$1" # it was too much; the next
   done
 }
-plans() { # predictions for the same steps, compiled on the CPU while stages run that are not timed
+plans() { # predictions for the same steps, compiled beside the stages with the CPU time that they leave
   local cell sizes arguments
   for cell in xl small 2.7b 6.7b xl-dense xl-full; do
+    [ ! -e "$out/plan-$cell.out" ] || continue
     read -r sizes arguments <<<"${cells[$cell]}"
     nice -n 19 timeout 150 $gpt3 plan $arguments --topology "$topology" --train.ramp_tokens 0 --json \
       --train.batch_tokens $((${sizes%%,*} * 2048)) >"$out/plan-$cell.new" 2>"$out/plan-$cell.log" &
@@ -115,15 +115,22 @@ plans() { # predictions for the same steps, compiled on the CPU while stages run
   done
 }
 
-stage machine 60 5 $gpt3 bench ceilings --json
-if ! grep -q "^machine"$'\t0' "$out/stages.tsv" && [ -z "$names" ]; then
+case " $names " in *" machine "*) forget machine ;; esac
+names="" stage machine 60 5 $gpt3 bench ceilings --json # whatever is asked for
+none=""
+if grep -q "^machine"$'\t[1-9]' "$out/stages.tsv"; then
+  none=$(tail -n 1 "$out/machine.log")
+elif [ -z "$tiny" ] && grep -q "^machine"$'\t0' "$out/stages.tsv" && ! grep -qs '"platform": "gpu"' "$out/machine.out"; then # JAX may take the CPU without a word
+  none="JAX runs on the CPU here; is jax[cuda13] installed, does nvidia-smi see the GPU?"
+fi
+if [ "$none" ]; then
   forget machine # to be tried again
-  echo "prove-gpu.sh: no GPU to measure: $(tail -n 1 "$out/machine.log" 2>/dev/null); TINY=1 tries the script on a CPU" >&2
+  echo "prove-gpu.sh: no GPU to measure: $none (TINY=1 tries this script on a CPU)" >&2
   exit 3
 fi
 stage peer-matmul 60 5 "$torch_python" launch/peer_pytorch.py matmul
 planning=
-if [ "$topology" ] && [ -z "$tiny$names" ] && [ ! -e "$out/plan-xl.log" ]; then plans & planning=$!; fi
+if [ "$topology" ] && [ -z "$tiny$names" ]; then plans & planning=$!; fi
 # `tiny` is the same checks on a CPU. Without the default options, which need pytest-xdist.
 stage numerics 200 40 "$python" -m pytest -o addopts= -o junit_family=xunit1 --junitxml "$out/numerics.xml" -q \
   -p no:cacheprovider -m "${tiny:+not }gpu" tests/test_gpu_numerics.py

@@ -86,23 +86,26 @@ def _parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _machine(found: Found) -> str:
-    first = found.get("machine", [{}])[0]
-    machine, ceilings = first.get("machine", {}), first.get("ceilings", {})
-    peer = found.get("peer-matmul", [{}])[0]
-    versions = {**machine.get("versions", {}), **({"torch": peer["torch"]} if peer else {})}
-    rates = [("JAX", ceilings), ("PyTorch", peer)]
-    reached = "".join(
-        f"{r['matmul_flops'] / 1e12:,.1f} TFLOP/s in {name} ({r['matmul_size']:,}³); " for name, r in rates if r
+    machine: dict[str, Any] = next(
+        (d["machine"] for documents in found.values() for d in documents if "machine" in d), {}
     )
-    lines = [
-        f"# gpt3_jax on {machine.get('device_kind', 'an unknown device')}",
-        "",
-        f"{machine.get('host', '')}, {machine.get('host_cores', '')} cores; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "",
-        f"Reached by a bf16 matmul: {reached}by a copy: {ceilings.get('copy_bytes', 0) / 1e12:.2f} TB/s",
+    ceilings = found.get("machine", [{}])[0].get("ceilings", {})
+    peer = found.get("peer-matmul", [{}])[0]
+    lines = [f"# gpt3_jax on {machine.get('device_kind', 'an unknown device')}"]
+    if machine:
+        versions = {**machine["versions"], **({"torch": peer["torch"]} if peer else {})}
+        said = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(f"{machine['host']}, {machine['host_cores']} cores; {said}")
+    reached = [
+        f"by a bf16 matmul of {r['matmul_size']:,}³ in {name} {r['matmul_flops'] / 1e12:,.1f} TFLOP/s"
+        for name, r in (("JAX", ceilings), ("PyTorch", peer))
+        if r
     ]
-    return "\n".join(lines)
+    if ceilings:
+        reached.append(f"by a copy {ceilings['copy_bytes'] / 1e12:.2f} TB/s")
+    if reached:
+        lines.append(f"Reached {', '.join(reached)}")
+    return "\n\n".join(lines)
 
 
 def _numerics(path: Path) -> str:
@@ -236,8 +239,8 @@ def _others(found: Found, folder: Path) -> str:
             size = f"{c['bytes'] / 1e9:.2f} GB"
             lines.append(f"- {name}: {size}, training waits {wait}, on disk after {disk}, restored in {back}")
     trained = folder / "train-quickstart.out"
-    if trained.exists() and (text := " ".join(trained.read_text(errors="replace").split())):
-        lines.append(f"- train-quickstart: {text[:400]}")
+    if trained.exists() and (text := trained.read_text(errors="replace").partition("next:")[0].strip()):
+        lines.append(f"- train-quickstart: {' '.join(text.split())[:400]}")
     return "\n".join(["## Where time goes; generation; storage; a whole run", "", *(lines or ["nothing measured"])])
 
 
