@@ -120,7 +120,8 @@ names="" stage machine 60 5 $gpt3 bench ceilings --json # whatever is asked for
 none=""
 if grep -q "^machine"$'\t[1-9]' "$out/stages.tsv"; then
   none=$(tail -n 1 "$out/machine.log")
-elif [ -z "$tiny" ] && grep -q "^machine"$'\t0' "$out/stages.tsv" && ! grep -qs '"platform": "gpu"' "$out/machine.out"; then # JAX may take the CPU without a word
+elif grep -q "^machine"$'\t0' "$out/stages.tsv" && [ -z "$tiny" ] && ! grep -qs '"platform": "gpu"' "$out/machine.out"; then
+  # Although JAX_PLATFORMS names cuda, JAX may take the CPU without a word.
   none="JAX runs on the CPU here; is jax[cuda13] installed, does nvidia-smi see the GPU?"
 fi
 if [ "$none" ]; then
