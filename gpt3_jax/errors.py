@@ -18,6 +18,14 @@ class RunError(Exception):
     exit_code = 1
 
 
+def require_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raises UserError unless `value`, called `name`, is of one of these types; `expected` says it in words."""
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        text = repr(value)
+        text = f"{text[:60]}..." if len(text) > 63 else text
+        raise UserError(f"{name} is {' '.join(text.split())}, of type {type(value).__name__}; expected {expected}")
+
+
 _WHAT_TO_DO = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",

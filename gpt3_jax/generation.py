@@ -6,9 +6,10 @@ import codecs
 import dataclasses
 import functools
 import itertools
+import numbers
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import flax.struct
@@ -16,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import sample
@@ -47,6 +47,9 @@ class Sampling:
     """Draw from the likeliest tokens that together reach this probability; 1: from all."""
 
     def __post_init__(self) -> None:
+        require_type("temperature", self.temperature, numbers.Real, "a number")
+        require_type("top_k", self.top_k, numbers.Integral, "a whole number")
+        require_type("top_p", self.top_p, numbers.Real, "a number")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; expected 0 (the likeliest token) or more")
         if self.top_k < 0:
@@ -99,9 +102,9 @@ class Generator:
         self._platform = platform_of(self._weights)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> Generator:
+    def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
         """From a run's folder: its newest checkpoint. Raises as `load_trained` and `load_tokenizer` do."""
-        config, params = load_trained(checkpoint, say)
+        config, params = load_trained(checkpoint)
         return cls(params, config.model, load_tokenizer(config.data.tokenizer))
 
     def stream(
@@ -123,6 +126,10 @@ class Generator:
             UserError: a prompt that is no text or leaves no room in the context, or a number out of range; before
                 anything is computed.
         """
+        for name, value in (("max_tokens", max_tokens), ("samples", samples), ("seed", seed)):
+            require_type(name, value, numbers.Integral, "a whole number")
+        for prompt in prompts:
+            require_type("a prompt", prompt, str, "a text")
         if max_tokens < 1:
             raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
         if samples < 1:
@@ -210,6 +217,7 @@ def generate(
         UserError: no checkpoint there, a prompt longer than the context, a number out of range.
         RunError: no checkpoint can be read.
     """
+    require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
     generator = Generator.load(checkpoint)

@@ -1,7 +1,9 @@
 """What JAX starts with in every test: eight fake CPU devices, or for `-m gpu` the machine's GPU."""
 
 import gc
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,3 +35,20 @@ def what_there_is_stays() -> None:
     several."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def said() -> Iterator[list[str]]:
+    """What the project's logger says in a test. After it the logger is as before, whatever a command made of it."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger = logging.getLogger("gpt3_jax")
+    before = list(logger.handlers), logger.level, logger.propagate
+    logger.addHandler(Keep())
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.handlers[:], logger.level, logger.propagate = before

@@ -106,7 +106,10 @@ GOES_ON: dict[str, dict[Place, str]] = {
         ("mkdir", "run/tensorboard"): "is there already",
         ("list", f"{CHECKPOINT}/*"): "a checkpoint's folders, for a look ahead",
         ("list", f"run/{SAVING}/*"): "the same, while it is written",
-        ("open to read", "run/checkpoints/deleting-tokens-N"): "a checkpoint that is deleted, said aloud",
+        ("remove", f"run/{SAVING}/*"): "files that only its writing needs",
+        ("rename", CHECKPOINT): "an old checkpoint that is to go, with a message",
+        ("open to read", "run/checkpoints/deleting-tokens-N"): "the same, as it is deleted, with a message",
+        ("remove", "run/checkpoints/deleting-tokens-N"): "the same, its folder, with a message",
     },
     "generate": {("list", f"{CHECKPOINT}/*"): "a checkpoint's folders, for a look ahead"},
     "data tokenize": {("list", "shards.partial"): "what an earlier attempt left"},
@@ -169,7 +172,7 @@ def normal(path: str) -> str:
     path = re.sub(r"(bench-|^\.\w+\.)\w{8}(?=/|$)", r"\1*", path)
     path = re.sub(r"(?<=[-/])\d+(?=[./]|$)", "N", path)
     path = re.sub(r"(checkpoints/tokens-N(?:\.orbax-checkpoint-tmp)?)/.*", r"\1/*", path)
-    return re.sub(r"events\.\d+.*", "events.*", path)
+    return re.sub(r"/events\..*", "/events.*", path)
 
 
 def table(heading: Callable[[str], str] = str) -> str:

@@ -209,7 +209,7 @@ def test_what_cannot_fit_is_refused_in_one_line() -> None:
 
 
 def test_the_step_that_is_measured_is_the_one_that_train_runs(config: Config) -> None:
-    bench = step.StepBench(config, keep_batch=False, say=lambda line: None)
+    bench = step.StepBench(config, keep_batch=False)
     times = bench.measure(steps=3, warmup=2)
     assert (times.waited.count, times.loop.count) == (3, 3)
     mesh = make_mesh(config.parallel)
@@ -227,9 +227,9 @@ def test_the_step_that_is_measured_is_the_one_that_train_runs(config: Config) ->
 
 
 def test_what_turns_out_too_large_is_halved_unless_it_was_asked_for(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    compiled, said = program.compile_program, []
+    compiled = program.compile_program
 
     def too_large(function: Any, state: Any, rows: Any) -> Any:
         if rows.shape[0] > 8:
@@ -237,7 +237,7 @@ def test_what_turns_out_too_large_is_halved_unless_it_was_asked_for(
         return compiled(function, state, rows)
 
     monkeypatch.setattr(program, "compile_program", too_large)
-    bench = step.StepBench(config, keep_batch=False, say=said.append)
+    bench = step.StepBench(config, keep_batch=False)
     assert bench.work.batch.sequences == 8
     assert [line for line in said if "do not fit" in line] == [
         "4 sequences on a data shard do not fit; trying 2",
@@ -245,13 +245,13 @@ def test_what_turns_out_too_large_is_halved_unless_it_was_asked_for(
     ]
     for asked, keep in ((replace(config, memory={"microbatch": 2}), False), (config, True)):
         with pytest.raises(RunError, match=r"do not fit the devices: RESOURCE_EXHAUSTED.*lower memory\.microbatch"):
-            step.StepBench(asked, keep, lambda line: None)
+            step.StepBench(asked, keep)
 
 
 def test_on_a_cpu_what_would_not_fit_is_not_started(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "capacity", lambda device: 1000)
     with pytest.raises(UserError, match="the step needs"):
-        step.StepBench(config, keep_batch=False, say=lambda line: None)
+        step.StepBench(config, keep_batch=False)
 
 
 def test_a_program_that_cannot_be_printed_is_written_out_by_the_compiler() -> None:

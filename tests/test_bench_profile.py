@@ -241,7 +241,7 @@ def _config() -> Config:
 
 
 def test_a_real_steps_time_is_accounted_for() -> None:
-    bench = step.StepBench(_config(), keep_batch=False, say=lambda line: None)
+    bench = step.StepBench(_config(), keep_batch=False)
     bench.measure(1, 1)
     program = Program(profiles.program.text(bench.program))
     calls: dict[str, float] = {}

@@ -69,9 +69,8 @@ def abstract(state: Any, sharding: Callable[[Any], Any] = sharded_8) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), state)
 
 
-def store(folder: Path, said: list[str] | None = None, *, keep_last: int = 10, keep_every: int = 0) -> CheckpointStore:
-    say = print if said is None else said.append
-    return CheckpointStore(folder, keep_last=keep_last, keep_every_tokens=keep_every, say=say)
+def store(folder: Path, *, keep_last: int = 10, keep_every: int = 0) -> CheckpointStore:
+    return CheckpointStore(folder, keep_last=keep_last, keep_every_tokens=keep_every)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -97,9 +96,8 @@ def two(two_saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(two_saved, tmp_path / "checkpoints"))
 
 
-def test_what_was_saved_comes_back(two: Path) -> None:
-    said: list[str] = []
-    restored = store(two, said).restore(abstract(make_state(0)))
+def test_what_was_saved_comes_back(two: Path, said: list[str]) -> None:
+    restored = store(two).restore(abstract(make_state(0)))
     assert restored is not None and said == []
     assert same(restored.state, make_state(2))
     assert (restored.step, restored.tokens, restored.record) == (2, 200, {**RECORD, "seed": 2})
@@ -108,8 +106,8 @@ def test_what_was_saved_comes_back(two: Path) -> None:
 
 
 def test_a_folder_without_checkpoints_is_none_and_not_an_error(tmp_path: Path) -> None:
-    assert CheckpointReader(tmp_path / "absent", say=print).restore(abstract(make_state(0))) is None
-    assert CheckpointReader(tmp_path / "absent", say=print).newest_record() is None
+    assert CheckpointReader(tmp_path / "absent").restore(abstract(make_state(0))) is None
+    assert CheckpointReader(tmp_path / "absent").newest_record() is None
     assert not (tmp_path / "absent").exists()
 
 
@@ -161,7 +159,7 @@ def test_checksums_see_a_bit_of_every_dtype(dtype: str) -> None:
         assert array_checksums({"x": jnp.asarray(changed.view(jnp.dtype(dtype)))}) != base
 
 
-def test_one_flipped_bit_never_becomes_a_wrong_number(tmp_path: Path) -> None:
+def test_one_flipped_bit_never_becomes_a_wrong_number(tmp_path: Path, said: list[str]) -> None:
     """Every file of the newest checkpoint, seeded positions: the newest unharmed, or the one before, said aloud."""
     first, second = ({"wte": make_state(seed).params["wte"], "step": make_state(seed).step} for seed in (1, 2))
     s = store(tmp_path)
@@ -176,12 +174,12 @@ def test_one_flipped_bit_never_becomes_a_wrong_number(tmp_path: Path) -> None:
     wanted = abstract(first)
     fell_back = 0
     for file, place in places:
-        said: list[str] = []
+        said.clear()
         good = file.read_bytes()
         bad = bytearray(good)
         bad[place // 8] ^= 1 << place % 8
         file.write_bytes(bad)
-        restored = store(tmp_path, said).restore(wanted)
+        restored = store(tmp_path).restore(wanted)
         file.write_bytes(good)
         where = f"bit {place} of {file.relative_to(newest)}: {said}"
         assert restored is not None, where
@@ -230,10 +228,11 @@ def _swap_leaves(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_flip_data, _empty, _truncate, _shift, _lose_a_file, _swap_leaves])
-def test_a_damaged_newest_falls_back_aloud_and_does_not_block_saving(two: Path, harm: Callable[[Path], None]) -> None:
+def test_a_damaged_newest_falls_back_aloud_and_does_not_block_saving(
+    two: Path, harm: Callable[[Path], None], said: list[str]
+) -> None:
     harm(two / "tokens-200")
-    said: list[str] = []
-    s = store(two, said)
+    s = store(two)
     restored = s.restore(abstract(make_state(0)))
     assert restored is not None and same(restored.state, make_state(1))
     assert f"{two}/tokens-200 is damaged" in said[0] and f"{two}/tokens-100" in said[1]
@@ -258,11 +257,10 @@ def test_never_a_silent_restart_from_zero(two: Path) -> None:
             read()
 
 
-def test_newest_record_passes_over_a_damaged_record(two: Path) -> None:
+def test_newest_record_passes_over_a_damaged_record(two: Path, said: list[str]) -> None:
     file = two / "tokens-200" / "_CHECKPOINT_METADATA"
     file.write_text(file.read_text().replace("12345678901", "12345678902"))  # valid JSON, another data position
-    said: list[str] = []
-    assert store(two, said).newest_record() == (100, {**RECORD, "seed": 1})
+    assert store(two).newest_record() == (100, {**RECORD, "seed": 1})
     assert "tokens-200 is damaged" in said[0]
 
 
@@ -286,16 +284,16 @@ def test_another_configuration_is_refused_by_name(two: Path, change: Callable[[A
 def test_reads_the_parameters_alone(two: Path) -> None:
     params = make_state(2).params
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)  # no sharding: one device
-    restored = CheckpointReader(two, say=print).restore(wanted, only="params")
+    restored = CheckpointReader(two).restore(wanted, only="params")
     assert restored is not None and same(restored.state, params)
     assert restored.record == {**RECORD, "seed": 2}
-    older = CheckpointReader(two, say=print).restore(wanted, only="params", tokens=100)
+    older = CheckpointReader(two).restore(wanted, only="params", tokens=100)
     assert older is not None and same(older.state, make_state(1).params)
     with pytest.raises(UserError, match=r"no checkpoint at 150 tokens.*\[100, 200\]"):
-        CheckpointReader(two, say=print).restore(wanted, only="params", tokens=150)
+        CheckpointReader(two).restore(wanted, only="params", tokens=150)
     _flip_data(two / "tokens-100")
     with pytest.raises(RunError, match="tokens-100"):  # asked for by name: no fall-back
-        CheckpointReader(two, say=print).restore(abstract(make_state(0)), tokens=100)
+        CheckpointReader(two).restore(abstract(make_state(0)), tokens=100)
 
 
 def test_keeps_the_last_and_the_first_at_each_multiple(tmp_path: Path) -> None:
@@ -304,7 +302,7 @@ def test_keeps_the_last_and_the_first_at_each_multiple(tmp_path: Path) -> None:
     for tokens in (40, 80, 120, 160, 230, 250, 290, 330):
         s.save(tokens, 1, state, {})
     s.close()
-    assert CheckpointReader(tmp_path, say=print).checkpoints() == [120, 230, 290, 330]
+    assert CheckpointReader(tmp_path).checkpoints() == [120, 230, 290, 330]
     assert all(p.name.startswith("tokens-") for p in tmp_path.iterdir())
 
 
@@ -345,7 +343,7 @@ PROGRAM = """
     import jax, jax.numpy as jnp
     from gpt3_jax.errors import RunError
     from gpt3_jax.train.checkpoint.store import CheckpointStore
-    s = CheckpointStore(sys.argv[1], keep_last=3, keep_every_tokens=0, say=print)
+    s = CheckpointStore(sys.argv[1], keep_last=3, keep_every_tokens=0)
     state = {"x": jnp.arange(int(sys.argv[2]), dtype=jnp.float32)}
 """
 
@@ -355,7 +353,7 @@ def _program(tail: str, folder: Path, size: int) -> list[str]:
     return [sys.executable, "-c", code, str(folder), str(size)]
 
 
-def test_kill_9_in_the_middle_of_a_save(tmp_path: Path) -> None:
+def test_kill_9_in_the_middle_of_a_save(tmp_path: Path, said: list[str]) -> None:
     size = 32 * 2**20
     tail = """
         s.save(1, 1, state, {"n": 1}, wait=True)
@@ -368,8 +366,7 @@ def test_kill_9_in_the_middle_of_a_save(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["tokens-1", "tokens-2.orbax-checkpoint-tmp"], "the kill missed the save: make the state larger"
-    said: list[str] = []
-    s = store(tmp_path, said)
+    s = store(tmp_path)
     restored = s.restore({"x": jax.ShapeDtypeStruct((size,), jnp.float32)})
     assert restored is not None and restored.record == {"n": 1} and said == []
     s.save(3, 3, {"x": jnp.zeros(4)}, {}, wait=True)
@@ -443,7 +440,7 @@ def test_a_save_that_timed_out_on_its_disk_has_failed(tmp_path: Path, monkeypatc
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where a folder was")
-    reader = CheckpointReader(tmp_path / "file", say=print)
+    reader = CheckpointReader(tmp_path / "file")
     for look in (reader.checkpoints, reader.newest_record, lambda: reader.restore({})):
         with pytest.raises(RunError, match=r"cannot read the checkpoint folder .*file: NotADirectoryError"):
             look()

@@ -28,13 +28,13 @@ def state(value: float) -> dict[str, jax.Array]:
     return {"x": jnp.full((64, 64), value, jnp.float32), "n": jnp.int32(value)}
 
 
-def store(folder: Path, said: list[str] | None = None) -> CheckpointStore:
-    return CheckpointStore(folder, keep_last=9, keep_every_tokens=0, say=print if said is None else said.append)
+def store(folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder, keep_last=9, keep_every_tokens=0)
 
 
-def value(folder: Path, said: list[str] | None = None) -> int:
+def value(folder: Path) -> int:
     """The value of the newest checkpoint that can be read."""
-    restored = CheckpointReader(folder, say=print if said is None else said.append).restore(WANTED)
+    restored = CheckpointReader(folder).restore(WANTED)
     assert restored is not None
     (x,) = np.unique(restored.state["x"])
     assert x == restored.state["n"]
@@ -102,7 +102,7 @@ def _all(folder: Path) -> None:
     [_empty_index, _lose_the_arrays, _cut_the_arrays, _lose_the_record, _another_record, _other_arrays, _all],
 )
 def test_a_save_that_cannot_be_read_is_an_error_and_never_the_last_good_one(
-    harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     """Done to the checkpoint the moment it is complete, as by a disk that forgets."""
     store(tmp_path / "other").save(1, 1, {"x": jnp.zeros((8, 8)), "n": jnp.int32(0)}, {}, wait=True)
@@ -121,8 +121,7 @@ def test_a_save_that_cannot_be_read_is_an_error_and_never_the_last_good_one(
         s.wait()
     assert s.last_good() == 1 and s.pending() is None
     monkeypatch.undo()
-    said: list[str] = []
-    assert value(folder, said) == 1
+    assert value(folder) == 1
     assert harm is _all or "tokens-2 is damaged" in said[0]
     s.save(3, 3, state(3), {}, wait=True)
     assert value(folder) == 3
@@ -135,7 +134,7 @@ def _python(program: str, *arguments: str, heeding: bool = False) -> subprocess.
         from gpt3_jax.errors import RunError
         from gpt3_jax.train.checkpoint.reader import CheckpointReader
         from gpt3_jax.train.checkpoint.trained import load_trained
-        def reader(): return CheckpointReader(sys.argv[1], say=print)
+        def reader(): return CheckpointReader(sys.argv[1])
     """
     code = textwrap.dedent(head) + textwrap.dedent(program)
     command = [sys.executable, "-c", code, *arguments]
@@ -158,8 +157,8 @@ def test_damage_is_told_in_lines_without_tracebacks(tmp_path: Path) -> None:
     """
     done = _python(program, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
     assert len(lines) == 16
     assert all("tokens-2 is damaged" in line for line in lines[::2]), lines
     assert all("using the checkpoint before" in line for line in lines[1::2]), lines
@@ -205,4 +204,4 @@ def test_only_names_that_are_written_are_checkpoints(tmp_path: Path) -> None:
     store(tmp_path).save(1, 1, state(1), {}, wait=True)
     for name in ("tokens-01", "tokens-2x", "tokens-²", "tokens-٣", "tokens--5"):
         (tmp_path / name).mkdir()
-    assert CheckpointReader(tmp_path, say=print).checkpoints() == [1]
+    assert CheckpointReader(tmp_path).checkpoints() == [1]

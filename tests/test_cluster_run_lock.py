@@ -25,26 +25,24 @@ def held_elsewhere(tmp_path: Path) -> Iterator[int]:
     os.close(file)
 
 
-def test_held_and_free_again(tmp_path: Path) -> None:
-    said: list[str] = []
-    with RunLock(tmp_path / "new" / "run", said.append):
+def test_held_and_free_again(tmp_path: Path, said: list[str]) -> None:
+    with RunLock(tmp_path / "new" / "run"):
         with pytest.raises(UserError, match=rf"in use by another run \(process {os.getpid()} on "):
-            RunLock(tmp_path / "new" / "run", said.append).__enter__()
-        with RunLock(tmp_path / "other", said.append):  # another folder is another matter
+            RunLock(tmp_path / "new" / "run").__enter__()
+        with RunLock(tmp_path / "other"):  # another folder is another matter
             pass
-    with RunLock(tmp_path / "new" / "run", said.append):
+    with RunLock(tmp_path / "new" / "run"):
         pass
     assert said == []
 
 
 def test_another_machines_lock_is_waited_for(
-    tmp_path: Path, held_elsewhere: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, held_elsewhere: int, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(run_lock, "_RETRY_S", 0.05)
-    said: list[str] = []
     release = threading.Timer(0.3, fcntl.flock, (held_elsewhere, fcntl.LOCK_UN))
     release.start()
-    with RunLock(tmp_path, said.append):
+    with RunLock(tmp_path):
         assert (tmp_path / "run.lock").read_text().startswith(f"process {os.getpid()} on ")
     release.join()
     (line,) = said
@@ -57,10 +55,10 @@ def test_another_machines_lock_is_not_waited_for_for_ever(
     monkeypatch.setattr(run_lock, "_RETRY_S", 0.05)
     monkeypatch.setattr(run_lock, "_WAIT_S", 0.2)
     with pytest.raises(RunError, match=r"still in use by another run \(process 7 on another-machine\)"):
-        RunLock(tmp_path, lambda _: None).__enter__()
+        RunLock(tmp_path).__enter__()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"cannot write into .*file: File exists; choose another"):
-        RunLock(tmp_path / "file", lambda _: None).__enter__()
+        RunLock(tmp_path / "file").__enter__()

@@ -131,8 +131,12 @@ TWO = """
     total = jax.jit(jax.shard_map(psum, mesh=mesh, in_specs=P("data"), out_specs=P()))
     assert float(total(x)) == 2**16
 
+    import logging
     said = []
-    store = CheckpointStore(folder, keep_last=3, keep_every_tokens=0, say=said.append)
+    keep = logging.Handler()
+    keep.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("gpt3_jax").addHandler(keep)
+    store = CheckpointStore(folder, keep_last=3, keep_every_tokens=0)
     for tokens in (1, 2, 3):
         store.save(tokens, tokens, {"x": x * tokens}, {"n": tokens}, wait=True)
     if rank == 0:  # one bit, and the data that only the other process reads
@@ -143,7 +147,7 @@ TWO = """
         data.write_bytes(bad)
         largest(folder / "tokens-3" / "state" / "ocdbt.process_1").unlink()
     agreement.everywhere(True)
-    store = CheckpointStore(folder, keep_last=3, keep_every_tokens=0, say=said.append)
+    store = CheckpointStore(folder, keep_last=3, keep_every_tokens=0)
     restored = store.restore({"x": jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=sharding)})
     assert restored.record == {"n": 1} and float(total(restored.state["x"])) == 2**16
     assert len(said) == (3 if rank == 0 else 0), said

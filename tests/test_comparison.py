@@ -145,7 +145,7 @@ def test_data_parallel_traffic_is_zeros(stage: formulas.Stage) -> None:
     for row in found:
         sent = sum(part.bytes for part in comparison.work(row).traffic if part.axes == (DATA,))
         ring = row.shape.params * (row.data - 1) / row.data
-        in_bf16 = 2 * row.shape.params * float(formulas.ring_traffic(stage, row.data))
+        in_bf16 = 2 * row.shape.params * formulas.traffic(stage) * (row.data - 1) / row.data
         assert sent == pytest.approx(row.microbatches * (in_bf16 + (row.reduce_bytes - 2) * ring))
 
 

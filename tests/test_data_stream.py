@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.config import SourceConfig
-from gpt3_jax.data.loader import Loader, read_rows, row_range
+from gpt3_jax.data.loader import Batch, Loader, read_rows, row_range
 from gpt3_jax.data.shards import INDEX, ShardSource
 from gpt3_jax.data.sources import open_source
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
@@ -192,10 +192,10 @@ def test_any_starting_index_gives_the_same_sequences(stream: Stream) -> None:
 )
 def test_batches_hold_the_plan_on_any_mesh(stream: Stream, shape: tuple[int, ...], spec: tuple[str, ...]) -> None:
     sharding = NamedSharding(mesh_of(*shape), PartitionSpec(*spec))
-    plan = [(0, 8), (8, 8), (16, 24), (40, 64), (1000, 16)]
+    plan = [Batch(0, 8), Batch(8, 8), Batch(16, 24), Batch(40, 64), Batch(1000, 16)]
     batches = list(Loader(stream, sharding, prefetch=2).batches(plan))
-    assert len(batches) == len(plan)
-    for (first, count), batch in zip(plan, batches, strict=True):
+    assert [entry for entry, _ in batches] == plan
+    for (first, count), batch in batches:
         assert batch.sharding == sharding
         assert batch.dtype == np.int32
         expected = stream.sequences(np.arange(first, first + count))
@@ -225,7 +225,7 @@ class Recorder:
 def test_rows_repeated_over_the_tensor_axis_are_read_once() -> None:
     recorder = Recorder()
     sharding = NamedSharding(mesh_of(2, 4), PartitionSpec("data"))
-    list(Loader(recorder, sharding, prefetch=1).batches([(10, 4)]))
+    list(Loader(recorder, sharding, prefetch=1).batches([Batch(10, 4)]))
     assert sorted(row for rows in recorder.reads for row in rows) == [10, 11, 12, 13]
 
 
@@ -234,15 +234,15 @@ def test_reading_stays_prefetch_batches_ahead_in_one_other_thread() -> None:
     sharding = NamedSharding(mesh_of(1), PartitionSpec("data"))
     taken = 0
 
-    def endless() -> Iterator[tuple[int, int]]:
+    def endless() -> Iterator[Batch]:
         nonlocal taken
         while True:
             taken += 1
-            yield taken, 1
+            yield Batch(taken, 1)
 
     batches = Loader(recorder, sharding, prefetch=3).batches(endless())
     for step in range(1, 6):
-        assert np.asarray(next(batches))[0, 0] == step
+        assert np.asarray(next(batches)[1])[0, 0] == step
         assert taken == step + 3
     running = threading.active_count()
     batches.close()
@@ -253,9 +253,9 @@ def test_reading_stays_prefetch_batches_ahead_in_one_other_thread() -> None:
 
 def test_an_error_in_the_thread_surfaces_at_its_batch() -> None:
     sharding = NamedSharding(mesh_of(1), PartitionSpec("data"))
-    batches = Loader(Recorder(fail_at=5), sharding, prefetch=4).batches((i, 1) for i in range(100))
+    batches = Loader(Recorder(fail_at=5), sharding, prefetch=4).batches(Batch(i, 1) for i in range(100))
     for step in range(5):
-        assert np.asarray(next(batches))[0, 0] == step
+        assert np.asarray(next(batches)[1])[0, 0] == step
     before = threading.active_count()
     with pytest.raises(RunError, match="sequence 5 is unreadable"):
         next(batches)
@@ -265,7 +265,7 @@ def test_an_error_in_the_thread_surfaces_at_its_batch() -> None:
 def test_a_batch_that_does_not_divide_is_refused(stream: Stream) -> None:
     sharding = NamedSharding(mesh_of(8), PartitionSpec("data"))
     with pytest.raises(UserError, match=r"12 sequences .* \{'data': 8\}"):
-        list(Loader(stream, sharding, prefetch=1).batches([(0, 12)]))
+        list(Loader(stream, sharding, prefetch=1).batches([Batch(0, 12)]))
 
 
 def test_threads_read_the_same(stream: Stream) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 import pytest
 from tiny_run import tiny, write_data
 
+import gpt3_jax
 from gpt3_jax import environment
 from gpt3_jax.cli.main import main
 from gpt3_jax.errors import RunError, UserError, explain
@@ -36,7 +38,7 @@ _HUSHED = environment._WITHOUT_TPU | environment._WITHOUT_GPU
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     config = tiny(write_data(folder), folder / "run", parallel={"data": 8}, train={"batch_tokens": 128, "tokens": 128})
-    loop.run(config, say=lambda line: None)
+    loop.run(config)
     return folder / "run"
 
 
@@ -47,7 +49,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _ENTRIES = {
     "generate": "gpt3_jax.generate({run!r}, 'a', max_tokens=2)",
     "generate, JAX imported first": "import jax; gpt3_jax.generate({run!r}, 'a', max_tokens=2)",
-    "train.run": "gpt3_jax.train.run(gpt3_jax.load_config([{run!r} + '/config.yaml'], []), say=lambda line: None)",
+    "train.run": "gpt3_jax.train.run(gpt3_jax.load_config([{run!r} + '/config.yaml'], []))",
     "model.forward": "import jax; c = gpt3_jax.load_config([{run!r} + '/config.yaml'], []).model; "
     "gpt3_jax.model.forward(gpt3_jax.model.init(c, jax.random.key(0)), jax.numpy.zeros((1, 4), 'int32'), c)",
 }
@@ -214,3 +216,40 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "c.yaml").mkdir()
     assert main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Python callers
+# ---------------------------------------------------------------------------------------------------------------
+
+_MISUSE: dict[str, tuple[Any, str]] = {
+    "a folder that is None": (lambda run: gpt3_jax.generate(None, "a"), "run folder is None, of type NoneType; expect"),
+    "a prompt that is a number": (lambda run: gpt3_jax.generate(run, 5), "prompts is 5, of type int; expected a text"),
+    "prompts that are numbers": (lambda run: gpt3_jax.generate(run, [5]), "a prompt is 5, of type int; expected a t"),
+    "max_tokens as text": (lambda run: gpt3_jax.generate(run, "a", max_tokens="4"), "max_tokens is '4', of type str"),
+    "half a token": (lambda run: gpt3_jax.generate(run, "a", max_tokens=1.5), "max_tokens is 1.5, of type float; ex"),
+    "temperature as text": (lambda run: gpt3_jax.generate(run, "a", temperature="hot"), "temperature is 'hot', of"),
+    "top_k that is no count": (lambda run: gpt3_jax.generate(run, "a", top_k=1.5), "top_k is 1.5, of type float; ex"),
+    "seed as text": (lambda run: gpt3_jax.generate(run, "a", seed="x"), "seed is 'x', of type str; expected a whole"),
+    "a run that is not there": (lambda run: gpt3_jax.generate("/nowhere", "a"), "run folder '/nowhere' does not exist"),
+    "training on a dict": (lambda run: gpt3_jax.train.run({}), "config is {}, of type dict; expected a gpt3_jax.Conf"),
+    "training on a path": (lambda run: gpt3_jax.train.run("x.yaml"), "config is 'x.yaml', of type str; expected a"),
+    "training on a section": (
+        lambda run: gpt3_jax.train.run(gpt3_jax.preset("gpt3-small").model), "of type ModelConfig; expected a gpt3_jax"
+    ),
+    "a preset that is none": (lambda run: gpt3_jax.preset("gpt4"), "no configuration is called 'gpt4'"),
+    "a folder for a file": (lambda run: gpt3_jax.load_config([run]), "is a folder; expected a YAML file"),
+    "a model from nothing": (lambda run: gpt3_jax.interop.from_hf(None), "the model's folder is None, of type NoneTy"),
+    "a model from a dict": (lambda run: gpt3_jax.interop.from_hf({}), "the model's folder is {}, of type dict; expec"),
+    "parameters that are none": (
+        lambda run: gpt3_jax.interop.to_hf({}, gpt3_jax.preset("gpt3-small").model, "x"), "params is {}, of type dict"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misuse", _MISUSE)
+def test_what_python_callers_get_wrong_is_said(misuse: str, run_dir: Path) -> None:
+    call, line = _MISUSE[misuse]
+    with pytest.raises(UserError, match=re.escape(line)) as caught:
+        call(run_dir)
+    assert "\n" not in str(caught.value)

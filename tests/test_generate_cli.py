@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["data"]["tokenizer"] = "bytes"
     values["parallel"]["data"] = 1
     config = from_dict(values)
-    store = CheckpointStore(folder / "checkpoints", keep_last=1, keep_every_tokens=0, say=print)
+    store = CheckpointStore(folder / "checkpoints", keep_last=1, keep_every_tokens=0)
     store.save(0, 0, init_state(config, make_mesh(config.parallel, jax.devices()[:1])), {"config": values}, wait=True)
     return folder
 

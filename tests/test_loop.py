@@ -122,6 +122,7 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
                     events.append("step")
                     return compiled(state, rows)
 
+                call.memory_analysis = compiled.memory_analysis  # type: ignore[attr-defined]
                 return type("Compiled", (), {"compile": lambda self: call})()
 
         return Lowered()
@@ -174,10 +175,9 @@ def test_the_step_lets_nothing_cross_to_or_from_the_host(tmp_path: Path, data: P
         step(init_state(config, mesh), np.zeros((8, CTX + 1), np.int32))
 
 
-def test_training_lowers_the_loss_and_leaves_a_record(tmp_path: Path, data: Path) -> None:
+def test_training_lowers_the_loss_and_leaves_a_record(tmp_path: Path, data: Path, said: list[str]) -> None:
     config = tiny(data, tmp_path / "run", **EIGHT)
-    said: list[str] = []
-    result = loop.run(config, said.append)
+    result = loop.run(config)
     found = losses(tmp_path / "run")
     assert list(found) == list(range(128, 1024 + 1, 128)) and result.loss == found[1024]
     assert found[1024] < found[128] - 0.5
@@ -225,10 +225,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tmp_path: Path
     assert list(losses(tmp_path / "run")) == [128 * n for n in range(1, step)]
 
 
-def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, data: Path) -> None:
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, data: Path, said: list[str]) -> None:
     config = overflowing(data, tmp_path / "run", "skip")
-    said: list[str] = []
-    result = loop.run(config, said.append)
+    result = loop.run(config)
     assert result.tokens == 1024
     state = saved(config)
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
@@ -332,19 +331,18 @@ def test_an_error_lets_the_save_under_way_finish(tmp_path: Path, data: Path, mon
     broken_behind(monkeypatch, 5 * 8)
     config = tiny(data, tmp_path / "run", **EIGHT, checkpoint={"every_tokens": 512})
     with pytest.raises(RunError, match=r"^the disk with the data is gone$"):
-        loop.run(config, lambda _: None)
+        loop.run(config)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["tokens-512"]
     assert int(saved(config).sequences) == 32
 
 
 def test_an_error_does_not_hide_that_the_save_under_way_failed_too(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     _SlowDisk(monkeypatch, RunError("could not save checkpoint tokens-512: the disk is full"))
     broken_behind(monkeypatch, 5 * 8)
-    said: list[str] = []
     with pytest.raises(RunError, match=r"^the disk with the data is gone$"):
-        loop.run(tiny(data, tmp_path / "run", **EIGHT, checkpoint={"every_tokens": 512}), said.append)
+        loop.run(tiny(data, tmp_path / "run", **EIGHT, checkpoint={"every_tokens": 512}))
     assert said[-1] == "could not save checkpoint tokens-512: the disk is full"
 
 
@@ -353,7 +351,7 @@ def test_a_loss_that_is_not_finite_is_named_even_when_the_save_before_fails(
 ) -> None:
     monkeypatch.setattr(CheckpointStore, "wait", lambda _: (_ for _ in ()).throw(RunError("the disk is full")))
     with pytest.raises(RunError, match=r"are not both finite at step .*; and the disk is full$"):
-        loop.run(overflowing(data, tmp_path / "run", "stop"), lambda _: None)
+        loop.run(overflowing(data, tmp_path / "run", "stop"))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -147,7 +147,11 @@ def test_the_ramps_bounds_are_the_papers() -> None:
         assert ("train.ramp_tokens" in marked(config)) == deviates, tokens
 
 
-@pytest.mark.parametrize(("name", "changed", "quantities"), DEVIATIONS, ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:60])
+@pytest.mark.parametrize(
+    ("name", "changed", "quantities"),
+    DEVIATIONS,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:60],
+)
 def test_deviations_are_found(name: str, changed: dict[str, dict[str, object]], quantities: set[str]) -> None:
     """But for the count of updates, which is the ramp's own and has a test of its own."""
     assert marked(replace(preset(name), **changed)) - {"updates", "updates.warmup"} == quantities

@@ -186,12 +186,11 @@ def test_a_changed_configuration_is_refused_with_the_difference(
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_an_accepted_change_takes_effect(tmp_path: Path, finished: Config) -> None:
+def test_an_accepted_change_takes_effect(tmp_path: Path, finished: Config, said: list[str]) -> None:
     """A batch of twice the size: not the recorded sizes again."""
     config = copy(finished, tmp_path / "run")
     config = replace(config, train={"tokens": 1536, "batch_tokens": 256}, checkpoint={"on_change": "accept"})
-    said: list[str] = []
-    loop.run(config, said.append)
+    loop.run(config)
     assert any("going on with a changed configuration: train.batch_tokens: 128 -> 256" in line for line in said)
     assert list(losses(tmp_path / "run"))[-3:] == [1024, 1280, 1536]
 
@@ -203,7 +202,9 @@ def test_other_shapes_are_refused_even_if_accepted(tmp_path: Path, finished: Con
         loop.run(config)
 
 
-def test_harmless_settings_and_moved_data_are_accepted_silently(tmp_path: Path, data: Path, finished: Config) -> None:
+def test_harmless_settings_and_moved_data_are_accepted_silently(
+    tmp_path: Path, data: Path, finished: Config, said: list[str]
+) -> None:
     config = copy(finished, tmp_path / "run")
     shutil.copytree(data, tmp_path / "moved")
     config = replace(
@@ -222,8 +223,7 @@ def test_harmless_settings_and_moved_data_are_accepted_silently(tmp_path: Path, 
         memory={"microbatch": 1, "remat": "full", "loss_chunk": 8},
         checkpoint={"every_tokens": 10**6, "keep_last": 1, "keep_every_tokens": 512},
     )
-    said: list[str] = []
-    loop.run(config, said.append)
+    loop.run(config)
     assert any(line.startswith("resuming from") for line in said)
     assert not any("changed" in line for line in said)
     assert list(losses(tmp_path / "run"))[-1] == 1152
@@ -259,7 +259,7 @@ def test_a_finished_run_trains_nothing_and_writes_nothing_twice(tmp_path: Path, 
 
 
 def test_a_checkpoint_records_the_run(finished: Config) -> None:
-    found = CheckpointReader(Path(finished.train.run_dir) / "checkpoints", say=print).newest_record()
+    found = CheckpointReader(Path(finished.train.run_dir) / "checkpoints").newest_record()
     assert found is not None
     tokens, record = found
     assert tokens == 1024
@@ -279,11 +279,12 @@ def damage(checkpoint: Path) -> None:
     largest.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, finished: Config) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, finished: Config, said: list[str]
+) -> None:
     config = copy(finished, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoints" / "tokens-1024")
-    said: list[str] = []
-    loop.run(config, said.append)
+    loop.run(config)
     assert any("tokens-1024 is damaged" in line for line in said)
     assert any("resuming from" in line and "at 768 tokens" in line for line in said)
     assert metrics(tmp_path / "run") == metrics(Path(finished.train.run_dir))
@@ -296,5 +297,5 @@ def test_nothing_but_damage_is_refused_never_begun_anew(tmp_path: Path, finished
         damage(checkpoint)
     before = metrics(tmp_path / "run")
     with pytest.raises(RunError, match=r"none of the checkpoints .* can be read"):
-        loop.run(config, lambda line: None)
+        loop.run(config)
     assert metrics(tmp_path / "run") == before

@@ -207,14 +207,14 @@ def test_the_ramp_follows_the_line_in_whole_batches(shards: int, microbatch: int
     # half the sizes' distance allows: at each size that the line reaches, it has caught up.
     found = [size.sequences for size in schedule.sizes]
     rises = 240 * 2048 * 256 / length
-    for first, size in schedule.batches(0):
+    for first, sequences in schedule.batches(0):
         line = 16 + 240 * min(1.0, first * 2048 / length)
-        assert size == schedule.at(first)
-        at = found.index(size.sequences)
+        assert sequences == schedule.at(first).sequences
+        at = found.index(sequences)
         assert line <= [*found, 256][at + 1] + rises
         assert at == 0 or found[at - 1] <= line + rises
         if first * 2048 > length:
-            assert size.sequences == 256
+            assert sequences == 256
             break
     if found[0] == 16 and length > 1e8:
         assert updates(config, schedule).total == pytest.approx(line_updates(config).total, rel=1e-4)
@@ -268,25 +268,24 @@ def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:
     schedule = batch_schedule(ramp(ramp_stages=4, ramp_tokens=8_000_000, tokens=20_000_000), shards=8)
     assert schedule.total_sequences == math.ceil(20_000_000 / 2048)
     plan = list(schedule.batches(0))
-    for (first, size), (following, _) in itertools.pairwise(plan):
-        assert following == first + size.sequences
-    last, size = plan[-1]
-    assert last < schedule.total_sequences <= last + size.sequences
+    for (first, sequences), (following, _) in itertools.pairwise(plan):
+        assert following == first + sequences
+    last, sequences = plan[-1]
+    assert last < schedule.total_sequences <= last + sequences
     middle = plan[len(plan) // 3][0]
     assert list(schedule.batches(middle)) == plan[len(plan) // 3 :]
-    used = {size.sequences for _, size in plan[len(plan) // 3 :]}
+    used = {sequences for _, sequences in plan[len(plan) // 3 :]}
     assert {size.sequences for size in schedule.ahead(middle)} == used
     assert schedule.ahead(schedule.total_sequences) == [] and list(schedule.batches(schedule.total_sequences)) == []
 
 
-def test_a_resumed_run_keeps_its_batches_on_another_mesh() -> None:
+def test_a_resumed_run_keeps_its_batches_on_another_mesh(said: list[str]) -> None:
     """On 2 shards the sizes would be others; those of 16 divide, so they stay. 6 shards do not divide them."""
     config = replace(ramp(ramp_stages=5), model={"n_ctx": 2048}, train={"batch_tokens": 2048 * 192})
     first = batch_schedule(config, shards=16)
     assert sizes(first) != sizes(batch_schedule(config, shards=2))
-    said: list[str] = []
-    assert sizes(batch_schedule(config, 2, sizes(first), said.append)) == sizes(first) and said == []
-    other = batch_schedule(config, 6, sizes(first), said.append)
+    assert sizes(batch_schedule(config, 2, sizes(first))) == sizes(first) and said == []
+    other = batch_schedule(config, 6, sizes(first))
     assert sizes(other) == sizes(batch_schedule(config, 6)) != sizes(first)
     assert len(said) == 1 and "do not divide over 6 data shards" in said[0]
 

@@ -41,6 +41,8 @@ RELOADED = (
     "test_model_inputs",
     "test_data_long_runs",
     "test_data_malformed",
+    "test_formulas",
+    "test_plan_hlo",
 )
 
 

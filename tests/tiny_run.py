@@ -90,7 +90,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 def saved(config: Config) -> TrainState:
     """The newest checkpoint of a run, on one device."""
     mesh = make_mesh(from_dict({"parallel": {"data": 1}}).parallel, jax.devices()[:1])
-    reader = CheckpointReader(Path(config.train.run_dir) / "checkpoints", say=print)
+    reader = CheckpointReader(Path(config.train.run_dir) / "checkpoints")
     restored = reader.restore(abstract_state(config, mesh))
     assert restored is not None
     state: TrainState = jax.device_get(restored.state)

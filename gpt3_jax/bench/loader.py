@@ -16,7 +16,7 @@ from gpt3_jax.bench.machine import require_memory
 from gpt3_jax.bench.storage import require_room
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.config import SourceConfig
-from gpt3_jax.data.loader import Loader
+from gpt3_jax.data.loader import Batch, Loader
 from gpt3_jax.data.sources import open_source
 from gpt3_jax.data.stream import Stream
 from gpt3_jax.data.tokenizer import ByteTokenizer
@@ -70,7 +70,7 @@ def measure(
         for repetition in range(repeat + 1):
             first = repetition * batches * batch
             started = time.perf_counter()
-            for rows in loader.batches((first + i * batch, batch) for i in range(batches)):
+            for _, rows in loader.batches(Batch(first + i * batch, batch) for i in range(batches)):
                 jax.block_until_ready(rows)
             rates.append(batches * batch * n_ctx / (time.perf_counter() - started))
         size = sum(source.n_tokens * source.dtype.itemsize for source in opened)

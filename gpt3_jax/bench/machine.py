@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import jax
 from gpt3_jax import __version__, devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.plan import receipt
+from gpt3_jax.train.host_memory import peak_resident
 
 
 def describe(used: Sequence[jax.Device]) -> dict[str, Any]:
@@ -77,8 +76,7 @@ def peak_memory(device: jax.Device, compiled: int | None) -> dict[str, int]:
     elif compiled is not None:
         found["compiled program, one device"] = compiled
     if device.platform == "cpu":
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["process, peak resident set"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        found["process, peak resident set"] = peak_resident()
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from gpt3_jax.bench.machine import capacity, peak_memory
 from gpt3_jax.bench.timing import Spread, repetitions
 from gpt3_jax.bench.workload import Workload, make_workload
 from gpt3_jax.cluster.device_errors import out_of_memory, pinned_memory_is_full
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.devices import XLA_GPU_FRACTION_DEFAULT, XLA_GPU_FRACTION_VARIABLE
 from gpt3_jax.errors import RunError, UserError
@@ -64,12 +64,12 @@ class StepBench:
         RunError: it runs out of memory.
     """
 
-    def __init__(self, config: Config, keep_batch: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, keep_batch: bool) -> None:
         mesh = make_mesh(config.parallel)
         self.work = make_workload(config, mesh, keep_batch)
         while True:
             try:
-                say(f"compiling the step for {self.work.batch.sequences} sequences")
+                log.info(f"compiling the step for {self.work.batch.sequences} sequences")
                 self.program = self._compile(self.work)
                 self._require_room()
                 self.state: Any = jax.block_until_ready(init_state(self.work.config, mesh))
@@ -83,7 +83,7 @@ class StepBench:
                 sequences = self.work.shard_sequences
                 if keep_batch or config.memory.microbatch or sequences == 1:
                     raise RunError(_too_large(self.work, error)) from None
-                say(f"{sequences} sequences on a data shard do not fit; trying {sequences // 2}")
+                log.info(f"{sequences} sequences on a data shard do not fit; trying {sequences // 2}")
                 self.work = make_workload(config, mesh, keep_batch, sequences // 2)
 
     def _compile(self, work: Workload) -> program.Compiled:

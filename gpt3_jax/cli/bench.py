@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, SourceConfig, load_config
 from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import RunError, UserError
@@ -160,7 +161,7 @@ class _Bench:
             except (UserError, RunError) as error:
                 if len(parts) == 1:
                     raise
-                _say(f"gpt3-jax: error: {part}: {error}")
+                log.warning(f"gpt3-jax: error: {part}: {error}")
                 self._result[part] = {"error": str(error)}
                 self._texts.append(f"{part}: not measured: {error}")
                 code = max(code, error.exit_code)
@@ -173,15 +174,15 @@ class _Bench:
         from gpt3_jax.bench.profile import profile
         from gpt3_jax.bench.step import StepBench
 
-        bench = StepBench(self._config, self._keep_batch, _say)
+        bench = StepBench(self._config, self._keep_batch)
         ran = workload.describe(bench.work, self._names)
-        _say(f"measuring steps of {bench.work.tokens:,} tokens")
+        log.info(f"measuring steps of {bench.work.tokens:,} tokens")
         times = bench.measure(self._args.steps, self._args.warmup)
         self._result["ran"] = ran
         self._result["step"] = dataclasses.asdict(times)
         self._texts += [f"{table.model(ran)}\n{table.work(ran)}", table.step(times)]
         if self._args.profile:
-            _say("tracing three steps")
+            log.info("tracing three steps")
             found = profile(bench, 3)
             self._result["profile"] = dataclasses.asdict(found)
             self._texts.append(table.profile(found))
@@ -190,7 +191,7 @@ class _Bench:
         from gpt3_jax.bench import decode, table
 
         args = self._args
-        _say("measuring generation")
+        log.info("measuring generation")
         times = decode.measure(self._config.model, args.prompt_tokens, args.new_tokens, args.rows, args.repeat)
         self._result["decode"] = dataclasses.asdict(times)
         self._texts.append(f"{' + '.join(self._names)}, one device\n{table.decode(times)}")
@@ -201,7 +202,7 @@ class _Bench:
         args = self._args
         sources = [SourceConfig(path=path) for path in args.sources] or list(self._config.data.train)
         n_ctx = args.n_ctx or (self._config.model.n_ctx if args.config else 2048)
-        _say("measuring the data loader")
+        log.info("measuring the data loader")
         times = loader.measure(sources, args.gigabytes, n_ctx, args.batch, args.batches, args.repeat, args.folder)
         self._result["loader"] = dataclasses.asdict(times)
         self._texts.append(table.loader(times))
@@ -209,7 +210,7 @@ class _Bench:
     def _checkpoint(self) -> None:
         from gpt3_jax.bench import checkpoint, table
 
-        _say("measuring checkpoints")
+        log.info("measuring checkpoints")
         times = checkpoint.measure(self._config, self._args.folder, self._args.repeat)
         self._result["checkpoint"] = dataclasses.asdict(times)
         self._texts.append(f"{' + '.join(self._names)}\n{table.checkpoint(times)}")
@@ -223,12 +224,6 @@ class _Bench:
         found = ceilings.measure(jax.local_devices()[0])
         self._result["ceilings"] = dataclasses.asdict(found)
         self._texts.append(table.ceilings(found))
-
-
-def _say(line: str) -> None:
-    from gpt3_jax.cluster.say import say_to_stderr
-
-    say_to_stderr(line)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,11 +33,10 @@ def main(argv: list[str]) -> int:
     prompts = _prompts(arguments)
 
     from gpt3_jax.cluster import compilation_cache
-    from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.generation import Generator, Sampling
 
     start_devices()
-    compilation_cache.enable(say_to_stderr)
+    compilation_cache.enable()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     generator = Generator.load(arguments.run_dir)
 

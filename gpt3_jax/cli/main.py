@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import select
 import sys
 
 from gpt3_jax import __version__
 from gpt3_jax.cluster import signals
+from gpt3_jax.cluster.log import show
 from gpt3_jax.environment import open_streams
 from gpt3_jax.errors import RunError, UserError, explain
 
@@ -57,7 +57,6 @@ def run() -> int:
     signals.install()
     try:
         signals.unwind()
-        _log_plainly()
         open_streams()
         code = main(sys.argv[1:])
     except BaseException as error:
@@ -76,14 +75,6 @@ def run() -> int:
     return code
 
 
-def _log_plainly() -> None:
-    """What this package logs is a line for a person, without the level and name that other handlers add."""
-    logger, handler = logging.getLogger("gpt3_jax"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.propagate = False
-
-
 def main(argv: list[str]) -> int:
     """Runs one command line, ``["train", "--train.tokens", "1e9"]``; returns the exit code.
 
@@ -91,6 +82,7 @@ def main(argv: list[str]) -> int:
     raise, as far as `explain` knows it. Any other exception is a defect of this program and keeps its traceback. Raises
     SystemExit where argparse does: for a command's ``--help``, and with code 2 for options that it refuses.
     """
+    show()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()  # here, where a reader that has left is noticed

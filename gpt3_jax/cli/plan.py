@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
@@ -73,13 +73,13 @@ def main(argv: list[str]) -> int:
         raise UserError("--picture draws one plan; leave out --search, or plan what it found with --picture")
     if args.search:
         return _search(config, topology, keep, cache, args.json)
-    _say(f"compiling for {topology.name}, {len(topology.devices):,} devices")
+    log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, kept = plan(config, topology, cache)
     shards = receipt.mesh[REPLICA] * receipt.mesh[DATA]
     for deviation in deviations(config, batch_schedule(config, shards), shards):
-        _say(deviation)
+        log.info(deviation)
     if kept:
-        _say("the same plan was made before; --no-cache makes it anew")
+        log.info("the same plan was made before; --no-cache makes it anew")
     if args.json:
         print(json.dumps(receipt_to_json(receipt), indent=1))
     else:
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         from gpt3_jax.plan.picture import memory_bars
 
         memory_bars([receipt], [f"{receipt.topology['name']}\nstage {receipt.settings['stage']}"], args.picture)
-        _say(f"wrote {args.picture}")
+        log.info(f"wrote {args.picture}")
     if receipt.memory.fits is False and not args.json:
         _suggest(config, receipt, topology, cache)
     return 1 if receipt.memory.fits is False else 0
@@ -98,7 +98,7 @@ def _search(config: Config, topology: Topology, keep: int, cache: Path | None, a
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import search
 
-    found = search(config, topology, keep, _say, cache)
+    found = search(config, topology, keep, cache)
     if as_json:
         print(json.dumps([{"settings": c.settings, "receipt": receipt_to_json(r)} for c, r in found], indent=1))
     elif found:
@@ -114,8 +114,8 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
     if not candidates(config, topology):
         print("\nBy arithmetic no mesh, stage, remat and microbatch fits; take more devices or a smaller model")
         return
-    _say("looking for the nearest configurations that fit")
-    found = nearest(config, receipt.mesh, topology, 2, _say, cache)
+    log.info("looking for the nearest configurations that fit")
+    found = nearest(config, receipt.mesh, topology, 2, cache)
     if found:
         print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
     else:
@@ -145,10 +145,6 @@ def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
         if r.memory.host and (limit := host_limit(r))
     ]
     return "\n".join([table, *limits])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

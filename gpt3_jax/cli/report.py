@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 from gpt3_jax.plan.on_cpu import plan_on_cpu
@@ -132,7 +132,7 @@ def _scaling(args: argparse.Namespace) -> int:
     from gpt3_jax.reports import scaling
 
     def compiled(config: Config, topology: Topology) -> Receipt:
-        _say(f"compiling {config.model.n_layers} layers for {topology.name}")
+        log.info(f"compiling {config.model.n_layers} layers for {topology.name}")
         return plan(config, topology, None)[0]  # never from the cache: the report is about its compile time
 
     sweep = scaling.sweep_of_175b(args.compiled or "v5p")
@@ -177,7 +177,7 @@ def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage],
         topology = open_topology(known[devices])
         for name, parameters in MODELS.items():
             for stage in STAGES[1:]:
-                _say(f"compiling {name}, N {devices}, stage {stage}")
+                log.info(f"compiling {name}, N {devices}, stage {stage}")
                 config = table_1_config(parameters, devices, stage, _reduce_dtype(args))
                 receipt, _ = plan(config, topology, None if args.no_cache else default_cache())
                 result[parameters, devices, stage] = receipt.memory.total - receipt.memory.code
@@ -201,7 +201,7 @@ def _zero(args: argparse.Namespace) -> int:
     model = dataclasses.replace(load_config([source]).model, n_ctx=N_CTX)
     receipts = []
     for stage in STAGES:
-        _say(f"compiling stage {stage} for {topology.name}")
+        log.info(f"compiling stage {stage} for {topology.name}")
         config = state_config(model, len(topology.devices), stage, _reduce_dtype(args))
         receipts.append(plan(config, topology, None if args.no_cache else default_cache())[0])
     if args.json:
@@ -210,7 +210,7 @@ def _zero(args: argparse.Namespace) -> int:
         print(stages_text(source, model, receipts))
     if args.picture:
         memory_bars(receipts, [f"stage {stage}" for stage in STAGES], args.picture)
-        _say(f"wrote {args.picture}")
+        log.info(f"wrote {args.picture}")
     return 0
 
 
@@ -226,7 +226,7 @@ def _remat(args: argparse.Namespace) -> int:
     topology, model = open_topology(args.topology), args.model or "gpt3-xl"
     receipts: dict[str, Receipt] = {}
     for remat in REMATS:
-        _say(f"compiling remat {remat} for {topology.name}")
+        log.info(f"compiling remat {remat} for {topology.name}")
         config = load_config(model.split(","), ["--memory.remat", remat])
         receipts[remat] = plan(config, topology, None if args.no_cache else default_cache())[0]
     if args.json:
@@ -241,7 +241,3 @@ def _reduce_dtype(args: argparse.Namespace) -> str:
     from gpt3_jax.config import ParallelConfig
 
     return args.reduce_dtype or ParallelConfig().reduce_dtype
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -123,8 +123,8 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster import compilation_cache
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.log import log
     from gpt3_jax.cluster.same_run import require_same_program
-    from gpt3_jax.cluster.say import say_to_stderr
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import loop, quickstart
     from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
@@ -135,18 +135,17 @@ def _train(config: Config, argv: list[str]) -> int:
     with NoneLeftWaiting():
         start_devices(compiles_ahead=True)
         require_same_program(config)
-        say = say_to_stderr
-        compilation_cache.enable(say)
-        started = quickstart.prepare(config, say) if quickstart.wanted(config) else None
-        result = loop.run(started.config if started else config, say)
+        compilation_cache.enable()
+        started = quickstart.prepare(config) if quickstart.wanted(config) else None
+        result = loop.run(started.config, started.checked) if started else loop.run(config)
         if is_lead():
             if result.stopped and not result.tokens:
-                say(
+                log.info(
                     f"stopped by {result.stopped} before the first step: nothing to save; start again with\n"
                     f"  {_command(argv)}"
                 )
             elif result.stopped:
-                say(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
+                log.info(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
             else:
                 # The last batch ends a little behind what was asked for.
                 reached = config.train.tokens if result.steps else result.tokens

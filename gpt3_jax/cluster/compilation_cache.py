@@ -27,7 +27,6 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISREG
 
@@ -38,6 +37,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
+from gpt3_jax.cluster.log import log
 
 MAX_BYTES = 2 * 2**30
 """What is kept at most, over all machines that share the home folder."""
@@ -60,11 +60,11 @@ def suspend() -> None:
         _suspended = True
 
 
-def enable(say: Callable[[str], None]) -> None:
+def enable() -> None:
     """Turns the cache on for this process. Call behind `start.start`, in all processes, before anything compiles.
 
     Where the user has chosen a folder of their own, or turned the cache off, that stays. A folder that cannot be
-    written, or that does not serve all processes alike, leaves it off, which `say` is told in one line.
+    written, or that does not serve all processes alike, leaves it off, with a warning.
     """
     # Flags that JAX's type stubs leave out.
     if not _suspended and not getattr(jax.config, "jax_enable_compilation_cache", True):
@@ -74,7 +74,7 @@ def enable(say: Callable[[str], None]) -> None:
     chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen is not None:
         if _suspended and chosen:
-            _resume(f"JAX_COMPILATION_CACHE_DIR {chosen}", say)
+            _resume(f"JAX_COMPILATION_CACHE_DIR {chosen}")
         return
     try:
         folder = default_folder()
@@ -82,14 +82,14 @@ def enable(say: Callable[[str], None]) -> None:
         folder = Path("~/.cache/gpt3-jax")
     why = _unusable(folder)
     if why:
-        say(
+        log.warning(
             f"compiled programs are not kept: {folder} {why}; set JAX_COMPILATION_CACHE_DIR to a folder that can be "
             "used, or JAX_ENABLE_COMPILATION_CACHE to false"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if _suspended:
-        _resume(str(folder), say)
+        _resume(str(folder))
 
 
 def default_folder() -> Path:
@@ -122,12 +122,12 @@ def trim(folder: Path, max_bytes: int) -> None:
             excess -= size
 
 
-def _resume(folder: str, say: Callable[[str], None]) -> None:
+def _resume(folder: str) -> None:
     """Turns the cache on again in all processes, or says why it stays off."""
     _switch(True)
     if not _found_by_all():
         _switch(False)
-        say(
+        log.warning(
             f"compiled programs are not kept in {folder}: on {jax.default_backend()} a program that process 0 keeps is "
             "not found by the others"
         )

@@ -7,11 +7,11 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from gpt3_jax.cluster.agreement import from_lead, is_lead
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError, UserError
 
 _HELD = (errno.EAGAIN, errno.EACCES)
@@ -31,8 +31,8 @@ class RunLock:
         RunError: another machine's does, still; the folder cannot be written.
     """
 
-    def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say = run_dir / "run.lock", say
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "run.lock"
         self._file: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -53,7 +53,7 @@ class RunLock:
             if from_lead("late" if is_lead() and time.monotonic() > deadline else ""):
                 raise RunError(f"train.run_dir {folder} is still in use by another run ({what}); stop it first")
             if not waiting:
-                self._say(f"{folder} is in use by another run ({what}); waiting up to {_WAIT_S:.0f} s for it to end")
+                log.warning(f"{folder} is in use by another run ({what}); waiting up to {_WAIT_S:.0f} s for it to end")
                 waiting = True
             time.sleep(_RETRY_S)
 
@@ -82,7 +82,7 @@ class RunLock:
                 os.close(file)
                 where = "here" if not holder or holder.endswith(f" on {host}") else "elsewhere"
                 return f"{where} {holder or 'another process'}"
-            self._say(f"{self._path} cannot be locked ({error.strerror}): start no second run there")
+            log.warning(f"{self._path} cannot be locked ({error.strerror}): start no second run there")
         self._file = file
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without its holder's name
             os.ftruncate(file, 0)

@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -22,6 +22,14 @@ class Sequences(Protocol):
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """int64 [n] -> int32 [n, n_ctx + 1]."""
         ...
+
+
+class Batch(NamedTuple):
+    """Which sequences a batch holds."""
+
+    first: int
+    """The first, counted from the beginning of the stream."""
+    sequences: int
 
 
 class Loader:
@@ -40,8 +48,8 @@ class Loader:
         self._sharding = sharding
         self._prefetch = prefetch
 
-    def batches(self, plan: Iterable[tuple[int, int]]) -> Generator[jax.Array, None, None]:
-        """Yields a batch int32 [count, n_ctx + 1] for each (first sequence index, count) of the plan.
+    def batches(self, plan: Iterable[Batch]) -> Generator[tuple[Batch, jax.Array], None, None]:
+        """Yields each entry of the plan with its rows, int32 [sequences, n_ctx + 1].
 
         The plan, which may be endless, is read `prefetch` entries ahead. What goes wrong in the thread is raised here
         as itself, at its batch. Closing the generator ends the thread.
@@ -51,16 +59,17 @@ class Loader:
           RunError: what reading raises.
         """
         entries = iter(plan)
-        pending: deque[Future[jax.Array]] = deque()
+        pending: deque[tuple[Batch, Future[jax.Array]]] = deque()
         thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         try:
-            for first, count in itertools.islice(entries, self._prefetch):
-                pending.append(thread.submit(self.batch, first, count))
+            for entry in itertools.islice(entries, self._prefetch):
+                pending.append((entry, thread.submit(self.batch, entry.first, entry.sequences)))
             while pending:
-                batch = pending.popleft().result()
-                for first, count in itertools.islice(entries, 1):
-                    pending.append(thread.submit(self.batch, first, count))
-                yield batch
+                entry, future = pending.popleft()
+                rows = future.result()
+                for later in itertools.islice(entries, 1):
+                    pending.append((later, thread.submit(self.batch, later.first, later.sequences)))
+                yield entry, rows
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 

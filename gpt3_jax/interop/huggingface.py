@@ -19,7 +19,7 @@ import numpy as np
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.interop.folding import fold_biases
 from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout, tensors, to_tensors, without_place
 from gpt3_jax.interop.weight_files import Read, Shapes, open_weights, read_json, write_weights
@@ -74,6 +74,7 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         UserError: files that are missing or unreadable, another architecture, a setting that this model does not have,
             tensors that are missing, unknown or of another shape.
     """
+    require_type("the model's folder", path, (str, os.PathLike), "a path")
     folder = Path(local_path(path, "model folder"))
     start_devices()
     settings = read_json(folder / _CONFIG)
@@ -106,6 +107,9 @@ def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> 
             keys and values: they are folded into others, which a singular query matrix prevents).
         RunError: it cannot be written.
     """
+    require_type("params", params, Params, "a gpt3_jax.model.Params")
+    require_type("config", config, ModelConfig, "a ModelConfig: the section `model` of a Config")
+    require_type("the model's folder", path, (str, os.PathLike), "a path")
     folder = Path(local_path(path, "model folder"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{str(folder)!r} exists and is not an empty folder; choose another to write the model into")

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, DataConfig, TrainConfig
 from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.environment import start_devices
@@ -40,7 +39,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     """
     run_dir = Path(local_path(run_dir, "run folder"))
     start_devices()
-    if CheckpointReader(run_dir / CHECKPOINTS, say=say_to_stderr).checkpoints():
+    if CheckpointReader(run_dir / CHECKPOINTS).checkpoints():
         raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")
     model, params = from_hf(path)
     loaded = load_tokenizer(tokenizer)
@@ -61,7 +60,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
     # The checkpoint last: it is what makes the folder a run.
     write_config(run_dir, config)
-    store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0, say=say_to_stderr)
+    store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0)
     write_config(run_dir, config)  # the checkpoint last: it is what makes the folder a run's
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
     return config

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import dataclasses
-from fractions import Fraction
 from typing import Literal, TypeAlias
 
 import jax
@@ -75,8 +74,3 @@ def traffic(stage: Stage) -> int:
     gathers the parameters for the forward and again for the backward pass and reduce-scatters the gradients.
     """
     return 3 if stage == 3 else 2
-
-
-def ring_traffic(stage: Stage, devices: int) -> Fraction:
-    """What a ring of N devices sends, in units of Ψ: (N - 1) / N of `traffic`. Nothing when N is 1."""
-    return traffic(stage) * Fraction(devices - 1, devices)

@@ -4,10 +4,11 @@ by arithmetic; the best are compiled."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.model.transformer import Remat
@@ -121,9 +122,7 @@ def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candi
             yield candidate
 
 
-def search(
-    config: Config, topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
-) -> list[tuple[Candidate, Receipt]]:
+def search(config: Config, topology: Topology, keep: int, cache: Path | None) -> list[tuple[Candidate, Receipt]]:
     """The `keep` fastest configurations that fit, each compiled; fastest first by what the compiled programs predict.
 
     Raises:
@@ -135,13 +134,13 @@ def search(
             f"no mesh, stage, remat and microbatch fits {topology.name} by arithmetic; take more devices or a smaller "
             "model"
         )
-    say(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
+    log.info(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
     tried = list(worth_compiling(found, config))
     attempts = 4 * keep
-    confirmed = confirm(iter(tried), topology, keep, attempts, say, cache)
+    confirmed = confirm(iter(tried), topology, keep, attempts, cache)
     if others := _of_other_remats(found, confirmed, topology):
-        say("and the fastest of each other remat, in case the estimate misranks it")
-        confirmed += confirm(iter(others), topology, len(others), len(others), say, cache)
+        log.info("and the fastest of each other remat, in case the estimate misranks it")
+        confirmed += confirm(iter(others), topology, len(others), len(others), cache)
         confirmed = sorted(confirmed, key=_step_seconds)[:keep]
     if len(confirmed) < keep:
         why = (
@@ -149,12 +148,14 @@ def search(
             if len(tried) > attempts
             else "there are no more to compile"
         )
-        say(f"{len(confirmed)} of the {keep} wanted were found: {why}; more devices or a smaller model leave more room")
+        log.info(
+            f"{len(confirmed)} of the {keep} wanted were found: {why}; more devices or a smaller model leave more room"
+        )
     return confirmed
 
 
 def nearest(
-    config: Config, mesh: dict[str, int], topology: Topology, keep: int, say: Callable[[str], None], cache: Path | None
+    config: Config, mesh: dict[str, int], topology: Topology, keep: int, cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
     """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
     now = {
@@ -174,7 +175,7 @@ def nearest(
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(iter(roomy), topology, keep, 3 * keep, say, cache)
+    return confirm(iter(roomy), topology, keep, 3 * keep, cache)
 
 
 def confirm(
@@ -182,7 +183,6 @@ def confirm(
     topology: Topology,
     keep: int,
     attempts: int,
-    say: Callable[[str], None],
     cache: Path | None,
 ) -> list[tuple[Candidate, Receipt]]:
     """Compiles candidates in this order until `keep` of them fit."""
@@ -193,11 +193,11 @@ def confirm(
         try:
             receipt, kept = plan(candidate.config, topology, cache)
         except (RunError, UserError) as error:
-            say(f"[{number}] {candidate.options}: {error}")
+            log.info(f"[{number}] {candidate.options}: {error}")
             continue
         verdict = "fits" if receipt.memory.fits else "does not fit"
         step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
-        say(
+        log.info(
             f"[{number}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
             f"{' (kept from before)' if kept else ''}"
         )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt3_jax.cluster.agreement import from_lead, is_lead
 from gpt3_jax.config import Config
-from gpt3_jax.data.loader import Loader
+from gpt3_jax.data.loader import Batch, Loader
 from gpt3_jax.data.stream import HeldOut
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.parallel.mesh import batch_shards
@@ -72,8 +72,8 @@ class Evaluator:
         )
 
     def __call__(self, params: Any) -> Evaluation:
-        plan = ((first, self._batch) for first in range(0, self._count, self._batch))
-        sums = [self._step(params, rows) for rows in self._loader.batches(plan)]
+        plan = (Batch(first, self._batch) for first in range(0, self._count, self._batch))
+        sums = [self._step(params, rows) for _, rows in self._loader.batches(plan)]
         nats = math.fsum(float(value) for value in jax.device_get(sums))
         per_byte = nats / math.log(2) / self._bytes if self._bytes else math.nan
         return Evaluation(nats / self._tokens, per_byte, self._tokens)

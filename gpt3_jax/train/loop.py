@@ -1,6 +1,7 @@
-"""The training run: data, state, compiled steps, and the loop around them.
+"""The training run: its state, its compiled steps, and the loop around them.
 
 The loop never waits for the device but to read metrics, and those one step late: the next step is already under way.
+All else that happens between steps is a hook (`gpt3_jax.train.hooks`).
 """
 
 from __future__ import annotations
@@ -8,42 +9,43 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from gpt3_jax.cluster.agreement import is_lead, together
 from gpt3_jax.cluster.device_errors import device_error
+from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.run_lock import RunLock
-from gpt3_jax.cluster.same_run import require_same_data, require_same_program
-from gpt3_jax.cluster.say import say_to_stderr
+from gpt3_jax.cluster.same_run import require_same_program
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
-from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
-from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.mesh import batch_shards, make_mesh
+from gpt3_jax.errors import RunError, require_type
+from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
-from gpt3_jax.train.checkpoint.arrays import require_own_name
-from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves
-from gpt3_jax.train.checkpoint.resume import Data, make_record, recorded_sizes, require_same_run
+from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
 from gpt3_jax.train.checkpoint.store import CheckpointStore
-from gpt3_jax.train.evaluation import Evaluation, Evaluator
+from gpt3_jax.train.evaluation import Evaluation
+from gpt3_jax.train.hooks.checkpoints import SaveCheckpoints
+from gpt3_jax.train.hooks.evaluate import Evaluate
+from gpt3_jax.train.hooks.hook import Hook, Moment, Step
+from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
+from gpt3_jax.train.hooks.telemetry import Telemetry
+from gpt3_jax.train.host_memory import peak_resident, predicted_peak
 from gpt3_jax.train.metrics import MetricsWriter
-from gpt3_jax.train.schedule import BatchSchedule, BatchSize, batch_schedule, describe, deviations
-from gpt3_jax.train.state import TrainState, abstract_state, init_state
-from gpt3_jax.train.step import Metrics, make_step
-from gpt3_jax.train.telemetry import Telemetry
+from gpt3_jax.train.schedule import batch_schedule, describe
+from gpt3_jax.train.setup import Checked, Run, check, open_run
+from gpt3_jax.train.state import abstract_state, init_state
+from gpt3_jax.train.step import make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +66,30 @@ class Result:
     """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
 
 
-def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
+def run(config: Config, checked: Checked | None = None) -> Result:
     """Trains, or goes on training, what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
+
+    Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
+
+    Args:
+        checked: from `setup.check`, where it has been called already.
 
     Raises:
         UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
+    require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
     start(config.distributed)
     start_devices(compiles_ahead=True)
     require_same_program(config)
-    with together("checking the configuration"):
-        mesh, tokenizer, schedule = check(config)
-    for deviation in deviations(config, schedule, batch_shards(mesh)):
-        say(deviation)
-    with together("opening the data"):
-        stream, heldout = open_data(config, tokenizer)
-    sources = [(f"data.train[{n}]", *source) for n, source in enumerate(stream.sources)]
-    sources += [(f"data.eval[{n}]", *source) for n, source in enumerate(heldout.sources if heldout else ())]
-    require_same_data(tokenizer.fingerprint, sources)
-    require_shared(Path(config.train.run_dir))
-    data = Data(stream.fingerprint, tokenizer.fingerprint)
-
+    if checked is None:
+        with together("checking the configuration"):
+            checked = check(config)
+    run = open_run(config, checked)
+    require_shared(run.folder)
     try:
-        with RunLock(Path(config.train.run_dir), say):
-            return _run(config, mesh, tokenizer, schedule, stream, heldout, data, say)
+        with RunLock(run.folder):
+            return _run(run)
     except jax.errors.JaxRuntimeError as error:
         line = device_error(error)
         if line is None:
@@ -96,246 +97,108 @@ def run(config: Config, say: Callable[[str], None] = say_to_stderr) -> Result:
         raise RunError(line) from error
 
 
-def _run(
-    config: Config,
-    mesh: Mesh,
-    tokenizer: Tokenizer,
-    schedule: BatchSchedule,
-    stream: Stream,
-    heldout: HeldOut | None,
-    data: Data,
-    say: Callable[[str], None],
-) -> Result:
-    run_dir = Path(config.train.run_dir)
+def _run(run: Run) -> Result:
+    config, folder = run.config, run.folder / CHECKPOINTS
     store = CheckpointStore(
-        run_dir / CHECKPOINTS,
-        keep_last=config.checkpoint.keep_last,
-        keep_every_tokens=config.checkpoint.keep_every_tokens,
-        say=say,
+        folder, keep_last=config.checkpoint.keep_last, keep_every_tokens=config.checkpoint.keep_every_tokens
     )
     found = store.newest_record()
     if found is not None:
-        require_same_run(found[1], config, data, say)
-    try:
-        restored = store.restore(abstract_state(config, mesh)) if found is not None else None
-        if restored is not None:
-            if (
-                found is not None and restored.record != found[1]
-            ):  # fallen back from a damaged one: another record, another configuration
-                require_same_run(restored.record, config, data, say)
-            state = restored.state
-            schedule = batch_schedule(config, batch_shards(mesh), recorded_sizes(restored.record, config), say)
-            say(f"resuming from {run_dir / CHECKPOINTS} at {restored.tokens:,} tokens, step {restored.step}")
-        else:
-            state = init_state(config, mesh)
-        if config.train.ramp_tokens:
-            say(describe(config, schedule))
-        record = make_record(config, schedule, data)
-        if is_lead():
-            write_config(run_dir, config)
-        return _Loop(config, mesh, stream, heldout, tokenizer, schedule, store, record, say).train(state)
-    except Exception:
-        _let_the_save_finish(store, say)
-        raise
+        require_same_run(found[1], config, run.data)
+    restored = store.restore(abstract_state(config, run.mesh)) if found is not None else None
+    if restored is not None:
+        if found is not None and restored.record != found[1]:
+            # Fallen back from a damaged checkpoint: another record, another configuration.
+            require_same_run(restored.record, config, run.data)
+        sizes = recorded_sizes(restored.record, config)
+        run = dataclasses.replace(run, schedule=batch_schedule(config, batch_shards(run.mesh), sizes))
+        log.info(f"resuming from {folder} at {restored.tokens:,} tokens, step {restored.step}")
+    state = restored.state if restored is not None else init_state(config, run.mesh)
+    if config.train.ramp_tokens:
+        log.info(describe(config, run.schedule))
+    if is_lead():
+        write_config(run.folder, config)
+
+    step, sequences, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
+    tokens = sequences * config.model.n_ctx
+    writer = MetricsWriter(run.folder, tokens, config.train.tensorboard) if is_lead() else None
+    telemetry = Telemetry(run, tokens, skipped, writer)
+    evaluate = Evaluate(run, telemetry)
+    save = SaveCheckpoints(run, store, make_record(config, run.schedule, run.data), telemetry)
+    end, stopped = _train(
+        run, Moment(step, tokens, state, False), [StopIfNotFinite(run, store), telemetry, save, evaluate]
+    )
+    if _on_cpu(run):
+        log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
+    return Result(telemetry.loss, end.tokens, folder, evaluate.last, end.steps - step, stopped)
 
 
-def _let_the_save_finish(store: CheckpointStore, say: Callable[[str], None]) -> None:
-    """Before an error ends the run: a checkpoint that is being written is finished, or said to be lost.
+def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
+    """Trains from `now` on to the end, or until a signal asks for a stop; returns where, and the signal's name."""
+    n_ctx = run.config.model.n_ctx
+    rows_sharding = NamedSharding(run.mesh, batch_partition(run.mesh))
+    first = now.tokens // n_ctx
+    programs = _compile(run, now, hooks, rows_sharding)
+    loader = Loader(run.stream, rows_sharding, run.config.data.prefetch)
+    with contextlib.ExitStack() as cleanup:
+        stop = cleanup.enter_context(StopSignal())
+        for hook in hooks:
+            cleanup.enter_context(hook)
+        batches = cleanup.enter_context(contextlib.closing(loader.batches(run.schedule.batches(first))))
+        late: Step | None = None
+        """Dispatched, its metrics not read yet."""
 
-    Several processes must not wait for each other here: the one that failed may be gone.
-    """
-    if (tokens := store.pending()) is None:
-        return
-    if jax.process_count() > 1:
-        say(f"the checkpoint at {tokens:,} tokens was being written: it may be lost")
-        return
-    try:
-        store.wait()
-    except RunError as error:
-        say(str(error))
+        def see() -> None:
+            nonlocal late
+            if late is not None:
+                step, late = dataclasses.replace(late, metrics=jax.device_get(late.metrics)), None
+                for hook in hooks:
+                    hook.see(step)
 
-
-def check(config: Config) -> tuple[Mesh, Tokenizer, BatchSchedule]:
-    """The mesh, the tokenizer and the batch sizes: all that can be wrong before a file is read or written.
-
-    Raises:
-        UserError: they do not fit the devices, the model, or each other.
-    """
-    require_own_name(Path(config.train.run_dir))
-    mesh = make_mesh(config.parallel)
-    schedule = batch_schedule(config, batch_shards(mesh))
-    abstract_state(config, mesh)
-    make_step(config, mesh)  # which is not traced by it
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.n_vocab > config.model.n_vocab:
-        raise UserError(
-            f"data.tokenizer {config.data.tokenizer} has {tokenizer.n_vocab} tokens, model.n_vocab is "
-            f"{config.model.n_vocab}; set model.n_vocab to {tokenizer.n_vocab}"
-        )
-    if config.train.tokens // config.model.n_ctx >= 2**32:
-        raise UserError(
-            f"train.tokens {config.train.tokens} is more than 2**32 sequences of model.n_ctx {config.model.n_ctx}; "
-            "the position in the data is counted in 32 bits"
-        )
-    return mesh, tokenizer, schedule
-
-
-def open_data(config: Config, tokenizer: Tokenizer) -> tuple[Stream, HeldOut | None]:
-    """The training stream and, if there is any, the held-out one."""
-    data, model = config.data, config.model
-    if not data.train:
-        raise UserError(
-            "data.train is empty; give at least one source, e.g. --data.train '[{path: DIR}]' with a DIR written by "
-            "`gpt3-jax data tokenize`"
-        )
-    stream = open_stream(data.train, model.n_ctx, data.seed, model.n_vocab, tokenizer.fingerprint)
-    heldout = open_heldout(data.eval, model.n_ctx, model.n_vocab, tokenizer.fingerprint) if data.eval else None
-    return stream, heldout
+        state, steps, tokens = now.state, now.steps, now.tokens
+        for batch, rows in batches:
+            if stop.requested():
+                break
+            with jax.transfer_guard("disallow"):
+                state, metrics = programs[batch.sequences](state, rows)
+            see()
+            steps, before, tokens = steps + 1, tokens, (batch.first + batch.sequences) * n_ctx
+            late = Step(steps, batch, metrics)
+            if tokens < run.schedule.total_sequences * n_ctx:
+                due = [hook for hook in hooks if (n := hook.every_tokens) and before // n != tokens // n]
+                if due:
+                    see()
+                for hook in due:
+                    hook.act(Moment(steps, tokens, state, False))
+        see()
+        end = Moment(steps, tokens, state, tokens >= run.schedule.total_sequences * n_ctx)
+        for hook in hooks:
+            hook.end(end)
+    return end, "" if end.done else stop.reason
 
 
-class _Loop:
-    """One run's parts, and the loop over its batches."""
+def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) -> dict[int, Any]:
+    """The steps by batch size, for every size from here to the end, and what hooks call, before the first step."""
+    started = time.monotonic()
+    config, mesh = run.config, run.mesh
+    ahead = run.schedule.ahead(now.tokens // config.model.n_ctx)
+    what = [f"the step for batches of {', '.join(str(size.sequences) for size in ahead)} sequences"] if ahead else []
+    what += [hook.compiles for hook in hooks if hook.compiles]
+    if what:
+        log.info(f"compiling {' and '.join(what)}")
+    abstract = abstract_state(config, mesh)
+    programs = {}
+    for size in ahead:
+        shape = jax.ShapeDtypeStruct((size.sequences, config.model.n_ctx + 1), jnp.int32, sharding=rows)
+        programs[size.sequences] = make_step(config, mesh, size.microbatches).lower(abstract, shape).compile()
+    for hook in hooks:
+        hook.prepare(now)
+    if what:
+        log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
+    if programs and _on_cpu(run) and (peak := predicted_peak(programs.values(), jax.local_device_count())):
+        log.info(f"this process will take about {peak / 2**30:.2f} GiB of memory at its peak")
+    return programs
 
-    def __init__(
-        self,
-        config: Config,
-        mesh: Mesh,
-        stream: Stream,
-        heldout: HeldOut | None,
-        tokenizer: Tokenizer,
-        schedule: BatchSchedule,
-        store: CheckpointStore,
-        record: dict[str, Any],
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._mesh, self._stream, self._schedule = config, mesh, stream, schedule
-        self._heldout, self._tokenizer = heldout, tokenizer
-        self._store, self._record, self._say = store, record, say
-        self._rows = NamedSharding(mesh, batch_partition(mesh))
-        self._ctx = config.model.n_ctx
 
-    def train(self, state: TrainState) -> Result:
-        config = self._config
-        run_dir = Path(config.train.run_dir)
-        step, position, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
-        first_step = step
-        steps, evaluator = self._compile(state, position)
-        writer = None
-        if is_lead():
-            writer = MetricsWriter(run_dir, position * self._ctx, config.train.tensorboard)
-        telemetry = Telemetry(config, self._mesh, self._schedule, position, skipped, writer, self._say)
-        batches = Loader(self._stream, self._rows, config.data.prefetch).batches(
-            (first, size.sequences) for first, size in self._schedule.batches(position)
-        )
-        with contextlib.ExitStack() as cleanup:
-            stop = cleanup.enter_context(StopSignal())
-            if writer is not None:
-                cleanup.callback(writer.close)
-            cleanup.enter_context(telemetry)
-            cleanup.callback(batches.close)
-
-            pending: tuple[int, int, BatchSize, Metrics] | None = None
-            for first, size in self._schedule.batches(position):
-                if stop.requested():
-                    break
-                self._store.check()
-                rows = next(batches)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = steps[size.sequences](state, rows)
-                self._note(telemetry, pending)
-                step, position = step + 1, first + size.sequences
-                pending = (step, first, size, metrics)
-                evaluates = self._due(config.train.eval_tokens, first, position)
-                saves = self._due(config.checkpoint.every_tokens, first, position)
-                if evaluates or saves:  # not before this step is known to be sound
-                    self._note(telemetry, pending)
-                    pending = None
-                if evaluates:
-                    self._evaluate(evaluator, telemetry, state, position)
-                if saves:
-                    self._save(state, step, position)
-            self._note(telemetry, pending)
-            with telemetry.pause("saving a checkpoint"):
-                self._save(state, step, position)
-            done = position >= self._schedule.total_sequences
-            evaluation = self._evaluate(evaluator, telemetry, state, position) if done else None
-            with telemetry.pause("waiting for the checkpoint to be on disk"):
-                self._store.close()
-        stopped = "" if done else stop.reason
-        steps_made = step - first_step
-        return Result(telemetry.loss, position * self._ctx, run_dir / CHECKPOINTS, evaluation, steps_made, stopped)
-
-    def _compile(self, state: TrainState, position: int) -> tuple[dict[int, Any], Evaluator | None]:
-        """Steps by batch size, for every size from here to the end, and the evaluation, before the first step."""
-        config, mesh = self._config, self._mesh
-        started = time.monotonic()
-        sizes = [size.sequences for size in self._schedule.ahead(position)]
-        what = [f"the step for batches of {', '.join(map(str, sizes))} sequences"] if sizes else []
-        what += ["the evaluation"] if self._heldout else []
-        if what:
-            self._say(f"compiling {' and '.join(what)}")
-        abstract = abstract_state(config, mesh)
-        steps = {}
-        for size in self._schedule.ahead(position):
-            rows = jax.ShapeDtypeStruct((size.sequences, self._ctx + 1), jnp.int32, sharding=self._rows)
-            steps[size.sequences] = make_step(config, mesh, size.microbatches).lower(abstract, rows).compile()
-        evaluator = None
-        if self._heldout:
-            per_pass = max(size.sequences // size.microbatches for size in self._schedule.sizes)
-            evaluator = Evaluator(config, mesh, self._heldout, self._tokenizer, per_pass)
-        array_checksums(named_leaves(state))  # compiles what the first checkpoint will call
-        if what:
-            self._say(f"compiled in {time.monotonic() - started:.1f} s")
-        return steps, evaluator
-
-    def _due(self, every_tokens: int, first: int, position: int) -> bool:
-        """Whether the batch of sequences first .. position - 1 reaches a multiple of `every_tokens`, before the end."""
-        reached = first * self._ctx // every_tokens != position * self._ctx // every_tokens
-        return reached and position < self._schedule.total_sequences
-
-    def _note(self, telemetry: Telemetry, pending: tuple[int, int, BatchSize, Metrics] | None) -> None:
-        """Reads a step's metrics, which waits for the step, and acts on them."""
-        if pending is None:
-            return
-        step, first, size, metrics = pending
-        values = jax.device_get(metrics)
-        if not values.finite:
-            self._not_finite(step, first, size, float(values.loss), float(values.grad_norm))
-        telemetry.step(step, first, size, values)
-
-    def _not_finite(self, step: int, first: int, size: BatchSize, loss: float, norm: float) -> None:
-        last = first + size.sequences - 1
-        where = self._stream.locate(np.array([first, last]))
-        line = (
-            f"loss {loss} and gradient norm {norm} are not both finite at step {step}, sequences {first} to {last} "
-            f"(from {where[0]} to {where[1]})"
-        )
-        if self._config.train.nonfinite == "skip":
-            self._say(f"{line}; update skipped")
-            return
-        failed = ""
-        try:
-            self._store.wait()
-        except RunError as error:  # two misfortunes, one line: neither may hide the other
-            failed = f"; and {error}"
-        tokens = self._store.last_good()
-        good = "no checkpoint was written" if tokens is None else f"the last good checkpoint is at {tokens:,} tokens"
-        raise RunError(
-            f"{line}; {good} in {self._store.directory}; the state was not updated: lower optimizer.peak_lr, look at "
-            f"the data, or go on past this batch by --train.nonfinite skip{failed}"
-        )
-
-    def _evaluate(
-        self, evaluator: Evaluator | None, telemetry: Telemetry, state: TrainState, position: int
-    ) -> Evaluation | None:
-        if evaluator is None:
-            return None
-        with telemetry.pause("evaluating on held-out data"):
-            evaluation = evaluator(state.params)
-        telemetry.evaluation(position * self._ctx, evaluation)
-        return evaluation
-
-    def _save(self, state: TrainState, step: int, position: int) -> None:
-        if position:
-            self._stream.check_files()  # what was trained on is what the record says
-            self._store.save(position * self._ctx, step, state, self._record)
+def _on_cpu(run: Run) -> bool:
+    return run.mesh.local_devices[0].platform == "cpu"

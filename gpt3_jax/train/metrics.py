@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -133,8 +134,7 @@ class Progress:
 
     INTERVAL_S = 10.0
 
-    def __init__(self, say: Callable[[str], None], quiet: bool = False) -> None:
-        self._say = say
+    def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         console = Console(stderr=True)
         self._live = (
@@ -164,7 +164,7 @@ class Progress:
             self.status(line)
         elif final or time.monotonic() - self._last >= self.INTERVAL_S:
             self._last = time.monotonic()
-            self._say(line)
+            log.info(f"{line}")
 
 
 def human(number: float) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from gpt3_jax.cluster.agreement import is_lead, together
-from gpt3_jax.cluster.same_run import require_same_program
+from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.config import Config, SourceConfig, replace
 from gpt3_jax.data import stdlib_text
 from gpt3_jax.errors import UserError
-from gpt3_jax.train import loop
 from gpt3_jax.train.loop import Result
+from gpt3_jax.train.setup import Checked, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +20,8 @@ class Quickstart:
     """The quickstart's configuration with its text in place, and what to hold its result against."""
 
     config: Config
+    checked: Checked
+    """For `loop.run`, which need not check again."""
     compressors: dict[str, float]
     """Bits per byte of general compressors on the same held-out text; empty but in the lead process."""
 
@@ -30,8 +31,9 @@ def wanted(config: Config) -> bool:
     return not config.data.train and config.data.tokenizer == "bytes"
 
 
-def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
-    """Writes the text's token shards into the run folder, or finds them there. Call `cluster.start.start` before.
+def prepare(config: Config) -> Quickstart:
+    """Writes the text's token shards into the run folder, or finds them there. To be called after
+    `cluster.start.start` and `require_same_program`.
 
     Raises:
         UserError: a configuration that no run can be made from; sources for one of training and evaluation only.
@@ -39,22 +41,21 @@ def prepare(config: Config, say: Callable[[str], None]) -> Quickstart:
     """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
-    require_same_program(config)
     with together("checking the configuration"):
-        loop.check(config)  # before a file is written
+        checked = check(config)  # before a file is written
     run_dir = Path(config.train.run_dir)
     require_shared(run_dir)
     compressors: dict[str, float] = {}
     with together("writing the quickstart's text"):
         if is_lead():  # the others' library may differ from its in a patch: then each would replace what another wrote
             text = stdlib_text.prepare(run_dir / "data")
-            say(
+            log.info(
                 f"text: the Python standard library on this machine, {text.train_files} files to train on, "
                 f"{text.heldout_files} held out ({len(text.heldout_bytes):,} bytes)"
             )
             compressors = stdlib_text.compressors(text.heldout_bytes)
     train, heldout = (SourceConfig(path=str(run_dir / "data" / name)) for name in ("train", "heldout"))
-    return Quickstart(replace(config, data={"train": (train,), "eval": (heldout,)}), compressors)
+    return Quickstart(replace(config, data={"train": (train,), "eval": (heldout,)}), checked, compressors)
 
 
 def verdict(quickstart: Quickstart, result: Result) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, TrainConfig
+from gpt3_jax.data.loader import Batch
 from gpt3_jax.errors import UserError
 
 
@@ -43,12 +45,12 @@ class BatchSchedule:
         later = [s for s in self.sizes if now.first_sequence < s.first_sequence < self.total_sequences]
         return list({size.sequences: size for size in [now, *later]}.values())
 
-    def batches(self, sequence: int) -> Iterator[tuple[int, BatchSize]]:
-        """From this position to the end of training: (first sequence, size) of each batch."""
+    def batches(self, sequence: int) -> Iterator[Batch]:
+        """The batches from this position to the end of training."""
         while sequence < self.total_sequences:
-            size = self.at(sequence)
-            yield sequence, size
-            sequence += size.sequences
+            batch = Batch(sequence, self.at(sequence).sequences)
+            yield batch
+            sequence += batch.sequences
 
     def updates(self, sequences: int) -> int:
         """How many batches begin before this many sequences are consumed, counted from the start of the run."""
@@ -67,12 +69,7 @@ class Updates:
     """Of these, until the learning rate's warm-up ends (`optimizer.warmup_tokens`)."""
 
 
-def batch_schedule(
-    config: Config,
-    shards: int,
-    recorded: Sequence[Sequence[int]] | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> BatchSchedule:
+def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]] | None = None) -> BatchSchedule:
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
     The paper's ramp is linear (GPT-3 appendix B): at t tokens the batch is start + (full - start) · t / ramp. Here it
@@ -84,7 +81,7 @@ def batch_schedule(
     start of the ramp: there it makes fewer until the line reaches that batch.
 
     `recorded` are the (first sequence, sequences) of a run that is resumed: they stay as they were, so that the same
-    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, and `say` is told.
+    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, with a warning.
 
     Raises:
         UserError: a batch that the mesh, or the microbatch, does not divide; a ramp of a single size.
@@ -114,7 +111,7 @@ def batch_schedule(
         if saved != wanted and all(_nearest(sequences, shards, micro) == sequences for _, sequences in saved):
             sizes = [_size(first, sequences, shards, micro) for first, sequences in saved]
         elif saved != wanted:
-            say(
+            log.warning(
                 f"the batch sizes that the run began with do not divide over {shards} data shards and microbatches of "
                 f"{micro}: from here on (first sequence, sequences) {saved} are {wanted}"
             )

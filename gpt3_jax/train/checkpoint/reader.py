@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.train.checkpoint import arrays as on_disk
 from gpt3_jax.train.checkpoint.integrity import array_checksums, named_leaves, record_digest, require_same_leaves
@@ -57,11 +58,9 @@ class CheckpointReader:
     With several processes all of them make the same calls; they read from a shared file system.
     """
 
-    def __init__(self, directory: Path | str, *, say: Callable[[str], None]) -> None:
-        """`say` is given one line for the person, in the lead process only."""
+    def __init__(self, directory: Path | str) -> None:
         self.directory = Path(os.path.abspath(directory))
         on_disk.require_own_name(self.directory)
-        self._say_line = say
         self._damaged: dict[int, str] = {}
         self._whole: set[int] = set()
 
@@ -110,7 +109,7 @@ class CheckpointReader:
                 continue
             self._whole.add(candidate)
             if candidate != found[-1]:
-                self._say(f"using the checkpoint before: {self._path(candidate)}")
+                log.warning(f"using the checkpoint before: {self._path(candidate)}")
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
             return Restored(body["step"], candidate, state, body["record"])
         if found:
@@ -155,10 +154,6 @@ class CheckpointReader:
     def _path(self, tokens: int) -> Path:
         return self.directory / f"tokens-{tokens}"
 
-    def _say(self, line: str) -> None:
-        if is_lead():
-            self._say_line(line)
-
     def _none_readable(self) -> RunError:
         reasons = "; ".join(f"tokens-{tokens}: {why}" for tokens, why in sorted(self._damaged.items(), reverse=True))
         return RunError(
@@ -168,7 +163,7 @@ class CheckpointReader:
 
     def _report_damage(self, tokens: int, why: str) -> None:
         if self._damaged.get(tokens) != why:
-            self._say(f"checkpoint {self._path(tokens)} is damaged: {why}")
+            log.warning(f"checkpoint {self._path(tokens)} is damaged: {why}")
         self._damaged[tokens] = why
 
     def _read_body(self, tokens: int) -> dict[str, Any] | None:
@@ -203,15 +198,26 @@ class CheckpointReader:
         self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
     ) -> dict[str, jax.Array] | None:
         """The arrays of one checkpoint, checked; None, said aloud, if they are damaged."""
+        # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for. All
+        # load or none does: Orbax numbers its barriers by what a process has done before.
+        answer: dict[str, str] = {}
+        if is_lead():
+            try:
+                missing = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
+                answer = {"damaged": missing} if missing else {}
+            except UNREADABLE as error:
+                answer = {"machine" if machine_at_fault(error) else "damaged": one_line(error)}
+        answer = json.loads(from_lead(json.dumps(answer)))
+        if "machine" in answer:
+            raise RunError(f"cannot read checkpoint {self._path(tokens)}: {answer['machine']}")
+        if "damaged" in answer:
+            self._report_damage(tokens, answer["damaged"])
+            return None
         arrays: dict[str, jax.Array] = {}
         why = machine = ""
         try:
-            # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for.
-            if is_lead():
-                why = on_disk.missing(self._path(tokens), {name: saved[name] for name in wanted}, whole=not partial)
-            if not why:
-                with jax.transfer_guard("allow"), no_asyncio_log():
-                    arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
+            with jax.transfer_guard("allow"), no_asyncio_log():
+                arrays = on_disk.load(self._path(tokens), wanted, partial=partial)
         except UNREADABLE as error:
             why = one_line(error)
             machine = why if machine_at_fault(error) else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.config.setting import meanings
 from gpt3_jax.errors import UserError
@@ -89,7 +89,7 @@ def differences(record: dict[str, Any], config: Config, data: Data) -> list[str]
     return changed
 
 
-def require_same_run(record: dict[str, Any], config: Config, data: Data, say: Callable[[str], None]) -> None:
+def require_same_run(record: dict[str, Any], config: Config, data: Data) -> None:
     """Refuses a configuration that would change the run, unless ``checkpoint.on_change`` accepts it.
 
     Raises:
@@ -100,7 +100,7 @@ def require_same_run(record: dict[str, Any], config: Config, data: Data, say: Ca
         return
     listed = "; ".join(changed)
     if config.checkpoint.on_change == "accept":
-        say(f"going on with a changed configuration: {listed}")
+        log.warning(f"going on with a changed configuration: {listed}")
         return
     raise UserError(
         f"{config.train.run_dir} holds a run with another configuration ({listed}); choose another train.run_dir, "

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from gpt3_jax.cluster.agreement import from_lead, is_lead
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
 from gpt3_jax.train.checkpoint import arrays as on_disk
 from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
@@ -28,12 +29,10 @@ _SEEN_AFTER_S = 90.0
 class CheckpointStore(CheckpointReader):
     """The checkpoints of a run: reads them as `CheckpointReader` does, and writes and retires them."""
 
-    def __init__(
-        self, directory: Path | str, *, keep_last: int, keep_every_tokens: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, directory: Path | str, *, keep_last: int, keep_every_tokens: int) -> None:
         """Makes the folder. Keeps the newest `keep_last` checkpoints and, for good, the first one at or after each
         multiple of `keep_every_tokens` tokens (0: none). Raises RunError when the folder cannot be made."""
-        super().__init__(directory, say=say)
+        super().__init__(directory)
         self._keep_last = keep_last
         self._keep_every = keep_every_tokens
         self._pending: tuple[int, Future[None]] | None = None
@@ -139,7 +138,7 @@ class CheckpointStore(CheckpointReader):
             try:
                 self._retire()
             except OSError as error:  # too many checkpoints are no reason to end a run
-                self._say(f"could not look for old checkpoints in {self.directory}: {one_line(error)}")
+                log.warning(f"could not look for old checkpoints in {self.directory}: {one_line(error)}")
 
     def _save_error(self, tokens: int, error: Exception) -> RunError:
         """The line for a failed save; removes its remains, which on a full disk are what fills it."""
@@ -166,7 +165,7 @@ class CheckpointStore(CheckpointReader):
                 for damaged in sorted(self._damaged.keys() & set(present)):
                     aside = self._free_name(f"damaged-tokens-{damaged}")
                     self._path(damaged).rename(aside)
-                    self._say(f"moved damaged checkpoint {self._path(damaged)} to {aside}")
+                    log.warning(f"moved damaged checkpoint {self._path(damaged)} to {aside}")
                 self._remove_remains()
                 if tokens in present and tokens not in self._damaged:
                     why = "a checkpoint that this run did not restore is in its place; move it away"
@@ -204,7 +203,7 @@ class CheckpointStore(CheckpointReader):
                 try:
                     self._path(t).rename(gone)
                 except OSError as error:
-                    self._say(f"could not delete old checkpoint {self._path(t)}: {one_line(error)}")
+                    log.warning(f"could not delete old checkpoint {self._path(t)}: {one_line(error)}")
                     continue
                 self._remove(gone)
 
@@ -212,7 +211,7 @@ class CheckpointStore(CheckpointReader):
         try:
             shutil.rmtree(path)
         except OSError as error:
-            self._say(f"could not delete {path}: {one_line(error)}")
+            log.warning(f"could not delete {path}: {one_line(error)}")
 
 
 class _Unreadable(Exception):

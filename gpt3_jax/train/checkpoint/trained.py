@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-from gpt3_jax.cluster.say import say_to_stderr
 from gpt3_jax.config import Config, from_dict
 from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 
 
-def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = say_to_stderr) -> tuple[Config, Params]:
+def load_trained(run_dir: str | os.PathLike[str]) -> tuple[Config, Params]:
     """Configuration and fp32 parameters of a run's newest checkpoint, on the first local device.
 
     Args:
         run_dir: the folder that training wrote (``train.run_dir``).
-        say: is given a line when the newest checkpoint is damaged and the one before is taken.
 
     Raises:
         UserError: no such folder, or no checkpoint in it.
         RunError: the folder may not be read; there are checkpoints, but none can be read.
     """
+    require_type("the run folder", run_dir, (str, os.PathLike), "a path")
     run_dir = Path(local_path(run_dir, "run folder"))
     try:
         os.listdir(run_dir)
@@ -36,7 +34,7 @@ def load_trained(run_dir: str | os.PathLike[str], say: Callable[[str], None] = s
     except OSError as error:
         raise RunError(f"cannot read the run folder {str(run_dir)!r}: {error.strerror}") from None
     start_devices()
-    reader = CheckpointReader(run_dir / CHECKPOINTS, say=say)
+    reader = CheckpointReader(run_dir / CHECKPOINTS)
     newest = reader.newest_record()
     if newest is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Rates and progress of a run, from the metrics of its steps."""
+"""Rates and progress of a run, from the metrics of its steps: the logging hook."""
 
 from __future__ import annotations
 
@@ -6,79 +6,73 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-
-from jax.sharding import Mesh
+from collections.abc import Iterator
+from types import TracebackType
 
 from gpt3_jax import devices
-from gpt3_jax.config import Config
+from gpt3_jax.cluster.log import log
 from gpt3_jax.model.params import train_flops_per_token
 from gpt3_jax.train.evaluation import Evaluation
+from gpt3_jax.train.hooks.hook import Hook, Step
 from gpt3_jax.train.metrics import MetricsWriter, Progress, duration, human
-from gpt3_jax.train.schedule import BatchSchedule, BatchSize
+from gpt3_jax.train.setup import Run
 from gpt3_jax.train.step import Metrics
 
 _WINDOW = 50
 """Steps over which tokens per second are averaged."""
 
 
-class Telemetry:
+class Telemetry(Hook):
     """Turns step metrics into lines for the person, `metrics.jsonl` and TensorBoard."""
 
-    def __init__(
-        self,
-        config: Config,
-        mesh: Mesh,
-        schedule: BatchSchedule,
-        position: int,
-        skipped: int,
-        writer: MetricsWriter | None,
-        say: Callable[[str], None],
-    ) -> None:
-        """`position` and `skipped`: sequences consumed, and updates skipped, when training begins or resumes."""
+    def __init__(self, run: Run, tokens: int, skipped: int, writer: MetricsWriter | None) -> None:
+        """Args:
+        tokens: consumed when training begins or resumes.
+        skipped: updates skipped by then.
+        writer: in the lead process; closed with this hook.
+        """
+        config = run.config
         self.loss = math.nan
         """Of the last step that was noted."""
-        self._config, self._writer, self._say = config, writer, say
+        self._config, self._writer = config, writer
         self._ctx = config.model.n_ctx
-        self._total = schedule.total_sequences * self._ctx
-        self._progress = Progress(say, quiet=writer is None)
+        self._total = run.schedule.total_sequences * self._ctx
+        self._progress = Progress(quiet=writer is None)
         self._flops_per_token = train_flops_per_token(config.model)
-        kind = mesh.devices.flat[0].device_kind
+        kind = run.mesh.devices.flat[0].device_kind
         device = devices.lookup(kind)
-        self._peak = device.bf16_flops * mesh.size if device else None
+        self._peak = device.bf16_flops * run.mesh.size if device else None
         if device is None and writer is not None:
-            say(f"no MFU is shown: the peak rate of this device, {kind!r}, is not known")
-        self._tokens = position * self._ctx
+            log.warning(f"no MFU is shown: the peak rate of this device, {kind!r}, is not known")
+        self._tokens = tokens
         self._skipped = skipped
         self._warm = False  # the first step also starts the data and the device: its time is no rate
         self._clock = time.monotonic()
         self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
-    def __enter__(self) -> Telemetry:
+    def __enter__(self) -> None:
         self._progress.__enter__()
         self._clock = time.monotonic()
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Takes the progress line away; idempotent."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.__exit__()
+        if self._writer is not None:
+            self._writer.close()
 
     @contextlib.contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """What is `doing` inside does not count as training time."""
+        """Excludes this block from the training time; `doing` says what it does, on a terminal."""
         started = time.monotonic()
         self._progress.status(f"{human(self._tokens)}/{human(self._total)} tokens · {doing}")
         yield
         self._clock += time.monotonic() - started
 
-    def step(self, step: int, first: int, size: BatchSize, metrics: Metrics) -> None:
-        """Notes one step, whose metrics are on the host."""
-        now = time.monotonic()
-        batch = size.sequences * self._ctx
-        before, self._tokens = first * self._ctx, first * self._ctx + batch
+    def see(self, step: Step) -> None:
+        now, metrics = time.monotonic(), step.metrics
+        batch = step.batch.sequences * self._ctx
+        before, self._tokens = step.batch.first * self._ctx, step.batch.first * self._ctx + batch
         if self._warm:
             self._window.append((now - self._clock, batch))
         self._warm = True
@@ -92,7 +86,7 @@ class Telemetry:
         final = self._tokens >= self._total
         if self._writer is not None and (final or not every or before // every != self._tokens // every):
             values: dict[str, float | None] = {
-                "step": step,
+                "step": step.number,
                 "loss": self.loss,
                 "learning_rate": float(metrics.learning_rate),
                 "grad_norm": float(metrics.grad_norm),
@@ -103,7 +97,7 @@ class Telemetry:
             if self._peak:
                 values["mfu"] = mfu
             self._writer.write("train", self._tokens, values)
-        self._progress.show(self._line(step, batch, metrics, rate, mfu), final)
+        self._progress.show(self._line(step.number, batch, metrics, rate, mfu), final)
 
     def _line(self, step: int, batch: int, metrics: Metrics, rate: float | None, mfu: float | None) -> str:
         """What matters most first: a narrow terminal cuts the end."""
@@ -128,7 +122,7 @@ class Telemetry:
                 tokens,
                 {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens},
             )
-        self._say(
+        log.info(
             f"held out at {human(tokens)} tokens: loss {result.loss:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte"
         )

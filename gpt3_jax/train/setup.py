@@ -1,0 +1,101 @@
+"""What a run is made of: checked before a file is written, opened once, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from gpt3_jax.cluster.agreement import together
+from gpt3_jax.cluster.log import log
+from gpt3_jax.cluster.same_run import require_same_data
+from gpt3_jax.config import Config
+from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.parallel.mesh import batch_shards, make_mesh
+from gpt3_jax.train.checkpoint.arrays import require_own_name
+from gpt3_jax.train.checkpoint.resume import Data
+from gpt3_jax.train.schedule import BatchSchedule, batch_schedule, deviations
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a configuration makes of the devices that are attached."""
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    schedule: BatchSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that the loop and its hooks work with."""
+
+    config: Config
+    mesh: Mesh
+    tokenizer: Tokenizer
+    schedule: BatchSchedule
+    stream: Stream
+    heldout: HeldOut | None
+    """None without `data.eval`."""
+    data: Data
+    """Fingerprints of the training data and of the tokenizer."""
+
+    @property
+    def folder(self) -> Path:
+        """`train.run_dir`."""
+        return Path(self.config.train.run_dir)
+
+
+def check(config: Config) -> Checked:
+    """All that can be wrong before a file is read or written.
+
+    Raises:
+        UserError: mesh, batch, tokenizer or run folder do not fit the devices, the model, or each other.
+    """
+    require_own_name(Path(config.train.run_dir))
+    mesh = make_mesh(config.parallel)
+    schedule = batch_schedule(config, batch_shards(mesh))
+    abstract_state(config, mesh)
+    make_step(config, mesh)  # its own checks; it is not traced
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.n_vocab > config.model.n_vocab:
+        raise UserError(
+            f"data.tokenizer {config.data.tokenizer} has {tokenizer.n_vocab} tokens, model.n_vocab is "
+            f"{config.model.n_vocab}; set model.n_vocab to {tokenizer.n_vocab}"
+        )
+    if config.train.tokens // config.model.n_ctx >= 2**32:
+        raise UserError(
+            f"train.tokens {config.train.tokens} is more than 2**32 sequences of model.n_ctx {config.model.n_ctx}; "
+            "the position in the data is counted in 32 bits"
+        )
+    return Checked(mesh, tokenizer, schedule)
+
+
+def open_run(config: Config, checked: Checked) -> Run:
+    """Opens the data, and says what the mesh, or another setting, leaves of what was asked for.
+
+    Raises:
+        UserError: no data, data that does not fit the model or the tokenizer, or that other processes see differently.
+        RunError: data that cannot be read.
+    """
+    data, model, tokenizer = config.data, config.model, checked.tokenizer
+    for deviation in deviations(config, checked.schedule, batch_shards(checked.mesh)):
+        log.warning(deviation)
+    with together("opening the data"):
+        if not data.train:
+            raise UserError(
+                "data.train is empty; give at least one source, e.g. --data.train '[{path: DIR}]' with a DIR written "
+                "by `gpt3-jax data tokenize`"
+            )
+        stream = open_stream(data.train, model.n_ctx, data.seed, model.n_vocab, tokenizer.fingerprint)
+        heldout = open_heldout(data.eval, model.n_ctx, model.n_vocab, tokenizer.fingerprint) if data.eval else None
+    sources = [(f"data.train[{n}]", *source) for n, source in enumerate(stream.sources)]
+    sources += [(f"data.eval[{n}]", *source) for n, source in enumerate(heldout.sources if heldout else ())]
+    require_same_data(tokenizer.fingerprint, sources)
+    fingerprints = Data(stream.fingerprint, tokenizer.fingerprint)
+    return Run(config, checked.mesh, tokenizer, checked.schedule, stream, heldout, fingerprints)
