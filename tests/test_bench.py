@@ -188,9 +188,9 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     largest = work.batch.sequences
     assert 1 < largest < 16
     assert (
-        workload.memory_needed(config, mesh, largest)
+        workload.estimated_bytes(config, mesh, largest)
         <= 0.7 * 36 * 2**30
-        < workload.memory_needed(config, mesh, 2 * largest)
+        < workload.estimated_bytes(config, mesh, 2 * largest)
     )
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}

@@ -220,7 +220,7 @@ class _Bench:
 
         from gpt3_jax.bench import ceilings, table
 
-        _say("measuring a matmul and a copy")
+        log.info("measuring a matmul and a copy")
         found = ceilings.measure(jax.local_devices()[0])
         self._result["ceilings"] = dataclasses.asdict(found)
         self._texts.append(table.ceilings(found))
