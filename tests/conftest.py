@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, set before JAX starts."""
+"""What JAX starts with in every test: eight fake CPU devices, or for `-m gpu` the machine's GPU."""
 
 import gc
 import logging
@@ -7,18 +7,26 @@ from collections.abc import Iterator
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-# LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs for
-# milliseconds. What the user has set wins. A process that a test starts inherits it, unless the test says otherwise.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_backend_optimization_level=0",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-    ]
-)
-# Nothing of the user's: tests that mean to have compiled programs kept say where.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module imports JAX."""
+    # Nothing of the user's: tests that mean to have compiled programs kept say where.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+    if config.getoption("markexpr") == "gpu":
+        if getattr(config.option, "numprocesses", None):
+            raise pytest.UsageError("`-m gpu` needs `-n 0`: one process takes most of the GPU's memory")
+        return  # JAX starts as the user's environment says, and compiles as it does for the user
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs
+    # for milliseconds. What the user has set wins. A process that a test starts inherits it, unless the test says
+    # otherwise.
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            "--xla_backend_optimization_level=0",
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_force_host_platform_device_count=8",
+        ]
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from gpt3_jax.bench import checkpoint, decode, mfu, step, timing, workload
+from gpt3_jax.bench import ceilings, checkpoint, decode, mfu, step, timing, workload
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cli.bench import main
 from gpt3_jax.config import Config, load_config, preset, replace
@@ -129,6 +129,14 @@ def test_a_device_that_is_not_in_the_table_has_no_mfu_and_that_is_said() -> None
     assert "'Riva 128'" in note
 
 
+def test_ceilings_are_of_what_is_multiplied_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of two calls that take 1, 4, 2 and 6 s by a pretended clock: the fastest counts, the first never."""
+    ticks = iter([tick for took in (1, 4, 2, 6) * 2 for tick in (0.0, float(took))])
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: next(ticks))
+    found = ceilings.measure(jax.devices()[0], ceilings.Size(matmul=16, copied=1024, calls=2))
+    assert found == ceilings.Ceilings(matmul_flops=2.0 * 16**3, matmul_size=16, copy_bytes=2 * 2.0 * 1024)
+
+
 # -- what is run ---------------------------------------------------------------------------------------------------
 
 
@@ -180,9 +188,9 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     largest = work.batch.sequences
     assert 1 < largest < 16
     assert (
-        workload.memory_needed(config, mesh, largest)
+        workload.estimated_bytes(config, mesh, largest)
         <= 0.7 * 36 * 2**30
-        < workload.memory_needed(config, mesh, 2 * largest)
+        < workload.estimated_bytes(config, mesh, 2 * largest)
     )
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
@@ -400,7 +408,10 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
         (["loader", "--batch", "0"], "--batch is 0; expected more than 0"),
         (["loader", "nowhere"], "nowhere does not exist"),
         (["loader", "--gigabytes", "1e9"], "random token shards need"),
-        (["gpt3-small"], "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint or all"),
+        (
+            ["gpt3-small"],
+            "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint, ceilings or all",
+        ),
         (["step", "tokens/web"], "unexpected argument 'tokens/web'"),
         (["decode", "--profile"], "--profile is an option of bench step"),
         (["loader", "--steps", "5"], "--steps is an option of bench step"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpt3_jax.bench.ceilings import Ceilings
 from gpt3_jax.bench.checkpoint import CheckpointTimes
 from gpt3_jax.bench.decode import DecodeTimes
 from gpt3_jax.bench.families import FAMILIES
@@ -139,6 +140,14 @@ def checkpoint(c: CheckpointTimes) -> str:
             grid(rows, ("", "median", "middle half", "fastest", "slowest")),
             "  restored at once: what was just written may still be in memory",
         ]
+    )
+
+
+def ceilings(c: Ceilings) -> str:
+    """The machine's ceilings."""
+    return (
+        f"Ceilings, one device: a bf16 matmul of {c.matmul_size:,}³ {c.matmul_flops / 1e12:,.2f} TFLOP/s; a copy "
+        f"{c.copy_bytes / 1e9:,.0f} GB/s, read and written"
     )
 
 

@@ -19,13 +19,15 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.paths import local_path
 
 PARTS = ("step", "decode", "loader", "checkpoint")
+"""What `all` measures."""
+ALONE = ("ceilings",)
 
-_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|all] [--config FILE ...]
+_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|ceilings|all] [--config FILE ...]
                       [options] [--SECTION.KEY VALUE ...]"""
 
 _DESCRIPTION = """Measures, on the attached devices: step, the training step that train runs (the default); decode,
 generation; loader, the reading of data in training's order; checkpoint, saving and restoring; or all of them. Without
-a configuration, the quickstart's."""
+a configuration, the quickstart's. ceilings measures the machine alone: a large bf16 matmul and a copy."""
 
 _EPILOG = """examples:
   gpt3-jax bench --config gpt3-small
@@ -50,10 +52,10 @@ def main(argv: list[str]) -> int:
         near = difflib.get_close_matches(unknown[0], re.findall(r"--[\w-]+", parser.format_help()), n=1)
         hint = f"; the nearest is {near[0]}" if near else "; gpt3-jax bench --help explains them"
         raise UserError(f"unknown option {unknown[0]}{hint}")
-    if args.what not in (*PARTS, "all"):
+    if args.what not in (*PARTS, *ALONE, "all"):
         raise UserError(
-            f"bench cannot measure {args.what!r}; expected {', '.join(PARTS)} or all (a configuration is given as "
-            "--config FILE, a source of tokens behind loader)"
+            f"bench cannot measure {args.what!r}; expected {', '.join((*PARTS, *ALONE))} or all (a configuration is "
+            "given as --config FILE, a source of tokens behind loader)"
         )
     parts = PARTS if args.what == "all" else (args.what,)
     _check(args, parts)
@@ -148,7 +150,8 @@ class _Bench:
         self._result["machine"] = machine.describe(jax.devices())
         self._texts.append(table.machine(self._result["machine"]))
         measures: dict[str, Callable[[], None]] = {
-            "step": self._step, "decode": self._decode, "loader": self._loader, "checkpoint": self._checkpoint
+            "step": self._step, "decode": self._decode, "loader": self._loader, "checkpoint": self._checkpoint,
+            "ceilings": self._ceilings,
         }  # fmt: skip
         code = 0
         for part in parts:
@@ -212,6 +215,16 @@ class _Bench:
         self._result["checkpoint"] = dataclasses.asdict(times)
         self._texts.append(f"{' + '.join(self._names)}\n{table.checkpoint(times)}")
 
+    def _ceilings(self) -> None:
+        import jax
+
+        from gpt3_jax.bench import ceilings, table
+
+        log.info("measuring a matmul and a copy")
+        found = ceilings.measure(jax.local_devices()[0])
+        self._result["ceilings"] = dataclasses.asdict(found)
+        self._texts.append(table.ceilings(found))
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -222,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", nargs="?", default="step", help=f"{', '.join(PARTS)} or all (default: step)")
+    parser.add_argument("what", nargs="?", default="step", help=f"{', '.join((*PARTS, *ALONE))} or all (default: step)")
     parser.add_argument(
         "sources",
         type=local_path,
