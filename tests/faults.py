@@ -30,6 +30,7 @@ _SHARDS: dict[Place, str] = {
     ("open to read", "tokens/index.json"): "the shards' index",
     ("open to read", "tokens/tokens-N.bin"): "the shards",
 }
+_DOCUMENTS: dict[Place, str] = {("open to read", "tokens/documents.bin"): "where documents end"}
 _RUN: dict[Place, str] = {
     ("list", "run/checkpoints"): "which checkpoints there are",
     ("list", CHECKPOINT): "a checkpoint",
@@ -69,17 +70,22 @@ STOPS: dict[str, dict[Place, str]] = {
         ("open to read", "shards.partial"): "the same, to put it on the disk",
         ("open to write", "shards.partial/documents.bin"): "where documents end",
         ("open to write", "shards.partial/tokens-N.bin"): "the shards",
+        ("open to read", "shards.partial/documents.bin"): "the same two, read back",
+        ("open to read", "shards.partial/tokens-N.bin"): "the same two, read back",
         ("open to write", "shards.partial/progress.json.new"): "where to go on",
         ("rename", "shards.partial/progress.json.new"): "the same, put in its place",
         ("open to write", "shards.partial/index.json.new"): "the index",
         ("rename", "shards.partial/index.json.new"): "the same, put in its place",
+        ("open to read", "shards.partial/index.json"): "the index, read back",
         ("remove", "shards.partial/index.json"): "an index of an earlier attempt",
         ("rename", "shards.partial"): "all of it, put in its place",
         ("remove", "shards/progress.json"): "where to go on, no longer needed",
-        ("open to read", "shards/index.json"): "the index, read back",
+        ("open to read", "shards/index.json"): "the index, read back in its place",
+        ("open to read", "shards/documents.bin"): "where documents end, the same",
+        ("open to read", "shards/tokens-N.bin"): "the shards, the same",
     },
-    "data inspect": {**_SHARDS, ("open to read", "tokens/documents.bin"): "where documents end"},
-    "bench loader": _SHARDS,
+    "data inspect": {**_SHARDS, **_DOCUMENTS},
+    "bench loader": {**_SHARDS, **_DOCUMENTS},
     "convert to-hf": {
         **_RUN,
         ("mkdir", ".hf2.*"): "the folder of what is not complete",

@@ -32,14 +32,6 @@ KEPT_PARTS = {"data tokenize": ("shards.partial/", "shards/"), "convert from-hf"
 """What a command may leave when it fails: it goes on from there, or writes it again."""
 REWRITTEN = ("run/run.lock", "run/config.yaml", "run/metrics.", "run/tensorboard/")
 
-# (command, place): what fails for want of a fix in train/checkpoint.py and train/storage_errors.py. To be emptied.
-LATER = {
-    ("train", ("open to write", "run/checkpoints/tokens-N.orbax-checkpoint-tmp/*")): "300 lines of another thread",
-} | {
-    (command, ("open to read", "run/checkpoints/tokens-N/*")): "a checkpoint that may not be read is called damaged"
-    for command in ("train", "generate", "convert to-hf")
-}
-
 
 @pytest.fixture(scope="module")
 def injector() -> Injector:
@@ -95,8 +87,6 @@ def _cells() -> list[object]:
         for place in places:
             late = (command, place) in LATE or (place[0] == "mkdir" and command.startswith("convert"))
             marks = [pytest.mark.slow] if late or command.startswith("convert") else []
-            if (command, place) in LATER:
-                marks.append(pytest.mark.xfail(reason=LATER[command, place], strict=False))
             cells.append(pytest.param(command, place, marks=marks, id=f"{command}: {' '.join(place)}"))
     return cells
 

@@ -60,7 +60,7 @@ def nothing(folder: Path) -> None:
 
 # What is wrong; arguments after the tiny configuration; what the line says; exit code; what is prepared.
 # {d} is a folder of the test's own. --config tiny.yaml comes first unless the arguments begin with "!".
-Case = tuple[str, list[str], str, int, Callable[[Path], None]]
+Case = tuple[str, list[str], str, int, Callable[[Path], object]]
 BAD: list[Case] = [
     (
         "unknown option",
@@ -108,21 +108,21 @@ BAD: list[Case] = [
         ["--config", "{d}/broken.yaml"],
         r"broken\.yaml' is not valid: line 1: while ",
         2,
-        lambda d: write(d, "train: {tokens: [", "broken.yaml") and None,
+        lambda d: write(d, "train: {tokens: [", "broken.yaml"),
     ),
     (
         "unknown key in a file",
         ["--config", "{d}/typo.yaml"],
         r"unknown key 'model\.n_layer'.*nearest is model\.n_layers",
         2,
-        lambda d: write(d, "model: {n_layer: 2}", "typo.yaml") and None,
+        lambda d: write(d, "model: {n_layer: 2}", "typo.yaml"),
     ),
     (
         "wrong type in a file",
         ["--config", "{d}/type.yaml"],
         r"d_model.*wide",
         2,
-        lambda d: write(d, "model: {d_model: wide}", "type.yaml") and None,
+        lambda d: write(d, "model: {d_model: wide}", "type.yaml"),
     ),
     (
         "heads that do not divide the width",
@@ -228,7 +228,7 @@ BAD: list[Case] = [
         ["--data.train", "[{{path: {d}/book.txt}}]"],
         r"book\.txt is a file but not a \.bin .* data tokenize",
         2,
-        lambda d: write(d, "text", "book.txt") and None,
+        lambda d: write(d, "text", "book.txt"),
     ),
     (
         "tokenization that did not finish",
