@@ -30,9 +30,12 @@ _SHARDS: dict[Place, str] = {
     ("open to read", "tokens/index.json"): "the shards' index",
     ("open to read", "tokens/tokens-N.bin"): "the shards",
 }
+_DOCUMENTS: dict[Place, str] = {("open to read", "tokens/documents.bin"): "where documents end"}
+_TRAINED: dict[Place, str] = {("list", "run"): "the run folder"}
 _RUN: dict[Place, str] = {
     ("list", "run/checkpoints"): "which checkpoints there are",
     ("list", CHECKPOINT): "a checkpoint",
+    ("list", f"{CHECKPOINT}/*"): "a checkpoint's folders",
     ("open to read", f"{CHECKPOINT}/*"): "a checkpoint's files",
 }
 
@@ -41,6 +44,7 @@ def _saving(run: str) -> dict[Place, str]:
     return {
         ("mkdir", f"{run}/{SAVING}"): "a checkpoint that is written",
         ("mkdir", f"{run}/{SAVING}/*"): "its folders",
+        ("list", f"{run}/{SAVING}/*"): "the same, looked at again",
         ("open to read", f"{run}/{SAVING}/*"): "its files, looked at again",
         ("open to write", f"{run}/{SAVING}/*"): "its files",
         ("rename", f"{run}/{SAVING}"): "the checkpoint, put in its place",
@@ -51,6 +55,7 @@ STOPS: dict[str, dict[Place, str]] = {
     "train": {
         ("open to read", "run.yaml"): "the configuration",
         **_SHARDS,
+        **_DOCUMENTS,
         ("open to write", "run/run.lock"): "the lock on the run folder",
         **_RUN,
         ("open to write", "run/config.yaml.tmp"): "the run's own configuration",
@@ -62,25 +67,31 @@ STOPS: dict[str, dict[Place, str]] = {
         ("open to write", "run/tensorboard/events.*"): "TensorBoard events",
         **_saving("run"),
     },
-    "generate": _RUN,
+    "generate": {**_TRAINED, **_RUN},
     "data tokenize": {
         ("open to read", "book.txt"): "the text",
         ("mkdir", "shards.partial"): "the folder of what is not complete",
         ("open to read", "shards.partial"): "the same, to put it on the disk",
         ("open to write", "shards.partial/documents.bin"): "where documents end",
         ("open to write", "shards.partial/tokens-N.bin"): "the shards",
+        ("open to read", "shards.partial/documents.bin"): "the same two, read back",
+        ("open to read", "shards.partial/tokens-N.bin"): "the same two, read back",
         ("open to write", "shards.partial/progress.json.new"): "where to go on",
         ("rename", "shards.partial/progress.json.new"): "the same, put in its place",
         ("open to write", "shards.partial/index.json.new"): "the index",
         ("rename", "shards.partial/index.json.new"): "the same, put in its place",
+        ("open to read", "shards.partial/index.json"): "the index, read back",
         ("remove", "shards.partial/index.json"): "an index of an earlier attempt",
         ("rename", "shards.partial"): "all of it, put in its place",
         ("remove", "shards/progress.json"): "where to go on, no longer needed",
-        ("open to read", "shards/index.json"): "the index, read back",
+        ("open to read", "shards/index.json"): "the index, read back in its place",
+        ("open to read", "shards/documents.bin"): "where documents end, the same",
+        ("open to read", "shards/tokens-N.bin"): "the shards, the same",
     },
-    "data inspect": {**_SHARDS, ("open to read", "tokens/documents.bin"): "where documents end"},
-    "bench loader": _SHARDS,
+    "data inspect": {**_SHARDS, **_DOCUMENTS},
+    "bench loader": {**_SHARDS, **_DOCUMENTS},
     "convert to-hf": {
+        **_TRAINED,
         **_RUN,
         ("mkdir", ".hf2.*"): "the folder of what is not complete",
         ("open to write", ".hf2.*/config.json"): "the configuration",
@@ -94,28 +105,34 @@ STOPS: dict[str, dict[Place, str]] = {
         ("open to write", "run2/config.yaml.tmp"): "the run's configuration",
         ("rename", "run2/config.yaml.tmp"): "the same, put in its place",
         **_saving("run2"),
+        ("list", "run2/checkpoints/tokens-N"): "the checkpoint, read back",
+        ("list", "run2/checkpoints/tokens-N/*"): "its folders, read back",
+        ("open to read", "run2/checkpoints/tokens-N/*"): "its files, read back",
     },
 }
 """Places where a command ends with one line and exit code 1 or 2, by command. `plan` and `report` meet the system in
 the configuration alone (as `train` does); what they keep of earlier plans is a cache."""
+
+NO_REASON = {
+    ("train", ("list", f"run/{SAVING}/*")),
+    ("convert from-hf", ("list", f"run2/{SAVING}/*")),
+    ("convert from-hf", ("list", "run2/checkpoints/tokens-N/*")),
+    ("convert from-hf", ("open to read", "run2/checkpoints/tokens-N/*")),
+}
+"""Orbax keeps the system's answer to itself: the line says what is then wrong with the checkpoint that was written."""
 
 GOES_ON: dict[str, dict[Place, str]] = {
     "train": {
         ("mkdir", "run"): "is there already",
         ("mkdir", "run/checkpoints"): "is there already",
         ("mkdir", "run/tensorboard"): "is there already",
-        ("list", f"{CHECKPOINT}/*"): "a checkpoint's folders, for a look ahead",
-        ("list", f"run/{SAVING}/*"): "the same, while it is written",
         ("remove", f"run/{SAVING}/*"): "files that only its writing needs",
         ("rename", CHECKPOINT): "an old checkpoint that is to go, with a message",
         ("open to read", "run/checkpoints/deleting-tokens-N"): "the same, as it is deleted, with a message",
         ("remove", "run/checkpoints/deleting-tokens-N"): "the same, its folder, with a message",
     },
-    "generate": {("list", f"{CHECKPOINT}/*"): "a checkpoint's folders, for a look ahead"},
     "data tokenize": {("list", "shards.partial"): "what an earlier attempt left"},
-    "convert to-hf": {("list", f"{CHECKPOINT}/*"): "a checkpoint's folders, for a look ahead"},
     "convert from-hf": {
-        ("list", f"run2/{SAVING}/*"): "a checkpoint's folders, while it is written",
         ("remove", f"run2/{SAVING}/*"): "files that only its writing needs",
     },
 }

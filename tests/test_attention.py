@@ -51,7 +51,7 @@ def output_and_gradients(function: Any, band: int | None, *inputs: jax.Array) ->
 
 def run(function: Any, *inputs: jax.Array) -> Any:
     """Compiled without LLVM's optimizations, which take longer than they save."""
-    return jax.jit(function).lower(*inputs).compile({"xla_backend_optimization_level": 0})(*inputs)
+    return jax.jit(function).lower(*inputs).compile({"xla_backend_optimization_level": "0"})(*inputs)
 
 
 def assert_like_the_definition(
@@ -176,7 +176,7 @@ def test_blockwise_computes_what_it_visits(band: int | None) -> None:
     pairs = len(visited_blocks(length, band, block))
     assert pairs == (10 if band is None else 15)
     one_matmul = 2 * heads * block**2 * width
-    assert dot_flops(lambda *x: blockwise(*x, band), *inputs) == 2 * pairs * one_matmul
+    assert dot_flops(lambda q, k, v: blockwise(q, k, v, band), *inputs) == 2 * pairs * one_matmul
     gradients = functools.partial(output_and_gradients, blockwise, band)
     assert dot_flops(gradients, *inputs) == (2 + 5) * pairs * one_matmul
     lengths = [
@@ -241,7 +241,7 @@ def test_small_models_keep_plain_on_cpu(name: str) -> None:
 @pytest.mark.parametrize(("length", "band"), [(64, None), (64, BAND), (61, BAND), (16, BAND), (17, BAND)])
 def test_score_bytes_are_those_of_plain(length: int, band: int | None) -> None:
     inputs = qkv(length)
-    program = jax.make_jaxpr(lambda *x: plain(*x, band))(*inputs)
+    program = jax.make_jaxpr(lambda q, k, v: plain(q, k, v, band))(*inputs)
     scores = [e.outvars[0].aval for e, _ in equations(program.jaxpr) if e.primitive.name == "exp"]
     assert [s.size * s.dtype.itemsize for s in scores] == [score_bytes(inputs[0].shape, band)]
 
@@ -249,12 +249,12 @@ def test_score_bytes_are_those_of_plain(length: int, band: int | None) -> None:
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_attention_runs_what_it_chose(platform: str) -> None:
     """A band longer than the context is no band; operations carry the name that profiles attribute them by."""
-    inputs = qkv(3 * BAND)
+    q, k, v = inputs = qkv(3 * BAND)
     assert choose(inputs[0].shape, inputs[0].dtype, BAND, platform) == ("plain" if platform == "cpu" else "blockwise")
     for band in (BAND, 1000):
-        found = attention(*inputs, band, platform)
-        np.testing.assert_allclose(found, definition(*inputs, band), atol=1e-5)
-    program = jax.jit(lambda *x: attention(*x, BAND, platform)).lower(*inputs)
+        found = attention(q, k, v, band, platform)
+        np.testing.assert_allclose(found, definition(q, k, v, band), atol=1e-5)
+    program = jax.jit(lambda q, k, v: attention(q, k, v, BAND, platform)).lower(*inputs)
     has_loop = "stablehlo.while" in program.as_text()
     assert has_loop == (platform == "tpu")
     assert "attention/" in program.as_text(debug_info=True)
@@ -283,11 +283,16 @@ def test_forward_and_prefill_take_the_platforms_kernel(platform: str, kernels: i
 def test_forward_finds_the_platform_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     params, tokens = model.init(MODEL, jax.random.key(0)), jnp.zeros((1, 128), jnp.int32)
     assert platform_of((params, tokens)) == "cpu"
-    monkeypatch.setattr("gpt3_jax.model.attention.choose", lambda *args: asked.append(args[-1]) or "plain")
+
+    def chosen(*args: Any) -> str:
+        asked.append(args[-1])
+        return "plain"
+
+    monkeypatch.setattr("gpt3_jax.model.attention.choose", chosen)
     monkeypatch.setattr(jax, "devices", lambda *_: [SimpleNamespace(platform="tpu")])  # the default device
     for expected, read in (
         ("cpu", lambda: model.forward(params, tokens, MODEL)),
-        ("tpu", lambda: jax.eval_shape(lambda *args: model.forward(*args, MODEL), params, tokens)),
+        ("tpu", lambda: jax.eval_shape(lambda p, t: model.forward(p, t, MODEL), params, tokens)),
         ("gpu", lambda: model.forward(params, tokens, MODEL, "gpu")),
     ):
         asked: list[str] = []

@@ -38,7 +38,7 @@ def lowered(platform: str, width: int, band: int | None, dtype: Any = jnp.bfloat
     mesh = Mesh(devices, ("batch", "heads"), axis_types=(AxisType.Auto,) * 2)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ct: jax.Array) -> tuple[jax.Array, ...]:
-        out, pull = jax.vjp(lambda *qkv: attention(*qkv, band, platform), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, band, platform), q, k, v)
         return out, *pull(ct)
 
     partition = PartitionSpec("batch", None, "heads")
@@ -107,4 +107,5 @@ def test_without_a_mesh_attention_runs_in_the_platforms_kernel_too(call: str, pl
     params = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype), model_params.abstract(MODEL))
     inputs = params, abstract((2, 256), jnp.int32), abstract((2,), jnp.int32)
     compiled = jax.jit(functools.partial(CALLS[call], platform=platform)).lower(*inputs).compile()
-    assert compiled.as_text().count(f'custom_call_target="{KERNEL[platform]}"') == MODEL.n_layers
+    text = compiled.as_text()
+    assert text is not None and text.count(f'custom_call_target="{KERNEL[platform]}"') == MODEL.n_layers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +15,21 @@ import numpy as np
 import pytest
 import yaml
 
+from gpt3_jax import model
 from gpt3_jax.bench import ceilings, checkpoint, decode, mfu, step, timing, workload
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cli.bench import main
 from gpt3_jax.config import Config, load_config, preset, replace
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.generation import Piece
+from gpt3_jax.generation import Generator, Piece
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.plan.receipt import Flops
 from gpt3_jax.program import compiled as program
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.quantities import count
-from gpt3_jax.train.state import init_state
+from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 
 TINY = {
@@ -187,11 +191,8 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     work = workload.make_workload(config, mesh, keep_batch=False)
     largest = work.batch.sequences
     assert 1 < largest < 16
-    assert (
-        workload.estimated_bytes(config, mesh, largest)
-        <= 0.7 * 36 * 2**30
-        < workload.estimated_bytes(config, mesh, 2 * largest)
-    )
+    estimated = workload.estimated_bytes
+    assert estimated(config, mesh, largest) <= 0.7 * 36 * 2**30 < estimated(config, mesh, 2 * largest)
     assert f"{largest} of its 512 sequences: what its memory holds" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
     monkeypatch.setattr(workload, "capacity", lambda device: 100 * 2**30)
@@ -260,7 +261,7 @@ def test_a_program_that_cannot_be_printed_is_written_out_by_the_compiler() -> No
 
     found = program.compile_program(jax.jit(lambda x: x @ x + 1), jax.numpy.ones((8, 8)))
     printed = Program(program.text(found)).instructions
-    dumped = Program(program.text(program.dataclasses.replace(found, run=SimpleNamespace(as_text=fails)))).instructions
+    dumped = Program(program.text(dataclasses.replace(found, run=SimpleNamespace(as_text=fails)))).instructions
     assert {name: i.opcode for name, i in printed.items()} == {name: i.opcode for name, i in dumped.items()}
 
 
@@ -271,7 +272,7 @@ def test_generation_is_as_long_as_asked_for_and_leaves_the_prefill_out(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(decode.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     times = decode.measure(config.model, 4, 5, rows=3, repeat=2)
     # A tick at the start, one at each row's first, second, ... token: once, however many rows there are.
     assert times.prefill_seconds.median == 1
@@ -286,8 +287,8 @@ def test_generations_vocabulary_never_ends(config: Config) -> None:
     assert len(vocabulary.encode("0")) == 4
     assert vocabulary.encode("0") != vocabulary.encode("1")
     assert vocabulary.eot not in range(config.model.n_vocab)
-    params = decode.model_params.init(config.model, jax.random.key(0))
-    pieces = list(decode.Generator(params, config.model, vocabulary).stream(["0"], max_tokens=12))
+    params = model.init(config.model, jax.random.key(0))
+    pieces = list(Generator(params, config.model, vocabulary).stream(["0"], max_tokens=12))
     assert pieces[-1] == Piece(0, 0, "x", 12, "max_tokens")
 
 
@@ -310,7 +311,7 @@ def test_a_state_that_the_memory_does_not_hold_is_not_made(
     for room, fits in ((2 * 12 * padded / 8 + 100, True), (2 * 12 * padded / 8 - 100, False)):
         monkeypatch.setattr(checkpoint, "capacity", lambda device, room=room: room)
         if fits:
-            checkpoint._require_memory(checkpoint.abstract_state(config, mesh := make_mesh(config.parallel)), mesh)
+            checkpoint._require_memory(abstract_state(config, mesh := make_mesh(config.parallel)), mesh)
         else:
             with pytest.raises(UserError, match=r"the training state needs .* GiB on a device"):
                 checkpoint.measure(config, str(folder), repeat=1)
@@ -319,14 +320,18 @@ def test_a_state_that_the_memory_does_not_hold_is_not_made(
 def test_nothing_is_left_behind_by_an_error_either(
     config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed, close = [], checkpoint.CheckpointStore.close
+    closed: list[int] = []
+    close = CheckpointStore.close
 
     def closing(store: Any) -> None:
         close(store)
         closed.append(len(list(folder.iterdir())))
 
-    monkeypatch.setattr(checkpoint.CheckpointStore, "wait", lambda self: checkpoint._fail("the disk is full"))
-    monkeypatch.setattr(checkpoint.CheckpointStore, "close", closing)
+    def full(store: Any) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(CheckpointStore, "wait", full)
+    monkeypatch.setattr(CheckpointStore, "close", closing)
     with pytest.raises(RunError, match="the disk is full"):
         checkpoint.measure(config, str(folder), repeat=1)
     assert closed == [1]  # what was being written had come to its end before the folder went

@@ -15,6 +15,7 @@ from gpt3_jax.bench.profile import Share, account, place
 from gpt3_jax.bench.trace import Event
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.errors import RunError
+from gpt3_jax.program.compiled import text
 from gpt3_jax.program.hlo import Program
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -243,7 +244,7 @@ def _config() -> Config:
 def test_a_real_steps_time_is_accounted_for() -> None:
     bench = step.StepBench(_config(), keep_batch=False)
     bench.measure(1, 1)
-    program = Program(profiles.program.text(bench.program))
+    program = Program(text(bench.program))
     calls: dict[str, float] = {}
     for instruction, times, _ in program.running():
         calls[instruction.name] = calls.get(instruction.name, 0) + times

@@ -26,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.train.checkpoint import arrays as on_disk
 from gpt3_jax.train.checkpoint.integrity import array_checksums
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.storage_errors import disk_full
@@ -424,17 +425,23 @@ def test_a_save_that_timed_out_on_its_disk_has_failed(tmp_path: Path, monkeypatc
     """A network disk's ETIMEDOUT is a TimeoutError, as is the answer of a save that is still running."""
     s = store(tmp_path)
     s.save(1, 1, {"x": jnp.zeros(4)}, {}, wait=True)
+    save = on_disk.save
+
+    def timed_out(*args: Any) -> Callable[[], None]:
+        written = save(*args)
+
+        def wait() -> None:
+            written()
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+        return wait
+
+    monkeypatch.setattr(on_disk, "save", timed_out)
     s.save(2, 2, {"x": jnp.zeros(4)}, {})
-    assert s.pending() == 2
-    _, response = s._pending
-
-    def failed(timeout: float | None = None) -> None:
-        type(response).result(response)
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-
-    monkeypatch.setattr(response, "result", failed)
     with pytest.raises(RunError, match=r"could not save checkpoint .*tokens-2: .*timed out; the last good one is .*-1"):
-        s.check()
+        while s.pending() == 2:
+            s.check()
+            time.sleep(0.01)
     assert s.pending() is None and s.last_good() == 1
 
 

@@ -113,7 +113,12 @@ def test_a_save_that_cannot_be_read_is_an_error_and_never_the_last_good_one(
 
     def then_harm(path: Path, *rest: object) -> Callable[[], None]:
         written = save(path, *rest)  # type: ignore[arg-type]
-        return lambda: (written(), harm(path))[0]
+
+        def wait() -> None:
+            written()
+            harm(path)
+
+        return wait
 
     monkeypatch.setattr(on_disk, "save", then_harm)
     s.save(2, 2, state(2), {})

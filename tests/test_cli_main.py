@@ -13,6 +13,7 @@ import pytest
 
 import gpt3_jax
 from gpt3_jax.cli import main as front
+from gpt3_jax.cluster import signals
 from gpt3_jax.errors import RunError, UserError
 
 
@@ -44,7 +45,7 @@ def test_dispatch_hands_over_the_rest_and_returns_the_code(monkeypatch: pytest.M
     assert front.main(["train", "--train.tokens", "1e9", "--help"]) == 7
     assert calls == [["--train.tokens", "1e9", "--help"]]
     monkeypatch.setattr(sys, "argv", ["gpt3-jax", "train", "-x"])
-    monkeypatch.setattr(front.signals, "install", lambda: None)  # pytest has handlers of its own
+    monkeypatch.setattr(signals, "install", lambda: None)  # pytest has handlers of its own
     assert front.run() == 7
     assert calls[1] == ["-x"]
 

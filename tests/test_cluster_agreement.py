@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,9 +91,10 @@ def test_what_may_differ_and_what_may_not() -> None:
             data={"train": ({**source, "path": "/two"},)},
         )
     )
-    for section, fields in {
+    changes: dict[str, dict[str, Any]] = {
         "data": {"train": ({**source, "weight": 2.0},)}, "train": {"tokens": 1024}, "optimizer": {"peak_lr": 1.0}
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for section, fields in changes.items():
         changed = same_run.settings(replace(config, **{section: fields}))
         assert [name for name in mine if mine[name] != changed[name]] == [f"{section}.{next(iter(fields))}"]
     assert len(mine) > 50

@@ -182,7 +182,12 @@ def test_two_processes_of_four_devices(tmp_path: Path, number: signal.Signals, r
         )
         for r in range(2)
     ]
-    watchdog = threading.Timer(120, lambda: [process.kill() for process in both])  # a deadlock must fail, not hang
+
+    def kill() -> None:
+        for process in both:
+            process.kill()
+
+    watchdog = threading.Timer(120, kill)  # a deadlock must fail, not hang
     watchdog.start()
     try:
         for process in both:

@@ -29,7 +29,9 @@ def mesh(topology: str) -> Mesh:
 
 def compile_with(topology: str, options: Options) -> None:
     one = jax.sharding.SingleDeviceSharding(mesh(topology).devices.flat[0])
-    jax.jit(jnp.negative).lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=one)).compile(options)
+    jax.jit(jnp.negative).lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=one)).compile(
+        {name: value if isinstance(value, bool) else str(value) for name, value in options.items()}
+    )
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

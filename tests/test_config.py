@@ -333,7 +333,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         (tmp_path / "latin.yaml", ["latin.yaml", "cannot be read"]),
     ]:
         with pytest.raises(UserError) as caught:
-            load_config([path])
+            load_config([str(path)])
         _one_line_with(str(caught.value), words)
     with pytest.raises(UserError, match="'gpt3-13'; the nearest is gpt3-13b; there are gpt3-13b, gpt3-175b"):
         preset("gpt3-13")

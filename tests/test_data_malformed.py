@@ -168,6 +168,11 @@ def test_a_wide_vocabulary_does_not_hide_the_pattern(tmp_path: Path) -> None:
         open_stream((SourceConfig(str(tmp_path / "x.bin"), dtype="uint16"),), 16, 0, 100_277, None)
 
 
+def becomes_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def megatron(
     folder: Path, code: int = 8, dtype: str = "<u2", change: Callable[[bytes], bytes] = lambda idx: idx
 ) -> Path:
@@ -193,7 +198,7 @@ MEGATRON: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("no ids", lambda d: os.truncate(f"{megatron(d)}.bin", 0), "is empty"),
     ("no .bin", lambda d: Path(f"{megatron(d)}.bin").unlink(), r"m\.bin is not there"),
-    ("a folder as .bin", lambda d: (Path(f"{megatron(d)}.bin").unlink(), (d / "m.bin").mkdir()), "is a folder"),
+    ("a folder as .bin", lambda d: becomes_a_folder(Path(f"{megatron(d)}.bin")), "is a folder"),
 ]
 
 
@@ -233,7 +238,7 @@ SHARDS: list[tuple[str, Callable[[Path], object], str]] = [
     ("changed documents", lambda d: edit(d / "documents.bin", 0), r"documents\.bin does not have the checksum"),
     (
         "a folder as a shard",
-        lambda d: ((d / "tokens-00000.bin").unlink(), (d / "tokens-00000.bin").mkdir()),
+        lambda d: becomes_a_folder(d / "tokens-00000.bin"),
         "a folder",
     ),
     ("another type", lambda d: rewrite(d, lambda i: i.update(dtype="uint32")), "counts disagree"),
@@ -244,7 +249,7 @@ SHARDS: list[tuple[str, Callable[[Path], object], str]] = [
     ("an index that is no object", lambda d: (d / "index.json").write_text("[]"), "damaged"),
     ("an index that is not UTF-8", lambda d: (d / "index.json").write_bytes(b"\xff"), "damaged"),
     ("no index", lambda d: (d / "index.json").unlink(), r"has no index\.json"),
-    ("an index that is a folder", lambda d: ((d / "index.json").unlink(), (d / "index.json").mkdir()), "has no index"),
+    ("an index that is a folder", lambda d: becomes_a_folder(d / "index.json"), "has no index"),
 ]
 
 
@@ -324,6 +329,11 @@ def test_a_file_that_shrinks_or_changes_under_a_run_is_named(tmp_path: Path) -> 
 
 def parquet(path: Path, column: pyarrow.Array, name: str = "text") -> None:
     pyarrow.parquet.write_table(pyarrow.table({name: column}), path)
+
+
+def truncated_parquet(path: Path) -> None:
+    parquet(path, pyarrow.array(TEXTS))
+    os.truncate(path, 99)
 
 
 TEXTS = ["one", "", "two", "one"]
@@ -429,7 +439,7 @@ INPUTS: list[tuple[str, str, Make, str]] = [
     (
         "truncated Parquet",
         "x.parquet",
-        lambda p: (parquet(p, PARQUET["string"]), os.truncate(p, 99)),
+        truncated_parquet,
         "not sound Parquet",
     ),
     ("empty Parquet", "x.parquet", lambda p: p.write_bytes(b""), "not sound Parquet"),

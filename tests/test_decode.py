@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,17 @@ BASE = ModelConfig(
     init_std=0.1,
     dtype="float32",
 )
-PATTERNS = {"dense": ("dense",), "banded": ("banded",), "alternating": ("dense", "banded")}
+PATTERNS: dict[str, tuple[Literal["dense", "banded"], ...]] = {
+    "dense": ("dense",),
+    "banded": ("banded",),
+    "alternating": ("dense", "banded"),
+}
 
 forward = jax.jit(model.forward, static_argnums=2)
 step = jax.jit(functools.partial(decode_step, platform="cpu"), static_argnames="config", donate_argnames="cache")
 
 
-def architecture(pattern: str, **fields: object) -> ModelConfig:
+def architecture(pattern: str, **fields: Any) -> ModelConfig:
     return dataclasses.replace(BASE, attention_pattern=PATTERNS[pattern], **fields)
 
 
@@ -55,7 +60,9 @@ def _made(config: ModelConfig) -> Params:
         return leaf + 0.1 * jax.random.normal(next(keys), leaf.shape)
 
     blocks = jax.tree.map(disturb, params.blocks)
-    return params.replace(blocks=blocks, ln_f_scale=disturb(params.ln_f_scale), ln_f_bias=disturb(params.ln_f_bias))
+    return dataclasses.replace(
+        params, blocks=blocks, ln_f_scale=disturb(params.ln_f_scale), ln_f_bias=disturb(params.ln_f_bias)
+    )
 
 
 def tokens(rows: int) -> jax.Array:
@@ -117,13 +124,14 @@ def test_a_step_writes_into_its_cache_and_copies_none_of_it(dtype: str, batch: i
     config = architecture("alternating", n_ctx=4096, dtype=dtype)
     weights, cache = decode_weights(made(config), config), init_cache(config, batch, "cpu")
     compiled = step.lower(weights, cache, jnp.zeros(batch, jnp.int32), config).compile()
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None
     dense = cache.keys[0]
     assert memory.alias_size_in_bytes >= 2 * dense.nbytes
     assert memory.temp_size_in_bytes < dense.nbytes // 2
     # What makes an array as large as a layer's cache is the writing of a position, once for each row; XLA does it in
     # place. (A scatter, or a second shape of the same array, shows here as copies.)
-    entry = compiled.as_text().partition("\nENTRY")[2]
+    entry = text.partition("\nENTRY")[2]
     sizes = [line for line in entry.splitlines() if f"= f32[{','.join(map(str, dense.shape))}]" in line]
     made_here = [line for line in sizes if " parameter(" not in line and " bitcast(" not in line]
     assert len(made_here) == 2 * batch, made_here
@@ -174,7 +182,7 @@ LOGITS = np.log([0.05, 0.4, 0.3, 0.15, 0.1])
         ({"top_k": 2, "top_p": 0.6}, [0, 4 / 7, 3 / 7, 0, 0]),
     ],
 )
-def test_samples_have_the_distribution_that_is_asked_for(settings: dict[str, float], expected: list[float]) -> None:
+def test_samples_have_the_distribution_that_is_asked_for(settings: dict[str, Any], expected: list[float]) -> None:
     if settings.get("top_p") == 0.75:
         settings = {"top_p": 0.76}  # past the rounding of 0.4 + 0.3 + ...
     found = draw(LOGITS, 20_000, **settings)

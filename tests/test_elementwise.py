@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpt3_jax.model.transformer import Remat
 from gpt3_jax.plan import elementwise
 
 D, A, F = 7, 11, 13
@@ -25,7 +26,7 @@ FLASH, FLASH_BACK = ([A, A, A], [A]), ([A, A, A, A, A], [A, A, A])
     ("remat", "again"),
     [("none", []), ("dots", [NORM, GELU, NORM]), ("full", [NORM, GELU, NORM]), ("offload", [NORM, GELU, NORM])],
 )
-def test_block(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
+def test_block(remat: Remat, again: list[tuple[list[int], list[int]]]) -> None:
     operations = [NORM, GELU, NORM, NORM_BACK, GELU_BACK, NORM_BACK, *again]
     assert elementwise.block_bytes(D, F, remat) == moved(operations)
 
@@ -37,7 +38,7 @@ def test_gated_block() -> None:
 
 
 @pytest.mark.parametrize(("remat", "again"), [("none", []), ("dots", [FLASH]), ("full", [FLASH]), ("offload", [FLASH])])
-def test_flash(remat: elementwise.Remat, again: list[tuple[list[int], list[int]]]) -> None:
+def test_flash(remat: Remat, again: list[tuple[list[int], list[int]]]) -> None:
     assert elementwise.flash_bytes(A, remat) == moved([FLASH, FLASH_BACK, *again])
 
 

@@ -85,7 +85,7 @@ def test_only_absent_devices_are_hushed(
         monkeypatch.setenv(name, "as it was")
     for name in ("TPU_SKIP_MDS_QUERY", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"):
         monkeypatch.delenv(name)
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
     monkeypatch.setattr(environment, "_have", lambda asked: asked == nodes)
     environment.hush_absent_devices()
     assert {name for name in _HUSHED if os.environ.get(name, "as it was") != "as it was"} == ({hushed} - {""})
@@ -198,7 +198,7 @@ def test_a_terminal_without_unicode_sees_escapes(run_dir: Path) -> None:
         (OSError(24, "Too many open files"), "Too many open files; raise the limit on open files (ulimit -n)"),
         (OSError(5, "Input/output error", "f"), "Input/output error: f; the disk or the network behind it fails"),
         (BrokenPipeError("made by Python"), None),
-        (ModuleNotFoundError("No module named 'optax'", name="optax"), "a package is missing or broken: No module nam"),
+        (ModuleNotFoundError("No module named 'optax'", name="optax"), "a package is missing or broken: No module"),
         (ModuleNotFoundError("No module named 'gpt3_jax.x'", name="gpt3_jax.x"), None),
         (ImportError("libz.so.1: cannot open shared object file"), "a package is missing or broken: libz.so.1: cannot"),
         (RuntimeError("jaxlib is version 0.4, but this version of jax requires version >= 0.10"), "jaxlib is version"),
@@ -222,27 +222,28 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 # Python callers
 # ---------------------------------------------------------------------------------------------------------------
 
+_UNTYPED: Any = gpt3_jax  # as a caller sees it who has no type checker
 _MISUSE: dict[str, tuple[Any, str]] = {
-    "a folder that is None": (lambda run: gpt3_jax.generate(None, "a"), "run folder is None, of type NoneType; expect"),
-    "a prompt that is a number": (lambda run: gpt3_jax.generate(run, 5), "prompts is 5, of type int; expected a text"),
-    "prompts that are numbers": (lambda run: gpt3_jax.generate(run, [5]), "a prompt is 5, of type int; expected a t"),
-    "max_tokens as text": (lambda run: gpt3_jax.generate(run, "a", max_tokens="4"), "max_tokens is '4', of type str"),
-    "half a token": (lambda run: gpt3_jax.generate(run, "a", max_tokens=1.5), "max_tokens is 1.5, of type float; ex"),
-    "temperature as text": (lambda run: gpt3_jax.generate(run, "a", temperature="hot"), "temperature is 'hot', of"),
-    "top_k that is no count": (lambda run: gpt3_jax.generate(run, "a", top_k=1.5), "top_k is 1.5, of type float; ex"),
-    "seed as text": (lambda run: gpt3_jax.generate(run, "a", seed="x"), "seed is 'x', of type str; expected a whole"),
-    "a run that is not there": (lambda run: gpt3_jax.generate("/nowhere", "a"), "run folder '/nowhere' does not exist"),
-    "training on a dict": (lambda run: gpt3_jax.train.run({}), "config is {}, of type dict; expected a gpt3_jax.Conf"),
-    "training on a path": (lambda run: gpt3_jax.train.run("x.yaml"), "config is 'x.yaml', of type str; expected a"),
+    "a folder that is None": (lambda run: _UNTYPED.generate(None, "a"), "run folder is None, of type NoneType; expect"),
+    "a prompt that is a number": (lambda run: _UNTYPED.generate(run, 5), "prompts is 5, of type int; expected a text"),
+    "prompts that are numbers": (lambda run: _UNTYPED.generate(run, [5]), "a prompt is 5, of type int; expected a t"),
+    "max_tokens as text": (lambda run: _UNTYPED.generate(run, "a", max_tokens="4"), "max_tokens is '4', of type str"),
+    "half a token": (lambda run: _UNTYPED.generate(run, "a", max_tokens=1.5), "max_tokens is 1.5, of type float; ex"),
+    "temperature as text": (lambda run: _UNTYPED.generate(run, "a", temperature="hot"), "temperature is 'hot', of"),
+    "top_k that is no count": (lambda run: _UNTYPED.generate(run, "a", top_k=1.5), "top_k is 1.5, of type float; ex"),
+    "seed as text": (lambda run: _UNTYPED.generate(run, "a", seed="x"), "seed is 'x', of type str; expected a whole"),
+    "a run that is not there": (lambda run: _UNTYPED.generate("/nowhere", "a"), "run folder '/nowhere' does not exist"),
+    "training on a dict": (lambda run: _UNTYPED.train.run({}), "config is {}, of type dict; expected a gpt3_jax.Conf"),
+    "training on a path": (lambda run: _UNTYPED.train.run("x.yaml"), "config is 'x.yaml', of type str; expected a"),
     "training on a section": (
-        lambda run: gpt3_jax.train.run(gpt3_jax.preset("gpt3-small").model), "of type ModelConfig; expected a gpt3_jax"
+        lambda run: _UNTYPED.train.run(gpt3_jax.preset("gpt3-small").model), "of type ModelConfig; expected a gpt3_jax"
     ),
     "a preset that is none": (lambda run: gpt3_jax.preset("gpt4"), "no configuration is called 'gpt4'"),
     "a folder for a file": (lambda run: gpt3_jax.load_config([run]), "is a folder; expected a YAML file"),
-    "a model from nothing": (lambda run: gpt3_jax.interop.from_hf(None), "the model's folder is None, of type NoneTy"),
-    "a model from a dict": (lambda run: gpt3_jax.interop.from_hf({}), "the model's folder is {}, of type dict; expec"),
+    "a model from nothing": (lambda run: _UNTYPED.interop.from_hf(None), "the model's folder is None, of type NoneTy"),
+    "a model from a dict": (lambda run: _UNTYPED.interop.from_hf({}), "the model's folder is {}, of type dict; "),
     "parameters that are none": (
-        lambda run: gpt3_jax.interop.to_hf({}, gpt3_jax.preset("gpt3-small").model, "x"), "params is {}, of type dict"
+        lambda run: _UNTYPED.interop.to_hf({}, gpt3_jax.preset("gpt3-small").model, "x"), "params is {}, of type dict"
     ),
 }  # fmt: skip
 

@@ -20,11 +20,11 @@ from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 
 
-def of(function: Any, *args: Any) -> int:
+def of(function: Any, *args: Any) -> float:
     return matmul_flops(jax.make_jaxpr(function)(*args))
 
 
-def of_step(cell: Cell) -> int:
+def of_step(cell: Cell) -> float:
     settings = config(cell)
     mesh = mesh_of(settings)
     rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)

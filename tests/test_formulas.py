@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from gpt3_jax.model.params import count_params
@@ -10,7 +12,7 @@ from gpt3_jax.plan.formulas import Stage
 from gpt3_jax.reports import gpt3_tables, zero_state, zero_tables
 from gpt3_jax.reports.figures import Cell, read
 
-TABLES = {
+TABLES: dict[str, Callable[[], Sequence[Cell]]] = {
     "zero_table_1": zero_tables.table_1,
     "zero_table_2": zero_tables.table_2,
     "zero_figure_1": zero_tables.figure_1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ def test_a_model_of_ours_is_loaded_by_transformers(tmp_path: Path, pattern: tupl
 def with_biases(params: Params) -> Params:
     """As training leaves them: every parameter of a block away from its initial value, biases included."""
     keys = iter(jax.random.split(jax.random.key(2), 64))
-    return params.replace(
-        blocks=jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params.blocks)
+    return replace(
+        params, blocks=jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params.blocks)
     )
 
 
@@ -155,7 +156,8 @@ def test_gpt_neo_holds_biases_of_queries_elsewhere(tmp_path: Path) -> None:
     expected = forward(params, TOKENS[:, :-1], OURS)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
-    without = params.replace(blocks=params.blocks.replace(qkv_bias=jnp.zeros_like(params.blocks.qkv_bias)))
+    blocks = replace(params.blocks, qkv_bias=jnp.zeros_like(params.blocks.qkv_bias))
+    without = replace(params, blocks=blocks)
     assert np.abs(forward(without, TOKENS[:, :-1], OURS) - expected).max() > 1e-2, "these biases matter"
 
 
@@ -165,9 +167,9 @@ def test_a_query_matrix_without_an_inverse_is_refused(tmp_path: Path) -> None:
         (lambda kernel: kernel.at[2, :, 0, 3].set(0), "the query matrix of block 2 is singular"),
         (lambda kernel: kernel.at[2, :, 0, 3].multiply(1e-9), "logits would change by"),
     ]:
-        blocks = params.blocks.replace(qkv_kernel=harm(params.blocks.qkv_kernel))
+        blocks = replace(params.blocks, qkv_kernel=harm(params.blocks.qkv_kernel))
         with pytest.raises(UserError, match=message):
-            interop.to_hf(params.replace(blocks=blocks), OURS, tmp_path / "hf")
+            interop.to_hf(replace(params, blocks=blocks), OURS, tmp_path / "hf")
         assert not list(tmp_path.iterdir())
 
 

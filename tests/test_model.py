@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def test_the_model_is_causal_and_sees_as_far_as_its_layers_reach(pattern: tuple[
     @jax.jit
     @jax.grad
     def moved_by(position_embedding: jax.Array, t: int) -> jax.Array:
-        return model.forward(params.replace(position_embedding=position_embedding), tokens, config)[0, t].sum()
+        return model.forward(replace(params, position_embedding=position_embedding), tokens, config)[0, t].sum()
 
     for t in (0, 5, 31):
         moved = jnp.abs(moved_by(params.position_embedding, t)).sum(-1)
@@ -83,7 +84,7 @@ def test_the_loss_equals_a_plain_cross_entropy(chunk: int) -> None:
 def test_a_deferred_gradient_is_that_of_the_output_matrix(rows: int) -> None:
     _, embedding, _ = loss_inputs()
     h, labels = jax.random.normal(jax.random.key(5), (rows, WIDTH)), jnp.arange(rows) % VOCAB - 1
-    deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, Local("cpu"))
+    deferred = Deferred.zeros(rows, 5, PADDED, WIDTH, embedding.dtype, Local("cpu"))
     assert (deferred.product_VD is None) == (rows == WIDTH)
 
     def weighted(deferred: Deferred, embedding: jax.Array) -> jax.Array:
@@ -104,7 +105,7 @@ def test_a_cpu_makes_the_product_with_the_vocabulary_behind_and_it_is_the_same()
 
     def found(platform: str) -> tuple[Deferred, jax.Array, tuple[jax.Array, Deferred]]:
         local = Local(platform=platform)
-        deferred = Deferred.zeros(rows, 5, *embedding.shape, embedding.dtype, local)
+        deferred = Deferred.zeros(rows, 5, PADDED, WIDTH, embedding.dtype, local)
 
         def weighted(h: jax.Array, deferred: Deferred) -> jax.Array:
             return 3 * token_loss(h, embedding, labels, VOCAB, 5, local, deferred)
@@ -112,8 +113,8 @@ def test_a_cpu_makes_the_product_with_the_vocabulary_behind_and_it_is_the_same()
         return deferred, *jax.jit(jax.value_and_grad(weighted, argnums=(0, 1)))(h, deferred)
 
     (zeros, loss, (h_ct, behind)), (others, other_loss, (other_h_ct, in_front)) = found("cpu"), found("tpu")
-    assert (zeros.product_DV.shape, zeros.product_VD) == ((WIDTH, PADDED), None)
-    assert (others.product_VD.shape, others.product_DV) == ((PADDED, WIDTH), None)
+    assert zeros.product_VD is None and zeros.product_DV is not None and zeros.product_DV.shape == (WIDTH, PADDED)
+    assert others.product_DV is None and others.product_VD is not None and others.product_VD.shape == (PADDED, WIDTH)
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(h_ct, np.float32), np.asarray(other_h_ct, np.float32))
     # Both round the sum over the chunks once, to bf16; in which order rows are summed may tip it the other way.
@@ -200,7 +201,7 @@ def test_initial_values_do_not_depend_on_the_padding_of_the_vocabulary() -> None
     padded = model.init(dataclasses.replace(SMALL, vocab_multiple=128), jax.random.key(3))
     plain = model.init(dataclasses.replace(SMALL, vocab_multiple=1), jax.random.key(3))
     assert padded.token_embedding.shape == (128, 32)
-    padded = padded.replace(token_embedding=padded.token_embedding[:61])
+    padded = replace(padded, token_embedding=padded.token_embedding[:61])
     jax.tree.map(np.testing.assert_array_equal, padded, plain)
 
 

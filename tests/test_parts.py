@@ -11,10 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import test_traffic
-import test_zero
-from step_cells import CONTEXT, Cell, batch, compiled, config, mesh_of, on_mesh, place
-from test_traffic import of_step, parameters, sent, tally
+from step_cells import CONTEXT, PARAMS, Cell, batch, compiled, config, mesh_of, on_mesh, place
+from step_traffic import KERNELS, of_step, parameters, sent, tally
 
 from gpt3_jax.model import matmul, transformer
 from gpt3_jax.parallel.mesh import data_steps
@@ -41,7 +39,7 @@ def unchanged() -> Any:
 
 
 def assert_same(got: Any) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=test_zero.PARAMS), got, unchanged())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=PARAMS), got, unchanged())
 
 
 def assert_parts_change_nothing() -> None:
@@ -110,7 +108,7 @@ def test_parts_move_the_same_volume_in_more_calls(monkeypatch: pytest.MonkeyPatc
     assert tally(found, "all-gather", "data") == tally(want, "all-gather", "data")
     expected: Counter[int] = Counter()
     for name, (n, elements) in parameters(CELL).items():
-        most = {"token_embedding": 4}.get(name, 8 if name in test_traffic.KERNELS else 1)
+        most = {"token_embedding": 4}.get(name, 8 if name in KERNELS else 1)
         parts = next(p for p in (1, 2, 4, 8) if p == most or elements <= p * (3000 if n == 1 else 600))
         expected[elements // parts] += n * parts
     assert tally(found, "reduce-scatter", "data") == expected

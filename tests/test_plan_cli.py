@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import pytest
 from compilers import NEEDS_CUDA_PLUGIN
-from test_plan_compiled import fake_topology, small_node
+from fake_topologies import fake_topology, small_node
+from jax.experimental import topologies as jax_topologies
 
 from gpt3_jax import devices
 from gpt3_jax.cli import main as front
@@ -90,9 +91,7 @@ def test_a_compiler_that_is_not_installed_is_named(
     topology: str, module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        topologies.importlib.util, "find_spec", lambda name: None if name.startswith(module) else real(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(module) else real(name))
     line = refused([*PLAN, topology], capsys)
     for word in words:
         assert word in line, line
@@ -118,8 +117,8 @@ def test_a_compiler_that_cannot_be_loaded_is_named(
     def fail(**_: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(topologies.topologies, "get_topology_desc", fail)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(jax_topologies, "get_topology_desc", fail)
     line = refused([*PLAN, topology], capsys)
     for word in [*words, message, "pip install"]:
         assert word in line, line
@@ -141,11 +140,14 @@ def test_cudnn_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_names_of_topologies_are_the_same_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
     described = types.SimpleNamespace(devices=jax.devices())
-    asked = []
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(
-        topologies.topologies, "get_topology_desc", lambda **words: asked.append(words["topology_name"]) or described
-    )
+    asked: list[str] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+    def get(topology_name: str, **words: Any) -> Any:
+        asked.append(topology_name)
+        return described
+
+    monkeypatch.setattr(jax_topologies, "get_topology_desc", get)
     assert topologies.open_topology(" V5E:2X4 ").name == topologies.open_topology("v5e:2x4").name == "v5e:2x4"
     assert topologies.open_topology("TPU7x:2x2x1").name == "tpu7x:2x2x1", "two devices a chip"
     assert topologies.open_topology("H100:1X8").name == "h100:1x8"

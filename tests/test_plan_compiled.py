@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 
 import jax
 import pytest
+from fake_topologies import fake_topology, small_node
 from step_cells import CONTEXT, SEQUENCES, Cell, config
 
-from gpt3_jax import devices
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import names, param_table, train_flops_per_token
@@ -19,7 +18,6 @@ from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json
 from gpt3_jax.plan.step import CompiledStep, compile_lowered, compile_step
 from gpt3_jax.plan.table import render
-from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.buffers import Shapes
 from gpt3_jax.program.flops import matmul_flops
 
@@ -30,18 +28,6 @@ CELLS = [
     Cell(3, (2, 2, 2), 1, "full"),
     Cell(3, (1, 8, 1), 3, "full"),
 ]
-
-
-def fake_topology(devices: int = 8) -> Topology:
-    return Topology(f"cpu:{devices}", "cpu", (devices,), 1, tuple(jax.devices()[:devices]), None)
-
-
-def small_node(memory: int) -> Topology:
-    """The eight fake devices as GPUs of which XLA takes `memory` bytes."""
-    h100 = devices.lookup("NVIDIA H100 80GB HBM3")
-    assert h100 is not None
-    small = dataclasses.replace(h100, hbm_usable=math.ceil(memory / devices.XLA_GPU_FRACTION))
-    return dataclasses.replace(fake_topology(), name="h100:1x8", family="h100", shape=(1, 8), device=small)
 
 
 def settings(cell: Cell) -> Config:

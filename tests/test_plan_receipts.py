@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU, needs_compiler_of
@@ -26,7 +27,7 @@ QUICK = ("gpt3-small.v5e-4x4", "gpt3-175b.v5p-8x8x8")
 """Compiled in the default run, where libtpu is installed; the others by `pytest -m slow`."""
 
 
-def _cases() -> list[object]:
+def _cases() -> list[Any]:
     cases = []
     for kept in KEPT:
         marks = [needs_compiler_of(kept.topology), *([] if kept.name in QUICK else [pytest.mark.slow])]

@@ -20,9 +20,9 @@ from gpt3_jax.program.kernels import attention_kernel, instruction_flops
 from gpt3_jax.program.schedule import Rates, Scheduled, add_up, read_schedule
 
 MATMUL = 2 * 8 * 8 * 8
+SHAPE = {"data": 8}
 RATES = Rates(flops=MATMUL, hbm=1e12, link=lambda c: ("+".join(c.axes(SHAPE)), c.bytes_sent / c.calls / 224))
 """A matmul takes a second. The memory is too fast to matter. A gather of [64] f32 from 8 devices takes a second."""
-SHAPE = {"data": 8}
 
 HEAD = """HloModule jit_step, is_scheduled=true, num_partitions=8
 

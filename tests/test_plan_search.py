@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -185,14 +186,13 @@ def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
 
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "confirm", lambda found, *args: list(found))
+    tried: list[searching.Candidate] = []
+    monkeypatch.setattr(searching, "confirm", lambda found, *args: tried.extend(found))
     mesh = {"replica": 1, "data": 8, "tensor": 1}
     now = _now(settings(), mesh)
     del now["parallel.data"]
-    found = [
-        sum(c.settings[key] != value for key, value in now.items())
-        for c in searching.nearest(settings(), mesh, node(), 2, None)
-    ]
+    searching.nearest(settings(), mesh, node(), 2, None)
+    found = [sum(c.settings[key] != value for key, value in now.items()) for c in tried]
     assert found == sorted(found) and found[0] == 1
 
 
@@ -224,9 +224,13 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
 def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    compiled = []
-    real = cache.compile_step
-    monkeypatch.setattr(cache, "compile_step", lambda *args: (compiled.append(args), real(*args))[1])
+    compiled: list[Any] = []
+
+    def compiles(*args: Any) -> CompiledStep:
+        compiled.append(args)
+        return compile_step(*args)
+
+    monkeypatch.setattr(cache, "compile_step", compiles)
     found = search(settings(), node(), 2, tmp_path)
     assert len(found) == 2 and len(compiled) == 3, "two, and the fastest of the remat that is not among them"
     assert all(receipt.memory.fits for _, receipt in found)

@@ -4,6 +4,7 @@ operands but those that are meant, and attention runs in the platform's kernel, 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ MESHES = {"v5p:2x2x2": (3, 4, 2), "v6e:2x4": (3, 4, 2), "h100:1x8": (2, 8, 1)}
 QUICK = ("gpt3-175b", "v5p:2x2x2")
 
 
-def _cases() -> list[object]:
+def _cases() -> list[Any]:
     cases = []
     for topology in MESHES:
         for model in presets():

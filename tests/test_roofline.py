@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,8 @@ def test_parts_over_the_same_axes_add_up_and_others_stay_apart() -> None:
         V5P,
         PLACED,
     )
-    assert {link.axes: (link.seconds, link.exposed) for link in prediction.links} == {
+    found: dict[tuple[str, ...], Any] = {link.axes: (link.seconds, link.exposed) for link in prediction.links}
+    assert found == {
         (DATA,): (pytest.approx(6), pytest.approx(2)),
         (REPLICA,): (pytest.approx(3), pytest.approx(3)),
     }

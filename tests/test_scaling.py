@@ -8,8 +8,8 @@ import functools
 import math
 
 import pytest
+from fake_topologies import fake_topology
 from step_cells import Cell, config
-from test_plan_compiled import fake_topology
 
 from gpt3_jax.config import Config, preset
 from gpt3_jax.errors import UserError

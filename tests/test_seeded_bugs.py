@@ -24,26 +24,9 @@ from gpt3_jax.config import config_dir
 pytestmark = pytest.mark.slow  # a compilation or several for each bug
 
 PACKAGE = Path(gpt3_jax.__file__).parent
-RELOADED = (
-    "gpt3_jax",
-    "step_cells",
-    "hlo_text",
-    "test_zero",
-    "test_step",
-    "test_traffic",
-    "test_model",
-    "test_parts",
-    "test_attention",
-    "test_schedule",
-    "test_config",
-    "test_config_values",
-    "test_recipe",
-    "test_model_inputs",
-    "test_data_long_runs",
-    "test_data_malformed",
-    "test_formulas",
-    "test_plan_hlo",
-)
+TESTS = Path(__file__).parent
+STAY = ("conftest", "seeded_bugs", Path(__file__).stem)
+"""Modules of the tests that are not loaded anew: they import nothing of the package that a bug could be in."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +58,8 @@ def package_with(bug: Bug | None, folder: Path) -> Iterator[None]:
         (copy / bug.file).write_text(source.replace(bug.line, bug.by), encoding="utf-8")
 
     def ours(name: str) -> bool:
-        return name.partition(".")[0] in RELOADED
+        top = name.partition(".")[0]
+        return top == PACKAGE.name or (top not in STAY and (TESTS / f"{top}.py").exists())
 
     # What JAX has traced refers to the classes of the modules that it was traced with.
     jax.clear_caches()

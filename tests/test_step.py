@@ -66,13 +66,13 @@ def reference(config: Config, steps: int) -> tuple[list[tuple[float, float, floa
     o = config.optimizer
     state = place(config, mesh_of(config))
     leaf_names, structure = names(state.params), jax.tree.structure(state.params)
-    p = [np.float64(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))]
+    p = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jax.device_get(state.params))]
     m, v = [np.zeros_like(leaf) for leaf in p], [np.zeros_like(leaf) for leaf in p]
     told = []
     for t in range(1, steps + 1):
         params = jax.tree.unflatten(structure, [np.float32(leaf) for leaf in p])
         loss, gradients = gradient()(params, batch(t - 1))
-        g = [np.float64(leaf) for leaf in jax.tree.leaves(gradients)]
+        g = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
         norm = math.sqrt(sum((leaf**2).sum() for leaf in g))
         scale = min(1.0, o.clip_norm / norm) if o.clip_norm else 1.0
         rate = rate_at(t * BATCH_TOKENS, o.peak_lr, o.warmup_tokens, o.decay_tokens)

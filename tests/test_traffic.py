@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
-from math import prod
 from typing import Any
 
 import hlo_text
@@ -18,34 +17,12 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from step_cells import CONTEXT, SEQUENCES, STAGES, Cell, compiled, config, mesh_of
+from step_traffic import KERNELS, TENSOR_SHARDED, of_step, parameters, sent, tally
 
 from gpt3_jax.errors import RunError
-from gpt3_jax.model.params import names, param_table
 from gpt3_jax.program.traffic import Collective, count
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
-
-KERNELS = ("qkv_kernel", "attn_out_kernel", "mlp_up_kernel", "mlp_down_kernel")
-TENSOR_SHARDED = ("token_embedding", *KERNELS[:1], "qkv_bias", *KERNELS[1:3], "mlp_up_bias", KERNELS[3])
-
-
-def of_step(cell: Cell) -> list[Collective]:
-    settings = config(cell)
-    mesh = mesh_of(settings)
-    rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
-    return count(make_step(settings, mesh, cell.microbatches), abstract_state(settings, mesh), rows)
-
-
-def parameters(cell: Cell) -> dict[str, tuple[int, int]]:
-    """For each parameter, how many tensors it is (one for each block) and the elements of one on a tensor shard."""
-    table = param_table(config(cell).model)
-    result = {}
-    for name, spec in zip(names(table), jax.tree.leaves(table), strict=True):
-        name = name.removeprefix("blocks.")
-        shape = spec.shape[1:] if spec.stacked else spec.shape
-        shards = cell.mesh[2] if name in TENSOR_SHARDED else 1
-        result[name] = (spec.shape[0] if spec.stacked else 1, prod(shape) // shards)
-    return result
 
 
 def gathered_again(cell: Cell) -> list[str]:
@@ -58,25 +35,12 @@ def gathered_again(cell: Cell) -> list[str]:
     return ["token_embedding", *(KERNELS if cell.remat == "none" else blocks)]
 
 
-def tally(collectives: list[Collective], kind: str, axis: str) -> Counter[int]:
-    """Calls by size of tensor, of one kind over exactly one axis."""
-    found: Counter[int] = Counter()
-    for c in collectives:
-        if c.kind == kind and c.axes == (axis,):
-            found[c.elements] += c.calls
-    return found
-
-
 def tensors(cell: Cell, wanted: list[str], times: int) -> Counter[int]:
     found: Counter[int] = Counter()
     for name in wanted:
         n, elements = parameters(cell)[name]
         found[elements] += n * times
     return found
-
-
-def sent(collectives: list[Collective], *kinds: str, axis: str) -> Fraction:
-    return sum((c.elements_sent for c in collectives if c.kind in kinds and c.axes == (axis,)), Fraction(0))
 
 
 CELLS = [
@@ -306,8 +270,9 @@ def test_a_gather_in_steps_sends_what_one_over_all_sends() -> None:
         return x
 
     def collectives(steps: Any) -> list[Collective]:
-        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
-        return count(jax.shard_map(lambda x: in_steps(x, steps), mesh=mesh, **specs), jnp.zeros(80))
+        over = PartitionSpec("data")
+        local = jax.shard_map(lambda x: in_steps(x, steps), mesh=mesh, in_specs=over, out_specs=over)
+        return count(local, jnp.zeros(80))
 
     (one,), (inner, outer) = collectives([None]), collectives([rows, columns])
     assert (inner.devices, outer.devices) == (2, 4)

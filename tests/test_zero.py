@@ -9,14 +9,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from step_cells import MESHES, ONE, STAGES, VOCAB, Cell, Trajectory, config, matrix, mesh_of, run
+from step_cells import LOSS, MESHES, NORM, ONE, PARAMS, STAGES, VOCAB, Cell, Trajectory, config, matrix, mesh_of, run
 
 from gpt3_jax.model.params import names, param_table
 from gpt3_jax.parallel.zero.transport import choose
-
-LOSS, NORM, PARAMS = 2e-6, 2e-6, 1e-6
-"""How far from one device: losses (near 5) and norms (near 1) absolute, parameters after updates of up to 1e-2 each.
-Measured over the whole matrix: see `test_matrix`."""
 
 SETTINGS = dict(
     zip(MESHES, [(1, "none"), (3, "full"), (3, "none"), (1, "full"), (3, "full"), (1, "none")], strict=True)

@@ -23,8 +23,8 @@ from gpt3_jax.train.state import TrainState, abstract_state
 
 # XLA takes seconds for what these runs execute in milliseconds, and they are many and alike, here and in processes that
 # the tests start.
-_CACHE = tempfile.TemporaryDirectory(prefix="gpt3-jax-tests-")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+CACHE = tempfile.TemporaryDirectory(prefix="gpt3-jax-tests-")
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 CTX = 16
@@ -106,7 +106,7 @@ def start(config: Config, file: Path, *more: str, devices: int = 1, before: str 
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}{hurry}",
-        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
