@@ -127,7 +127,7 @@ BAD: list[Case] = [
     (
         "heads that do not divide the width",
         ["--model.n_heads", "3"],
-        r"d_model 16 does not divide by model\.n_heads 3",
+        r"d_model 16 is not divisible by model\.n_heads 3",
         2,
         nothing,
     ),
@@ -156,7 +156,7 @@ BAD: list[Case] = [
     (
         "tensor axis that divides nothing",
         ["--parallel.data", "2", "--parallel.tensor", "4"],
-        r"n_heads 2 does not divide by parallel\.tensor 4",
+        r"n_heads 2 is not divisible by parallel\.tensor 4",
         2,
         nothing,
     ),

@@ -76,7 +76,7 @@ class ModelConfig:
             _require(value > 0, f"model.{name} is {value}; expected more than 0")
         _require(
             self.d_model % self.n_heads == 0,
-            f"model.d_model {self.d_model} does not divide by model.n_heads {self.n_heads}; "
+            f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}; "
             "choose heads that divide the width",
         )
         _require(len(self.attention_pattern) > 0, "model.attention_pattern is empty; expected e.g. [dense, banded]")
@@ -387,12 +387,12 @@ class Config:
         )
         _require(
             ctx % self.parallel.tensor == 0,
-            f"model.n_ctx {ctx} does not divide by parallel.tensor {self.parallel.tensor}; the residual stream is "
+            f"model.n_ctx {ctx} is not divisible by parallel.tensor {self.parallel.tensor}; the residual stream is "
             "sharded along the sequence, choose a tensor axis that divides it",
         )
         _require(
             self.model.n_heads % self.parallel.tensor == 0,
-            f"model.n_heads {self.model.n_heads} does not divide by parallel.tensor {self.parallel.tensor}; "
+            f"model.n_heads {self.model.n_heads} is not divisible by parallel.tensor {self.parallel.tensor}; "
             "choose a tensor axis that divides the heads",
         )
         # XLA finds the copies of a loop over depth; of an unrolled one it keeps the inputs, or cannot compile it.
