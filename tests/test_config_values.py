@@ -201,7 +201,7 @@ def test_names_of_earlier_versions_are_read_and_said(tmp_path: Path, caplog: pyt
         assert from_dict({"train": BEFORE}) == config
     assert dataclasses.asdict(config.memory) == BEFORE
     said = [record.getMessage() for record in caplog.records]
-    assert said == [f"train.{name} is called memory.{name} now; read as that" for name in BEFORE]
+    assert said == [f"train.{name} is now called memory.{name}; the old name still works" for name in BEFORE]
 
 
 def test_a_record_without_newer_settings_had_their_defaults() -> None:

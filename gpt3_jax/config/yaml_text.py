@@ -1,7 +1,7 @@
-"""YAML as text: mappings, lists, and scalars that stay the characters that were written.
+"""Reads YAML into mappings, lists and uninterpreted text.
 
-What ``3e9``, ``yes`` or ``017`` means is up to the setting that it is given to (`gpt3_jax.config.values`), not to
-YAML 1.1, where they are a string, a truth value and fifteen. JSON is read too.
+The setting's type decides what ``3e9``, ``yes`` or ``017`` means (`gpt3_jax.config.values`). YAML 1.1 would read them
+as a string, a boolean and the number fifteen. JSON is read too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class BadYaml(ValueError):
-    """The text is not YAML, or it is YAML that configurations do not take; the message names the line."""
+    """The text is not YAML, or uses YAML that configurations do not support. The message names the line."""
 
 
 def read_yaml(text: str) -> Any:
-    """The one document of a text: dict, list, str, or None for null and for nothing.
+    """Parses a text of one document into dict, list or str; None for null or an empty text.
 
     Raises:
         BadYaml: not YAML; a key twice in one mapping; several documents; anchors, merge keys or tags.
