@@ -1,4 +1,4 @@
-"""The two ways a run can go wrong, as a person sees them: one line on stderr and an exit code."""
+"""The two kinds of errors reported to the user, each as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import re
 
 
 class UserError(Exception):
-    """What the user wrote is wrong (exit code 2): names the thing, its value, what was expected, what to do."""
+    """The user's input is wrong (exit code 2). Names the thing, its value, what was expected and what to do."""
 
     exit_code = 2
 
 
 class RunError(Exception):
-    """Something failed while running (exit code 1): disk full, unreadable data, a loss that is not finite."""
+    """Something failed while running (exit code 1), such as a full disk, unreadable data, or a loss that is not
+    finite."""
 
     exit_code = 1
 
 
 def require_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Raises UserError unless `value`, called `name`, is of one of these types; `expected` says it in words."""
+    """Raises UserError unless `value` is of one of `kinds`. `name` and `expected` describe it in the message."""
     if not isinstance(value, kinds) or isinstance(value, bool):
         text = repr(value)
         text = f"{text[:60]}..." if len(text) > 63 else text
@@ -47,9 +48,9 @@ _JAX_SETTING = (
 
 
 def explain(error: BaseException) -> UserError | RunError | None:
-    """What the system or another library raised, as an error for people; None for what only a traceback explains.
+    """Converts an error of the system or of another library; None for an error that needs a traceback.
 
-    An `OSError` without a number was not raised by the system, and an import of ours that fails is a defect.
+    An `OSError` without an errno does not come from the system. A failed import of this package is a defect.
     """
     why = " ".join(str(error).split())[:300]
     if isinstance(error, OSError):
