@@ -393,11 +393,11 @@ INPUTS: list[tuple[str, str, Make, str]] = [
     ("truncated gzip", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-9]), "truncated"),
     ("gzip with a tail", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b + b"tail"), "not sound gzip"),
     ("gzip with a wrong sum", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-6] + b"xx" + b[-4:]), "sound"),
-    ("empty gzip", "x.jsonl.gz", lambda p: p.write_bytes(b""), "is empty, which no archive is"),
+    ("empty gzip", "x.jsonl.gz", lambda p: p.write_bytes(b""), "is empty, which is not a valid compressed file"),
     ("no gzip", "x.jsonl.gz", lambda p: p.write_bytes(LINES), "not sound gzip"),
     ("truncated zstd", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b[:-5]), "truncated"),
     ("zstd with a tail", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b + b"tail tail"), "not sound zstd"),
-    ("empty zstd", "x.jsonl.zst", lambda p: p.write_bytes(b""), "is empty, which no archive is"),
+    ("empty zstd", "x.jsonl.zst", lambda p: p.write_bytes(b""), "is empty, which is not a valid compressed file"),
     ("no zstd", "x.jsonl.zst", lambda p: p.write_bytes(LINES), "not sound zstd"),
     # Parquet
     ("null row", "x.parquet", lambda p: parquet(p, pyarrow.array(["a", None])), "row 1: column 'text' is null"),

@@ -25,7 +25,7 @@ def convert(value: Any, hint: Any, name: str, naming: Naming) -> Any:
     only. Lists become tuples.
 
     Raises:
-            UserError: the value is not of the setting's type.
+        UserError: the value is not of the setting's type.
     """
     if value is None:
         raise UserError(f"{naming(name)} is null; expected {expected(hint)} (leave the key out for its default)")
