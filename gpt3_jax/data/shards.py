@@ -1,8 +1,8 @@
 """The token format on disk: a folder of shards and an index that is written last.
 
-        index.json        counts, dtype, tokenizer, checksums of all other files; exists only if the folder is complete
-        tokens-00000.bin  little-endian uint16 (uint32 from 65,537 token ids); all shards but the last have equal length
-        documents.bin     uint64: the position of each document's first token
+    index.json        counts, dtype, tokenizer, checksums of all other files; exists only if the folder is complete
+    tokens-00000.bin  little-endian uint16 (uint32 from 65,537 token ids); all shards but the last have equal length
+    documents.bin     uint64: the position of each document's first token
 
 Positions count tokens over all shards; a document may straddle two. Each document ends with end-of-text.
 """
