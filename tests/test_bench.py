@@ -146,7 +146,7 @@ def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) 
     micro = replace(config, memory={"microbatch": 2})
     one = workload.make_workload(micro, mesh, keep_batch=False)
     assert (one.batch.sequences, one.batch.microbatches, one.tokens) == (16, 1, 256)
-    assert one.why == "of the configuration's 512 tokens one microbatch on each data shard"
+    assert one.why == "one microbatch per data shard instead of the configuration's 512 tokens"
     kept = workload.make_workload(micro, mesh, keep_batch=True)
     assert (kept.batch.sequences, kept.batch.microbatches, kept.why) == (32, 2, "")
     assert workload.make_workload(config, mesh, False, largest=1).batch.sequences == 8
@@ -162,10 +162,10 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert work.tokens == 512
-    assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
+    assert work.why.endswith("batch, 4 of its 8 sequences (limited by the CPU's speed)")
     kept = workload.make_workload(large, mesh, keep_batch=True)
     assert (kept.batch.sequences, kept.batch.microbatches) == (32, 1)
-    assert kept.why == "one microbatch on each data shard, of its 4 sequences: memory.microbatch 8 is above them"
+    assert kept.why == "one microbatch per data shard: memory.microbatch 8 is above its 4 sequences"
 
 
 def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
         <= 0.7 * 36 * 2**30
         < workload.memory_needed(config, mesh, 2 * largest)
     )
-    assert f"{largest} of its 512 sequences: what its memory holds" in work.why
+    assert f"{largest} of its 512 sequences (limited by memory)" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
     monkeypatch.setattr(workload, "capacity", lambda device: 100 * 2**30)
     assert workload.make_workload(config, mesh, keep_batch=False).batch.sequences == 16
