@@ -465,7 +465,7 @@ def test_a_signal_saves_and_prints_the_line_to_resume(
     last = list(losses(tmp_path / "run"))[-1]
     assert (tmp_path / "run" / "checkpoints" / f"tokens-{last}").is_dir()
     resume = f"gpt3-jax train --config {tmp_path / 'tiny.yaml'} --train.nonfinite skip"
-    assert err.splitlines()[-2:] == [f"stopped by {number.name} at {last:,} tokens; go on with", f"  {resume}"]
+    assert err.splitlines()[-2:] == [f"stopped by {number.name} at {last:,} tokens; resume with", f"  {resume}"]
     assert out == "" and "Traceback" not in err
 
 
