@@ -96,8 +96,8 @@ def start_devices(*, compiles_ahead: bool = False) -> None:
 
     if getattr(jax.config, "jax_enable_x64", False):
         raise UserError(
-            "JAX_ENABLE_X64 (jax_enable_x64) is on; models are trained and run with 32-bit numbers, others would give "
-            "other results: unset it, or jax.config.update('jax_enable_x64', False)"
+            "JAX_ENABLE_X64 (jax_enable_x64) is on; models are trained and run with 32-bit numbers, and 64-bit "
+            "numbers would change the results: unset it, or jax.config.update('jax_enable_x64', False)"
         )
     if compiles_ahead and getattr(jax.config, "jax_disable_jit", False):
         raise UserError("JAX_DISABLE_JIT (jax_disable_jit) is on; training compiles its steps before it runs: unset it")
@@ -113,8 +113,8 @@ def start_devices(*, compiles_ahead: bool = False) -> None:
     why = why.removeprefix("Unable to initialize backend ").split(" (set JAX_PLATFORMS")[0].rstrip(".")[:300]
     if asked:
         raise UserError(
-            f"JAX_PLATFORMS (jax_platforms) is {asked!r}, which JAX cannot start here: {why}; unset it to take what "
-            "there is, or set it to cpu"
+            f"JAX_PLATFORMS (jax_platforms) is {asked!r}, which JAX cannot start here: {why}; unset it to use "
+            "the available devices, or set it to cpu"
         )
     raise RunError(f"JAX cannot start this machine's devices: {why}; JAX_PLATFORMS=cpu runs on the CPU")
 

@@ -35,7 +35,7 @@ def local_path(given: str | os.PathLike[str], what: str = "path") -> str:
     if expanded.startswith("~"):
         home = path.split("/")[0]
         raise UserError(
-            f"{what} {path!r} begins with {home}, whose home folder this machine does not know; write ./{path} if the "
-            "name begins so"
+            f"{what} {path!r} begins with {home}, whose home folder does not exist on this machine; write ./{path} "
+            "for a file of that name"
         )
     return expanded

@@ -387,7 +387,7 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
     assert code == 2
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert "--new-tokens 99: together they may be 16" in result["decode"]["error"]
+    assert "--new-tokens 99: their sum may be at most 16" in result["decode"]["error"]
     assert "need 1,000,000,000.00 GB" in result["loader"]["error"]
     assert {"loop", "waited"} <= set(result["step"])
     assert result["checkpoint"]["bytes"]

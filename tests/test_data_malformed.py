@@ -115,8 +115,8 @@ IMPOSSIBLE: list[tuple[str, bytes, str, str]] = [
     ("negative", (-IDS).astype("<i4").tobytes(), "int32", "token id -[0-9]+ at token"),
     ("floats", IDS.astype("<f4").tobytes(), "auto", "vocabulary ends at 50256"),
     ("an odd byte", raw("<u2") + b"x", "auto", "40001 bytes, not a whole number of uint16 ids"),
-    ("few", raw("<u2")[:40], "auto", "too few to tell the type of its ids; say what it is with dtype"),
-    ("zeros", bytes(4000), "auto", "zeros only.*say what it is"),
+    ("few", raw("<u2")[:40], "auto", "too few to tell the type of its ids; set its type with dtype"),
+    ("zeros", bytes(4000), "auto", "zeros only.*set its type"),
     ("empty", b"", "auto", "is empty"),
     ("gzip", gzip.compress(raw("<u2")), "auto", "begins as gzip does"),
     ("zstd", zstandard.compress(raw("<u2")), "auto", "begins as zstd does"),
@@ -672,7 +672,7 @@ def test_a_full_disk_stops_with_a_line_and_the_same_command_goes_on(tmp_path: Pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"writing .*out\.partial failed: File too large; free space .* goes on"):
+        with pytest.raises(RunError, match=r"writing .*out\.partial failed: File too large; free space .* resumes"):
             tokenize([str(path)], tmp_path / "out", "bytes", shard_tokens=30_000, block_bytes=999, commit_seconds=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -76,8 +76,8 @@ def lengths(model: ModelConfig, prompt_tokens: int | None, new_tokens: int | Non
     new = min(128, n_ctx - prompt) if new_tokens is None else new_tokens
     if prompt + new > n_ctx or new < 2:
         raise UserError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: together they may be {n_ctx} (model.n_ctx), and at "
-            "least 2 new ones are needed to see the time between them"
+            f"--prompt-tokens {prompt} and --new-tokens {new}: their sum may be at most {n_ctx} (model.n_ctx), and "
+            "at least 2 new tokens are needed to time one"
         )
     return prompt, new
 

@@ -184,7 +184,7 @@ def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
     shards = batch_shards(work.mesh)
     more = ""
     if work.mesh.devices.flat[0].platform == "gpu":
-        more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} says more"
+        more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} is set"
     return (
         f"{work.batch.sequences} sequences in {work.batch.microbatches} microbatches on {shards} data shards do not "
         f"fit the devices: {why}; lower memory.microbatch, raise parallel.stage, spread the model over more devices, "

@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unknown option {unknown[0]}{hint}")
     if args.what not in (*PARTS, "all"):
         raise UserError(
-            f"bench cannot measure {args.what!r}; expected {', '.join(PARTS)} or all (a configuration is given as "
-            "--config FILE, a source of tokens behind loader)"
+            f"bench cannot measure {args.what!r}; expected {', '.join(PARTS)} or all (give a configuration as "
+            "--config FILE, and token sources after loader)"
         )
     parts = PARTS if args.what == "all" else (args.what,)
     _check(args, parts)

@@ -72,7 +72,7 @@ def everywhere(ok: bool, what: str = "agree", seconds: float | None = None) -> b
         return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
-def gather(text: str, what: str = "tell what they have", seconds: float | None = None) -> list[str]:
+def gather(text: str, what: str = "send their values", seconds: float | None = None) -> list[str]:
     """Every process's `text`, by process index, in every process. All processes call it."""
     if jax.process_count() == 1:
         return [text]

@@ -128,8 +128,8 @@ def _resume(folder: str) -> None:
     if not _found_by_all():
         _switch(False)
         log.warning(
-            f"compiled programs are not kept in {folder}: on {jax.default_backend()} a program that process 0 keeps is "
-            "not found by the others"
+            f"compiled programs are not kept in {folder}: on {jax.default_backend()} the other processes do not "
+            "find a program that process 0 has kept"
         )
 
 

@@ -19,7 +19,7 @@ def device_error(error: jax.errors.JaxRuntimeError) -> str | None:
         )
     gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
     if jax.process_count() > 1 and any(sign in why for sign in gone):
-        return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
+        return f"process {jax.process_index()} lost the connection to another process, which has probably ended: {why}"
     return None
 
 

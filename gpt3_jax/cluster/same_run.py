@@ -59,7 +59,7 @@ def _require_equal_devices() -> None:
         told = ", ".join(f"process {process} has {count}" for process, count in sorted(counts.items())[:16])
         raise UserError(
             f"the processes do not have equally many devices: {told}{' ...' if len(counts) > 16 else ''}; start each "
-            "with as many (CUDA_VISIBLE_DEVICES, JAX_LOCAL_DEVICE_IDS, XLA_FLAGS)"
+            "with the same number (CUDA_VISIBLE_DEVICES, JAX_LOCAL_DEVICE_IDS, XLA_FLAGS)"
         )
 
 

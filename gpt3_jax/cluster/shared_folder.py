@@ -50,9 +50,9 @@ def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
     if blind:
         more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
         raise UserError(
-            f"{setting} {folder} is not one folder for all processes: {', '.join(blind[:8])}{more} did not see within "
-            f"{SEEN_WITHIN_S:g} s what process 0 on {told[0].partition(' ')[2]} wrote there; give a folder on a file "
-            "system that all machines mount, by its whole path"
+            f"{setting} {folder} is not the same folder for all processes: {', '.join(blind[:8])}{more} did not see "
+            f"within {SEEN_WITHIN_S:g} s what process 0 on {told[0].partition(' ')[2]} wrote there; choose a folder on "
+            "a file system that all machines mount, with its absolute path"
         )
 
 

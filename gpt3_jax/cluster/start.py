@@ -132,7 +132,7 @@ def local_gpus(env: Mapping[str, str]) -> list[int] | None:
         return list(range(visible))
     if visible % tasks:
         raise UserError(
-            f"{tasks} processes on this node share {visible} GPUs, which does not divide; "
+            f"{tasks} processes on this node share {visible} GPUs, which do not divide evenly; "
             "start as many processes as GPUs, or one, or set JAX_LOCAL_DEVICE_IDS"
         )
     share = visible // tasks

@@ -43,7 +43,7 @@ def _value(node: yaml.Node, seen: set[int]) -> Any:
     seen.add(id(node))
     kind = "str" if isinstance(node, yaml.ScalarNode) else "map" if isinstance(node, yaml.MappingNode) else "seq"
     if node.tag != f"tag:yaml.org,2002:{kind}":
-        raise BadYaml(f"line {line}: the tag {node.tag} is not understood; write the value alone")
+        raise BadYaml(f"line {line}: the tag {node.tag} is not supported; write the plain value")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, seen)
     if isinstance(node, yaml.SequenceNode):
@@ -61,10 +61,10 @@ def _mapping(node: yaml.MappingNode, seen: set[int]) -> dict[str, Any]:
             raise BadYaml(f"line {line}: a key is a {key_node.id}; expected a name")
         key = key_node.value
         if key == "<<":
-            raise BadYaml(f"line {line}: merge keys (<<) are not understood; write the settings out")
+            raise BadYaml(f"line {line}: merge keys (<<) are not supported; write the settings out")
         if key in lines:
             where = f"on lines {lines[key]} and {line}" if lines[key] != line else f"twice on line {line}"
-            raise BadYaml(f"the key {key!r} stands {where}; keep one of them")
+            raise BadYaml(f"the key {key!r} appears {where}; keep one of them")
         lines[key] = line
         values[key] = _value(value_node, seen)
     return values

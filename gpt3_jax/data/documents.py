@@ -140,8 +140,8 @@ def _kind(path: str) -> Kind:
     if suffixes and suffixes[-1] in _KINDS:
         return _KINDS[suffixes[-1]]
     raise UserError(
-        f"{path} has an extension that says neither text, JSONL nor Parquet (known: {' '.join(_KINDS)}, the first "
-        "five also with .gz or .zst); say what it is with --format"
+        f"{path} has an unknown extension (known: {' '.join(_KINDS)}, the first "
+        "five also with .gz or .zst); set its format with --format"
     )
 
 

@@ -67,9 +67,9 @@ def read_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             if os.path.islink(path):
                 target = os.readlink(path)
-                raise UserError(f"{path} is a link to {target}, which is not there; mend the link") from None
+                raise UserError(f"{path} is a link to {target}, which is not there; fix the link") from None
             raise UserError(f"{path} is not there; give a path that exists") from None
-        hint = "give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else "mend it"
+        hint = "give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else "fix it"
         raise RunError(f"cannot read {path}: {reason(error)}; {hint}, or choose another") from None
     except ValueError as error:
         if "null" not in str(error):

@@ -124,7 +124,7 @@ def _promised(file: OpenFile, found: Layout) -> Layout:
 
 
 def _from_ids(file: OpenFile, head: bytes, n_vocab: int | None) -> np.dtype[Any]:
-    say = "say what it is with dtype (uint16, uint32, int32 or int64)"
+    say = "set its type with dtype (uint16, uint32, int32 or int64)"
     if kind := kind_by_magic(head):
         raise UserError(f"{file.path} begins as {kind} does, not as raw token ids; unpack or convert it, or {say}")
     if _is_text(file):
@@ -195,7 +195,7 @@ def check_ids(file: OpenFile, found: Layout, n_vocab: int | None) -> None:
         what_to_do = "swap the bytes" if _order(wide) == ">" else f"set dtype to {wide.name}"
         raise UserError(
             f"{file.path} is to be read as {found.dtype.name}, but it holds {_named(wide)} ids: every second id would "
-            f"be 0 or next to it; {what_to_do}"
+            f"be 0 or close to it; {what_to_do}"
         )
     for start, count in sample_starts(found.count * itemsize):
         first, last = start // itemsize, (start + count) // itemsize

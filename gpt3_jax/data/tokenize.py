@@ -195,7 +195,7 @@ def _in_order(
     except BrokenProcessPool:
         raise RunError(
             "a tokenizing process was killed, perhaps for lack of memory; run the same command again with fewer "
-            "--workers: it goes on where it stopped"
+            "--workers: it resumes where it stopped"
         ) from None
 
 

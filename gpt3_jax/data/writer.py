@@ -269,7 +269,7 @@ class ShardWriter:
         except OSError as error:
             raise RunError(
                 f"writing {self._partial} failed: {reason(error)}; free space or fix the folder, then run the same "
-                "command again: it goes on where it stopped"
+                "command again: it resumes where it stopped"
             ) from error
 
 

@@ -113,7 +113,7 @@ def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]
         elif saved != wanted:
             log.warning(
                 f"the batch sizes that the run began with do not divide over {shards} data shards and microbatches of "
-                f"{micro}: from here on (first sequence, sequences) {saved} are {wanted}"
+                f"{micro}: from here on the (first sequence, sequences) {saved} become {wanted}"
             )
     return BatchSchedule(tuple(sizes), _whole_sequences(train.tokens, ctx))
 

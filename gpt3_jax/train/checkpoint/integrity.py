@@ -56,7 +56,7 @@ def require_same_leaves(saved: Mapping[str, Any], wanted: Mapping[str, Any], und
             raise UserError(f"{name} is {there} in checkpoint {path} but {here} in this configuration; {advice}")
     for name in inside:
         if name not in wanted:
-            raise UserError(f"checkpoint {path} has {name}, which this configuration has not; {advice}")
+            raise UserError(f"checkpoint {path} has {name}, which this configuration does not have; {advice}")
 
 
 def array_checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:

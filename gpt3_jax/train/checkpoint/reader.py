@@ -111,7 +111,7 @@ class CheckpointReader:
                 continue
             self._whole.add(candidate)
             if candidate != found[-1]:
-                log.warning(f"using the checkpoint before: {self._path(candidate)}")
+                log.warning(f"falling back to the previous checkpoint: {self._path(candidate)}")
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
             return Restored(body["step"], candidate, state, body["record"])
         if found:
@@ -159,7 +159,7 @@ class CheckpointReader:
     def _none_readable(self) -> RunError:
         reasons = "; ".join(f"tokens-{tokens}: {why}" for tokens, why in sorted(self._damaged.items(), reverse=True))
         return RunError(
-            f"none of the checkpoints in {self.directory} can be read ({reasons}); bring one back from a copy, or move "
+            f"none of the checkpoints in {self.directory} can be read ({reasons}); restore one from a backup, or move "
             "the folder away to start from zero"
         )
 

@@ -100,9 +100,9 @@ def require_same_run(record: dict[str, Any], config: Config, data: Data) -> None
         return
     listed = "; ".join(changed)
     if config.checkpoint.on_change == "accept":
-        log.warning(f"going on with a changed configuration: {listed}")
+        log.warning(f"continuing with a changed configuration: {listed}")
         return
     raise UserError(
         f"{config.train.run_dir} holds a run with another configuration ({listed}); choose another train.run_dir, "
-        "or go on with the new one by --checkpoint.on_change accept"
+        "or continue with the new configuration by --checkpoint.on_change accept"
     )

@@ -39,5 +39,5 @@ class StopIfNotFinite(Hook):
         good = "no checkpoint was written" if tokens is None else f"the last good checkpoint is at {tokens:,} tokens"
         raise RunError(
             f"{line}; {good} in {self._store.directory}; the state was not updated: lower optimizer.peak_lr, look at "
-            f"the data, or go on past this batch by --train.nonfinite skip{failed}"
+            f"the data, or skip such updates by --train.nonfinite skip{failed}"
         )
