@@ -157,7 +157,7 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     large = replace(config, memory={"microbatch": 8})
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert (work.batch.sequences, work.batch.microbatches, work.shard_sequences) == (64, 1, 8)
-    assert work.why == "memory.microbatch 8 on each data shard, above the 4 of the configuration's batch"
+    assert work.why == "memory.microbatch 8 per data shard, above the 4 of the configuration's batch"
     # Cut to what happens to be the whole batch, it is still not what was asked for.
     monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
     work = workload.make_workload(large, mesh, keep_batch=False)
