@@ -248,7 +248,7 @@ def record(config: Config, schedule: BatchSchedule) -> dict[str, Any]:
 
 
 def render(config: Config, schedule: BatchSchedule, shards: int) -> str:
-    """The check as a table for a person."""
+    """Formats the check as a table."""
     size, rows = check(config, schedule)
     cells = [("quantity", "paper", "here", "", "source")]
     for row in rows:
