@@ -43,6 +43,6 @@ def pinned_memory_is_full(error: Exception) -> str:
     if XLA_HOST_LIMIT_VARIABLE not in why:
         return ""
     return (
-        f"XLA's share of the host's memory is used up: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
+        f"XLA's limit on host memory is reached: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
         f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or memory.remat to full"
     )

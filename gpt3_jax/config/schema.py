@@ -317,7 +317,7 @@ class CheckpointConfig:
     keep_last: int = setting(3, changes_run=False)
     """Number of most recent checkpoints to keep."""
     keep_every_tokens: int = setting(0, changes_run=False)
-    """The first checkpoint at or after each multiple of this many tokens is kept for good; 0: none."""
+    """The first checkpoint at or after each multiple of this many tokens is kept permanently; 0: none."""
     on_change: Literal["refuse", "accept"] = setting("refuse", changes_run=False)
     """If a resumed run's configuration differs in a setting that changes the run: refuse, or use the new value."""
 

@@ -46,7 +46,7 @@ def _gzip_chunks(path: str, file: gzip.GzipFile, size: int, tell: Callable[[], i
     except EOFError:
         raise RunError(f"{path} ends in the middle of its gzip stream; it is truncated, fetch it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise RunError(f"{path} is not sound gzip ({error}); fetch it again") from None
+        raise RunError(f"{path} is not valid gzip ({error}); fetch it again") from None
 
 
 def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) -> Iterator[tuple[bytes, int]]:
@@ -69,6 +69,6 @@ def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) 
             if frame.eof:
                 data, frame = frame.unused_data, None
     except zstandard.ZstdError as error:
-        raise RunError(f"{path} is not sound zstd ({error}); fetch it again") from None
+        raise RunError(f"{path} is not valid zstd ({error}); fetch it again") from None
     if frame is not None:
         raise RunError(f"{path} ends in the middle of its zstd stream; it is truncated, fetch it again")

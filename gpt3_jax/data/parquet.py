@@ -50,9 +50,9 @@ def column_slices(
                 row += length
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         why = str(error).partition("\n")[0]
-        raise RunError(f"{path} is not sound Parquet ({why}); fetch it again") from None
+        raise RunError(f"{path} is not valid Parquet ({why}); fetch it again") from None
     except OSError as error:
-        raise RunError(f"{path} is not sound Parquet ({reason(error)}); fetch it again") from None
+        raise RunError(f"{path} is not valid Parquet ({reason(error)}); fetch it again") from None
 
 
 def _kind(path: str, column: str, schema: Any) -> Any:

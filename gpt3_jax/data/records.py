@@ -118,4 +118,4 @@ def _row_text(value: str | bytes | None, where: str, options: Options) -> str:
 
 
 def _refuse(where: str, what: str, reason: str) -> NoReturn:
-    raise BadDocument(f"{where}: {what} (--on-error skip leaves out such documents)", reason)
+    raise BadDocument(f"{where}: {what} (--on-error skip skips such documents)", reason)

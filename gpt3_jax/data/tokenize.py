@@ -153,7 +153,7 @@ def _encode(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
     try:
         return tokenizer.encode_array(text)
     except UserError as error:
-        raise BadDocument(f"{where}: {error}; --on-error skip leaves out such documents", "not tokenized") from None
+        raise BadDocument(f"{where}: {error}; --on-error skip skips such documents", "not tokenized") from None
 
 
 def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_tokens: int) -> ShardSource | None:
