@@ -1,6 +1,6 @@
 """GPT-3 and ZeRO, made executable in JAX.
 
-What stands here is imported when it is first used: ``import gpt3_jax`` alone does not start JAX, and the command line
+Names are imported when they are first used, so ``import gpt3_jax`` alone does not start JAX and the command line
 answers ``--help`` at once.
 """
 
@@ -32,7 +32,7 @@ __all__ = [
     "train",
 ]
 
-# Here, because every way into the package leads through this file, and it has to be done before JAX starts.
+# Here, because every import of the package runs this file, and it must be done before JAX starts.
 environment.hush_absent_devices()
 
 _PACKAGES = frozenset({"interop", "model", "train"})

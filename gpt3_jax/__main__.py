@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # worker processes import this file again, and must not start the command again
+if __name__ == "__main__":  # worker processes import this file again
     from gpt3_jax.cluster import signals
 
-    signals.install()  # before what takes its time to import
+    signals.install()  # before the slow imports
     from gpt3_jax.cli.main import run
 
     sys.exit(run())

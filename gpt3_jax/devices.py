@@ -1,7 +1,7 @@
-"""What is publicly known of the devices that training runs on: the one table for training, benchmarks and plans.
+"""Published properties of training devices. Training, benchmarks and plans share this table.
 
-A figure stands here with the document that states it. A device that is not in the table has no figures: no MFU and no
-plan is ever guessed. GB is 1e9 bytes where the source writes GB and 2**30 where it writes GiB.
+Each figure names the document that states it. A device that is not in the table has no figures: MFU and plans are never
+guessed. GB is 1e9 bytes where the source writes GB and 2**30 where it writes GiB.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from types import MappingProxyType
 from typing import Literal
 
 XLA_GPU_FRACTION = 0.92
-"""Of a GPU's memory, what XLA is to take for programs; the driver, NCCL and cuDNN need the rest. The scripts in launch/
-say so to XLA (`XLA_GPU_FRACTION_VARIABLE`)."""
+"""Fraction of a GPU's memory that XLA should use for programs. The driver, NCCL and cuDNN need the rest. The scripts in
+launch/ set it through `XLA_GPU_FRACTION_VARIABLE`."""
 XLA_GPU_FRACTION_DEFAULT = 0.75
-"""What it takes when nothing is said (JAX's documentation, GPU memory allocation)."""
+"""XLA's default fraction (JAX's documentation, GPU memory allocation)."""
 XLA_GPU_FRACTION_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
-"""In the environment. Its older name, XLA_PYTHON_CLIENT_MEM_FRACTION, still works, but not both together."""
+"""Environment variable. Its older name, XLA_PYTHON_CLIENT_MEM_FRACTION, still works, but not both together."""
 XLA_HOST_LIMIT_DEFAULT = 64
-"""GiB of the host's memory that XLA takes at most for what a process with GPUs keeps there (XLA's GPU client)."""
+"""Default limit, in GiB, of the host memory that XLA pins for a process with GPUs (XLA's GPU client)."""
 XLA_HOST_LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
-"""In the environment."""
+"""Environment variable that sets this limit."""
 
 _GIB = 2**30
 _MIB = 2**20
@@ -29,23 +29,24 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """The fast links of a device: to its neighbours on a torus (ICI), or to its node through a switch (NVLink)."""
+    """The fast links of a device: to its neighbours on a torus (ICI), or through a switch to its node (NVLink)."""
 
     kind: Literal["ICI", "NVLink"]
     bandwidth: float
-    """Bytes per second, of one link in one direction."""
+    """Bytes per second of one link in one direction."""
     per_device: int
     """Links of one device."""
     torus_dims: int
-    """Dimensions of the torus, each with two links a device; 0 for a switch that all links lead to."""
+    """Dimensions of the torus, each with two links per device; 0 for a switch that connects all links."""
     wrap_multiple: int = 0
-    """An extent of the torus that is a multiple of this closes to a ring; others are lines, with half the bandwidth."""
+    """If an extent of the torus is a multiple of this, it wraps around to a ring. Others are lines, with half the
+    bandwidth."""
     node_devices: int = 0
-    """Devices behind one switch; 0 where the links span the whole slice."""
+    """Devices behind one switch; 0 if the links span the whole slice."""
 
     @property
     def device_bandwidth(self) -> float:
-        """Bytes per second that a device sends over all its links together."""
+        """Bytes per second that a device can send over all its links together."""
         return self.bandwidth * self.per_device
 
 
@@ -55,23 +56,23 @@ class Device:
 
     name: str
     family: Literal["TPU", "Ampere", "Hopper"]
-    """Devices whose programs reach a like share of the peak."""
+    """Devices of one family reach a similar fraction of their peak."""
     bf16_flops: float
     """Dense bf16 floating-point operations per second, without sparsity."""
     fp32_flops: float | None
-    """fp32 operations per second without reduced-precision passes (no TF32); None where no document says."""
+    """fp32 operations per second without reduced-precision passes (no TF32); None if no document states it."""
     hbm_bytes: int
-    """Capacity by the data sheet."""
+    """Capacity according to the data sheet."""
     hbm_usable: int
-    """Bytes that a program can be given. TPU: the limit at which its compiler refuses, which needs no device to find
-    out. GPU: the total that the driver reports, of which XLA takes a part: `XLA_GPU_FRACTION`."""
+    """Bytes available to a program. TPU: the limit above which its compiler refuses a program, which needs no device to
+    measure. GPU: the total that the driver reports, of which XLA uses the fraction `XLA_GPU_FRACTION`."""
     hbm_bandwidth: float
     """Bytes per second."""
     links: Links
     network: float
-    """Bytes per second and device, one direction, to other nodes or slices."""
+    """Bytes per second and device, in one direction, to other nodes or slices."""
     host_link: float | None
-    """Bytes per second and device, one direction, to the host's memory; None where no document says."""
+    """Bytes per second and device, in one direction, to the host's memory; None if no document states it."""
     sources: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
     """For each figure above, the document that states it."""
 
@@ -151,8 +152,8 @@ _V6E = Device(
     host_link=32e9,
     sources=_tpu("TPU v6e", host_link=_BOOK, network=_TPU_DOC.format("TPU v6e: 4 × 200 Gb/s for a host of 8 chips")),
 )
-# JAX shows a TPU7x chip as two devices, one for each chiplet, and they share the chip's links and network: half of the
-# chip's figures each.
+# JAX shows a TPU7x chip as two devices, one for each chiplet. They share the chip's links and network, so each has half
+# of the chip's figures.
 _TPU7X = Device(
     name="TPU7x",
     family="TPU",
@@ -219,14 +220,14 @@ _KNOWN = {
 
 
 def lookup(device_kind: str) -> Device | None:
-    """The device with this `jax.Device.device_kind`, or None when it is not in the table.
+    """The device with this `jax.Device.device_kind`, or None if it is not in the table.
 
-    A TPU v4 is the whole chip, as jobs see it; a topology that is compiled for without the hardware lists its two
-    cores as two devices of the same kind, each with half of these figures.
+    A TPU v4 is the whole chip, as jobs see it. A topology that is compiled for without the hardware lists its two cores
+    as two devices of the same kind, each with half of these figures.
     """
     return _KNOWN.get(device_kind)
 
 
 def known() -> dict[str, Device]:
-    """The table: devices by their `jax.Device.device_kind`; some have two."""
+    """The table: devices by their `jax.Device.device_kind`. Some devices have two kinds."""
     return dict(_KNOWN)

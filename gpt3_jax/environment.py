@@ -1,6 +1,6 @@
-"""What a process finds around it: standard streams, accelerators, JAX's settings; each made sound or refused in a line.
+"""Prepares a process's environment: standard streams, accelerators and JAX's settings. Problems are fixed or refused.
 
-Only `start_devices` imports JAX: the others are for before.
+Only `start_devices` imports JAX. The other functions run before JAX starts.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ _WITHOUT_TPU = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""libtpu asks Cloud's metadata server who it is, for half a minute, and complains aloud, unless it is told. What it is
-told does not matter: the topology that a plan compiles for has a name of its own."""
+"""Without these variables, libtpu queries Cloud's metadata server for half a minute and prints errors. Their values do
+not matter: a plan names the topology that it compiles for."""
 _WITHOUT_GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-"""JAX's CUDA plugin looks for a driver, and prints a traceback where there is none, unless told."""
+"""Without this, JAX's CUDA plugin looks for a driver and prints a traceback if there is none."""
 
 
 def open_streams() -> None:
-    """Makes stdin, stdout and stderr usable: one that is closed (``>&-``) leads nowhere, and what the terminal's
-    encoding lacks is written as an escape.
+    """Makes stdin, stdout and stderr usable. A closed stream (``>&-``) is opened on the null device, and characters
+    that the terminal's encoding lacks are written as escapes.
 
-    A closed one is more than a nuisance: the next file opened gets its number, and libraries that print write into it.
+    A closed stream is dangerous: the next file opened gets its descriptor, and libraries that print would write into
+    it.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -48,12 +49,13 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it from the start
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does by default
 
 
 def hush_absent_devices() -> None:
-    """Where libtpu or JAX's CUDA plugin is installed to plan with and there is no such device: they complain of it at
-    every start of JAX. What is set already stays; a machine that has the device is left alone."""
+    """Silences libtpu and JAX's CUDA plugin if they are installed for planning and there is no such device. Otherwise
+    they print errors at every start of JAX. Keeps variables that are already set, and does nothing if the device
+    exists."""
     if importlib.util.find_spec("libtpu") is not None and not _have(_TPU_NODES):
         _set_defaults(_WITHOUT_TPU)
     if importlib.util.find_spec("jax_plugins") is not None and not _have(_GPU_NODES):
@@ -61,40 +63,41 @@ def hush_absent_devices() -> None:
 
 
 def compile_without_devices() -> None:
-    """Lets the TPU and GPU compilers work on a machine without such devices, beside other programs that do the same."""
+    """Lets the TPU and GPU compilers run on a machine without such devices, also in several processes at once."""
     _set_defaults(_WITHOUT_TPU | _WITHOUT_GPU)
 
 
 def cpu_only() -> bool:
-    """Whether JAX will run on the CPU here, told without starting it: no accelerator is asked for, or none is there."""
+    """Whether JAX will use the CPU here, determined without starting JAX: no accelerator is requested, or none
+    exists."""
     jax = sys.modules.get("jax")
     asked = os.environ.get("JAX_PLATFORMS") if jax is None else getattr(jax.config, "jax_platforms", None)
     if asked:
         return bool(asked == "cpu")
     if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None:
         return True
-    # A plugin without a device may be there to plan with.
+    # A plugin without a device may be installed for planning.
     return not _have(_TPU_NODES + _GPU_NODES)
 
 
 def start_devices(*, compiles_ahead: bool = False) -> None:
-    """Starts JAX's devices, as the environment asks for them, and checks the settings that this program cannot follow.
+    """Starts JAX's devices as the environment requests, and checks for settings that this program does not support.
 
-    Idempotent. To be called after the processes of a run have joined, before anything else touches a device.
+    Idempotent. Call after the processes of a run have joined, before anything else touches a device.
 
     Args:
-        compiles_ahead: whether programs are compiled before they run, as training does.
+        compiles_ahead: whether programs are compiled before they run, as in training.
 
     Raises:
-        UserError: JAX_PLATFORMS names what is not there; JAX_ENABLE_X64; JAX_DISABLE_JIT with `compiles_ahead`.
-        RunError: the devices that are there cannot be started.
+        UserError: JAX_PLATFORMS names a missing platform; JAX_ENABLE_X64; JAX_DISABLE_JIT with `compiles_ahead`.
+        RunError: the devices cannot be started.
     """
     import jax
 
     if getattr(jax.config, "jax_enable_x64", False):
         raise UserError(
-            "JAX_ENABLE_X64 (jax_enable_x64) is on; models are trained and run with 32-bit numbers, others would give "
-            "other results: unset it, or jax.config.update('jax_enable_x64', False)"
+            "JAX_ENABLE_X64 (jax_enable_x64) is on; models are trained and run with 32-bit numbers, and 64-bit "
+            "numbers would change the results: unset it, or jax.config.update('jax_enable_x64', False)"
         )
     if compiles_ahead and getattr(jax.config, "jax_disable_jit", False):
         raise UserError("JAX_DISABLE_JIT (jax_disable_jit) is on; training compiles its steps before it runs: unset it")
@@ -110,15 +113,15 @@ def start_devices(*, compiles_ahead: bool = False) -> None:
     why = why.removeprefix("Unable to initialize backend ").split(" (set JAX_PLATFORMS")[0].rstrip(".")[:300]
     if asked:
         raise UserError(
-            f"JAX_PLATFORMS (jax_platforms) is {asked!r}, which JAX cannot start here: {why}; unset it to take what "
-            "there is, or set it to cpu"
+            f"JAX_PLATFORMS (jax_platforms) is {asked!r}, which JAX cannot start here: {why}; unset it to use "
+            "the available devices, or set it to cpu"
         )
     raise RunError(f"JAX cannot start this machine's devices: {why}; JAX_PLATFORMS=cpu runs on the CPU")
 
 
 @contextlib.contextmanager
 def _held_back_log() -> Iterator[list[str]]:
-    """What is logged inside appears at the end; what the caller clears from the list, never."""
+    """Holds log records back until the end of the block, and then emits those that the caller left in the list."""
     said: list[str] = []
     records: list[logging.LogRecord] = []
 

@@ -1,4 +1,4 @@
-"""The two ways a run can go wrong, as a person sees them: one line on stderr and an exit code."""
+"""The two kinds of errors reported to the user, each as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import re
 
 
 class UserError(Exception):
-    """What the user wrote is wrong (exit code 2): names the thing, its value, what was expected, what to do."""
+    """The user's input is wrong (exit code 2). Names the thing, its value, what was expected and what to do."""
 
     exit_code = 2
 
 
 class RunError(Exception):
-    """Something failed while running (exit code 1): disk full, unreadable data, a loss that is not finite."""
+    """Something failed while running (exit code 1), such as a full disk, unreadable data, or a loss that is not
+    finite."""
 
     exit_code = 1
 
 
 def require_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Raises UserError unless `value`, called `name`, is of one of these types; `expected` says it in words."""
+    """Raises UserError unless `value` is of one of `kinds`. `name` and `expected` describe it in the message."""
     if not isinstance(value, kinds) or isinstance(value, bool):
         text = repr(value)
         text = f"{text[:60]}..." if len(text) > 63 else text
@@ -29,16 +30,16 @@ def require_type(name: str, value: object, kinds: type | tuple[type, ...], expec
 _WHAT_TO_DO = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
-    errno.EACCES: "give this user the right to it, or choose another",
-    errno.EPERM: "give this user the right to it, or choose another",
-    errno.EROFS: "it lies on a file system that is read only, choose another",
+    errno.EACCES: "give this user permission, or choose another",
+    errno.EPERM: "give this user permission, or choose another",
+    errno.EROFS: "the file system is read-only, choose another",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "raise the limit on open files, or stop what else runs on this machine",
+    errno.ENFILE: "raise the limit on open files, or stop other programs on this machine",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or stop what else runs on this machine",
-    errno.ENOMEM: "stop what else runs on this machine, or raise the limit on memory (ulimit -v)",
-    errno.EIO: "the disk or the network behind it fails, look at the system's log",
-    errno.ESTALE: "the network disk has lost it, mount it anew",
+    errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or stop other programs on this machine",
+    errno.ENOMEM: "stop other programs on this machine, or raise the limit on memory (ulimit -v)",
+    errno.EIO: "the disk or its network fails, see the system log",
+    errno.ESTALE: "the file handle is stale, remount the network disk",
 }
 _JAX_SETTING = (
     re.compile(r"[Ii]nvalid value \"?(?P<value>.*?)\"? for JAX flag (?P<name>\w+)"),
@@ -47,9 +48,9 @@ _JAX_SETTING = (
 
 
 def explain(error: BaseException) -> UserError | RunError | None:
-    """What the system or another library raised, as an error for people; None for what only a traceback explains.
+    """Converts an error of the system or of another library; None for an error that needs a traceback.
 
-    An `OSError` without a number was not raised by the system, and an import of ours that fails is a defect.
+    An `OSError` without an errno does not come from the system. A failed import of this package is a defect.
     """
     why = " ".join(str(error).split())[:300]
     if isinstance(error, OSError):
@@ -61,18 +62,15 @@ def explain(error: BaseException) -> UserError | RunError | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in why:
         what = "a device" if "RESOURCE_EXHAUSTED" in why else "this machine"
         more = f" ({why})" if why else ""
-        return RunError(
-            f"{what} has no more memory to give{more}; take a smaller batch or model, or stop what else runs on it"
-        )
+        return RunError(f"{what} is out of memory{more}; use a smaller batch or model, or stop other programs on it")
     if isinstance(error, ImportError):
         if (error.name or "").split(".")[0] == "gpt3_jax":
             return None
         return RunError(
-            f"a package is missing or broken: {why}; install those that this was tested with: "
-            "pip install -c constraints.txt -e ."
+            f"a package is missing or broken: {why}; install the tested versions: pip install -c constraints.txt -e ."
         )
     if isinstance(error, RuntimeError) and why.startswith("jaxlib") and "version" in why:
-        return RunError(f"{why}; install those that this was tested with: pip install -c constraints.txt -e .")
+        return RunError(f"{why}; install the tested versions: pip install -c constraints.txt -e .")
     for pattern in _JAX_SETTING:
         if isinstance(error, ValueError) and (found := pattern.search(why)):
             name = found["name"].upper()

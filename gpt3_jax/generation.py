@@ -1,4 +1,4 @@
-"""Completes prompts with a trained model, as a list of texts or as a stream of pieces."""
+"""Completes prompts with a trained model, as a list of texts or as a stream."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from gpt3_jax.train.checkpoint.trained import load_trained
 Finish = Literal["end_of_text", "max_tokens", "context"]
 
 _ROWS = 16
-"""Completions computed at once; more are taken in turn, so that their caches do not add up."""
+"""Maximum number of completions computed at once. More are computed in turn, to limit the memory of their caches."""
 _SHORTEST = 32
-"""Prompts and caches are rounded up to powers of two from here on: few shapes, few compilations."""
+"""Prompts and caches are padded to powers of two of at least this, so that few shapes are compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the model's distribution. The settings are applied in this order."""
+    """How a token is sampled from the model's distribution. The settings are applied in this order."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 bolder, above 1 more varied; 0 always takes the likeliest token."""
+    """Divides the logits. Below 1 sharpens the distribution, above 1 flattens it; 0 always takes the likeliest
+    token."""
     top_k: int = 0
-    """Draw from the k likeliest tokens only; 0: from all."""
+    """Sample from the k likeliest tokens only; 0: from all."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that together reach this probability; 1: from all."""
+    """Sample from the smallest set of likeliest tokens whose probability reaches this; 1: from all."""
 
     def __post_init__(self) -> None:
         require_type("temperature", self.temperature, numbers.Real, "a number")
@@ -60,23 +61,23 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What one more token added to one completion."""
+    """The text that one token adds to one completion."""
 
     prompt: int
-    """Number of the prompt, from 0."""
+    """Index of the prompt, from 0."""
     sample: int
-    """Number of the completion of this prompt, from 0."""
+    """Index of the completion of this prompt, from 0."""
     text: str
-    """Whole characters only: "" while the bytes of one are still incomplete. U+FFFD for bytes that make none."""
+    """Whole characters only: "" while a character's bytes are incomplete. U+FFFD for bytes that are not UTF-8."""
     tokens: int
-    """Tokens of the completion so far; end-of-text is not one of them."""
+    """Tokens of the completion so far, without end-of-text."""
     finish: Finish | None
-    """In a completion's last piece, why it ended: the model said so, max_tokens, or the context is full."""
+    """In a completion's last piece, why it ended: end-of-text, max_tokens, or a full context."""
 
 
 @flax.struct.dataclass
 class _Draw:
-    """Everything but the logits that a draw depends on."""
+    """Everything except the logits that a sample depends on."""
 
     key: jax.Array
     samples_B: jax.Array
@@ -86,10 +87,10 @@ class _Draw:
 
 
 class Generator:
-    """A model ready to complete prompts, on one device; loaded once, used often."""
+    """A loaded model that completes prompts on one device."""
 
     def __init__(self, params: Params, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        """Raises UserError when the tokenizer has tokens that the model does not know."""
+        """Raises UserError if the tokenizer has more tokens than the model."""
         if tokenizer.n_vocab > config.n_vocab:
             raise UserError(
                 f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
@@ -103,7 +104,7 @@ class Generator:
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
-        """From a run's folder: its newest checkpoint. Raises as `load_trained` and `load_tokenizer` do."""
+        """Loads the newest checkpoint of a run's folder. Raises the errors of `load_trained` and `load_tokenizer`."""
         config, params = load_trained(checkpoint)
         return cls(params, config.model, load_tokenizer(config.data.tokenizer))
 
@@ -116,15 +117,15 @@ class Generator:
         samples: int = 1,
         seed: int = 0,
     ) -> Iterator[Piece]:
-        """Completes each prompt `samples` times; yields a piece per token and completion, as they come.
+        """Completes each prompt `samples` times. Yields one piece per token and completion, as they are generated.
 
-        An empty prompt is the beginning of a document. A completion ends at end-of-text, which is not part of it, at
+        An empty prompt is the beginning of a document. A completion ends at end-of-text, which is not part of it, after
         `max_tokens`, or when prompt and completion fill the context. Sample n of a prompt is a function of the prompt,
-        the sampling, the seed and n (but for rounding: a matmul of other rows may round otherwise).
+        the sampling settings, the seed and n (up to rounding, which depends on the batch size).
 
         Raises:
-            UserError: a prompt that is no text or leaves no room in the context, or a number out of range; before
-                anything is computed.
+            UserError: a prompt is not a text or leaves no room in the context, or a number is out of range. Raised
+                before anything is computed.
         """
         for name, value in (("max_tokens", max_tokens), ("samples", samples), ("seed", seed)):
             require_type(name, value, numbers.Integral, "a whole number")
@@ -164,7 +165,7 @@ class Generator:
         longest = max(len(row.prompt_ids) for row in rows)
         n_tokens = max(row.limit for row in rows)
         capacity = min(_round_up(max(len(row.prompt_ids) + row.limit for row in rows), _SHORTEST), config.n_ctx)
-        # Rows are rounded up too; those past the end repeat the first one and are not read.
+        # The number of rows is rounded up too. Rows past the end repeat the first one and are ignored.
         padded = rows + [rows[0]] * (_round_up(len(rows), 1) - len(rows))
         tokens_BT = np.zeros((len(padded), min(_round_up(longest, _SHORTEST), capacity)), np.int32)
         for i, row in enumerate(padded):
@@ -182,7 +183,7 @@ class Generator:
         for n in range(n_tokens):
             tokens_B = drawn_B
             if n + 1 < n_tokens:
-                # The next token is under way before this one is read: the device never waits for the reader.
+                # The next token is dispatched before this one is read, so the device never waits for the reader.
                 drawn_B, cache = _advance(self._weights, cache, tokens_B, draw, **options)
             ids = np.asarray(tokens_B)
             yield from (row.add(int(token)) for row, token in zip(rows, ids, strict=False) if not row.finished)
@@ -201,18 +202,18 @@ def generate(
     samples: int = 1,
     seed: int = 0,
 ) -> list[str]:
-    """Completions of the prompts by a run's newest checkpoint: all samples of the first prompt, of the second, …
+    """Completes prompts with a run's newest checkpoint. Returns all samples of the first prompt, then of the second, …
 
     Args:
         checkpoint: the run's folder (``train.run_dir``).
-        prompts: one text or several; completions do not repeat them.
-        max_tokens: tokens of a completion at most; it also ends at end-of-text and where the context is full.
+        prompts: one text or several. Completions do not repeat them.
+        max_tokens: maximum tokens of a completion. It also ends at end-of-text and when the context is full.
         temperature, top_k, top_p: see `Sampling`.
-        samples: completions of each prompt.
-        seed: the same seed, the same texts.
+        samples: number of completions of each prompt.
+        seed: equal seeds give equal texts.
 
     Raises:
-        UserError: no checkpoint there, a prompt longer than the context, a number out of range.
+        UserError: there is no checkpoint, a prompt is longer than the context, or a number is out of range.
         RunError: no checkpoint can be read.
     """
     require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
@@ -226,14 +227,14 @@ def generate(
 
 
 class _Row:
-    """One completion on its way."""
+    """A completion in progress."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: int, sample: int, prompt_ids: list[int], max_tokens: int, n_ctx: int
     ) -> None:
         self.prompt, self.sample, self.prompt_ids = prompt, sample, prompt_ids
-        # Of random numbers. From the prompt itself: unlike prompts do not echo each other, and what a prompt gets does
-        # not depend on what else is asked for.
+        # The random key depends on the prompt itself, so that different prompts get different random numbers and a
+        # prompt's completion does not depend on the other prompts.
         self.stream = (zlib.crc32(np.asarray(prompt_ids, np.int32).tobytes()) + sample) % 2**31
         self.limit = min(max_tokens, n_ctx - len(prompt_ids))
         self.finished = False
@@ -256,13 +257,13 @@ class _Row:
 
 
 def _round_up(n: int, least: int) -> int:
-    """The next power of two, `least` at least."""
+    """The next power of two that is at least `least`."""
     return max(least, 1 << (n - 1).bit_length())
 
 
 def _sample(logits_BV: jax.Array, cache: Cache, draw: _Draw, n_tokens: int) -> jax.Array:
     return sample(
-        # A model may know more ids than its tokenizer has tokens.
+        # A model may have more ids than its tokenizer has tokens.
         logits_BV[:, :n_tokens],
         draw.key,
         draw.samples_B,

@@ -1,8 +1,8 @@
-"""What a path means that a person gives, in a configuration, an option or a call: the same everywhere.
+"""Interprets paths given by the user, in the same way in configurations, options and calls.
 
-``~`` and ``~name`` at the start are home folders, also where no shell has seen them (in YAML, behind ``=``).
-``$VARIABLES`` stay as they are: the shell expands them where they are meant. A relative path is relative to the
-current folder. Files are local or mounted: addresses such as ``gs://bucket/run`` are refused.
+``~`` and ``~name`` at the start are home folders, even where no shell expands them (in YAML, or after ``=``).
+``$VARIABLES`` are not expanded, because the shell does that. Relative paths are relative to the current folder. Files
+are local or mounted: addresses such as ``gs://bucket/run`` are refused.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from gpt3_jax.errors import UserError
 
 
 def local_path(given: str | os.PathLike[str], what: str = "path") -> str:
-    """The path that `given` stands for, which need not exist; `what` names it in errors, e.g. ``train.run_dir``.
+    """Expands a path, which need not exist. `what` names it in errors, e.g. ``train.run_dir``.
 
     Raises:
-        UserError: it is empty, an address, begins with the home folder of an unknown user, or has characters that no
-            line of text can hold (control characters, bytes that are not UTF-8).
+        UserError: the path is empty or an address, begins with the home folder of an unknown user, or has characters
+            that are not printable text (control characters, bytes that are not UTF-8).
     """
     path = os.fspath(given)
     if not path:
@@ -35,7 +35,7 @@ def local_path(given: str | os.PathLike[str], what: str = "path") -> str:
     if expanded.startswith("~"):
         home = path.split("/")[0]
         raise UserError(
-            f"{what} {path!r} begins with {home}, whose home folder this machine does not know; write ./{path} if the "
-            "name begins so"
+            f"{what} {path!r} begins with {home}, whose home folder does not exist on this machine; write ./{path} "
+            "for a file of that name"
         )
     return expanded

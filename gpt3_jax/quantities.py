@@ -1,4 +1,4 @@
-"""Numbers and tables as text for people: bytes, counts, durations, columns."""
+"""Formats bytes, counts, durations and tables for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def size(n: float) -> str:
-    """Bytes in GiB or MiB, the units of devices' capacities."""
+    """Bytes in GiB or MiB, as device capacities are given."""
     if abs(n) >= 2**30:
         return f"{n / 2**30:,.2f} GiB"
     return f"{n / 2**20:,.1f} MiB" if abs(n) >= 2**20 else f"{n:,.0f} B"
@@ -22,7 +22,7 @@ def count(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A predicted time, in the unit that a person would choose."""
+    """A predicted time in a readable unit."""
     for unit, value in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * value:
             return f"{seconds / value:,.1f} {unit}"
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 def measured(seconds: float) -> str:
-    """A measured time, to three digits down to microseconds."""
+    """A measured time to three digits, in units down to microseconds."""
     if seconds >= 120:
         return duration(seconds)
     for unit, value in (("s", 1.0), ("ms", 1e-3)):
@@ -42,12 +42,12 @@ def measured(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> float:
-    """A fraction; 0 of nothing."""
+    """A fraction; 0 if `whole` is 0."""
     return part / whole if whole and math.isfinite(whole) else 0.0
 
 
 def grid(rows: Iterable[Sequence[str]], head: Sequence[str] = (), left: int = 1) -> str:
-    """Columns: the first `left` of them aligned to the left, the others to the right."""
+    """Aligns columns: the first `left` to the left, the others to the right."""
     rows = [list(row) for row in ([head, *rows] if head else rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

@@ -1,4 +1,4 @@
-"""What a parameter is: `ParamSpec`, the closed list of logical axes, and the tree that all parameters form."""
+"""Parameters: `ParamSpec`, the closed list of logical axes, and the tree that all parameters form."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class ParamSpec:
 
     shape: tuple[int, ...]
     axes: tuple[LogicalAxis, ...]
-    """The name of each dimension; `layers` only in front."""
+    """The logical axis of each dimension. `layers` may only come first."""
     zero_axis: LogicalAxis
-    """The dimension that ZeRO shards over the data axis: in front where it can be, so that a gather needs no
-    transpose behind it."""
+    """The dimension that ZeRO shards over the data axis. It comes first where possible, so that a gather needs no
+    transpose after it."""
     init: float
     """Standard deviation of a normal distribution; or, with `constant`, the value itself."""
     constant: bool = False
     kind: ParamKind = "vector"
-    """What weight decay chooses by (`optimizer.weight_decay_on`). Declared, not guessed from ndim: stacked biases have
-    two dimensions."""
+    """Selects the parameters that decay (`optimizer.weight_decay_on`). Declared, not derived from ndim, because stacked
+    biases have two dimensions."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -52,7 +52,7 @@ class ParamSpec:
 
     @property
     def zero_dim(self) -> int:
-        """Dimension that ZeRO shards, counted in one block's tensor (without `layers`)."""
+        """The dimension that ZeRO shards, counted in one block's tensor (without `layers`)."""
         return self.axes.index(self.zero_axis) - self.stacked
 
     @property
@@ -61,16 +61,16 @@ class ParamSpec:
 
 
 T = TypeVar("T", default=jax.Array)
-"""What stands in each place of a tree of parameters; `Params` alone means `Params[jax.Array]`."""
+"""Type of the leaves of a parameter tree. `Params` alone means `Params[jax.Array]`."""
 U = TypeVar("U")
 
 
 class _Tree(Generic[T]):
-    """Trees of one structure: `Params` and its blocks. T is what stands in each place: an array, a `ParamSpec`, a
-    PartitionSpec, a weight, …, which may itself be a pytree."""
+    """Base of trees with one structure: `Params` and its blocks. T is the type of a leaf: an array, a `ParamSpec`, a
+    PartitionSpec, a weight, … A leaf may itself be a pytree."""
 
     def leaves(self) -> list[T]:
-        """What stands in each place, in the order of the fields."""
+        """The leaves, in the order of the fields."""
         return jax.tree.leaves(self, is_leaf=_is_leaf)
 
 
@@ -92,14 +92,14 @@ class Block(_Tree[T]):
     mlp_down_bias: T
 
     def map(self, f: Callable[..., U], *others: Block[Any]) -> Block[U]:
-        """`f` of what stands in each place here, and there in the others."""
+        """Applies `f` to each leaf here and the corresponding leaves of the others."""
         mapped: Block[U] = jax.tree.map(f, self, *others, is_leaf=_is_leaf)
         return mapped
 
 
 @flax.struct.dataclass
 class Params(_Tree[T]):
-    """All parameters: arrays; or specs, partitions, weights and the like, in trees of the same structure."""
+    """All parameters as arrays; or their specs, partitions, weights and the like, in trees of the same structure."""
 
     token_embedding: T
     position_embedding: T
@@ -108,7 +108,7 @@ class Params(_Tree[T]):
     ln_f_bias: T
 
     def map(self, f: Callable[..., U], *others: Params[Any]) -> Params[U]:
-        """`f` of what stands in each place here, and there in the others."""
+        """Applies `f` to each leaf here and the corresponding leaves of the others."""
         mapped: Params[U] = jax.tree.map(f, self, *others, is_leaf=_is_leaf)
         return mapped
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs and starts a training run on every host of a Cloud TPU slice. Not tried on a real slice.
+# Installs and starts a training run on every host of a Cloud TPU slice. Not tested on a real slice.
 #
 #   TPU=my-tpu ZONE=us-east5-a REPOSITORY=https://… launch/tpu-pod.sh \
 #     --config gpt3-13b --config mesh-v4-32 --config /mnt/share/my-data.yaml --train.run_dir /mnt/share/runs/13b
 #
-# Stop it with a checkpoint: TPU=… ZONE=… launch/tpu-pod.sh stop
+# To stop it with a checkpoint: TPU=… ZONE=… launch/tpu-pod.sh stop
 set -euo pipefail
 : "${TPU:?name of the TPU}" "${ZONE:?its zone}"
 
@@ -23,7 +23,7 @@ on_all_hosts "
   [ -d .venv ] || python3 -m venv .venv
   .venv/bin/pip install --quiet -c constraints.txt -e '.[tpu]'"
 
-# Started in the background: the run must outlive this connection. All hosts start; they wait for one another.
+# Started in the background, because the run must outlive this connection. The hosts wait for one another.
 on_all_hosts "
   set -e
   cd ~/gpt3_jax

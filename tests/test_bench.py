@@ -136,7 +136,7 @@ def test_a_device_that_is_not_in_the_table_has_no_mfu_and_that_is_said() -> None
 def test_ceilings_are_of_what_is_multiplied_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds of two calls that take 1, 4, 2 and 6 s by a pretended clock: the fastest counts, the first never."""
     ticks = iter([tick for took in (1, 4, 2, 6) * 2 for tick in (0.0, float(took))])
-    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     found = ceilings.measure(jax.devices()[0], ceilings.Size(matmul=16, copied=1024, calls=2))
     assert found == ceilings.Ceilings(matmul_flops=2.0 * 16**3, matmul_size=16, copy_bytes=2 * 2.0 * 1024)
 
@@ -158,7 +158,7 @@ def test_a_batch_is_one_microbatch_a_shard_or_the_one_asked_for(config: Config) 
     micro = replace(config, memory={"microbatch": 2})
     one = workload.make_workload(micro, mesh, keep_batch=False)
     assert (one.batch.sequences, one.batch.microbatches, one.tokens) == (16, 1, 256)
-    assert one.why == "of the configuration's 512 tokens one microbatch on each data shard"
+    assert one.why == "one microbatch per data shard instead of the configuration's 512 tokens"
     kept = workload.make_workload(micro, mesh, keep_batch=True)
     assert (kept.batch.sequences, kept.batch.microbatches, kept.why) == (32, 2, "")
     assert workload.make_workload(config, mesh, False, largest=1).batch.sequences == 8
@@ -169,15 +169,15 @@ def test_a_microbatch_above_the_batch_is_run_and_said(config: Config, monkeypatc
     large = replace(config, memory={"microbatch": 8})
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert (work.batch.sequences, work.batch.microbatches, work.shard_sequences) == (64, 1, 8)
-    assert work.why == "memory.microbatch 8 on each data shard, above the 4 of the configuration's batch"
+    assert work.why == "memory.microbatch 8 per data shard, above the 4 of the configuration's batch"
     # Cut to what happens to be the whole batch, it is still not what was asked for.
     monkeypatch.setattr(workload, "cpu_shard_sequences", lambda config: 4)
     work = workload.make_workload(large, mesh, keep_batch=False)
     assert work.tokens == 512
-    assert work.why.endswith("batch, 4 of its 8 sequences: what a CPU has time for")
+    assert work.why.endswith("batch, 4 of its 8 sequences (limited by the CPU's speed)")
     kept = workload.make_workload(large, mesh, keep_batch=True)
     assert (kept.batch.sequences, kept.batch.microbatches) == (32, 1)
-    assert kept.why == "one microbatch on each data shard, of its 4 sequences: memory.microbatch 8 is above them"
+    assert kept.why == "one microbatch per data shard: memory.microbatch 8 is above its 4 sequences"
 
 
 def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_on_an_accelerator_a_batch_is_as_large_as_fits(monkeypatch: pytest.Monke
     assert 1 < largest < 16
     estimated = workload.estimated_bytes
     assert estimated(config, mesh, largest) <= 0.7 * 36 * 2**30 < estimated(config, mesh, 2 * largest)
-    assert f"{largest} of its 512 sequences: what its memory holds" in work.why
+    assert f"{largest} of its 512 sequences (limited by memory)" in work.why
     assert workload.attention_choices(work) == {"dense": "cudnn", "banded, 256 wide": "cudnn"}
     monkeypatch.setattr(workload, "capacity", lambda device: 100 * 2**30)
     assert workload.make_workload(config, mesh, keep_batch=False).batch.sequences == 16
@@ -400,7 +400,7 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
     assert code == 2
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert "--new-tokens 99: together they may be 16" in result["decode"]["error"]
+    assert "--new-tokens 99: their sum may be at most 16" in result["decode"]["error"]
     assert "need 1,000,000,000.00 GB" in result["loader"]["error"]
     assert {"loop", "waited"} <= set(result["step"])
     assert result["checkpoint"]["bytes"]

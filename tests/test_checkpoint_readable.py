@@ -166,7 +166,7 @@ def test_damage_is_told_in_lines_without_tracebacks(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == 16
     assert all("tokens-2 is damaged" in line for line in lines[::2]), lines
-    assert all("using the checkpoint before" in line for line in lines[1::2]), lines
+    assert all("falling back to the previous checkpoint" in line for line in lines[1::2]), lines
 
 
 @pytest.mark.parametrize(

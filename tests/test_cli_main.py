@@ -59,8 +59,8 @@ def test_dispatch_hands_over_the_rest_and_returns_the_code(monkeypatch: pytest.M
         (
             MemoryError("Unable to allocate 9 TiB"),
             1,
-            "gpt3-jax: error: this machine has no more memory to give (Unable to allocate 9 TiB); take a smaller batch "
-            "or model, or stop what else runs on it\n",
+            "gpt3-jax: error: this machine is out of memory (Unable to allocate 9 TiB); use a smaller batch "
+            "or model, or stop other programs on it\n",
         ),
     ],
 )

@@ -257,6 +257,9 @@ def test_a_run_folder_that_is_not_shared_ends_both(tmp_path: Path) -> None:
     config = tiny(write_data(tmp_path), Path("runs/x"), parallel={"data": 2}, train={"tokens": 256})
     for rank, (code, _, err) in enumerate(results(commands([config, config], tmp_path, before=SHORT_WAIT))):
         assert code == 2, err
-        assert f"error in process {rank}: train.run_dir runs/x is not one folder for all processes: process 1 on" in err
+        assert (
+            f"error in process {rank}: train.run_dir runs/x is not the same folder for all processes: process 1 on"
+            in err
+        )
     assert list((tmp_path / "cwd-0" / "runs" / "x").iterdir()) == []
     assert shared_folder.SEEN_WITHIN_S > 60  # for how long NFS may keep what it knows of a folder

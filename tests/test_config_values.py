@@ -33,9 +33,9 @@ def load(folder: Path, text: str) -> Config:
 
 REFUSED = [
     # YAML, and where it surprises
-    ("train: {seed: 1}\ntrain: {tokens: 5}", "the key 'train' stands on lines 1 and 2"),
-    ("model:\n  n_layers: 2\n  d_model: 64\n  n_layers: 4", "the key 'n_layers' stands on lines 2 and 4"),
-    ("data: {train: [{path: x, path: y}]}", "the key 'path' stands twice on line 1"),
+    ("train: {seed: 1}\ntrain: {tokens: 5}", "the key 'train' appears on lines 1 and 2"),
+    ("model:\n  n_layers: 2\n  d_model: 64\n  n_layers: 4", "the key 'n_layers' appears on lines 2 and 4"),
+    ("data: {train: [{path: x, path: y}]}", "the key 'path' appears twice on line 1"),
     ("train: {seed: 1}\n---\ntrain: {seed: 2}", "line 2: expected a single document"),
     ("x: &a {seed: 1}\ntrain:\n  <<: *a", "line 3: merge keys"),
     ("train: &a {seed: 1}\nmodel: *a", "line 1: the value at this anchor is used again"),
@@ -112,7 +112,7 @@ def test_a_key_twice_is_refused_with_both_lines() -> None:
         found = read_yaml("train:\n  seed: 1\n\ntrain:\n  tokens: 5")
     except BadYaml as error:
         found = str(error)
-    assert found == "the key 'train' stands on lines 1 and 4; keep one of them"
+    assert found == "the key 'train' appears on lines 1 and 4; keep one of them"
 
 
 UNDERSTOOD: list[tuple[str, str, object]] = [
@@ -157,7 +157,7 @@ def test_understood(text: str, key: str, value: object, tmp_path: Path) -> None:
         (["--train.tokens"], "--train.tokens has no value"),
         (["--train.tokens", "--train.seed", "1"], "--train.tokens has no value"),
         (["--train.tensorboard"], "--train.tensorboard has no value; expected true or false"),
-        (["--data.train", '[{"path": "a", "path": "b"}]'], "the key 'path' stands twice on line 1"),
+        (["--data.train", '[{"path": "a", "path": "b"}]'], "the key 'path' appears twice on line 1"),
         (["--data.train", '[{"path": "a", "weigh": 2}]'], "--data.train[0].weigh; the keys are path, weight, dtype"),
         (["--data.train=["], "--data.train '[' is not a list: line 1"),
         (["--data.train", "tokens/web"], "--data.train is 'tokens/web'; expected a list such as [{path: FOLDER"),
@@ -201,7 +201,7 @@ def test_names_of_earlier_versions_are_read_and_said(tmp_path: Path, caplog: pyt
         assert from_dict({"train": BEFORE}) == config
     assert dataclasses.asdict(config.memory) == BEFORE
     said = [record.getMessage() for record in caplog.records]
-    assert said == [f"train.{name} is called memory.{name} now; read as that" for name in BEFORE]
+    assert said == [f"train.{name} is now called memory.{name}; the old name still works" for name in BEFORE]
 
 
 def test_a_record_without_newer_settings_had_their_defaults() -> None:

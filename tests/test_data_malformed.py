@@ -115,8 +115,8 @@ IMPOSSIBLE: list[tuple[str, bytes, str, str]] = [
     ("negative", (-IDS).astype("<i4").tobytes(), "int32", "token id -[0-9]+ at token"),
     ("floats", IDS.astype("<f4").tobytes(), "auto", "vocabulary ends at 50256"),
     ("an odd byte", raw("<u2") + b"x", "auto", "40001 bytes, not a whole number of uint16 ids"),
-    ("few", raw("<u2")[:40], "auto", "too few to tell the type of its ids; say what it is with dtype"),
-    ("zeros", bytes(4000), "auto", "zeros only.*say what it is"),
+    ("few", raw("<u2")[:40], "auto", "too few to tell the type of its ids; set its type with dtype"),
+    ("zeros", bytes(4000), "auto", "zeros only.*set its type"),
     ("empty", b"", "auto", "is empty"),
     ("gzip", gzip.compress(raw("<u2")), "auto", "begins as gzip does"),
     ("zstd", zstandard.compress(raw("<u2")), "auto", "begins as zstd does"),
@@ -234,7 +234,7 @@ SHARDS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a changed byte", lambda d: edit(d / "tokens-00001.bin", 77), r"tokens-00001\.bin does not have the checksum"),
     ("a truncated shard", lambda d: os.truncate(d / "tokens-00001.bin", 10), "has 10 bytes where the index says 2000"),
     ("a shard that is gone", lambda d: (d / "tokens-00002.bin").unlink(), r"tokens-00002\.bin is not there.*restore"),
-    ("shards swapped", lambda d: shutil.copy(d / "tokens-00000.bin", d / "tokens-00001.bin"), "or it is of another"),
+    ("shards swapped", lambda d: shutil.copy(d / "tokens-00000.bin", d / "tokens-00001.bin"), "it belongs to another"),
     ("changed documents", lambda d: edit(d / "documents.bin", 0), r"documents\.bin does not have the checksum"),
     (
         "a folder as a shard",
@@ -309,7 +309,7 @@ def test_a_file_that_shrinks_or_changes_under_a_run_is_named(tmp_path: Path) -> 
     np.random.default_rng(1).integers(0, 256, 3000).astype(np.uint16).tofile(paths[1])
     for path, given in zip(paths, (tmp_path / "x", paths[1]), strict=True):
         stream = open_stream((SourceConfig(str(given)),), 16, 0, 257, None)
-        assert stream.source_fingerprints == ((str(given), open_source(SourceConfig(str(given)), 257).fingerprint),)
+        assert stream.sources == ((str(given), open_source(SourceConfig(str(given)), 257).fingerprint),)
         everything = np.arange((3000 - 1) // 16)
         stream.sequences(everything)
         stream.check_files()
@@ -401,14 +401,19 @@ INPUTS: list[tuple[str, str, Make, str]] = [
     ("unknown extension", "x.doc", lambda p: p.write_bytes(b"a"), "--format"),
     # archives
     ("truncated gzip", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-9]), "truncated"),
-    ("gzip with a tail", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b + b"tail"), "not sound gzip"),
-    ("gzip with a wrong sum", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-6] + b"xx" + b[-4:]), "sound"),
-    ("empty gzip", "x.jsonl.gz", lambda p: p.write_bytes(b""), "is empty, which no archive is"),
-    ("no gzip", "x.jsonl.gz", lambda p: p.write_bytes(LINES), "not sound gzip"),
+    ("gzip with a tail", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b + b"tail"), "not valid gzip"),
+    (
+        "gzip with a wrong sum",
+        "x.jsonl.gz",
+        lambda p: compressed(p, LINES, lambda b: b[:-6] + b"xx" + b[-4:]),
+        "not valid",
+    ),
+    ("empty gzip", "x.jsonl.gz", lambda p: p.write_bytes(b""), "is empty, which is not a valid compressed file"),
+    ("no gzip", "x.jsonl.gz", lambda p: p.write_bytes(LINES), "not valid gzip"),
     ("truncated zstd", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b[:-5]), "truncated"),
-    ("zstd with a tail", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b + b"tail tail"), "not sound zstd"),
-    ("empty zstd", "x.jsonl.zst", lambda p: p.write_bytes(b""), "is empty, which no archive is"),
-    ("no zstd", "x.jsonl.zst", lambda p: p.write_bytes(LINES), "not sound zstd"),
+    ("zstd with a tail", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b + b"tail tail"), "not valid zstd"),
+    ("empty zstd", "x.jsonl.zst", lambda p: p.write_bytes(b""), "is empty, which is not a valid compressed file"),
+    ("no zstd", "x.jsonl.zst", lambda p: p.write_bytes(LINES), "not valid zstd"),
     # Parquet
     ("null row", "x.parquet", lambda p: parquet(p, pyarrow.array(["a", None])), "row 1: column 'text' is null"),
     ("only nulls", "x.parquet", lambda p: parquet(p, pyarrow.nulls(2)), "row 0: column 'text' is null"),
@@ -435,14 +440,14 @@ INPUTS: list[tuple[str, str, Make, str]] = [
         lambda p: parquet(p, pyarrow.array(["a"]), "body"),
         "no column 'text'; it has body",
     ),
-    ("no Parquet", "x.parquet", lambda p: p.write_bytes(LINES), "not sound Parquet"),
+    ("no Parquet", "x.parquet", lambda p: p.write_bytes(LINES), "not valid Parquet"),
     (
         "truncated Parquet",
         "x.parquet",
         truncated_parquet,
-        "not sound Parquet",
+        "not valid Parquet",
     ),
-    ("empty Parquet", "x.parquet", lambda p: p.write_bytes(b""), "not sound Parquet"),
+    ("empty Parquet", "x.parquet", lambda p: p.write_bytes(b""), "not valid Parquet"),
     # no files
     ("a pipe", "x.txt", lambda p: os.mkfifo(p), "is a pipe; expected a regular file"),
     ("a socket", "x.txt", lambda p: bound_socket(p), "is a socket"),
@@ -682,7 +687,7 @@ def test_a_full_disk_stops_with_a_line_and_the_same_command_goes_on(tmp_path: Pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"writing .*out\.partial failed: File too large; free space .* goes on"):
+        with pytest.raises(RunError, match=r"writing .*out\.partial failed: File too large; free space .* resumes"):
             tokenize([str(path)], tmp_path / "out", "bytes", shard_tokens=30_000, block_bytes=999, commit_seconds=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -325,7 +325,7 @@ def test_truncated_and_flipped_archives_are_named(suffix: str, tmp_path: Path) -
     flipped = bytearray(whole)
     flipped[0] ^= 255
     path.write_bytes(flipped)
-    with pytest.raises(RunError, match="not sound"):
+    with pytest.raises(RunError, match="not valid"):
         tokenize([str(path)], tmp_path / "flipped", "bytes")
 
 
@@ -343,7 +343,7 @@ def test_unusable_inputs_are_refused(tmp_path: Path) -> None:
         (["empty.txt"], Options(), "holds no text"),
         (["p.parquet"], Options(), "no column 'text'; it has body, n"),
         (["p.parquet"], Options(text_key="n"), "holds int64"),
-        (["bad.parquet"], Options(), "not sound Parquet"),
+        (["bad.parquet"], Options(), "not valid Parquet"),
     ]
     for names, options, says in cases:
         with pytest.raises((UserError, RunError), match=says):

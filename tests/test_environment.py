@@ -194,15 +194,15 @@ def test_a_terminal_without_unicode_sees_escapes(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (PermissionError(13, "Permission denied", "f"), "Permission denied: f; give this user the right to it, or cho"),
+        (PermissionError(13, "Permission denied", "f"), "Permission denied: f; give this user permission, or cho"),
         (OSError(24, "Too many open files"), "Too many open files; raise the limit on open files (ulimit -n)"),
-        (OSError(5, "Input/output error", "f"), "Input/output error: f; the disk or the network behind it fails"),
+        (OSError(5, "Input/output error", "f"), "Input/output error: f; the disk or its network fails"),
         (BrokenPipeError("made by Python"), None),
         (ModuleNotFoundError("No module named 'optax'", name="optax"), "a package is missing or broken: No module"),
         (ModuleNotFoundError("No module named 'gpt3_jax.x'", name="gpt3_jax.x"), None),
         (ImportError("libz.so.1: cannot open shared object file"), "a package is missing or broken: libz.so.1: cannot"),
         (RuntimeError("jaxlib is version 0.4, but this version of jax requires version >= 0.10"), "jaxlib is version"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), "a device has no more memory to give (RESOURCE_EXHAUSTED: 9 GiB)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), "a device is out of memory (RESOURCE_EXHAUSTED: 9 GiB)"),
         (ValueError("ours"), None),
         (RuntimeError("ours"), None),
     ],

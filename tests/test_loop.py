@@ -416,7 +416,7 @@ def test_numbers_for_people() -> None:
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB", "out of memory on a device"),
         (
             f"RESOURCE_EXHAUSTED: out of host memory; try to increase {XLA_HOST_LIMIT_VARIABLE}",
-            "XLA's share of the host's memory is used up",
+            "XLA's limit on host memory is reached",
         ),
         ("INTERNAL: something else", None),
     ],

@@ -60,7 +60,7 @@ def test_what_a_path_means(home: Path) -> None:
         ("", "train.run_dir is empty"),
         ("gs://bucket/run", "'gs://bucket/run' is an address"),
         ("https://x", "is an address"),
-        ("~nobody-has-this-name/x", r"whose home folder this machine does not know; write \./~nobody"),
+        ("~nobody-has-this-name/x", r"whose home folder does not exist on this machine; write \./~nobody"),
         ("a\nb", r"'a\\nb' has the character '\\n'"),
         ("a\0b", "has the character"),
         ("a\udce4b", "has the character"),  # a byte that is not UTF-8, as Python hands it over

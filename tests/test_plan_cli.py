@@ -249,7 +249,7 @@ def test_a_search_is_advised_only_where_arithmetic_leaves_hope(
         monkeypatch.setattr(topologies, "open_topology", lambda name, slices=1, machine=machine: machine)
         assert front.main(["plan", *TINY, "--parallel.stage", "1"]) == 1
         said[memory] = capsys.readouterr().out
-    assert "--search looks farther" in said[10**9] and "By arithmetic" not in said[10**9]
+    assert "--search looks further" in said[10**9] and "By arithmetic" not in said[10**9]
     assert "--search" not in said[1000] and "By arithmetic no mesh" in said[1000]
 
 

@@ -234,7 +234,7 @@ def test_the_command_knows_the_mesh(options: list[str], head: str, capsys: pytes
     [
         (["--verify-recipe", "--devices", "many"], "--devices is 'many'"),
         (["--verify-recipe", "--devices=0"], "--devices is '0'"),
-        (["--devices", "8"], "--devices says for how many devices --verify-recipe is"),
+        (["--devices", "8"], "--devices is for --verify-recipe"),
         (["--verify-recipe", "--config", "gpt3-xl", "--devices", "7"], "7 data shards"),
         (["--verify-recipe", "--config", "gpt3-xl", "--config", "mesh-v5e-256", "--devices", "8"], "does not make 8"),
     ],

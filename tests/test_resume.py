@@ -191,7 +191,7 @@ def test_an_accepted_change_takes_effect(tmp_path: Path, finished: Config, said:
     config = copy(finished, tmp_path / "run")
     config = replace(config, train={"tokens": 1536, "batch_tokens": 256}, checkpoint={"on_change": "accept"})
     loop.run(config)
-    assert any("going on with a changed configuration: train.batch_tokens: 128 -> 256" in line for line in said)
+    assert any("continuing with a changed configuration: train.batch_tokens: 128 -> 256" in line for line in said)
     assert list(losses(tmp_path / "run"))[-3:] == [1024, 1280, 1536]
 
 

@@ -209,7 +209,7 @@ def test_two_devices_on_a_chip() -> None:
 
 
 def test_an_axis_that_would_cut_a_chip_in_two() -> None:
-    with pytest.raises(UserError, match="tensor 3 does not divide by the 2 devices of a chip"):
+    with pytest.raises(UserError, match="tensor 3 is not divisible by the 2 devices of a chip"):
         placement.torus(TPU7X, (3, 4, 4), {DATA: 32, TENSOR: 3}, devices_per_chip=2)
 
 

@@ -127,7 +127,7 @@ BAD: list[Case] = [
     (
         "heads that do not divide the width",
         ["--model.n_heads", "3"],
-        r"d_model 16 does not divide by model\.n_heads 3",
+        r"d_model 16 is not divisible by model\.n_heads 3",
         2,
         nothing,
     ),
@@ -156,7 +156,7 @@ BAD: list[Case] = [
     (
         "tensor axis that divides nothing",
         ["--parallel.data", "2", "--parallel.tensor", "4"],
-        r"n_heads 2 does not divide by parallel\.tensor 4",
+        r"n_heads 2 is not divisible by parallel\.tensor 4",
         2,
         nothing,
     ),
@@ -465,7 +465,7 @@ def test_a_signal_saves_and_prints_the_line_to_resume(
     last = list(losses(tmp_path / "run"))[-1]
     assert (tmp_path / "run" / "checkpoints" / f"tokens-{last}").is_dir()
     resume = f"gpt3-jax train --config {tmp_path / 'tiny.yaml'} --train.nonfinite skip"
-    assert err.splitlines()[-2:] == [f"stopped by {number.name} at {last:,} tokens; go on with", f"  {resume}"]
+    assert err.splitlines()[-2:] == [f"stopped by {number.name} at {last:,} tokens; resume with", f"  {resume}"]
     assert out == "" and "Traceback" not in err
 
 

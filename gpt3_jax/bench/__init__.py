@@ -1,1 +1,1 @@
-"""What the attached devices do, measured: the training step, generation, the data loader, checkpoints."""
+"""Measures the attached devices: the training step, generation, the data loader, checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints, through the store that a run uses: how long training waits for a save, and how long a restore takes."""
+"""Measures checkpoints through a run's store: how long training waits for a save, and how long a restore takes."""
 
 from __future__ import annotations
 
@@ -28,26 +28,28 @@ from gpt3_jax.train.state import abstract_state, init_state
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointTimes:
-    """What was measured."""
+    """The measured times."""
 
     blocking_seconds: Spread
-    """`CheckpointStore.save`, from the call until training may go on."""
+    """Duration of `CheckpointStore.save`, after which training may continue."""
     on_disk_seconds: Spread
-    """From the same call until the checkpoint is complete."""
+    """From the start of that call until the checkpoint is complete."""
     restore_seconds: Spread
-    """Reading it back onto the devices, checksums compared. From the operating system's cache, if it is still there."""
+    """Reading it back onto the devices and comparing checksums. May be served from the operating system's page
+    cache."""
     bytes: int
-    """Of one checkpoint, on disk."""
+    """Size of one checkpoint on disk."""
     folder: str
 
 
 def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
     """Saves and restores the whole training state of `config` on its mesh, `repeat` times, inside `folder`.
 
-    What is written there is removed, also after an error.
+    Everything written there is removed, also after an error.
 
     Raises:
-        UserError: no room in the folder or on the devices, a mesh that these do not form, several processes.
+        UserError: not enough room in the folder or on the devices, a mesh that the devices do not form, several
+            processes.
         RunError: saving or reading fails.
     """
     if jax.process_count() > 1:
@@ -56,10 +58,10 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
     abstract = abstract_state(config, mesh)
     _require_memory(abstract, mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    # The one before is deleted only once the new one is complete.
+    # The previous checkpoint is deleted only after the new one is complete.
     require_room(folder, 2.1 * size, "two checkpoints", "take a smaller model")
     state: Any = jax.block_until_ready(init_state(config, mesh))
-    array_checksums(named_leaves(state))  # compiled ahead, as a run does
+    array_checksums(named_leaves(state))  # compiled ahead, as in a run
     blocking, complete, restore = [], [], []
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-bench-", dir=folder) as temporary:
         store = CheckpointStore(temporary, keep_last=1, keep_every_tokens=0)
@@ -70,7 +72,7 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
                 blocking.append(time.perf_counter() - started)
                 store.wait()
                 complete.append(time.perf_counter() - started)
-                state = None  # the next one is what is read: there are never two
+                state = None  # freed before the next one is read, so that only one exists
                 started = time.perf_counter()
                 restored = CheckpointReader(temporary).restore(abstract, tokens=number)
                 assert restored is not None
@@ -79,7 +81,7 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
                 state = restored.state
                 del restored
             written = _bytes(Path(temporary) / f"tokens-{repeat}")
-        finally:  # a save under way would write into the folder while it is removed
+        finally:  # a save in progress would write into the folder while it is removed
             with contextlib.suppress(RunError):
                 store.close()
     return CheckpointTimes(Spread.of(blocking), Spread.of(complete), Spread.of(restore), written, folder)
@@ -87,7 +89,7 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
 
 def _require_memory(abstract: Any, mesh: Mesh) -> None:
     device = mesh.devices.flat[0]
-    # On a CPU the copy that is being written lies beside it.
+    # On a CPU the copy being written is in the same memory.
     copies = 2 if device.platform == "cpu" else 1
     shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(abstract))
     need = copies * sum(math.prod(shape) * itemsize for shape, itemsize in shards)

@@ -1,4 +1,4 @@
-"""What the forms of `model.cpu` buy: each beside the form that other platforms get, on this machine's CPU.
+"""Compares the implementations in `model.cpu` with those of other platforms, on this machine's CPU.
 
     python -m gpt3_jax.bench.cpu_forms
 
@@ -24,7 +24,7 @@ REPEAT = 5
 
 
 def milliseconds(function: Callable[..., Any], *inputs: jax.Array, donated: bool = False) -> float:
-    """The fastest of some runs, compiled ahead. With `donated`, the first input is updated in place, run after run."""
+    """The fastest of some runs, compiled ahead. With `donated`, each run updates the first input in place."""
     compiled = jax.jit(function, donate_argnums=0 if donated else ()).lower(*inputs).compile()
     first, *rest = inputs
     times = []
@@ -47,7 +47,7 @@ def scatter(cache_NSK: jax.Array, new_BHK: jax.Array, slots_B: jax.Array) -> jax
 
 
 def logits_loss(own: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A chunk's mean of -log p with padding masked out: by `cpu`'s forms, or by masks in the reductions."""
+    """Mean of -log p over a chunk with padding masked, with `cpu`'s implementation or with masks in the reductions."""
 
     def loss(logits_CV: jax.Array, labels_C: jax.Array) -> jax.Array:
         column = jnp.arange(VOCAB)
@@ -68,7 +68,7 @@ def training(attention: Callable[..., jax.Array], *qkv_BTHK: jax.Array) -> float
 
 
 def rows() -> dict[str, tuple[float, float]]:
-    """By form: milliseconds with it, and of what other platforms get."""
+    """For each implementation: its milliseconds, and those of the implementation for other platforms."""
     cache, slots, new = random(12, 2048, 64), jnp.array([7]), random(1, 12, 64)
     labels = jnp.arange(CHUNK, dtype=jnp.int32)
     small, large = [random(1, 128, 12, 64)] * 3, [random(1, 2048, 12, 64)] * 3

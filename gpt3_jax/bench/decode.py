@@ -1,4 +1,4 @@
-"""Generation, as `generate` does it, on one device: random weights, random prompts, and a vocabulary without an end."""
+"""Measures generation on one device, with random weights, random prompts and a vocabulary without end-of-text."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from gpt3_jax.model import params as model_params
 from gpt3_jax.program.compiled import without_cache
 
 MOST_ROWS = 16
-"""`generate` takes so many at once, and more in turn."""
+"""Maximum number of rows that `generate` computes at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeTimes:
-    """What was measured."""
+    """The measured times."""
 
     prefill_seconds: Spread
     """From the prompts until the first new tokens are on the host."""
     prefill_tokens_per_second: float
     token_seconds: Spread
-    """Between two tokens of a row on the host, while the next are under way; of all repetitions together."""
+    """Time between two tokens of a row on the host, while the next ones are computed; over all repetitions."""
     tokens_per_second: float
-    """New tokens of all rows together, behind the first; the median of the repetitions."""
+    """Rate of new tokens over all rows, without the first; the median of the repetitions."""
     prompt_tokens: int
     new_tokens: int
     rows: int
     repeat: int
     first_call_seconds: float
-    """The first call of all, which compiles."""
+    """The first call, which compiles."""
     weight_bytes: int
-    """Of the weights in the compute dtype, which each token reads once."""
+    """Size of the weights in the compute dtype, which are read once per token."""
     memory: dict[str, int]
-    """The most in use, by who says so; bytes."""
+    """Peak memory in bytes, by source."""
 
 
 class _Unending:
-    """A vocabulary that ends no document, so that every completion is as long as asked for; a token is one letter."""
+    """A vocabulary without end-of-text, so that completions have the requested length. Each token is one letter."""
 
     name = "bench"
     eot = -1
@@ -57,7 +57,7 @@ class _Unending:
         self._prompt_tokens = prompt_tokens
 
     def encode(self, text: str) -> list[int]:
-        """Random tokens, of the number that the text is."""
+        """Random tokens, as many as the text's number says."""
         found = np.random.default_rng(int(text)).integers(0, self.n_vocab, self._prompt_tokens)
         return [int(token) for token in found]
 
@@ -76,8 +76,8 @@ def lengths(model: ModelConfig, prompt_tokens: int | None, new_tokens: int | Non
     new = min(128, n_ctx - prompt) if new_tokens is None else new_tokens
     if prompt + new > n_ctx or new < 2:
         raise UserError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: together they may be {n_ctx} (model.n_ctx), and at "
-            "least 2 new ones are needed to see the time between them"
+            f"--prompt-tokens {prompt} and --new-tokens {new}: their sum may be at most {n_ctx} (model.n_ctx), and "
+            "at least 2 new tokens are needed to time one"
         )
     return prompt, new
 
@@ -143,7 +143,7 @@ def _complete(generator: Generator, rows: int, new_tokens: int) -> tuple[float, 
     started = time.perf_counter()
     arrived: list[float] = []
     for piece in generator.stream([str(row) for row in range(rows)], max_tokens=new_tokens):
-        if piece.tokens > len(arrived):  # the first row that has so many
+        if piece.tokens > len(arrived):  # the first row that has this many
             arrived.append(time.perf_counter())
     assert len(arrived) == new_tokens
     return arrived[0] - started, [b - a for a, b in itertools.pairwise(arrived)]

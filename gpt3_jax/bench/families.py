@@ -1,8 +1,8 @@
-"""Which family an executed operation of the training step belongs to.
+"""Assigns each executed operation of the training step to a family.
 
-By the named scopes that the step is written with (`model.transformer`, `model.loss`, `parallel.zero`, `train.step`),
-which the compiled program keeps as each instruction's ``op_name``, and by what the instruction is. What an accelerator
-runs under a name of its own (a library's kernel) is known by that name.
+The family follows from the kind of instruction and from the step's named scopes (`model.transformer`, `model.loss`,
+`parallel.zero`, `train.step`), which the compiled program keeps as each instruction's ``op_name``. An accelerator's
+library kernels are recognised by their own names.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Family = Literal[
 
 FAMILIES: dict[Family, str] = {
     "matmul": "projections and the MLP, forward and backward",
-    "attention": "scores, softmax and values of attention itself, its projections apart",
+    "attention": "scores, softmax and values of attention, without its projections",
     "loss": "logits, softmax and their gradients, matmuls included",
     "norm": "LayerNorm",
     "elementwise": "activations, biases, residual sums, and what is fused with them",
-    "embedding": "look-up and its gradient, with the output matrix's",
+    "embedding": "look-up and its gradient, including the output matrix's",
     "optimizer": "AdamW, the gradient's norm and clipping",
-    "weights": "casts and copies of what ZeRO gathers and reduces",
-    "collectives": "while nothing else runs; what is hidden behind other work counts there",
-    "copies": "moves and fills that the compiler put in",
-    "loops": "loops and branches themselves, while nothing inside them runs",
-    "unknown": "what the compiled program does not name",
-    "idle": "nothing runs",
+    "weights": "casts and copies of weights and gradients that ZeRO gathers and reduces",
+    "collectives": "while no other operation runs; overlapped time counts for the other operation",
+    "copies": "copies and fills inserted by the compiler",
+    "loops": "loops and branches themselves, while no operation inside them runs",
+    "unknown": "operations that the compiled program does not name",
+    "idle": "no operation runs",
 }
-"""Every family with what it holds, in the order of tables."""
+"""All families with their descriptions, in the order of tables."""
 
 CONTROL = frozenset({"while", "conditional", "call"})
-"""Opcodes whose time is that of what they run."""
+"""Opcodes whose time is that of the instructions they run."""
 
 _MATMULS = frozenset({"dot", "convolution", "ragged-dot", "scaled-dot"})
 _MOVES = frozenset(
@@ -44,7 +44,7 @@ _MOVES = frozenset(
      "get-tuple-element", "fusion", "custom-call"}
 )  # fmt: skip
 _LINEAGE = 6
-"""Instructions that are looked back at."""
+"""Maximum number of operands that are followed back."""
 _SCOPES: tuple[tuple[frozenset[str], Family], ...] = (
     (frozenset({"optimizer", "clip"}), "optimizer"),
     (frozenset({"head_loss"}), "loss"),
@@ -67,14 +67,15 @@ def family(instruction: Instruction, program: Program) -> Family:
     inside = _inside(instruction, program)
     opcodes = {opcode, *(i.opcode for i in inside)}
     matmul = bool(opcodes & _MATMULS) or _is_matmul_call(instruction)
-    # A matmul that a TPU's compiler has fused with a part of a collective hides it.
+    # A matmul that a TPU's compiler has fused with part of a collective hides the collective.
     if not matmul and any(one.removesuffix("-start").removesuffix("-done") in COLLECTIVES for one in opcodes):
         return "collectives"
     scopes = re.split(r"[/()]+", scope(instruction, program))
     for names, found in _SCOPES:
         if names & set(scopes):
             return found
-    # The layer's scope holds attention's own: the projections and their biases bear the name once, the rest twice.
+    # The scope of the layer and that of attention itself have the same name. It appears once in the names of
+    # projections and their biases, and twice in the others.
     if scopes.count("attention") > 1 or "fmha" in instruction.attributes:
         return "attention"
     if "embed" in scopes:
@@ -89,22 +90,22 @@ def family(instruction: Instruction, program: Program) -> Family:
 
 
 def kernel_family(name: str) -> Family:
-    """The family of what runs under a name that the compiled program does not have."""
+    """The family of a kernel whose name the compiled program does not contain."""
     return next((found for pattern, found in _KERNELS if pattern.search(name)), "unknown")
 
 
 def scope(instruction: Instruction, program: Program) -> str:
-    """The name of an instruction's `origin` in the traced program, with the scopes that it stands in; empty without."""
+    """The name of an instruction's `origin` in the traced program, with its named scopes; empty if it has none."""
     found = origin(instruction, program)
-    # One that the compiler has made of several bears all their names.
+    # An instruction that the compiler merged from several has all their names.
     return re.split(r"[;:]", found.op_name)[0] if found else ""
 
 
 def origin(instruction: Instruction, program: Program) -> Instruction | None:
-    """The instruction that says where this one comes from: itself, if it has a name in the traced program.
+    """The instruction that this one comes from: itself, if it has a name in the traced program.
 
-    Else, of a fusion, the last of its parts that has one. What has none there either, such as the first half of a sum
-    that the compiler has split, belongs where its operand does; but what only moves belongs nowhere (None).
+    For a fusion it is the last part that has a name. An instruction without a name, such as the first half of a sum
+    that the compiler split, belongs to the origin of its operand. One that only moves data belongs to none (None).
     """
     for _ in range(_LINEAGE):
         parts = (instruction, *reversed(_inside(instruction, program)))
@@ -119,7 +120,7 @@ def origin(instruction: Instruction, program: Program) -> Instruction | None:
 
 
 def _started(instruction: Instruction, program: Program) -> Instruction:
-    """Of the later halves of an asynchronous operation, the first."""
+    """The first half of an asynchronous operation, given a later half."""
     for _ in range(_LINEAGE):
         later = instruction.opcode.endswith("-done") or instruction.opcode == "async-update"
         if not later or not instruction.operands or instruction.operands[0] not in program.instructions:
@@ -129,7 +130,7 @@ def _started(instruction: Instruction, program: Program) -> Instruction:
 
 
 def _inside(instruction: Instruction, program: Program) -> list[Instruction]:
-    """The instructions of a fusion, or of what is wrapped into an asynchronous start."""
+    """The instructions of a fusion, or of the computation of an asynchronous start."""
     if instruction.opcode not in ("fusion", "async-start"):
         return []
     return [
@@ -138,7 +139,7 @@ def _inside(instruction: Instruction, program: Program) -> list[Instruction]:
 
 
 def _is_matmul_call(instruction: Instruction) -> bool:
-    """cuBLAS's calls, and Triton's fused matmuls."""
+    """Whether it is a call of cuBLAS, or a matmul fused by Triton."""
     named = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     triton = instruction.opcode == "fusion" and "triton_gemm" in instruction.attributes
     return triton or bool(named and re.search(r"gemm|matmul|cublas", named[1], re.IGNORECASE))

@@ -1,4 +1,4 @@
-"""The data loader: sequences read in training's random order and placed on a device."""
+"""Measures the data loader: sequences read in training's random order and placed on a device."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _DOCUMENT = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class LoaderTimes:
-    """What was measured."""
+    """The measured rates."""
 
     tokens_per_second: Spread
-    """Of each repetition."""
+    """One value per repetition."""
     bytes: int
-    """Of the token files that are read from."""
+    """Total size of the token files."""
     n_ctx: int
     batch: int
     """Sequences in a batch."""
     sources: list[str]
-    """Empty: random tokens, written for the purpose."""
+    """The sources; empty for random tokens written for the measurement."""
 
 
 def measure(
@@ -47,9 +47,9 @@ def measure(
     """Reads batches and places them on the first device, `repeat` times after one to warm up.
 
     Args:
-        sources: what to read; none: random tokens.
-        gigabytes: of random tokens; written into a temporary folder inside `folder`, which is removed.
-        batches: in a repetition.
+        sources: token sources to read; none: random tokens.
+        gigabytes: size of the random tokens, written into a temporary folder inside `folder`, which is removed.
+        batches: batches per repetition.
 
     Raises:
         UserError: a source that is not there; no room for the random tokens.
@@ -63,7 +63,7 @@ def measure(
         opened = [open_source(source) for source in read]
         stream = Stream(opened, [source.weight for source in read], n_ctx, seed=0)
         sharding = NamedSharding(Mesh(jax.local_devices()[:1], (DATA,)), PartitionSpec(DATA))
-        # Three batches are on their way at a time, each as int32 on the host and on the device.
+        # Three batches are in flight at a time, each as int32 on the host and on the device.
         require_memory(3 * 2 * 4 * batch * (n_ctx + 1), "the batches", "lower --batch")
         loader = Loader(stream, sharding, prefetch=2)
         rates = []
@@ -78,7 +78,7 @@ def measure(
 
 
 def _random_shards(folder: Path, gigabytes: float) -> str:
-    """Shards of random byte tokens, as `data tokenize` writes them."""
+    """Writes shards of random byte tokens, as `data tokenize` does."""
     generator = np.random.default_rng(0)
     with ShardWriter(folder, ByteTokenizer(), {"source": "gpt3-jax bench"}) as writer:
         for _ in range(max(1, round(gigabytes * 1e9 / 2 / _DOCUMENT))):

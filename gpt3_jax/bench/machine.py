@@ -1,4 +1,4 @@
-"""The machine that is measured: its devices, its host, the versions of what runs on it, and its memory."""
+"""The machine that is measured: devices, host, software versions and memory."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def describe(used: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def capacity(device: jax.Device) -> int | None:
-    """Bytes that this process can have on the device: what the backend says, else the device table; on CPU, what the
-    host has left, shared among the pretended devices. None where nothing says."""
-    if device.process_index != jax.process_index():  # only a process's own devices answer; the others are like them
+    """Bytes that this process can use on the device: the backend's figure, else the device table's. On CPU, the host's
+    available memory divided among the fake devices. None if unknown."""
+    if device.process_index != jax.process_index():  # only local devices report statistics; assume the others are alike
         device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -54,7 +54,7 @@ def capacity(device: jax.Device) -> int | None:
 
 
 def require_memory(size: float, what: str, instead: str) -> None:
-    """Raises UserError where the host has less than `size` bytes left for `what`; `instead` is what to do then."""
+    """Raises UserError if the host has less than `size` bytes available for `what`. `instead` is the advice given."""
     left = _host_left()
     if left is not None and size > left:
         raise UserError(
@@ -63,11 +63,11 @@ def require_memory(size: float, what: str, instead: str) -> None:
 
 
 def peak_memory(device: jax.Device, compiled: int | None) -> dict[str, int]:
-    """The most memory that was in use, by the name of who says so: the device's own statistics if it keeps any, else
-    what the compiled program asks for; on CPU, the process's peak beside it. Bytes.
+    """Peak memory in bytes, by source: the device's own statistics if there are any, else the size of the compiled
+    program and, on CPU, the process's peak.
 
     Args:
-        compiled: see `program.bytes_on_device`; None where no single program is measured.
+        compiled: see `program.bytes_on_device`; None if no single program is measured.
     """
     found: dict[str, int] = {}
     stats = device.memory_stats()

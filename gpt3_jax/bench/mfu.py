@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation, in each convention under its name, against a peak rate that is named too."""
+"""Model FLOPs utilisation in several named conventions, relative to a named peak rate."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gpt3_jax.plan.receipt import Flops
 
 CONVENTIONS = {
     "6N": "6 per parameter and token (GPT-3 appendix D)",
-    "6N + dense attention": "with attention as if dense and not causal, as most published figures",
-    "6N + visible attention": "with attention as it is, causal and banded",
-    "executed": "all matmuls that run, recomputation included (hardware utilisation, not MFU)",
+    "6N + dense attention": "counting attention as dense and not causal, as most published figures do",
+    "6N + visible attention": "counting attention as computed, causal and banded",
+    "executed": "all executed matmuls, recomputation included (hardware utilisation, not MFU)",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What a utilisation is a share of."""
+    """A rate that utilisation is relative to."""
 
     name: str
     flops: float
@@ -31,7 +31,7 @@ class Peak:
 
 @dataclasses.dataclass(frozen=True)
 class Utilisation:
-    """One convention against one peak."""
+    """One convention relative to one peak."""
 
     convention: str
     peak: str
@@ -39,9 +39,9 @@ class Utilisation:
 
 
 def peaks(mesh: Mesh, dtype: str) -> tuple[list[Peak], str]:
-    """The peaks that there are for matmuls in `dtype`, and one line for a person where the device has none.
+    """The known peaks for matmuls in `dtype`, and a message if the device has none.
 
-    On a CPU, the rate of a matmul, measured now: the pretended devices of one host share it.
+    On a CPU, the peak is the measured rate of a matmul, because the fake devices share one host.
     """
     device = mesh.devices.flat[0]
     known = devices.lookup(device.device_kind)
@@ -62,7 +62,7 @@ def peaks(mesh: Mesh, dtype: str) -> tuple[list[Peak], str]:
 
 
 def utilisations(flops: Flops, device_count: int, step_seconds: float, peaks: list[Peak]) -> list[Utilisation]:
-    """Each convention's work of a step over what each peak could do in its time."""
+    """Each convention's FLOPs of a step, divided by what each peak could compute in the step's time."""
     work = (flops.model, flops.model_dense, flops.model_visible, flops.device * device_count)
     return [
         Utilisation(convention, peak.name, amount / step_seconds / peak.flops)

@@ -1,4 +1,4 @@
-"""Where a step's time goes: each moment of some traced steps, given to the family of what ran in it."""
+"""Where a step's time goes: assigns each moment of some traced steps to the family of the operation that ran."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from gpt3_jax.program import compiled as program
 from gpt3_jax.program.hlo import Instruction, Program
 
 LARGEST = 10
-"""Operations that are listed by themselves."""
+"""Number of operations listed individually."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One family, or one operation, of one step."""
+    """The share of one family, or of one operation, in a step."""
 
     seconds: float
-    """Of the step's wall time. Where several operations run at once, each has an equal part of that moment; a
-    collective has only moments in which nothing else runs, a loop those in which nothing inside it does."""
+    """Share of the step's wall time. Operations that run at the same time share that moment equally. A collective
+    counts only while no other operation runs, a loop only while nothing inside it runs."""
     running: float
-    """From beginning to end of each operation, summed: more than `seconds` where operations run side by side."""
+    """Sum of the operations' durations; exceeds `seconds` if operations overlap."""
     calls: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One of the largest."""
+    """One of the largest operations."""
 
     name: str
     family: Family
     share: Share
     shape: str
     source: str
-    """The line of Python that made it; empty where the compiler lost it."""
+    """The source line of Python; empty if the compiler lost it."""
     place: str
-    """Where in the step: see `place`."""
+    """Place in the step: see `place`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """An average step."""
+    """The profile of an average step."""
 
     steps: int
     step_seconds: float
-    """From the first operation of the first step to the last of the last, over the steps. Tracing slows them down."""
+    """From the first operation of the first step to the last of the last step, divided by the steps. Tracing slows
+    them."""
     families: dict[Family, Share]
     """They sum to `step_seconds`, idle included."""
     largest: list[Operation]
 
 
 def profile(bench: StepBench, steps: int) -> Profile:
-    """Traces `steps` steps, dispatched as the training loop does, on the first device of this process.
+    """Traces `steps` steps on the first device of this process, dispatched as in the training loop.
 
     Raises:
-        RunError: the profile, or the compiled program, cannot be read.
+        RunError: the profile or the compiled program cannot be read.
     """
     text = program.text(bench.program)
     events = record(lambda: bench.loop(steps))
@@ -66,7 +67,7 @@ def profile(bench: StepBench, steps: int) -> Profile:
 
 
 def account(events: Iterable[Event], compiled: Program, steps: int) -> Profile:
-    """Gives each moment from the first event to the last to what ran in it."""
+    """Assigns each moment from the first event to the last to the operations that ran in it."""
     events = list(events)
     known = _Names(compiled)
     families = {op: known.family(op) for op in {event.op for event in events}}
@@ -88,7 +89,7 @@ def account(events: Iterable[Event], compiled: Program, steps: int) -> Profile:
 
 
 def _divide(events: list[Event], families: dict[str, Family]) -> tuple[dict[str, float], float]:
-    """Seconds of each operation by the rule of `Share`, and those of none."""
+    """Seconds of each operation by the rule of `Share`, and idle seconds."""
     rank = {op: 2 if of == "loops" else 1 if of == "collectives" else 0 for op, of in families.items()}
     edges = sorted([(e.start, True, e.op) for e in events] + [(e.end, False, e.op) for e in events])
     running: tuple[dict[str, int], ...] = ({}, {}, {})
@@ -113,11 +114,11 @@ def _divide(events: list[Event], families: dict[str, Family]) -> tuple[dict[str,
 
 
 class _Names:
-    """The compiled program's instructions by the names that a trace has for them."""
+    """The compiled program's instructions, by their names in a trace."""
 
     def __init__(self, compiled: Program) -> None:
         self._program = compiled
-        # A GPU's kernel bears its instruction's name with what CUDA does not take replaced.
+        # A GPU kernel has its instruction's name, with characters that CUDA does not allow replaced.
         self._kernels = {name.replace(".", "_").replace("-", "_"): i for name, i in compiled.instructions.items()}
 
     def _find(self, op: str) -> Instruction | None:
@@ -133,16 +134,17 @@ class _Names:
             return Operation(op, of, share, "", "", "")
         traced = origin(found, self._program)
         lines = self._program.sources(traced) if traced else []
-        # Every matmul stands in one file: who asked for it says more.
+        # All matmuls are in one file, so the scope is more informative.
         line = next((one for one in lines if not one.startswith(_MATMULS_FILE)), "".join(lines[:1]))
         where = place(scope(found, self._program)) or "of " + ", ".join(found.operands[:1])
         return Operation(op, of, share, found.shape, line, where)
 
 
 def place(scope: str) -> str:
-    """What a name of the compiled program says to a person: ``backward, mlp, ni,no->io``.
+    """Formats an op name of the compiled program: ``backward, mlp, ni,no->io``.
 
-    A named scope alone, with the equation of a matmul, or the operation; "again" for what a backward pass recomputes.
+    It keeps the named scopes and the equation of a matmul, or the operation; "again" marks recomputation in the
+    backward pass.
     """
     parts = [part for part in re.split(r"[/()]+", scope) if part]
     direction = "again" if "rematted_computation" in parts else "backward" if "transpose(" in scope else ""

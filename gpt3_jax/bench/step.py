@@ -1,4 +1,4 @@
-"""The training step: the very program that `train` runs, on random tokens that lie on the devices already."""
+"""Measures the training step: the same compiled program that `train` runs, on random tokens already on the devices."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 
 STEPS, BUDGET_S = 20, 20.0
-"""Without a number given: so many steps, or as many as fit into this time, in each way of running them."""
+"""Default number of steps, in each way of running them, and the time that they may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTimes:
-    """What was measured."""
+    """The measured times."""
 
     loop: Spread
-    """Seconds between one step's metrics and the next's, dispatched as the training loop does: the next step is under
-    way before this one's metrics are read."""
+    """Seconds between the metrics of successive steps, dispatched as in the training loop: each step is dispatched
+    before the previous step's metrics are read."""
     waited: Spread
-    """Seconds of a step that is waited for before the next is dispatched."""
+    """Seconds of a step that finishes before the next is dispatched."""
     tokens_per_second: float
-    """Of the loop, all its steps together."""
+    """Of the training loop's way, over all its steps."""
     warmup: int
     trace_seconds: float
     lower_seconds: float
     compile_seconds: float
     memory: dict[str, int]
-    """The most in use, by who says so; bytes."""
+    """Peak memory in bytes, by source."""
     flops: Flops
     peaks: list[mfu.Peak]
     utilisations: list[mfu.Utilisation]
     note: str
-    """What is missing, for the person; empty where nothing is."""
+    """What could not be measured, for the user; empty if nothing is missing."""
     loss: float
-    """Of the last step."""
+    """Loss of the last step."""
 
 
 class StepBench:
     """A compiled step with its state and a batch, ready to run.
 
     Raises:
-        UserError: what was asked for does not fit the devices.
-        RunError: it runs out of memory.
+        UserError: the step does not fit the devices.
+        RunError: the devices run out of memory.
     """
 
     def __init__(self, config: Config, keep_batch: bool) -> None:
@@ -96,7 +96,8 @@ class StepBench:
         return program.compile_program(step, abstract_state(work.config, work.mesh), rows)
 
     def _require_room(self) -> None:
-        """On a CPU nobody refuses: the system would end a process that takes too much, without a word."""
+        """Raises on a CPU, where the system would otherwise kill a process that takes too much memory, without a
+        message."""
         device = self.work.mesh.devices.flat[0]
         room = capacity(device)
         if device.platform == "cpu" and room is not None and self.program.bytes > room:
@@ -113,14 +114,14 @@ class StepBench:
         return time.perf_counter() - started
 
     def measure(self, steps: int | None, warmup: int) -> StepTimes:
-        """Times the step both ways, after `warmup` steps, the first of which showed that it fits.
+        """Times the step both ways, after `warmup` steps. The first of these showed that the step fits.
 
         Args:
-            steps: of each way; None: `STEPS`, or as many as fit into `BUDGET_S`.
+            steps: number of steps for each way; None: `STEPS`, or as many as fit into `BUDGET_S`.
             warmup: at least 1.
 
         Raises:
-            RunError: a loss that is not finite: the step then does not do its work.
+            RunError: the loss is not finite, so the step did not do its work.
         """
         last = [self._first, *(self._once() for _ in range(warmup - 1))][-1]
         count = repetitions(steps, last, STEPS, BUDGET_S)
@@ -149,7 +150,7 @@ class StepBench:
         )
 
     def loop(self, count: int) -> tuple[list[float], float]:
-        """Runs steps as the training loop does; the seconds between their metrics, and the last loss."""
+        """Runs steps as the training loop does. Returns the seconds between their metrics, and the last loss."""
         intervals: list[float] = []
         pending: Any = None
         started = time.perf_counter()
@@ -168,7 +169,7 @@ class StepBench:
 
 
 def _random_rows(work: Workload) -> jax.Array:
-    """Random tokens [sequences, n_ctx + 1], laid out as the loader does; the same ones in every process."""
+    """Random tokens [sequences, n_ctx + 1], sharded as the loader does; the same in every process."""
     shape = (work.batch.sequences, work.config.model.n_ctx + 1)
     rows = np.random.default_rng(0).integers(0, work.config.model.n_vocab, shape, np.int32)
     return jax.make_array_from_callback(
@@ -183,7 +184,7 @@ def _too_large(work: Workload, error: jax.errors.JaxRuntimeError) -> str:
     shards = batch_shards(work.mesh)
     more = ""
     if work.mesh.devices.flat[0].platform == "gpu":
-        more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} says more"
+        more = f"; XLA takes {XLA_GPU_FRACTION_DEFAULT} of a GPU's memory unless {XLA_GPU_FRACTION_VARIABLE} is set"
     return (
         f"{work.batch.sequences} sequences in {work.batch.microbatches} microbatches on {shards} data shards do not "
         f"fit the devices: {why}; lower memory.microbatch, raise parallel.stage, spread the model over more devices, "

@@ -1,4 +1,4 @@
-"""The disk that temporary files go to: whether it is there, and has room."""
+"""Checks the folder for temporary files: that it exists and has room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt3_jax.errors import UserError
 
 
 def require_room(folder: str, size: float, what: str, instead: str) -> None:
-    """Raises UserError where `size` bytes of `what` do not fit into `folder`; `instead` is what to do then."""
+    """Raises UserError if `size` bytes of `what` do not fit into `folder`. `instead` is the advice given."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
@@ -19,7 +19,7 @@ def require_room(folder: str, size: float, what: str, instead: str) -> None:
 
 
 def require_folder(folder: str) -> str:
-    """The absolute path of a folder that can be written to; UserError where it is none."""
+    """The absolute path of a writable folder. Raises UserError if it is not one."""
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--folder {folder!r} is not a folder that can be written to; choose another")
     return os.path.abspath(folder)

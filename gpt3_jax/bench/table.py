@@ -1,4 +1,4 @@
-"""Measurements as text for people."""
+"""Formats measurements for the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt3_jax.quantities import count, grid, measured, size
 
 
 def machine(m: dict[str, Any]) -> str:
-    """What it ran on."""
+    """The machine."""
     kind = m["device"] or m["device_kind"]
     processes = f" in {m['processes']} processes" if m["processes"] > 1 else ""
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
@@ -26,7 +26,7 @@ def machine(m: dict[str, Any]) -> str:
 
 
 def model(w: dict[str, Any]) -> str:
-    """Which model."""
+    """The model."""
     return (
         f"{' + '.join(w['configuration'])}: {count(w['parameters'])} parameters ({w['n_layers']} layers × "
         f"{w['d_model']}, {w['n_heads']} heads, context {w['n_ctx']}, vocabulary {w['n_vocab']:,}), {w['dtype']}"
@@ -34,7 +34,7 @@ def model(w: dict[str, Any]) -> str:
 
 
 def work(w: dict[str, Any]) -> str:
-    """Which step."""
+    """The batch and the layout of a step."""
     mesh = " × ".join(f"{axis} {n}" for axis, n in w["mesh"].items())
     micro = f"{w['microbatches']} microbatches" if w["microbatches"] > 1 else "one microbatch"
     sequences = f"{w['sequences']:,} {'sequence' if w['sequences'] == 1 else 'sequences'}"
@@ -44,16 +44,16 @@ def work(w: dict[str, Any]) -> str:
         f"batch {w['batch_tokens']:,} tokens: {sequences} in {micro}",
     ]
     if w["batch_note"]:
-        lines[-1] += f"\n  ({w['batch_note']}; --train.batch_tokens N asks for another)"
+        lines[-1] += f"\n  ({w['batch_note']}; --train.batch_tokens N sets another)"
     return "\n".join(lines)
 
 
 def step(s: StepTimes) -> str:
     """The step's times, its utilisation, its memory."""
-    times = [("as train runs it", *_spread(s.loop)), ("each waited for", *_spread(s.waited))]
+    times = [("dispatched as in train", *_spread(s.loop)), ("one at a time", *_spread(s.waited))]
     lines = [
-        f"Step: {count(s.tokens_per_second)} tokens/s; {s.loop.count} steps in each way, after {s.warmup} to warm up",
-        grid(times, ("", "median", "middle half", "fastest", "slowest")),
+        f"Step: {count(s.tokens_per_second)} tokens/s; {s.loop.count} steps each way, after {s.warmup} for warm-up",
+        grid(times, ("", "median", "quartiles", "fastest", "slowest")),
         f"  compiling: tracing {s.trace_seconds:.1f} s, lowering {s.lower_seconds:.1f} s, the compiler "
         f"{s.compile_seconds:.1f} s",
         _memory(s.memory),
@@ -69,7 +69,7 @@ def step(s: StepTimes) -> str:
 
 
 def profile(p: Profile) -> str:
-    """Families and the largest operations."""
+    """The families and the largest operations."""
     rows = [
         (name, measured(share.seconds), f"{share.seconds / p.step_seconds:.1%}", measured(share.running), what)
         for name, what in FAMILIES.items()
@@ -105,11 +105,11 @@ def decode(d: DecodeTimes) -> str:
             f"{d.prompt_tokens} tokens, {d.new_tokens} new ones, drawn at temperature 1; repeated: {d.repeat})",
             grid(
                 [("first token", *_spread(d.prefill_seconds)), ("each further token", *_spread(d.token_seconds))],
-                ("", "median", "middle half", "fastest", "slowest"),
+                ("", "median", "quartiles", "fastest", "slowest"),
             ),
             f"  {count(d.prefill_tokens_per_second)} prompt tokens/s; first call, which compiles: "
             f"{measured(d.first_call_seconds)}",
-            f"  weights read once a token: {size(d.weight_bytes)}, so "
+            f"  weights read once per token: {size(d.weight_bytes)}, so "
             f"{d.weight_bytes / d.token_seconds.median / 1e9:,.1f} GB/s",
             *([_memory(d.memory)] if d.memory else []),
         ]
@@ -137,8 +137,8 @@ def checkpoint(c: CheckpointTimes) -> str:
         [
             f"Checkpoint: {c.bytes / 1e9:,.2f} GB in {c.folder}, written at "
             f"{c.bytes / c.on_disk_seconds.median / 1e9:,.2f} GB/s; repeated: {c.blocking_seconds.count}",
-            grid(rows, ("", "median", "middle half", "fastest", "slowest")),
-            "  restored at once: what was just written may still be in memory",
+            grid(rows, ("", "median", "quartiles", "fastest", "slowest")),
+            "  restored right after the save, so the data may still be in the page cache",
         ]
     )
 
@@ -161,7 +161,7 @@ def _memory(memory: dict[str, int]) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """As `grid`, with text behind the numbers, to the left."""
+    """Like `grid`, with left-aligned text after the numbers."""
     numbers = sum(1 for title in head if title)
     text = [row[1 + numbers :] for row in rows]
     widths = [max((len(row[i]) for row in text), default=0) for i in range(len(head) - 1 - numbers)]

@@ -1,4 +1,4 @@
-"""Repeated measurements, and what is said of them."""
+"""Repeated measurements and their statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MATMUL_REPEATS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """The median of some measurements and how far they lie apart. Nothing is left out as an outlier."""
+    """Median, quartiles and range of some measurements. No outlier is dropped."""
 
     median: float
     quartile_1: float
@@ -29,21 +29,21 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Computes the statistics of at least one value."""
         low, first, middle, third, high = (float(q) for q in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
         return Spread(middle, first, third, low, high, len(values))
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Seconds until what `run` returns is computed."""
+    """Seconds until the result of `run` is computed."""
     started = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - started
 
 
 def repetitions(asked: int | None, one: float, most: int, budget: float, least: int = 3) -> int:
-    """How often to measure: as asked, else `most` times, or as often as fits into `budget` seconds at `one` second
-    each; `least` times at least."""
+    """Number of repetitions: `asked`, else `most`, limited to what fits into `budget` seconds at `one` second each, but
+    at least `least`."""
     if asked is not None:
         return asked
     return max(least, min(most, math.floor(budget / max(one, 1e-9))))

@@ -1,11 +1,13 @@
-"""What ran on a device and when, from JAX's own profiler.
+"""Reads from JAX's profiler which operation ran on a device, and when.
 
-Seen, with jax 0.10.2 and 0.12.0.1, on CPUs: the plane ``/host:CPU`` has a line for each thread, and each operation that
-a thunk of XLA ran is an event with the statistics ``hlo_op`` and ``device_ordinal``, whose true end may be another
-event; loops are events around those of their bodies, which may lie on other threads. Not seen, only known: a GPU's
-plane ``/device:GPU:N`` has a line ``Stream #...`` for each stream, whose kernels bear ``hlo_op``, but inside a CUDA
-graph perhaps their own name alone (which does not tell the loss's matmuls from others); a TPU's plane
-``/device:TPU:N`` has a line ``XLA Ops``, whose events are named by the instruction's text.
+On CPUs, as observed with jax 0.10.2 and 0.12.0.1, the plane ``/host:CPU`` has a line for each thread. Each operation
+that an XLA thunk ran is an event with the statistics ``hlo_op`` and ``device_ordinal``; another event may mark its true
+end. A loop is an event around those of its body, which may lie on other threads.
+
+The formats of accelerators are known but were not observed. A GPU's plane ``/device:GPU:N`` has a line ``Stream #...``
+for each stream. Its kernels have ``hlo_op``, but inside a CUDA graph perhaps only their own name (which does not
+distinguish the loss's matmuls from others). A TPU's plane ``/device:TPU:N`` has a line ``XLA Ops``, whose events are
+named by the instruction's text.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ _NAME = re.compile(r"%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One operation, once."""
+    """One execution of an operation."""
 
     op: str
-    """The instruction of the compiled program; a kernel's own name where it has none."""
+    """The instruction of the compiled program, or a kernel's own name."""
     start: float
-    """Seconds, from some moment."""
+    """Seconds, relative to an arbitrary origin."""
     end: float
 
 
 def record(run: Callable[[], Any]) -> list[Event]:
-    """Everything that the first device of this process ran in `run`, which must wait for it.
+    """Returns everything that the first device of this process ran in `run`. `run` must wait for the device.
 
     Raises:
-        RunError: this JAX has no reader of its profiles, or the profile holds no operations.
+        RunError: this version of JAX cannot read its profiles, or the profile holds no operations.
     """
     reader = getattr(jax.profiler, "ProfileData", None)
     if reader is None:
@@ -50,7 +52,7 @@ def record(run: Callable[[], Any]) -> list[Event]:
         )
     with tempfile.TemporaryDirectory(prefix="gpt3-jax-bench-") as folder:
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # Python's own calls are many, and not looked at
+        options.python_tracer_level = 0  # Python's own calls are many, and not used
         jax.profiler.start_trace(folder, profiler_options=options)
         try:
             run()
@@ -58,7 +60,7 @@ def record(run: Callable[[], Any]) -> list[Event]:
             jax.profiler.stop_trace()
         files = sorted(Path(folder).rglob("*.xplane.pb"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of its own types' missing module names
+            warnings.simplefilter("ignore", DeprecationWarning)  # about its own types' missing module names
             found = [event for file in files for event in read(reader.from_file(str(file)).planes)]
     if not found:
         raise RunError("the profile holds no operations of a device that this reader knows; leave --profile out")
@@ -66,7 +68,7 @@ def record(run: Callable[[], Any]) -> list[Event]:
 
 
 def read(planes: Iterable[Any]) -> Iterator[Event]:
-    """The events of the first device, from planes as `jax.profiler.ProfileData` has them."""
+    """The events of the first device, from planes in the format of `jax.profiler.ProfileData`."""
     planes = list(planes)
     devices = [(int(found[2]), found[1], plane) for plane in planes if (found := _DEVICE.fullmatch(plane.name))]
     if not devices:
@@ -83,8 +85,8 @@ def read(planes: Iterable[Any]) -> Iterator[Event]:
 
 
 def _host_events(plane: Any) -> Iterator[Event]:
-    """A thunk may go on in other threads after its own event: another, ``end: NAME``, that bears its number as the
-    consumer of what the first produces, begins when it is done."""
+    """A thunk may continue in other threads after its own event. Then the event ``end: NAME``, whose consumer number is
+    the first event's producer number, begins when the thunk is done."""
     found: list[tuple[int, Any, Any]] = []
     done: dict[Any, float] = {}
     for line in plane.lines:

@@ -1,4 +1,4 @@
-"""What is measured: a configuration with a batch that the attached devices can hold, on their mesh."""
+"""What is measured: a configuration on the attached devices' mesh, with a batch that they can hold."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from gpt3_jax.plan import estimate
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
 
 _CPU_STEP_FLOPS = 2e12
-"""Arithmetic of a step (6N) that a CPU is given at most, above one sequence: seconds on a laptop."""
+"""Maximum FLOPs (6N) of a step on a CPU, if it has more than one sequence: seconds on a laptop."""
 _SHARD_TOKENS = 32_768
-"""Tokens of a microbatch that another device is given at most: by arithmetic enough to fill it."""
+"""Maximum tokens of a microbatch on other devices: by arithmetic, enough to keep the device busy."""
 _ROOM = 0.7
-"""Share of a device's memory up to which an estimate is believed to fit; see `plan.search` for how far off it is."""
+"""Fraction of a device's memory below which an estimate counts as fitting. `plan.search` states its error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One step's shape."""
+    """The shape of a step."""
 
     config: Config
-    """With the batch that is run."""
+    """The configuration, with the batch that is run."""
     mesh: Mesh
     batch: BatchSize
-    """Sequences and microbatches."""
+    """Number of sequences and microbatches."""
     why: str
-    """Why the batch is not the configuration's; empty where it is."""
+    """Why the batch differs from the configuration's; empty if it does not."""
 
     @property
     def tokens(self) -> int:
@@ -49,28 +49,28 @@ class Workload:
 
 
 def with_batch(config: Config, shard_sequences: int, shards: int) -> Config:
-    """The configuration with so many sequences on each data shard, in one microbatch, without a ramp."""
+    """The configuration with `shard_sequences` sequences on each data shard, in one microbatch, without a ramp."""
     tokens = shard_sequences * shards * config.model.n_ctx
     return replace(config, train={"batch_tokens": tokens, "ramp_tokens": 0}, memory={"microbatch": 0})
 
 
 def cpu_shard_sequences(config: Config) -> int:
-    """Sequences that a data shard of a CPU is given in one microbatch. Needs no device."""
+    """Number of sequences for one microbatch on a CPU's data shard. Needs no device."""
     one = 6.0 * count_params(config.model) * config.model.n_ctx
     whole = config.memory.microbatch or max(1, config.train.batch_tokens // config.model.n_ctx)
     return max(1, min(whole, int(_CPU_STEP_FLOPS / one)))
 
 
 def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | None = None) -> Workload:
-    """The workload: one microbatch on each data shard, as large as the configuration's and no larger than fits. A
-    `memory.microbatch` above the batch is taken as asked for.
+    """The workload: one microbatch on each data shard, as large as the configuration's, or as large as fits. A
+    `memory.microbatch` above the batch is used as it is.
 
     Args:
-        keep_batch: take the configuration's whole batch, with its microbatches, as it is.
-        largest: sequences of a data shard at most; given where more turned out not to fit.
+        keep_batch: use the configuration's whole batch with its microbatches.
+        largest: maximum sequences of a data shard, after larger numbers turned out not to fit.
 
     Raises:
-        UserError: a batch or a model that the mesh does not divide, or a model that the devices cannot hold.
+        UserError: the mesh does not divide the batch or the model, or the devices cannot hold the model.
     """
     shards = batch_shards(mesh)
     device = mesh.devices.flat[0]
@@ -83,20 +83,21 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
     else:
         sequences, reason = asked, ""
         if device.platform == "cpu":
-            sequences, reason = min(sequences, cpu_shard_sequences(config)), "what a CPU has time for"
+            sequences, reason = min(sequences, cpu_shard_sequences(config)), "limited by the CPU's speed"
         elif not micro:
             sequences = max(1, min(sequences, _SHARD_TOKENS // config.model.n_ctx))
-            reason = "enough to fill the device"
+            reason = "enough to keep the device busy"
         if largest is not None:
-            sequences, reason = min(sequences, largest), "what its memory holds"
+            sequences, reason = min(sequences, largest), "limited by memory"
         while (
             not micro and sequences > 1 and room is not None and estimated_bytes(config, mesh, sequences) > _ROOM * room
         ):
-            sequences, reason = sequences // 2, "what its memory holds"
+            sequences, reason = sequences // 2, "limited by memory"
         run = with_batch(config, sequences, shards)
     batch = batch_schedule(run, shards).sizes[0]
     need = estimated_bytes(config, mesh, 1)
-    # Refused only where it is certain, but on a CPU: there the system would end some process, and say nothing.
+    # Refused only if it certainly does not fit, except on a CPU, where the system would kill a process without a
+    # message.
     if room is not None and need > (0.9 if device.platform == "cpu" else 1.3) * room:
         raise UserError(
             f"{count_params(config.model):,} parameters at ZeRO stage {config.parallel.stage} need about "
@@ -105,24 +106,24 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
         )
     why = ""
     if batch.sequences * run.model.n_ctx != config.train.batch_tokens or sequences < asked:
-        why = f"of the configuration's {config.train.batch_tokens:,} tokens one microbatch on each data shard"
+        why = f"one microbatch per data shard instead of the configuration's {config.train.batch_tokens:,} tokens"
         if asked > whole:
-            why = f"memory.microbatch {micro} on each data shard, above the {whole} of the configuration's batch"
+            why = f"memory.microbatch {micro} per data shard, above the {whole} of the configuration's batch"
         if sequences < asked:
-            why += f", {sequences} of its {asked} sequences: {reason}"
+            why += f", {sequences} of its {asked} sequences ({reason})"
     if keep_batch and micro > whole:
-        why = f"one microbatch on each data shard, of its {whole} sequences: memory.microbatch {micro} is above them"
+        why = f"one microbatch per data shard: memory.microbatch {micro} is above its {whole} sequences"
     return Workload(run, mesh, batch, why)
 
 
 def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
-    """About the bytes that a device needs for one microbatch of so many sequences on each data shard."""
+    """Estimated bytes on a device for one microbatch of `shard_sequences` sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
     return estimate.memory(run, mesh.shape[REPLICA], mesh.shape[DATA], mesh.shape[TENSOR], 1)
 
 
 def attention_choices(work: Workload) -> dict[str, str]:
-    """The implementation of attention that each kind of layer takes, by kind: ``{"dense": "cudnn", ...}``."""
+    """The implementation of attention for each kind of layer: ``{"dense": "cudnn", ...}``."""
     model = work.config.model
     heads = model.n_heads // work.mesh.shape[TENSOR]
     shape = (work.shard_sequences, model.n_ctx, heads, model.d_head)
@@ -135,7 +136,7 @@ def attention_choices(work: Workload) -> dict[str, str]:
 
 
 def describe(work: Workload, names: list[str]) -> dict[str, Any]:
-    """What is run, as JSON. `names`: the configuration files."""
+    """The workload as JSON. `names` are the configuration files."""
     config, model = work.config, work.config.model
     return {
         "configuration": names,

@@ -1,4 +1,4 @@
-"""`gpt3-jax bench`: what a configuration does on the devices that are attached, measured."""
+"""`gpt3-jax bench`: measures what a configuration does on the attached devices."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ ALONE = ("ceilings",)
 _USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|ceilings|all] [--config FILE ...]
                       [options] [--SECTION.KEY VALUE ...]"""
 
-_DESCRIPTION = """Measures, on the attached devices: step, the training step that train runs (the default); decode,
-generation; loader, the reading of data in training's order; checkpoint, saving and restoring; or all of them. Without
-a configuration, the quickstart's. ceilings measures the machine alone: a large bf16 matmul and a copy."""
+_DESCRIPTION = """Measures on the attached devices: the training step that train runs (step, the default), generation
+(decode), reading data in training's order (loader), saving and restoring (checkpoint), or all of them. Without a
+configuration, it uses the quickstart's. ceilings measures the machine alone: a large bf16 matmul and a copy."""
 
 _EPILOG = """examples:
   gpt3-jax bench --config gpt3-small
   gpt3-jax bench --config gpt3-xl --config mesh-h100-8 --memory.microbatch 16 --profile
   gpt3-jax bench all --config gpt3-small --json
 
-The step takes one microbatch on each data shard; --train.batch_tokens asks for a whole batch, accumulated as in
-training. exit codes: 0 measured; 1 something failed while running; 2 what was asked for is wrong"""
+The step takes one microbatch on each data shard; --train.batch_tokens sets a whole batch, accumulated as in training.
+exit codes: 0 measured; 1 something failed while running; 2 what was asked for is wrong"""
 
 
 def main(argv: list[str]) -> int:
-    """Measures, prints the figures, and returns the exit code.
+    """Measures, prints the results, and returns the exit code.
 
     Raises:
-        UserError: what was asked for is wrong, or cannot be on this machine.
+        UserError: the arguments are wrong, or this machine cannot run the measurement.
         RunError: something failed while running.
     """
     own, overrides = _split(argv)
@@ -54,13 +54,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unknown option {unknown[0]}{hint}")
     if args.what not in (*PARTS, *ALONE, "all"):
         raise UserError(
-            f"bench cannot measure {args.what!r}; expected {', '.join((*PARTS, *ALONE))} or all (a configuration is "
-            "given as --config FILE, a source of tokens behind loader)"
+            f"bench cannot measure {args.what!r}; expected {', '.join((*PARTS, *ALONE))} or all (give a "
+            "configuration as --config FILE, and token sources after loader)"
         )
     parts = PARTS if args.what == "all" else (args.what,)
     _check(args, parts)
     names = args.config or ["quickstart"]
-    # A step has one batch size: a ramp, whose start may be above the batch asked for, has no part in it.
+    # A step has one batch size. The ramp is turned off, because its start may be above the given batch size.
     config = load_config(names, ["--train.ramp_tokens", "0", *overrides])
     keep_batch = any(option.partition("=")[0] == "--train.batch_tokens" for option in overrides)
     _prepare(config, keep_batch)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own arguments, and the overrides of the configuration, ``--section.key`` with their values."""
+    """The command's own arguments, and the overrides of the configuration (``--section.key`` with their values)."""
     own: list[str] = []
     overrides: list[str] = []
     rest = iter(argv)
@@ -97,7 +97,7 @@ _OPTIONS = {
     "decode": ("prompt_tokens", "new_tokens", "rows"),
     "loader": ("gigabytes", "n_ctx", "batch", "batches"),
 }
-"""What each part alone reads, refused with another."""
+"""The options that only one part uses. They are refused with other parts."""
 
 
 def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
@@ -119,14 +119,14 @@ def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
 
 
 def _prepare(config: Config, keep_batch: bool) -> None:
-    """What must be done before JAX starts its threads: see `train`."""
+    """What must be done before JAX starts its threads; see `train`."""
     from gpt3_jax.bench.workload import cpu_shard_sequences, with_batch
     from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
 
     if cpu_only():
         import jax
 
-        # The profiler of a TPU's library that is installed to plan with ends the process where there is no TPU.
+        # If libtpu is installed only for planning, its profiler ends the process, because there is no TPU.
         jax.config.update("jax_platforms", "cpu")
         run = config if keep_batch else with_batch(config, cpu_shard_sequences(config), 1)
         keep_freed_memory(step_bytes(run))
@@ -141,7 +141,7 @@ class _Bench:
         self._texts: list[str] = []
 
     def run(self, parts: tuple[str, ...]) -> int:
-        """Measures the parts; of several, one that cannot be is left out, aloud."""
+        """Measures the parts. With several parts, skips those that fail, with a message."""
         import jax
 
         from gpt3_jax.bench import machine, table
@@ -156,7 +156,7 @@ class _Bench:
         code = 0
         for part in parts:
             try:
-                with together(f"measuring {part}"):  # before the next part, which one process must not begin alone
+                with together(f"measuring {part}"):  # all processes finish before any begins the next part
                     measures[part]()
             except (UserError, RunError) as error:
                 if len(parts) == 1:
@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         "a temporary folder that is removed)",
     )
     parser.add_argument(
-        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as of train; later ones win"
+        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as in train; later ones win"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         type=local_path,
         default=tempfile.gettempdir(),
         metavar="DIR",
-        help="where temporary folders are made, whose disk the checkpoints are measured on (default: %(default)s)",
+        help="folder for temporary files; checkpoints are measured on its disk (default: %(default)s)",
     )
     parser.add_argument(
         "--repeat",
@@ -267,19 +267,19 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         metavar="N",
-        help="steps to measure, twice: as train runs them, and each waited for (default: 20, or as many as take about "
-        "20 s, 3 at least)",
+        help="number of steps to measure, both dispatched as in train and one at a time (default: 20, or as many as "
+        "take about 20 s, at least 3)",
     )
-    step.add_argument("--warmup", type=int, default=2, metavar="N", help="steps before that (default: %(default)s)")
+    step.add_argument("--warmup", type=int, default=2, metavar="N", help="warm-up steps (default: %(default)s)")
     step.add_argument(
         "--profile", action="store_true", help="also trace three steps, and print where their time goes, by operation"
     )
     decode = parser.add_argument_group("decode")
     decode.add_argument(
-        "--prompt-tokens", type=int, metavar="N", help="tokens of each prompt (default: half of model.n_ctx)"
+        "--prompt-tokens", type=int, metavar="N", help="tokens per prompt (default: half of model.n_ctx)"
     )
     decode.add_argument(
-        "--new-tokens", type=int, metavar="N", help="tokens of each completion (default: 128, or what is left)"
+        "--new-tokens", type=int, metavar="N", help="tokens per completion (default: 128, or what the context leaves)"
     )
     decode.add_argument(
         "--rows", type=int, default=1, metavar="N", help="prompts completed at once, up to 16 (default: %(default)s)"
@@ -292,12 +292,12 @@ def _parser() -> argparse.ArgumentParser:
         "--n-ctx",
         type=int,
         metavar="N",
-        help="tokens in a sequence (default: model.n_ctx of a --config, or 2048)",
+        help="tokens per sequence (default: model.n_ctx of a --config, or 2048)",
     )
     loader.add_argument(
-        "--batch", type=int, default=256, metavar="N", help="sequences in a batch (default: %(default)s)"
+        "--batch", type=int, default=256, metavar="N", help="sequences per batch (default: %(default)s)"
     )
     loader.add_argument(
-        "--batches", type=int, default=20, metavar="N", help="batches in a repetition (default: %(default)s)"
+        "--batches", type=int, default=20, metavar="N", help="batches per repetition (default: %(default)s)"
     )
     return parser

@@ -1,4 +1,4 @@
-"""`gpt3-jax convert`: from and to Hugging Face's GPT-2 and GPT-Neo."""
+"""`gpt3-jax convert`: converts models from and to Hugging Face's GPT-2 and GPT-Neo formats."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _DESCRIPTION = """Converts between runs of this project and models in Hugging Fa
 dense, GPT-Neo when dense and banded layers alternate. Needs the extra hf: pip install -c constraints.txt -e '.[hf]'."""
 
 _TO_HF = """Writes the newest checkpoint of a run as a folder that Hugging Face's from_pretrained reads: config.json and
-model.safetensors in fp32, without the padding of the vocabulary, without a tokenizer. GPT-Neo has no biases of queries,
-keys and values: those of a banded model are folded into other parameters, and the function stays the same."""
+model.safetensors in fp32, without vocabulary padding and without a tokenizer. GPT-Neo has no biases of queries, keys
+and values: those of a banded model are folded into other parameters, which leaves the function unchanged."""
 
 _FROM_HF = """Writes a run folder from a GPT-2 or GPT-Neo model on this machine (config.json with model.safetensors,
-its shards, or pytorch_model.bin). `gpt3-jax generate` completes prompts with it; training goes on from it, with a fresh
-optimizer."""
+its shards, or pytorch_model.bin). `gpt3-jax generate` completes prompts with it. Training can continue from it, with a
+fresh optimizer."""
 
 
 def main(argv: list[str]) -> int:
-    """Converts, says what comes next, and returns the exit code.
+    """Converts, prints the next commands, and returns the exit code.
 
     Raises:
-        UserError: files that are missing or do not make such a model, a target that exists.
+        UserError: files are missing or do not form such a model, or the target exists.
         RunError: the target cannot be written.
     """
     arguments = _parser().parse_args(argv)

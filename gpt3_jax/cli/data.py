@@ -1,4 +1,4 @@
-"""`gpt3-jax data`: text to token shards, and a look at them."""
+"""`gpt3-jax data`: converts text to token shards and inspects them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpt3_jax.paths import local_path
 
 
 def main(argv: list[str]) -> int:
-    """Runs `gpt3-jax data ARGV`; returns the exit code. UserError and RunError reach the caller."""
+    """Runs `gpt3-jax data ARGV` and returns the exit code. UserError and RunError reach the caller."""
     arguments = _parser().parse_args(argv)
     return int(arguments.run(arguments))
 
@@ -52,7 +52,7 @@ def _add_tokenize(commands: Any) -> None:
         description=(
             "Tokenizes text (.txt .text .md), JSONL (.jsonl .ndjson), either also as .gz or .zst, and Parquet "
             "(.parquet) into a folder of token shards, with end-of-text after each document. Empty documents are "
-            "left out and counted. Interrupted at any moment, even by a kill, the same command goes on where it was; "
+            "left out and counted. After any interruption, even a kill, the same command continues where it stopped; "
             "the result is the same to the byte, for any number of workers. Until it is complete it is in DIR.partial."
         ),
     )
@@ -75,7 +75,7 @@ def _add_tokenize(commands: Any) -> None:
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that tokenize (default: one a core, here %(default)s)",
+        help="processes that tokenize (default: one per core, here %(default)s)",
     )
     parser.add_argument(
         "--text-key",
@@ -88,34 +88,35 @@ def _add_tokenize(commands: Any) -> None:
         default=None,
         type=_not_empty,
         metavar="TEXT",
-        help="cut text files into documents at this, e.g. '<|endoftext|>' or $'\\n\\n' (default: do not; a text "
+        help="separator of documents in text files, e.g. '<|endoftext|>' or $'\\n\\n' (default: none; a text "
         "file is one document)",
     )
     parser.add_argument(
         "--format",
         choices=("text", "jsonl", "parquet"),
-        help="what every input is (default: what its extension says)",
+        help="format of all inputs (default: by extension)",
     )
     parser.add_argument(
         "--errors",
         choices=("strict", "replace"),
         default="strict",
-        help="bytes that are not UTF-8: stop, naming file and byte, or write U+FFFD instead (default: %(default)s)",
+        help="for bytes that are not UTF-8: stop and name file and byte, or replace them by U+FFFD (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="a document that cannot be read (null, no text under the key, not JSON, not UTF-8, too long): stop and "
-        "name file and line, or leave it out; how many, and why, is said at the end and stands in the index "
-        "(default: %(default)s)",
+        help="for a document that cannot be read (null, no text under the key, not JSON, not UTF-8, too long): stop "
+        "and name file and line, or skip it; the number of skipped documents by reason is printed and kept in the "
+        "index (default: %(default)s)",
     )
     parser.add_argument(
         "--shard-tokens",
         type=int,
         default=DEFAULT_SHARD_TOKENS,
         metavar="N",
-        help="tokens in a shard file (default: %(default)s, 512 MiB of 16-bit ids)",
+        help="tokens per shard file (default: %(default)s, 512 MiB of 16-bit ids)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON (default: one line of text)")
     parser.set_defaults(run=_tokenize)
@@ -127,8 +128,8 @@ def _add_inspect(commands: Any) -> None:
         help="counts, tokenizer and first tokens of token files",
         description=(
             "Shows token shards (a folder), files of token ids (.bin or .npy of nanoGPT, llm.c, modded-nanogpt, NumPy) "
-            "and Megatron .bin/.idx datasets. Sizes and samples of the contents are always checked against the index, "
-            "and samples of the ids against their type."
+            "and Megatron .bin/.idx datasets. Always checks sizes and samples of the contents against the index, and "
+            "samples of the ids against their type."
         ),
     )
     parser.add_argument(
@@ -151,16 +152,16 @@ def _add_inspect(commands: Any) -> None:
         "--tokenizer",
         type=local_path,
         metavar="NAME",
-        help="decode with this (default: the one that the shards record; files that record none show ids only)",
+        help="decode with this (default: the tokenizer that the shards record; without one, only ids are shown)",
     )
     parser.add_argument(
         "--dtype",
         choices=("auto", "uint16", "uint32", "int32", "int64"),
         default="auto",
-        help="type of the ids in a file that does not say its own, such as nanoGPT's (default: %(default)s, told from "
-        "the ids)",
+        help="type of the ids in a file that does not record it, such as nanoGPT's (default: %(default)s, determined "
+        "from the ids)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one object a path (default: text)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per path (default: text)")
     parser.set_defaults(run=_inspect)
 
 
@@ -213,7 +214,7 @@ def _progress_bar() -> Iterator[Callable[[tokenizing.Progress], None]]:
 
         def update(progress: tokenizing.Progress) -> None:
             nonlocal at_start
-            # A resumed run's rate counts from the first block it saw, not from the tokens it found.
+            # The rate of a resumed run excludes the tokens that it found.
             at_start = progress.tokens if at_start < 0 else at_start
             rate = (progress.tokens - at_start) / max(time.monotonic() - began, 1e-9)
             bar.update(
@@ -250,7 +251,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(record.pop("path"))
         for name, value in record.items():
             text = f"{value:,}" if isinstance(value, int) else str(value)
-            # Quoted: the first tokens of a text may well hold line breaks.
+            # Quoted, because the first tokens of a text may contain line breaks.
             text = repr(value) if name == "first_text" else text
             text = ", ".join(f"{count:,} {why}" for why, count in value.items()) or "0" if name == "left_out" else text
             print(f"  {name.replace('_', ' '):<22} {text}{share if name == 'tokens' else ''}")
@@ -290,7 +291,7 @@ def _first_tokens(source: TokenSource, count: int, name: str | None) -> dict[str
 
 
 def _tokenizer_of(source: TokenSource, name: str | None) -> Tokenizer | str | None:
-    """The tokenizer to decode with; None when none is known; why not, when the recorded one cannot be had here."""
+    """The tokenizer to decode with; None if none is recorded; a message if the recorded one is not available."""
     if name is not None:
         return load_tokenizer(name)
     if not isinstance(source, ShardSource):
@@ -300,5 +301,5 @@ def _tokenizer_of(source: TokenSource, name: str | None) -> Tokenizer | str | No
     except UserError as error:
         return str(error)
     if tokenizer.fingerprint != source.tokenizer_fingerprint:
-        return f"tokenizer {tokenizer.name!r} is here another one than the shards record; give --tokenizer"
+        return f"tokenizer {tokenizer.name!r} here differs from the one that the shards record; give --tokenizer"
     return tokenizer

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from gpt3_jax.generation import Generator, Piece
 
 _DESCRIPTION = """Completes prompts with the newest checkpoint of a run, token by token. Prompts come from --prompt, a
---file, or from standard input: what is piped in is one prompt; at a terminal each line is one, until Ctrl-D. Only the
-completion is printed. It ends at end-of-text, after --max-tokens, or where prompt and completion fill the model's
-context. An empty prompt begins a document."""
+--file, or standard input: piped input is one prompt; at a terminal each line is one, until Ctrl-D. Only the completion
+is printed. It ends at end-of-text, after --max-tokens, or when prompt and completion fill the model's context. An empty
+prompt begins a document."""
 
 
 def main(argv: list[str]) -> int:
-    """Completes prompts onto stdout; returns the exit code.
+    """Prints completions to stdout and returns the exit code.
 
     Raises:
         UserError: no checkpoint, a prompt longer than the context, an option out of range.
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     while (line := _ask()) is not None:
         try:
             _show([line], stream([line]), generator, arguments.samples)
-        except UserError as error:  # a prompt that is too long does not end the conversation
+        except UserError as error:  # a prompt that is too long does not end the session
             print(f"gpt3-jax: error: {error}", file=sys.stderr)
     return 0
 
@@ -78,32 +78,32 @@ def _parser() -> argparse.ArgumentParser:
         "--file",
         type=local_path,
         metavar="FILE",
-        help="a text file that is one prompt, but for a newline at its end (default: none)",
+        help="a text file that is one prompt, without the newline at its end (default: none)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=128, metavar="N", help="tokens of a completion at most (default: %(default)s)"
+        "--max-tokens", type=int, default=128, metavar="N", help="maximum tokens per completion (default: %(default)s)"
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="T",
-        help="divides the logits; 0 always takes the likeliest token (default: %(default)s)",
+        help="divides the logits; 0: always the likeliest token (default: %(default)s)",
     )
     parser.add_argument(
         "--top-k",
         type=int,
         default=0,
         metavar="K",
-        help="draw from the K likeliest tokens only; 0: from all (default: %(default)s)",
+        help="sample from the K likeliest tokens only; 0: from all (default: %(default)s)",
     )
     parser.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw from the likeliest tokens that together reach probability P, after --temperature and --top-k; "
-        "1: from all (default: %(default)s)",
+        help="sample from the smallest set of likeliest tokens that reaches probability P, after --temperature and "
+        "--top-k; 1: from all (default: %(default)s)",
     )
     parser.add_argument(
         "--samples", type=int, default=1, metavar="N", help="completions of each prompt (default: %(default)s)"
@@ -112,13 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same texts (default: %(default)s)"
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON list of completions at the end, instead of text as it comes"
+        "--json", action="store_true", help="print one JSON list of completions at the end, instead of streaming text"
     )
     return parser
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str] | None:
-    """The prompts; None when they are to be asked for at the terminal."""
+    """The prompts; None if they are to be read from the terminal."""
     prompts = list(arguments.prompt or [])
     if arguments.file is not None:
         try:
@@ -136,7 +136,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
 
 
 def _text(content: bytes, what: str) -> str:
-    """A prompt from a file or a pipe. The newline that editors and `echo` put at the end is not part of it."""
+    """A prompt from a file or a pipe, without the newline that editors and `echo` append."""
     try:
         return content.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
@@ -144,7 +144,7 @@ def _text(content: bytes, what: str) -> str:
 
 
 def _ask() -> str | None:
-    """A line from the terminal without its end; None at Ctrl-D."""
+    """A line from the terminal without its newline; None at Ctrl-D."""
     print("\nprompt> ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
@@ -174,7 +174,7 @@ def _records(prompts: list[str], pieces: Iterator[Piece], generator: Generator) 
 
 
 def _show(prompts: list[str], pieces: Iterator[Piece], generator: Generator, samples: int) -> None:
-    """Prints completions one below the other: one as it comes, while those behind it wait in memory for their turn."""
+    """Prints completions one below the other. The current one is streamed; later ones are buffered until their turn."""
     order = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
     waiting: dict[tuple[int, int], list[Piece]] = {row: [] for row in order}
     shown = 0

@@ -1,4 +1,4 @@
-"""The command `gpt3-jax`: finds the command's module, and turns what goes wrong into one line and an exit code."""
+"""The command `gpt3-jax`: dispatches to the command's module, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gpt3_jax.errors import RunError, UserError, explain
 
 COMMANDS = {
     "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
-    "plan": "what a configuration needs and costs on a TPU or GPU topology that need not be there",
-    "data": "text to token shards, and a look at them (data tokenize, data inspect)",
+    "plan": "memory, traffic and predicted time of a configuration on a TPU or GPU topology, without the hardware",
+    "data": "convert text to token shards and inspect them (data tokenize, data inspect)",
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
-"""One module of gpt3_jax.cli each, imported when it is called, with ``main(argv: list[str]) -> int``."""
+"""Each command is a module of gpt3_jax.cli with ``main(argv: list[str]) -> int``, imported when it is called."""
 
 HELP = f"""\
 usage: gpt3-jax COMMAND [OPTIONS]
@@ -49,7 +49,7 @@ exit codes: 0 done, 1 something failed while running, 2 what was asked for is wr
 SIGPIPE_EXIT = 141
 INTERRUPT_EXIT = 130
 TERMINATE_EXIT = 143
-"""What a shell reports for a program ended by SIGPIPE, by Ctrl-C, and by SIGTERM."""
+"""The exit codes that a shell reports for a program ended by SIGPIPE, by Ctrl-C, and by SIGTERM."""
 
 
 def run() -> int:
@@ -60,15 +60,15 @@ def run() -> int:
         open_streams()
         code = main(sys.argv[1:])
     except BaseException as error:
-        # What an interrupted import or callback makes of Ctrl-C, such as an ImportError, is of no interest.
+        # Ctrl-C inside an import or a callback can become another exception, such as an ImportError. It is ignored.
         if signals.exit_code() is None and not isinstance(error, KeyboardInterrupt):
             raise
         print("gpt3-jax: interrupted", file=sys.stderr)
         code = INTERRUPT_EXIT
     code = signals.exit_code() or code
     if code in (INTERRUPT_EXIT, TERMINATE_EXIT):
-        # Not through Python's own end, which takes away what a compilation in another thread still uses: a crash.
-        with contextlib.suppress(OSError):  # a reader that has left
+        # Skips Python's own shutdown, which frees what a compilation in another thread still uses, and would crash.
+        with contextlib.suppress(OSError):  # the reader is gone
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
@@ -76,16 +76,16 @@ def run() -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command line, ``["train", "--train.tokens", "1e9"]``; returns the exit code.
+    """Runs one command line, ``["train", "--train.tokens", "1e9"]``, and returns the exit code.
 
-    UserError and RunError become one line on stderr, and exit code 2 and 1; so does what the system and other libraries
-    raise, as far as `explain` knows it. Any other exception is a defect of this program and keeps its traceback. Raises
-    SystemExit where argparse does: for a command's ``--help``, and with code 2 for options that it refuses.
+    UserError and RunError become one line on stderr and exit code 2 and 1. So do errors of the system and of other
+    libraries that `explain` recognises. Any other exception is a defect of this program and keeps its traceback. Raises
+    SystemExit as argparse does: for a command's ``--help``, and with code 2 for options that argparse refuses.
     """
     show()
     try:
         code = _dispatch(argv)
-        sys.stdout.flush()  # here, where a reader that has left is noticed
+        sys.stdout.flush()  # flushed here, so that a closed pipe is noticed
     except (UserError, RunError) as error:
         print(f"gpt3-jax: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -128,14 +128,14 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _stdout_is_broken() -> bool:
-    """Whether stdout's reader has left (``| head``). If so, stdout is sent nowhere, so that Python's own flush at the
-    end does not complain. A broken pipe elsewhere, such as to another machine, is not this one."""
+    """Whether stdout's reader is gone (``| head``). If so, redirects stdout to the null device, so that Python's flush
+    at exit does not fail. Other broken pipes, such as a connection to another machine, are a different error."""
     try:
         stdout = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # a stand-in without a file, as in notebooks
+    except (AttributeError, OSError, ValueError):  # a replacement without a file descriptor, as in notebooks
         return False
     poll = select.poll()
-    poll.register(stdout, 0)  # errors are reported unasked
+    poll.register(stdout, 0)  # errors are always reported
     if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
@@ -143,7 +143,8 @@ def _stdout_is_broken() -> bool:
 
 
 def _drop_stdout_if_it_fails() -> None:
-    """Sends stdout nowhere if what is left in it cannot be written: Python's own end would complain of it once more."""
+    """Redirects stdout to the null device if its buffer cannot be written, so that Python's exit does not fail
+    again."""
     try:
         sys.stdout.flush()
     except OSError:

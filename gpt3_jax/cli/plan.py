@@ -1,4 +1,4 @@
-"""`gpt3-jax plan`: what a configuration needs and costs on a machine that need not be there."""
+"""`gpt3-jax plan`: what a configuration needs and costs on hardware that is not attached."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from gpt3_jax.plan.search import Candidate
     from gpt3_jax.plan.topologies import Topology
 
-_DESCRIPTION = """Compiles the training step of a configuration for a TPU or GPU topology that need not be attached, on
-any CPU machine, and says what the compiled program needs and costs: memory of a device by purpose, arithmetic,
-traffic over each mesh axis beside ZeRO's formulas, and the time that a roofline predicts."""
+_DESCRIPTION = """Compiles the training step of a configuration for a TPU or GPU topology, on any machine with a CPU;
+the hardware need not be attached. Prints what the compiled program needs and costs: memory per device by purpose,
+arithmetic, traffic over each mesh axis beside ZeRO's formulas, and the time that a roofline predicts."""
 
 _EPILOG = """examples:
   gpt3-jax plan --config gpt3-175b --config mesh-v5p-512 --topology v5p:8x8x8
@@ -33,11 +33,11 @@ needs an accelerator. exit codes: 0 it fits; 1 it does not fit, or the compiler 
 
 
 def main(argv: list[str]) -> int:
-    """Prints the receipt, and returns 0 when the configuration fits.
+    """Prints the receipt and returns 0 if the configuration fits.
 
     Raises:
-        UserError: what was asked for is wrong.
-        RunError: the compiler failed for another reason than memory.
+        UserError: the arguments are wrong.
+        RunError: the compiler failed for a reason other than memory.
     """
     args, overrides = _parser().parse_known_args(argv)
     if args.list_topologies:
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     for deviation in deviations(config, batch_schedule(config, shards), shards):
         log.info(deviation)
     if kept:
-        log.info("the same plan was made before; --no-cache makes it anew")
+        log.info("using the cached plan; --no-cache compiles again")
     if args.json:
         print(json.dumps(receipt_to_json(receipt), indent=1))
     else:
@@ -109,7 +109,7 @@ def _search(config: Config, topology: Topology, keep: int, cache: Path | None, a
 def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path | None) -> None:
     from gpt3_jax.plan.search import candidates, nearest
 
-    if topology.usable is None:  # the compiler has refused it, and nothing can be ranked
+    if topology.usable is None:  # the compiler refused the program, so nothing can be ranked
         return
     if not candidates(config, topology):
         print("\nBy arithmetic no mesh, stage, remat and microbatch fits; take more devices or a smaller model")
@@ -119,7 +119,7 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
     if found:
         print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
     else:
-        print("\nNo near configuration fits; gpt3-jax plan --search looks farther")
+        print("\nNo near configuration fits; gpt3-jax plan --search looks further")
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
@@ -157,23 +157,23 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as of train; later ones win"
+        "--config", type=local_path, action="append", metavar="FILE", help="configuration, as in train; later ones win"
     )
     parser.add_argument(
-        "--topology", metavar="NAME", help="machine: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)"
+        "--topology", metavar="NAME", help="hardware: v5p:8x8x8 (chips of a torus), h100:16x8 (nodes × GPUs)"
     )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that size (default: 1)")
     parser.add_argument(
-        "--list-topologies", action="store_true", help="print the families of topologies with examples, and exit"
+        "--list-topologies", action="store_true", help="print the topology families with examples, and exit"
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: all that divide are ordered by "
-        "arithmetic, and the best are compiled",
+        help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: orders all valid combinations by "
+        "arithmetic, and compiles the best",
     )
     parser.add_argument(
-        "--keep", type=int, metavar="N", help="for --search: how many configurations to find (default: 3)"
+        "--keep", type=int, metavar="N", help="for --search: number of configurations to find (default: 3)"
     )
     parser.add_argument(
         "--picture",

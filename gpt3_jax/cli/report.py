@@ -1,4 +1,4 @@
-"""`gpt3-jax report`: tables and pictures of what plans say, beside the papers' own tables."""
+"""`gpt3-jax report`: tables and pictures from plans, beside the papers' own tables."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _OPTIONS = {
     "scaling": ("compiled", "devices", "json"),
     "remat": ("topology", "model", "no_cache", "json"),
 }
-"""The options that each report takes."""
+"""The options of each report."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints what is asked for.
+    """Prints the requested report.
 
     Raises:
-        UserError: what was asked for is wrong.
+        UserError: the arguments are wrong.
         RunError: a compiler or a file failed.
     """
     parser = argparse.ArgumentParser(
@@ -58,13 +58,13 @@ def main(argv: list[str]) -> int:
         "and its model state against 1 / N; remat: memory and predicted time with each setting of memory.remat",
     )
     parser.add_argument(
-        "--topology", metavar="NAME", help="for zero, remat: the machine to compile for, as of gpt3-jax plan"
+        "--topology", metavar="NAME", help="for zero, remat: the topology to compile for, as in gpt3-jax plan"
     )
     parser.add_argument(
         "--compiled",
         choices=["v5p", "v6e", "h100"],
         help="for paper: also compile the cells of ZeRO's Table 1 for this family of devices, half a minute each; for "
-        "scaling: the family to compile for (default: v5p)",
+        "scaling: the device family to compile for (default: v5p)",
     )
     parser.add_argument(
         "--devices",
@@ -76,13 +76,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--model",
         metavar="FILE",
-        help="for zero and remat: whose model (default: gpt3-xl); for remat several with commas, as --config of plan",
+        help="for zero and remat: configuration of the model (default: gpt3-xl); for remat several, separated by "
+        "commas",
     )
     parser.add_argument(
         "--reduce-dtype",
         choices=["float32", "bfloat16"],
-        help="for zero and paper --compiled: the dtype in which gradients are reduced; from stage 2 on also that of "
-        "their shards (default: that of parallel.reduce_dtype, float32)",
+        help="for zero and paper --compiled: the dtype in which gradients are reduced, and from stage 2 on also stored "
+        "(default: that of parallel.reduce_dtype, float32)",
     )
     parser.add_argument(
         "--picture",
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--no-cache",
         action="store_true",
-        help="for zero, remat and paper --compiled: compile even if the same was compiled before",
+        help="for zero, remat and paper --compiled: compile even if a cached result exists",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
@@ -142,7 +143,7 @@ def _scaling(args: argparse.Namespace) -> int:
 
 
 def _refuse_unheeded(args: argparse.Namespace) -> None:
-    """Refuses an option that this report would ignore."""
+    """Refuses options that this report would ignore."""
     for name, value in vars(args).items():
         option = "--" + name.replace("_", "-")
         if name == "what" or value in (None, False):
@@ -155,7 +156,7 @@ def _refuse_unheeded(args: argparse.Namespace) -> None:
 
 
 def _compile_table_1(args: argparse.Namespace) -> dict[tuple[float, int, Stage], int]:
-    """Bytes on one device of the compiled step, for each cell of the rows that are asked for."""
+    """Bytes on one device of the compiled step, for each cell of the selected rows."""
     plan_on_cpu()
     from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.formulas import STAGES
@@ -237,7 +238,7 @@ def _remat(args: argparse.Namespace) -> int:
 
 
 def _reduce_dtype(args: argparse.Namespace) -> str:
-    """What was asked for, else the default of `parallel.reduce_dtype`."""
+    """The requested dtype, or the default of `parallel.reduce_dtype`."""
     from gpt3_jax.config import ParallelConfig
 
     return args.reduce_dtype or ParallelConfig().reduce_dtype

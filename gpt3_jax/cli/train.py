@@ -15,28 +15,27 @@ from gpt3_jax.errors import UserError
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
                       [--print-config | --verify-recipe [--devices N]]"""
 
-_DESCRIPTION = """Trains a GPT-3. Without a configuration: the quickstart, a small GPT-3 on the text of the Python
-standard library that is on this machine (five to nine minutes on two CPU cores, nothing is downloaded). A run whose
-folder (train.run_dir) holds a checkpoint goes on from it. SIGTERM and Ctrl-C stop it after a step, with a checkpoint;
-before the first step there is nothing to save, and they end it at once."""
+_DESCRIPTION = """Trains a GPT-3. Without a configuration, it trains the quickstart: a small GPT-3 on the source of this
+machine's Python standard library (five to nine minutes on two CPU cores; nothing is downloaded). If the run's folder
+(train.run_dir) holds a checkpoint, training resumes from it. SIGTERM and Ctrl-C stop training after a step, with a
+checkpoint. Before the first step there is nothing to save, and they end it at once."""
 
 _EPILOG = """exit codes: 0 trained to the end; 1 something failed while running; 2 what was asked for is wrong; 143
-stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command goes on from there. (Not 0, so that a
-cluster that restarts what has not succeeded does so, and jobs that wait for this one's success do not start.)
-Compiled programs are kept in $XDG_CACHE_HOME/gpt3-jax/programs (~/.cache), 2 GiB beside what the last two days used,
-and found again by the next start; JAX_COMPILATION_CACHE_DIR=FOLDER moves them, JAX_ENABLE_COMPILATION_CACHE=false
-turns that off."""
+stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint: the same command resumes from it. (The code is not 0, so that
+a cluster restarts the job, and jobs that depend on its success do not start.) Compiled programs are cached in
+$XDG_CACHE_HOME/gpt3-jax/programs (default ~/.cache), 2 GiB and what was used in the last two days, and reused by
+later starts. JAX_COMPILATION_CACHE_DIR=FOLDER moves the cache, JAX_ENABLE_COMPILATION_CACHE=false turns it off."""
 
 _OPTIONS = {
-    "-h, --help": "Show this help and leave.",
+    "-h, --help": "Show this help and exit.",
     "--config FILE": "YAML file; may be given several times, later files win. A bare name such as gpt3-small or "
     "mesh-h100-8 is looked up among the shipped configurations.",
     "--SECTION.KEY VALUE": "A setting, as listed below; it wins over every file. Given twice, the last one wins.",
-    "--print-config": "Print the configuration as YAML and leave.",
+    "--print-config": "Print the configuration as YAML and exit.",
     "--verify-recipe": "Print each quantity of the paper's recipe beside what would run on the configuration's mesh, "
-    "deviations marked, and leave.",
-    "--devices N": "For --verify-recipe where parallel.data is -1: how many devices the run would have. Without it, "
-    "those attached here are asked.",
+    "with deviations marked, and exit.",
+    "--devices N": "For --verify-recipe if parallel.data is -1: the number of devices of the run (default: the number "
+    "of attached devices).",
 }
 _QUICKSTART = "quickstart"
 _FLAGS = ("--print-config", "--verify-recipe")
@@ -44,11 +43,11 @@ _SIGTERM_EXIT, _SIGINT_EXIT = 143, 130
 
 
 def main(argv: list[str]) -> int:
-    """Trains, prints the commands that come next, and returns the exit code.
+    """Trains, prints the next commands, and returns the exit code.
 
     Raises:
-        UserError: what was asked for is wrong.
-        RunError: training failed. With several processes, neither is raised: see `NoneLeftWaiting`.
+        UserError: the arguments are wrong.
+        RunError: training failed. In a multi-process run, neither is raised: see `NoneLeftWaiting`.
     """
     paths, overrides, flags, devices = _split(argv)
     if "--help" in flags:
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _recipe(config: Config, devices: int | None) -> str:
-    """The recipe beside what would run: on the configuration's mesh, on so many devices, or on those attached."""
+    """The recipe beside what would run on the configuration's mesh, for `devices` devices or those attached."""
     from gpt3_jax.train import recipe
     from gpt3_jax.train.schedule import batch_schedule
 
@@ -105,7 +104,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], set[str], int | None]
         else:
             overrides.append(argument)
     if devices is not None and "--verify-recipe" not in flags:
-        raise UserError("--devices says for how many devices --verify-recipe is; training takes those attached")
+        raise UserError("--devices is for --verify-recipe; training uses the attached devices")
     return paths, overrides, flags, devices
 
 
@@ -146,9 +145,9 @@ def _train(config: Config, argv: list[str]) -> int:
                     f"  {_command(argv)}"
                 )
             elif result.stopped:
-                log.info(f"stopped by {result.stopped} at {result.tokens:,} tokens; go on with\n  {_command(argv)}")
+                log.info(f"stopped by {result.stopped} at {result.tokens:,} tokens; resume with\n  {_command(argv)}")
             else:
-                # The last batch ends a little behind what was asked for.
+                # The last batch may end slightly beyond train.tokens.
                 reached = config.train.tokens if result.steps else result.tokens
                 beyond = f" (train.tokens {config.train.tokens:,} was reached before)" if result.steps == 0 else ""
                 print(f"trained on {result.tokens:,} tokens{beyond}; checkpoints in {result.checkpoint}")
@@ -162,13 +161,13 @@ def _train(config: Config, argv: list[str]) -> int:
 
 
 def _command(argv: list[str], **changed: str) -> str:
-    """The same command line with some options set, each once: ``tokens="2"`` stands for ``--train.tokens 2``."""
+    """The same command line with some options set once: ``tokens="2"`` stands for ``--train.tokens 2``."""
     options = {f"--train.{key}": value for key, value in changed.items()}
     kept: list[str] = []
     rest = iter(argv)
     for argument in rest:
         name, equals, _ = argument.partition("=")
-        # A change of configuration was meant once; kept, it would accept any other from now on.
+        # A change of configuration is accepted once. If kept, the option would accept any later change.
         if name not in options and name != "--checkpoint.on_change":
             kept.append(argument)
         elif not equals:
@@ -179,8 +178,8 @@ def _command(argv: list[str], **changed: str) -> str:
 def _next_steps(config: Config, argv: list[str], tokens: int, python: bool) -> str:
     prompt = "def " if python else "The "
     commands = {
-        shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "let it write",
-        _command(argv, tokens=str(2 * tokens)): "go on, to twice as many tokens",
+        shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "generate text",
+        _command(argv, tokens=str(2 * tokens)): "train on, to twice as many tokens",
         "gpt3-jax train --config gpt3-small --verify-recipe": "the paper's sizes and their recipe",
     }
     width = min(60, max(map(len, commands)))

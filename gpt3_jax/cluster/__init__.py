@@ -1,1 +1,1 @@
-"""Several processes, and the end of one: start-up, agreement, stop signals, the run lock, leaving."""
+"""Multi-process runs: start-up, agreement, stop signals, the run lock, and exit."""

@@ -1,7 +1,7 @@
-"""What the processes of a run tell one another. All of them make the same calls, in the same order.
+"""Agreement between the processes of a run. All processes make the same calls in the same order.
 
-JAX's public interface offers collectives for this, and those wait for ever. So each wait here has a deadline, kept by a
-thread: a process that waits longer says for what, and is gone.
+JAX's public collectives for this wait forever. So each wait here has a deadline, kept by a thread: a process that waits
+longer reports what it waited for and exits.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from gpt3_jax.cluster.leaving import leave_now
 from gpt3_jax.errors import RunError, UserError, explain
 
 WAIT_S = 1800.0
-"""How long a process waits for the others. Longer than what one may do alone meanwhile: read its part of a checkpoint,
-compare data with its checksums, count the bytes of held-out text."""
+"""How long a process waits for the others. Must exceed what one process may do alone meanwhile: read its part of a
+checkpoint, compare data with its checksums, count the bytes of held-out text."""
 
 _SHOWN = 12
-"""Differences that are listed; there may be hundreds, where two versions of the code met."""
+"""Maximum number of differences listed. Two versions of the code can differ in hundreds."""
 
 
 def is_lead() -> bool:
-    """Whether this is the process that writes what is written once: lines for the person, records, renames."""
+    """Whether this is the lead process, which alone logs, writes records and renames files."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def deadline(what: str, seconds: float | None = None) -> Iterator[None]:
-    """Around a wait for the other processes. One that lasts longer than `seconds` (`WAIT_S`) ends this process, with
-    exit code 1 and a line: "waited … for the other processes to `what`". With one process, it does nothing."""
+    """Limits a wait for the other processes. If the block takes longer than `seconds` (default `WAIT_S`), this process
+    exits with code 1 and the line "waited … for the other processes to `what`". With one process it does nothing."""
     if jax.process_count() == 1:
         yield
         return
@@ -54,7 +54,7 @@ def deadline(what: str, seconds: float | None = None) -> Iterator[None]:
 
 
 def from_lead(text: str, what: str = "agree with process 0", seconds: float | None = None) -> str:
-    """The lead process's `text`, in every process (which all call it; what the others pass is ignored)."""
+    """Returns the lead process's `text` in every process. All processes call it; the others' `text` is ignored."""
     if jax.process_count() == 1:
         return text
     data = np.frombuffer(text.encode(), np.uint8)
@@ -65,21 +65,21 @@ def from_lead(text: str, what: str = "agree with process 0", seconds: float | No
 
 
 def everywhere(ok: bool, what: str = "agree", seconds: float | None = None) -> bool:
-    """Whether `ok` holds in every process (which all call it)."""
+    """Whether `ok` holds in every process. All processes call it."""
     if jax.process_count() == 1:
         return ok
     with deadline(what, seconds):
         return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
-def gather(text: str, what: str = "tell what they have", seconds: float | None = None) -> list[str]:
-    """Every process's `text`, by process number, in every process (which all call it)."""
+def gather(text: str, what: str = "send their values", seconds: float | None = None) -> list[str]:
+    """Every process's `text`, by process index, in every process. All processes call it."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     with deadline(what, seconds):
         sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).ravel().tolist()
-        # A power of two, so that few programs are compiled for all the lengths that there are.
+        # Rounded up to a power of two, so that few programs are compiled for the many possible lengths.
         room = np.zeros(max(256, 1 << (max(sizes) - 1).bit_length()), np.uint8)
         room[: data.size] = data
         rows = np.asarray(multihost_utils.process_allgather(room), np.uint8)
@@ -88,11 +88,11 @@ def gather(text: str, what: str = "tell what they have", seconds: float | None =
 
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
-    """Around what each process does for itself and all must have done before they go on.
+    """Wraps work that each process does for itself and that all must finish before any goes on.
 
     Raises:
-        UserError, RunError: what the block raised, here; in the processes where it went well, another's, as its number
-            and line.
+        UserError, RunError: what the block raised in this process. Processes in which it succeeded raise the error of
+            one that failed, with its index and message.
     """
     failure: UserError | RunError | None = None
     unknown: Exception | None = None
@@ -123,13 +123,14 @@ def require_same(
     """Compares `facts` between all processes.
 
     Args:
-        facts: by name; compared as they are.
-        what: what they are of, for the messages.
-        shown: for some of them, what stands in the message instead of the compared value.
-        seconds: how long the others may take to come here (`WAIT_S`).
+        facts: values by name, compared as they are.
+        what: what the facts describe, for the messages.
+        shown: what the message shows for some facts instead of the compared value.
+        seconds: how long to wait for the other processes (default `WAIT_S`).
 
     Raises:
-        UserError: in all processes alike, with each fact that differs, its values, and which processes have them.
+        UserError: facts differ. Raised in all processes, with the values of each such fact and the processes that have
+            them.
     """
     if jax.process_count() == 1:
         return
@@ -149,7 +150,7 @@ def require_same(
 
 
 def differences(everyone: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
-    """``name: VALUE in process 0, VALUE in processes 1, 2`` for each fact that not all have alike.
+    """``name: VALUE in process 0, VALUE in processes 1, 2`` for each fact that differs between processes.
 
     Args:
         everyone: for each process, facts by name as (compared value, shown value).

@@ -1,22 +1,22 @@
-"""Compiled programs are kept on disk: the second start of a run, or of its like, does not compile.
+"""Keeps compiled programs on disk, so that later starts of the same or a similar run do not compile.
 
-JAX's persistent compilation cache, in the user's cache folder. It is a property of the machine and not of a run, so
-that JAX's own variables are its settings: JAX_COMPILATION_CACHE_DIR moves it, JAX_ENABLE_COMPILATION_CACHE=false turns
-it off.
+This is JAX's persistent compilation cache, in the user's cache folder. It belongs to the machine, not to a run, so
+JAX's own variables configure it: JAX_COMPILATION_CACHE_DIR moves it, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 
-With several processes all of them must find a program, or none: they would go on with programs that were compiled at
-different times, and on GPUs those that compile wait for each other's share of the tuning. JAX looks a program up in
-each process and lets process 0 alone write. So a program that is found by one is found by all if
+In a multi-process run, either all processes must find a program or none. Otherwise they would run programs that were
+compiled at different times, and on GPUs the processes that compile wait for each other's share of the autotuning. JAX
+looks a program up in each process, but only process 0 writes. So all processes find a program that one of them finds if
 
-* their folder is one folder, which `enable` tries out;
-* their keys are the same. A key is a digest of the program, the versions, the flags and the backend's, which
-  `same_run` compares, and of the compiler's options and the devices, where JAX (0.10 to 0.12) keeps the process's own
-  part out on GPUs and has none on TPUs. A CPU's key differs between processes: 0 would find what the others do not.
-  `enable` tries this out too, with a small program, and leaves the cache off where the keys differ;
-* nothing removes it between the one look and the other: `trim` spares what was used in the last two days.
+* they use the same folder, which `enable` tests;
+* their keys are equal. A key is a digest of the program, the versions, the flags and the backend's flags, which
+  `same_run` compares, and of the compiler options and the devices. Of these, JAX (0.10 to 0.12) leaves out
+  process-specific parts on GPUs and has none on TPUs. On CPUs the keys differ between processes, so process 0 would
+  find programs that the others do not. `enable` tests this with a small program and leaves the cache off if the keys
+  differ;
+* nothing deletes the program between the first and the last look-up: `trim` keeps what was used in the last two days.
 
-The threshold of compile time and the writing itself concern process 0 only, and what is written during a start was
-found by none at its beginning.
+The compile-time threshold and the writing concern process 0 only. No process finds what is written during its own
+start.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.cluster.log import log
 
 MAX_BYTES = 2 * 2**30
-"""What is kept at most, over all machines that share the home folder, beside what the last two days used."""
+"""Maximum size of the cache, over all machines that share the home folder; what was used in the last two days stays."""
 _MIN_COMPILE_S = 0.1
-"""Programs that compile faster are not worth a file. JAX's default, 1 s, leaves out most of generation's."""
+"""Programs that compile faster are not kept. JAX's default, 1 s, excludes most of generation's programs."""
 _JAX_MIN_COMPILE_S = 1.0
 _SPARED_S = 2 * 86_400
-"""What was used since is not removed. File systems note the time of a look-up once a day (relatime)."""
+"""Programs used within this time are not deleted. File systems record access times once a day (relatime)."""
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -56,8 +56,8 @@ _settled = False
 
 
 def suspend() -> None:
-    """With several processes, turns JAX's cache off until `enable` or `keep_if_shared` knows that it serves them all
-    alike. Starts no devices."""
+    """In a multi-process run, turns JAX's cache off until `enable` or `keep_if_shared` has tested that it serves all
+    processes alike. Starts no devices."""
     global _suspended
     if _settled or not jax.distributed.is_initialized():
         return
@@ -76,10 +76,10 @@ def keep_if_shared() -> None:
 
 
 def enable() -> None:
-    """Turns the cache on for this process. Call behind `start.start`, in all processes, before anything compiles.
+    """Turns the cache on for this process. Call after `start.start`, in all processes, before anything compiles.
 
-    Where the user has chosen a folder of their own, or turned the cache off, that stays. A folder that cannot be
-    written, or that does not serve all processes alike, leaves it off, with a warning.
+    A folder chosen by the user, or a cache that the user turned off, is kept as it is. If the folder cannot be written
+    or does not serve all processes alike, the cache stays off, with a warning.
     """
     # Flags that JAX's type stubs leave out.
     if not _suspended and not getattr(jax.config, "jax_enable_compilation_cache", True):
@@ -93,7 +93,7 @@ def enable() -> None:
         return
     try:
         folder = default_folder()
-    except RuntimeError:  # a user without a home folder, as in some containers; the others must hear of it too
+    except RuntimeError:  # a user without a home folder, as in some containers; all processes must agree on it
         folder = Path("~/.cache/gpt3-jax")
     why = _unusable(folder)
     if why:
@@ -108,22 +108,22 @@ def enable() -> None:
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/gpt3-jax/programs/MACHINE``, in ``~/.cache`` without it."""
+    """``$XDG_CACHE_HOME/gpt3-jax/programs/MACHINE``; without the variable, in ``~/.cache``."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
     return root / "gpt3-jax" / "programs" / _machine()
 
 
 def trim(folder: Path, max_bytes: int) -> None:
-    """Removes what was used longest ago below `folder`, until the rest is no more than `max_bytes`, or of the last two
-    days: another run may have found it in one of its processes, and not yet in the next.
+    """Deletes the least recently used files below `folder` until at most `max_bytes` remain. Files used in the last two
+    days stay: one process of another run may have found them, and the next not yet.
 
-    JAX could do so itself, with a lock that every look-up takes and a second file beside each program, of which a
-    process killed between the two leaves one: then it stops writing.
+    JAX can do this itself, but takes a lock at every look-up and writes a second file beside each program. If a process
+    is killed between the two files, JAX stops writing.
     """
     found = []
     spared = time.time() - _SPARED_S
-    for path in folder.rglob("*"):  # beside the programs also what XLA keeps of its tuning for GPUs
-        with contextlib.suppress(OSError):  # gone meanwhile
+    for path in folder.rglob("*"):  # includes XLA's autotuning results for GPUs
+        with contextlib.suppress(OSError):  # deleted meanwhile
             stat = path.stat()
             if not S_ISREG(stat.st_mode):
                 continue
@@ -138,25 +138,25 @@ def trim(folder: Path, max_bytes: int) -> None:
 
 
 def _resume(folder: str) -> None:
-    """Turns the cache on again in all processes, or says why it stays off."""
+    """Turns the cache on again in all processes, or logs why it stays off."""
     global _suspended, _settled
     _suspended, _settled = False, True
     _switch(True)
     if not _found_by_all():
         _switch(False)
         log.warning(
-            f"compiled programs are not kept in {folder}: on {jax.default_backend()} a program that process 0 keeps is "
-            "not found by the others"
+            f"compiled programs are not kept in {folder}: on {jax.default_backend()} the other processes do not "
+            "find a program that process 0 has kept"
         )
 
 
 def _switch(on: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", on)
-    compilation_cache.reset_cache()  # it looks at the setting once
+    compilation_cache.reset_cache()  # JAX reads the setting only once
 
 
 def _found_by_all() -> bool:
-    """Whether a program that process 0 has compiled and kept is then found by every other process."""
+    """Whether every other process finds a program that process 0 has compiled and written."""
     threshold = getattr(jax.config, "jax_persistent_cache_min_compile_time_secs", _JAX_MIN_COMPILE_S)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     found: list[str] = []
@@ -174,19 +174,19 @@ def _found_by_all() -> bool:
         return everywhere(is_lead() or _CACHE_HIT in found, "look for a program that was kept")
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)
-        with contextlib.suppress(AttributeError):  # older versions keep a listener for good
+        with contextlib.suppress(AttributeError):  # older versions cannot unregister a listener
             jax.monitoring.unregister_event_listener(note)
 
 
 def _compile_probe() -> None:
-    """Compiles a program over all devices; it is never run."""
+    """Compiles a program over all devices, without running it."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     rows = jax.ShapeDtypeStruct((mesh.size, 2), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("devices")))
     jax.jit(lambda x: x.sum()).lower(rows).compile()
 
 
 def _unusable(folder: Path) -> str:
-    """Why the processes cannot use the folder, the same in all of them; empty when they can. Trims it on the way."""
+    """Why the processes cannot use the folder, the same text in all of them; empty if they can. Also trims it."""
     token = secrets.token_hex(8)
     why = ""
     if not folder.is_absolute():
@@ -212,8 +212,8 @@ def _unusable(folder: Path) -> str:
 
 
 def _machine() -> str:
-    """A name for what the CPU compiler looks at beside the program, and JAX's key may leave out: the processor, with
-    its instruction sets, and how many of them share the work. A program of another one might end in an illegal
+    """A name for the properties of the host that the CPU compiler depends on and that JAX's key may not include: the
+    processor, its instruction sets, and the number of cores. A program compiled for another one might end in an illegal
     instruction."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     told = [platform.system(), platform.machine(), platform.processor(), str(cpus)]

@@ -1,4 +1,4 @@
-"""What XLA raises about devices, compilers and other processes, as a line for a person."""
+"""Turns XLA's errors about devices, compilers and other processes into one line for the user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpt3_jax.devices import XLA_HOST_LIMIT_DEFAULT, XLA_HOST_LIMIT_VARIABLE
 
 
 def device_error(error: jax.errors.JaxRuntimeError) -> str | None:
-    """The line for what the devices or the other processes did; None for what only a traceback explains."""
+    """The line for an error of the devices or of other processes; None for an error that needs a traceback."""
     if line := refused_option(error) or pinned_memory_is_full(error):
         return line
     why = " ".join(str(error).split())[:300]
@@ -19,12 +19,12 @@ def device_error(error: jax.errors.JaxRuntimeError) -> str | None:
         )
     gone = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "gloo", "Connection", "heartbeat", "NCCL")
     if jax.process_count() > 1 and any(sign in why for sign in gone):
-        return f"process {jax.process_index()} lost touch with another, which has probably ended: {why}"
+        return f"process {jax.process_index()} lost the connection to another process, which has probably ended: {why}"
     return None
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether this is a device's or a compiler's complaint about memory."""
+    """Whether a device or a compiler ran out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -37,12 +37,12 @@ def refused_option(error: Exception) -> str:
 
 
 def pinned_memory_is_full(error: Exception) -> str:
-    """The line for XLA's refusal to keep more in the host's memory (`memory.remat: offload` on GPUs); empty for any
-    other error."""
+    """The line for XLA's error that its limit on host memory is reached (`memory.remat: offload` on GPUs); empty for
+    any other error."""
     why = " ".join(str(error).split())
     if XLA_HOST_LIMIT_VARIABLE not in why:
         return ""
     return (
-        f"XLA's share of the host's memory is used up: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
+        f"XLA's limit on host memory is reached: {why[:200]}; set {XLA_HOST_LIMIT_VARIABLE} above "
         f"{XLA_HOST_LIMIT_DEFAULT} (GiB) if the machine has more, or memory.remat to full"
     )

@@ -1,4 +1,4 @@
-"""Ending a process without leaving the others waiting."""
+"""Ends a process without leaving the other processes waiting."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _GRACE_S = 2.0
 
 
 def leave_now(code: int, line: str = "") -> NoReturn:
-    """Ends this process without waiting for the others, with `line` on stderr. From any thread.
+    """Ends this process without waiting for the others, with `line` on stderr. May be called from any thread.
 
-    After a collective has failed, an ordinary exit hangs in the distributed client until the heartbeat times out.
+    After a failed collective, an ordinary exit hangs in the distributed client until the heartbeat times out.
     """
     if line:
-        os.write(2, f"{line}\n".encode())  # the main thread may be inside print(), with its lock
+        os.write(2, f"{line}\n".encode())  # not print(): the main thread may be inside it and hold its lock
     else:
         with contextlib.suppress(OSError):  # a reader that has left
             sys.stdout.flush()
@@ -33,11 +33,11 @@ def leave_now(code: int, line: str = "") -> NoReturn:
 
 
 class NoneLeftWaiting:
-    """With several processes, one that fails says why and is gone at once.
+    """In a multi-process run, a process that fails reports the reason and exits at once.
 
-    An ordinary exit would itself wait for the others. They, in a collective with it, end by a closed connection, by the
-    end of the coordinator, or at the latest by its missing heartbeat (`start.HEARTBEAT_TIMEOUT_S`). Each process says
-    its own reason, because only one of them may have it.
+    An ordinary exit would wait for the other processes. If these are in a collective with it, they end when a
+    connection closes, when the coordinator ends, or at the latest when its heartbeat is missing
+    (`start.HEARTBEAT_TIMEOUT_S`). Each process reports its own reason, because only one of them may have it.
     """
 
     def __enter__(self) -> None:
@@ -59,5 +59,5 @@ class NoneLeftWaiting:
         else:
             sys.excepthook(kind, error, trace)
         if jax.process_index() == 0:
-            time.sleep(_GRACE_S)  # it is the coordinator: without it the others could not say what they met
+            time.sleep(_GRACE_S)  # the coordinator: the others need it to report their own errors
         leave_now(code)

@@ -1,4 +1,4 @@
-"""One run at a time in a run folder: two would delete each other's checkpoints and mix their metrics."""
+"""Allows one run at a time in a run folder: two would delete each other's checkpoints and mix their metrics."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from gpt3_jax.errors import RunError, UserError
 
 _HELD = (errno.EAGAIN, errno.EACCES)
 _WAIT_S, _RETRY_S = 180.0, 3.0
-"""How long the lock of another machine may outlive it: an NFS server keeps a dead client's for a lease, 90 s."""
+"""How long to wait for a lock of another machine. An NFS server keeps a dead client's lock for a lease of 90 s."""
 
 
 class RunLock:
-    """Context manager that holds `run_dir` for the lead process, and with it for all processes of the run.
+    """Context manager that holds `run_dir` in the lead process, for all processes of the run.
 
-    The lock is the kernel's (`flock` on the file ``run.lock``), so it ends with the process, however that ends.
-    Between machines it holds as far as the file system carries locks. One that another machine holds is waited for a
-    while: after a node has died, that is all there is left of its run.
+    The lock is the kernel's (`flock` on the file ``run.lock``), so it ends with the process, however the process ends.
+    Between machines it works as far as the file system supports locks. If another machine holds the lock, `RunLock`
+    waits: the lock of a node that died outlives its run for a while.
 
     Raises:
         UserError: a run on this machine holds the folder; names its process.
-        RunError: another machine's does, still; the folder cannot be written.
+        RunError: another machine still holds it after the wait, or the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -39,7 +39,7 @@ class RunLock:
         folder = self._path.parent
         deadline, waiting = time.monotonic() + _WAIT_S, False
         while True:
-            # The lead speaks for all: the others must not wait for a run that does not begin.
+            # The lead process decides for all: the others must not wait for a run that does not start.
             state, _, what = from_lead(self._try() if is_lead() else "").partition(" ")
             if state == "ours":
                 return self
@@ -65,7 +65,7 @@ class RunLock:
             self._file = None
 
     def _try(self) -> str:
-        """One attempt, in the lead process: "ours", or "here", "elsewhere" or "failed" and what there is to say."""
+        """One attempt, in the lead process: "ours", or "here", "elsewhere" or "failed" followed by details."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -84,7 +84,7 @@ class RunLock:
                 return f"{where} {holder or 'another process'}"
             log.warning(f"{self._path} cannot be locked ({error.strerror}): start no second run there")
         self._file = file
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without its holder's name
+        with contextlib.suppress(OSError):  # on a full disk the lock still holds, without its holder's name
             os.ftruncate(file, 0)
             os.write(file, f"process {os.getpid()} on {host}\n".encode())
         return "ours"

@@ -1,7 +1,7 @@
-"""What all processes of a run must have alike, compared before anything that could wait for ever where they do not.
+"""Checks that all processes of a run agree on configuration, code and data, before they could deadlock.
 
-Programs of two processes that differ do not fail: a collective of the one meets another's of the other, and the run
-goes on with numbers that neither configuration gives, or stands still.
+Two processes that run different programs do not fail: their collectives match each other, and the run continues with
+numbers that neither configuration gives, or hangs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpt3_jax.config import Config, to_dict
 from gpt3_jax.errors import UserError
 
 COMPARE_WITHIN_S = 300.0
-"""How long processes wait for one another to compare what they run: they have just met, and read no data before."""
+"""How long processes wait for one another to compare their programs. They have just joined and read no data yet."""
 
 _PACKAGES = (
     "gpt3-jax",
@@ -40,7 +40,8 @@ _PACKAGES = (
     "tiktoken",
 )
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-_OWN_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")  # a process's own folder; counted as devices
+# The first is a folder of each process. The second is compared as the number of devices.
+_OWN_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")
 _JAX_SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -52,10 +53,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def require_same_program(config: Config) -> None:
-    """Compares configuration, code and versions. Call in all processes behind `start.start`, before anything else.
+    """Compares configuration, code and versions. Call in all processes after `start.start`, before anything else.
 
     Raises:
-        UserError: they differ; in all processes, with each difference and who has what.
+        UserError: they differ. Raised in all processes, with each difference and the processes that have each value.
     """
     if jax.process_count() == 1:
         return
@@ -66,26 +67,26 @@ def require_same_program(config: Config) -> None:
 
 
 def _require_equal_devices() -> None:
-    """What processes tell one another they tell by collectives over all devices, which need as many in each process."""
+    """Agreement uses collectives over all devices, which need equally many devices in each process."""
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         told = ", ".join(f"process {process} has {count}" for process, count in sorted(counts.items())[:16])
         raise UserError(
             f"the processes do not have equally many devices: {told}{' ...' if len(counts) > 16 else ''}; start each "
-            "with as many (CUDA_VISIBLE_DEVICES, JAX_LOCAL_DEVICE_IDS, XLA_FLAGS)"
+            "with the same number (CUDA_VISIBLE_DEVICES, JAX_LOCAL_DEVICE_IDS, XLA_FLAGS)"
         )
 
 
 def require_same_data(tokenizer: str, sources: Iterable[tuple[str, str, str]]) -> None:
-    """Compares what is read.
+    """Compares the data that the processes read.
 
     Args:
-        tokenizer: its fingerprint.
-        sources: (name, path, fingerprint) of each, such as ``data.train[0]``. Paths may differ: a machine may have a
-            copy of its own.
+        tokenizer: the tokenizer's fingerprint.
+        sources: (name, path, fingerprint) of each source, such as ``data.train[0]``. Paths may differ, because a
+            machine may have its own copy.
 
     Raises:
-        UserError: they differ; in all processes.
+        UserError: they differ. Raised in all processes.
     """
     facts, shown = {"data.tokenizer": tokenizer}, {"data.tokenizer": tokenizer[:12]}
     for name, path, fingerprint in sources:
@@ -94,9 +95,8 @@ def require_same_data(tokenizer: str, sources: Iterable[tuple[str, str, str]]) -
 
 
 def settings(config: Config) -> dict[str, str]:
-    """The configuration but for what each process may have of its own: its number, the address at which it reaches
-    process 0, and where its copies of the data and of the tokenizer lie
-    (`require_same_data` compares what is in them)."""
+    """The configuration without what may differ between processes: its index, the address at which it reaches process
+    0, and the paths of its copies of the data and of the tokenizer (`require_same_data` compares the contents)."""
     facts = {}
     for section, fields in to_dict(config).items():
         for key, value in fields.items():
@@ -118,7 +118,7 @@ def code() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that have a part in the numbers, as installed here."""
+    """Installed versions of Python and of the packages that affect the numbers."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The backend and its flags, and JAX's settings that change numbers."""
+    """The backend, its flags, and JAX's settings that change numbers."""
     facts = {name: " ".join(sorted(f for f in os.environ.get(name, "").split() if not f.startswith(_OWN_FLAGS)))
              for name in _FLAGS}  # fmt: skip
     facts |= {name: str(getattr(jax.config, name, None)) for name in _JAX_SETTINGS}

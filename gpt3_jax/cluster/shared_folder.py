@@ -1,4 +1,4 @@
-"""Whether a folder is the same one for all processes of a run, asked before anything else is done in it."""
+"""Checks that all processes of a run see the same folder, before anything else is done in it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from gpt3_jax.cluster.agreement import from_lead, gather, is_lead
 from gpt3_jax.errors import RunError, UserError
 
 SEEN_WITHIN_S = 90.0
-"""How long what one process wrote may take to be seen by the others: NFS keeps a folder's attributes for up to 60 s
-(acdirmax)."""
+"""How long until the other processes must see what one process wrote. NFS clients cache a folder's attributes for up
+to 60 s (acdirmax)."""
 _RETRY_S = 0.5
 
 
 def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
-    """Makes `folder`, and proves that all processes see what process 0 writes there; with one process, does nothing.
+    """Creates `folder` and checks that all processes see what process 0 writes there. With one process, does nothing.
 
     Raises:
-        UserError: some do not; names them and their machines, in all processes alike.
+        UserError: some processes do not see it. Raised in all processes, with the names of these processes and
+            machines.
         RunError: the folder cannot be written.
     """
     if jax.process_count() == 1:
@@ -48,9 +49,9 @@ def require_shared(folder: Path, setting: str = "train.run_dir") -> None:
     if blind:
         more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
         raise UserError(
-            f"{setting} {folder} is not one folder for all processes: {', '.join(blind[:8])}{more} did not see within "
-            f"{SEEN_WITHIN_S:g} s what process 0 on {told[0].partition(' ')[2]} wrote there; give a folder on a file "
-            "system that all machines mount, by its whole path"
+            f"{setting} {folder} is not the same folder for all processes: {', '.join(blind[:8])}{more} did not see "
+            f"within {SEEN_WITHIN_S:g} s what process 0 on {told[0].partition(' ')[2]} wrote there; choose a folder on "
+            "a file system that all machines mount, with its absolute path"
         )
 
 

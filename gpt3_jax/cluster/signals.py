@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM, from the first moment of a command to its last.
+"""Handles Ctrl-C and SIGTERM from the start of a command to its end.
 
-Python runs a signal's handler in the main thread, between two of its own instructions. That is too late where the main
-thread is inside a compilation, a collective or a file server's silence; and what the handler raises is lost where a
-library calls Python back and drops the error ("Exception ignored in ..."). So a thread of ours reads the signals too:
-after the first, the command has a short while to end in good order, and is then ended; a second Ctrl-C ends it at once.
+Python runs a signal handler in the main thread, between two bytecode instructions. This is too late if the main thread
+is inside a compilation, a collective or a read from an unresponsive file server. An exception raised by the handler is
+also lost if a library calls back into Python and drops it ("Exception ignored in ..."). So a thread here reads the
+signals too. After the first signal, the command has a short time to end in good order before the thread ends it. A
+second Ctrl-C ends it at once.
 
-Inside `stopping.StopSignal` the first signal is that class's to answer. Only the standard library is imported here.
+Inside `stopping.StopSignal`, that class handles the first signal. This file imports only the standard library.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ GRACEFUL_S = 1800.0
 """How long training may take to end after the first signal inside `StopSignal`: for its step and its checkpoint. A step
 that waits for a dead file server, or for a process that hangs, would never end."""
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""What a shell reports for a program that was ended by the signal."""
+"""The exit code that a shell reports for a program ended by the signal."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised as Ctrl-C is: what cleans up after the one cleans up after the other."""
+    """SIGTERM, raised as a KeyboardInterrupt so that code which cleans up after Ctrl-C also cleans up after SIGTERM."""
 
 
 class _State:
     installed = False
     asked: signal.Signals | None = None
-    """The first signal that is to end the command; None inside `StopSignal`, and before any."""
+    """The first signal that ends the command; None inside `StopSignal`, and before any signal."""
     unwinds = False
-    """Whether what is raised in the main thread is caught, so that it can clean up."""
+    """Whether the main thread catches an interrupt, so that it can clean up."""
     raised = False
     interrupts = 0
     graceful = False
     patience = False
     """Whether `GRACEFUL_S` is running."""
     service: Callable[[int], None] | None = None
-    """The handler of JAX's pre-emption service, where `keep_sigterm` took its place."""
+    """The handler of JAX's preemption service, if `keep_sigterm` replaced it."""
 
 
 _state = _State()
 
 
 def install() -> None:
-    """Sets the handlers of this process. The first thing that a command does; in the main thread, once.
+    """Installs the handlers of this process. A command calls it first, once, in the main thread.
 
-    SIGINT that is ignored stays so: a shell starts what runs in the background like that.
+    An ignored SIGINT stays ignored: shells start background jobs that way.
     """
     if _state.installed or threading.current_thread() is not threading.main_thread():
         return
@@ -64,7 +65,7 @@ def install() -> None:
     before = sys.unraisablehook
 
     def unraisable(what: Any) -> None:
-        # Dropped by a library: the thread ends the command all the same, and says so.
+        # A library dropped the exception. The thread still ends the command and reports it.
         if not issubclass(what.exc_type, KeyboardInterrupt):
             before(what)
 
@@ -75,27 +76,27 @@ def install() -> None:
 
 
 def unwind() -> None:
-    """From here on the main thread is interrupted by a KeyboardInterrupt, which the caller catches; until then a signal
+    """From here on, a signal raises KeyboardInterrupt in the main thread, which the caller catches. Before, a signal
     ends the process at once."""
     _state.unwinds = True
 
 
 def exit_code() -> int | None:
-    """The code to end with, whatever else went wrong since: a signal outside `StopSignal` asked for the end."""
+    """The exit code if a signal outside `StopSignal` ended the command, whatever else failed afterwards; else None."""
     return None if _state.asked is None else EXIT_CODES[_state.asked]
 
 
 def graceful(begins: bool) -> None:
-    """For `StopSignal`: from here on the first signal ends nothing (True), or does again (False)."""
+    """For `StopSignal`: from here on the first signal does not end the command (True), or does so again (False)."""
     _state.graceful = begins
 
 
 def keep_sigterm() -> None:
-    """Takes SIGTERM back from JAX's pre-emption service. Call after ``jax.distributed.initialize()``.
+    """Takes SIGTERM back from JAX's preemption service. Call after ``jax.distributed.initialize()``.
 
-    The service's handler only notes that the signal came, which `multihost_utils.reached_preemption_sync_point` tells
-    later: until the loop asks, SIGTERM would do nothing. JAX has no other way of telling the service, so its handler is
-    kept, for `tell_service`. Does nothing where `install` was not called: then SIGTERM is the service's.
+    The service's handler only records the signal, and `multihost_utils.reached_preemption_sync_point` reports it later.
+    Until the loop asks, SIGTERM would have no effect. JAX has no other way to notify the service, so its handler is
+    kept for `tell_service`. Does nothing if `install` was not called; SIGTERM then stays with the service.
     """
     if not _state.installed:
         return
@@ -103,7 +104,7 @@ def keep_sigterm() -> None:
 
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    # For Python a handler that was set from C does not exist: signal.signal() neither returns it nor sets it again.
+    # Python does not see a handler that was set from C: signal.signal() neither returns it nor restores it.
     theirs = libc.signal(signal.SIGTERM, None)
     signal.signal(signal.SIGTERM, _on_signal)
     pythons = libc.signal(signal.SIGTERM, None)
@@ -113,21 +114,22 @@ def keep_sigterm() -> None:
 
 
 def service_is_told_by_us() -> bool:
-    """Whether `keep_sigterm` found a service, which now hears of SIGTERM by `tell_service` only."""
+    """Whether `keep_sigterm` found a service, which is now notified of SIGTERM only by `tell_service`."""
     return _state.service is not None
 
 
 def tell_service() -> None:
-    """Tells JAX's pre-emption service of a SIGTERM."""
+    """Notifies JAX's preemption service of a SIGTERM."""
     if _state.service is not None:
         _state.service(int(signal.SIGTERM))
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """In the main thread, when it next runs Python."""
+    """Runs in the main thread, when it next executes Python."""
     _ask(signal.Signals(number))
     if not _state.unwinds or _importing(frame):
-        # An extension module makes an ImportError of what is raised now, or prints it; there is nothing to clean up.
+        # An extension module would turn an exception raised now into an ImportError, or print it. Nothing needs
+        # cleaning up.
         _leave(EXIT_CODES[signal.Signals(number)])
     if _state.raised:
         return
@@ -143,7 +145,7 @@ def _watch(reader: int) -> None:
 
 
 def _arrived(number: signal.Signals) -> None:
-    """In a thread of its own, at once."""
+    """Runs in a thread of its own, at once."""
     _state.interrupts += number == signal.SIGINT
     if number == signal.SIGINT and _state.interrupts > 1:
         _leave(EXIT_CODES[number])

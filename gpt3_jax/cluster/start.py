@@ -1,7 +1,7 @@
-"""Joining the other processes of a run, and parting from them.
+"""Joins the other processes of a run, and leaves them.
 
-The only reader of the variables that a cluster sets. What a cluster looks like, and where its coordinator is,
-is JAX's own knowledge (``jax.distributed.initialize()``); this file decides whether to call it and with which GPUs.
+The only file that reads a cluster's environment variables. JAX detects the cluster and its coordinator
+(``jax.distributed.initialize()``); this file decides whether to call it and with which GPUs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpt3_jax.config import DistributedConfig
 from gpt3_jax.errors import RunError, UserError
 
 HEARTBEAT_TIMEOUT_S = 60
-"""Silence after which a process counts as dead. JAX's default of 100 s leaves a whole pod idle that long; one that is
-merely busy still answers, because heartbeats come from a thread of their own."""
+"""Silence after which a process counts as dead. JAX's default of 100 s leaves a whole pod idle for that long. A busy
+process still answers, because a separate thread sends heartbeats."""
 
 START_TIMEOUT_S = 300
-"""How long processes wait for one another at the start: nodes boot, and images are pulled, at different speeds."""
+"""How long processes wait for one another at the start. Nodes boot and pull images at different speeds."""
 
 _SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -33,7 +33,7 @@ def start(config: DistributedConfig) -> None:
     """Joins the other processes of this run, if there are any. Call before anything touches a device.
 
     Does nothing with mode ``off``, when already started, or, with mode ``auto``, when no cluster is found.
-    SIGTERM and Ctrl-C end this process also while it waits here, if `signals.install` was called.
+    SIGTERM and Ctrl-C also end a process that waits here, if `signals.install` was called.
 
     Raises UserError when the cluster is there but this process was not started as part of it, RunError when the
     processes do not find one another.
@@ -47,7 +47,7 @@ def start(config: DistributedConfig) -> None:
     try:
         if config.mode == "manual":
             _require_reachable(config)
-        # Without it, collectives between CPU processes are refused; it must be chosen before the backend starts.
+        # Without it, JAX refuses collectives between CPU processes. It must be set before the backend starts.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if config.mode == "manual":
             jax.distributed.initialize(
@@ -75,10 +75,10 @@ def start(config: DistributedConfig) -> None:
 
 
 def recognise(env: Mapping[str, str]) -> str | None:
-    """Name of the cluster that JAX would join from this environment, or None for a process on its own.
+    """Name of the cluster that JAX would join in this environment, or None for a single process.
 
-    Asked before ``jax.distributed.initialize()``, because that call, where it finds no cluster, fails in the same
-    way as where it finds a broken one. Raises UserError for a job of several tasks whose launcher was left out.
+    Called before ``jax.distributed.initialize()``, which fails in the same way without a cluster and in a broken one.
+    Raises UserError for a job of several tasks that was started without its launcher.
     """
     if "OMPI_COMM_WORLD_SIZE" in env:
         return "Open MPI" if int(env["OMPI_COMM_WORLD_SIZE"]) > 1 else None
@@ -109,11 +109,11 @@ def recognise(env: Mapping[str, str]) -> str | None:
 
 
 def local_gpus(env: Mapping[str, str]) -> list[int] | None:
-    """Ordinals of the GPUs that this process takes; None leaves the choice to JAX.
+    """Indices of the GPUs that this process uses; None leaves the choice to JAX.
 
-    Under SLURM and Open MPI, JAX gives each process the one GPU whose number is its local rank: with one task on a
-    node of eight GPUs, seven idle without a word. Here the tasks of a node share out what they see, evenly.
-    Raises UserError where that does not divide.
+    Under SLURM and Open MPI, JAX gives each process the one GPU whose number is its local rank: with one task on a node
+    of eight GPUs, seven stay idle without a message. Here the tasks of a node share its visible GPUs evenly.
+    Raises UserError if the GPUs do not divide evenly.
     """
     if "JAX_LOCAL_DEVICE_IDS" in env:
         return None  # the user's own choice, which JAX reads
@@ -127,12 +127,12 @@ def local_gpus(env: Mapping[str, str]) -> list[int] | None:
     if visible == 0:
         return None
     on_node = int(env.get("SLURM_GPUS_ON_NODE", str(visible)))
-    bound = "SLURM_GPUS_PER_TASK" in env or visible < on_node  # then SLURM shows each task only its own
+    bound = "SLURM_GPUS_PER_TASK" in env or visible < on_node  # SLURM then shows each task only its own GPUs
     if bound or tasks == 1:
         return list(range(visible))
     if visible % tasks:
         raise UserError(
-            f"{tasks} processes on this node share {visible} GPUs, which does not divide; "
+            f"{tasks} processes on this node share {visible} GPUs, which do not divide evenly; "
             "start as many processes as GPUs, or one, or set JAX_LOCAL_DEVICE_IDS"
         )
     share = visible // tasks
@@ -140,9 +140,9 @@ def local_gpus(env: Mapping[str, str]) -> list[int] | None:
 
 
 def shutdown() -> None:
-    """Leaves the other processes in good order; does nothing for a process on its own.
+    """Disconnects from the other processes in good order. Does nothing in a single-process run.
 
-    Raises RunError when the others are gone: then leave with `leave_now`, which does not wait for them.
+    Raises RunError if the other processes are gone. Then exit with `leave_now`, which does not wait for them.
     """
     if not jax.distributed.is_initialized():
         return
@@ -155,7 +155,7 @@ def shutdown() -> None:
 def _require_reachable(config: DistributedConfig) -> None:
     """Raises OSError if the coordinator's port is taken (on process 0) or does not answer in time (on the others).
 
-    JAX (0.10 to 0.12) does not raise in these cases: its C++ crashes the process, with a page of addresses.
+    JAX (0.10 to 0.12) does not raise in these cases: its C++ code crashes the process with a stack dump.
     """
     host, _, port = config.coordinator.rpartition(":")
     if config.process_id == 0:
@@ -180,7 +180,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _tpu_hosts(env: Mapping[str, str]) -> int:
-    """Hosts of the TPU slices as GKE's variables tell it; 1 without them."""
+    """Number of hosts of the TPU slices according to GKE's variables; 1 without them."""
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
     if "TPU_PROCESS_ADDRESSES_PATH" in env:
         try:
@@ -194,9 +194,9 @@ def _tpu_hosts(env: Mapping[str, str]) -> int:
 
 
 def _on_gce_tpu(env: Mapping[str, str]) -> bool:
-    """Whether this is a Cloud TPU VM outside GKE, whose hosts only the metadata server knows.
+    """Whether this is a Cloud TPU VM outside GKE, where only the metadata server knows the hosts.
 
-    A TPU VM of one host is started as a cluster of one, which also brings the pre-emption notice.
+    A TPU VM of one host is started as a cluster of one, which also enables the preemption notice.
     """
     platforms = getattr(jax.config, "jax_platforms", None) or ""
     if "TPU_SKIP_MDS_QUERY" in env or (platforms and "tpu" not in platforms.split(",")):
@@ -206,7 +206,8 @@ def _on_gce_tpu(env: Mapping[str, str]) -> bool:
 
 
 def _slurm_tasks_here(env: Mapping[str, str]) -> int:
-    """Tasks of this job step on this node, from a list such as ``2(x3),1``: counts per node, in node order."""
+    """Number of tasks of this job step on this node, from a list such as ``2(x3),1``: counts per node, in node
+    order."""
     counts: list[int] = []
     for item in env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         count, _, times = item.partition("(x")

@@ -1,6 +1,6 @@
-"""Stopping when asked: SIGTERM (pre-emption, ``scancel``, ``kubectl delete``) and Ctrl-C.
+"""Stops training on SIGTERM (preemption, ``scancel``, ``kubectl delete``) and Ctrl-C.
 
-The loop asks once per step; all processes get the answer True at the same step, and save there.
+The loop asks once per step. All processes get the answer True at the same step and save there.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from jax.experimental import multihost_utils
 
 from gpt3_jax.cluster import signals
 
-# The service stops at the call after the highest that any process has made. A resumed run's own step numbers would
-# begin far above what it chooses when the signal comes before the first call, and it would never be reached.
+# The service stops at the call after the highest that any process has made. If the signal comes before the first call
+# of a resumed run, its own step numbers would start far above the one that the service chooses, and never reach it.
 _CALLS = itertools.count(1)
 _NOTICE = b"\ninterrupted: stopping after a step, with a checkpoint; press Ctrl-C again to leave at once\n"
 
 
 class StopSignal:
-    """Context manager inside which SIGTERM and Ctrl-C ask the loop to stop, and a second Ctrl-C ends it at once.
+    """Context manager in which SIGTERM and Ctrl-C ask the loop to stop, and a second Ctrl-C ends it at once.
 
-    With `jax.distributed` started, SIGTERM goes to JAX's pre-emption service: it tells all processes, and they agree on
-    the next step that none has passed. The first Ctrl-C in any process is handed to the service as a SIGTERM. Unless
-    `signals.keep_sigterm` has taken it back, the service's own handler stands, and one of ours would silence it.
-    Without the service, the flag is this process's own.
+    If `jax.distributed` was started, SIGTERM goes to JAX's preemption service. It notifies all processes, which agree
+    on the next step that none has passed. The first Ctrl-C in any process is passed to the service as a SIGTERM. Unless
+    `signals.keep_sigterm` has taken SIGTERM back, the service's own handler stays installed; a handler of ours would
+    disable it. Without the service, the flag is local to this process.
 
-    Signals reach only the main thread of Python: entered from another thread, nothing is installed, and SIGTERM and
-    Ctrl-C do what they did before.
+    Signals reach only the main thread of Python. In another thread, nothing is installed, and SIGTERM and Ctrl-C keep
+    their previous effect.
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        """What asked for the stop, in words for the person; empty until then."""
+        """Why the loop was asked to stop, for the user; empty until then."""
         self._asked = False
         self._interrupted = False
         self._agreed = False
@@ -57,7 +57,7 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            # None: a handler that was not set from Python, and that Python therefore cannot set again.
+            # None: a handler that was not set from Python, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
         signals.graceful(False)
@@ -65,7 +65,7 @@ class StopSignal:
     def requested(self) -> bool:
         """Whether to stop before the next step; once True, always True.
 
-        All processes call it before every step, equally often: that is how they agree.
+        All processes must call it before every step, because that is how they agree.
         """
         if not self._agreed:
             if self._service:
@@ -87,6 +87,6 @@ class StopSignal:
             raise KeyboardInterrupt
         self.reason = self.reason or "SIGINT"
         self._asked = self._interrupted = True
-        os.write(2, _NOTICE)  # print() could be interrupted inside itself
+        os.write(2, _NOTICE)  # not print(): the signal may have interrupted it
         if self._service:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The configuration of a run: what can be set (`schema`), and how it is read and written (`loading`)."""
+"""The configuration of a run: its settings (`schema`), and how they are read and written (`loading`)."""
 
 from gpt3_jax.config.loading import (
     config_dir,

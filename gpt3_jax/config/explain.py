@@ -1,4 +1,4 @@
-"""The settings as the help of a command: each option with its text, its default and its place in the paper."""
+"""Formats the settings as command-line help: each option with its text, default and source in the paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INDENT = 24
 
 
 def field_texts() -> dict[tuple[str, str], str]:
-    """The text below each field of the sections, by (class, field)."""
+    """The docstring of each field of the sections, by (class, field)."""
     found = {}
     for cls in ast.parse(inspect.getsource(schema)).body:
         if isinstance(cls, ast.ClassDef):
@@ -34,7 +34,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def options_help(width: int) -> str:
-    """Every option, a section after the other, wrapped to so many columns."""
+    """All options, section by section, wrapped to `width` columns."""
     texts = field_texts()
     lines: list[str] = []
     for section, cls in sections(Config).items():
@@ -47,7 +47,7 @@ def options_help(width: int) -> str:
 
 
 def entry(option: str, text: str, default: str, width: int) -> Iterator[str]:
-    """The lines of one option; no default line for an empty `default`."""
+    """The lines of one option. An empty `default` gives no default line."""
     indent = " " * _INDENT
     head, body = f"  {option}", textwrap.wrap(text, width - _INDENT) or [""]
     if len(head) < _INDENT - 1:

@@ -1,4 +1,4 @@
-"""Configurations read from YAML files, dotted overrides and saved records, and written back."""
+"""Reads configurations from YAML files, dotted overrides and saved records, and writes them back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _SECTIONS = sections(Config)
 _RENAMED = {meaning.was: f"{section}.{name}" for section, name, meaning in meanings(Config) if meaning.was}
 _Values = dict[str, dict[str, Any]]
-"""Settings by section and name, of their types."""
+"""Converted settings, by section and name."""
 
 
 def config_dir() -> Path:
@@ -64,7 +64,7 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
     """Reads YAML files and dotted overrides such as ``["--optimizer.peak_lr", "6e-4"]``.
 
     A later file wins over an earlier one, an override over every file, and a later override over an earlier one.
-    Names of earlier versions are read as what they are called now, with a logged line.
+    Old names of settings are still read, with a log message.
 
     Raises:
         UserError: a file that cannot be read, an unknown key (with the nearest name), a value of the wrong type,
@@ -78,14 +78,14 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
 
 
 def from_dict(values: Any) -> Config:
-    """The inverse of `to_dict`, as strict as a YAML file; also of the records of earlier versions."""
+    """The inverse of `to_dict`, as strict as a YAML file. It also reads the records of earlier versions."""
     if not isinstance(values, dict):
         raise UserError(f"the saved configuration is {values!r}; expected its sections")
     return _make(_checked(values, lambda name: f"{name} in the saved configuration"))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, as YAML and JSON hold it."""
+    """The configuration as dicts, lists and scalars that YAML and JSON can hold."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -102,7 +102,7 @@ def to_yaml(config: Config) -> str:
 
 
 def cost_settings(config: Config) -> dict[str, Any]:
-    """What changes memory, traffic or time of the compiled step, beside the model's shape, the mesh and the batch."""
+    """Settings that change the memory, traffic or time of the compiled step, other than model shape, mesh and batch."""
     return {
         name: getattr(getattr(config, section), name)
         for section, name, meaning in meanings(Config)
@@ -125,7 +125,7 @@ def _find(path: Path) -> Path:
         return path
     shipped = config_dir() / f"{path.name}.yaml"
     if path.parent == Path(".") and shipped.is_file():
-        return shipped  # also beside a folder of that name, such as a run's or its data's
+        return shipped  # even if a folder of that name exists, such as a run's
     if path.is_dir():
         raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
     known = sorted(p.stem for p in config_dir().glob("*.yaml"))
@@ -166,7 +166,7 @@ def _checked(values: dict[str, Any], naming: Naming) -> _Values:
 
 
 def _put(values: _Values, key: str, value: Any, naming: Naming, again: bool = False) -> None:
-    """Converts one setting; `again`: a later value wins over an earlier one."""
+    """Converts and stores one setting. With `again`, it may replace an earlier value."""
     section, _, name = _present_name(key).partition(".")
     hint = _hints().get(f"{section}.{name}")
     if hint is None:
@@ -180,7 +180,7 @@ def _put(values: _Values, key: str, value: Any, naming: Naming, again: bool = Fa
 def _present_name(key: str) -> str:
     if key not in _RENAMED:
         return key
-    _tell_once(f"{key} is called {_RENAMED[key]} now; read as that")
+    _tell_once(f"{key} is now called {_RENAMED[key]}; the old name still works")
     return _RENAMED[key]
 
 
@@ -214,7 +214,7 @@ def _read_overrides(overrides: Sequence[str]) -> _Values:
 
 
 def _parsed(text: str, hint: Any, key: str) -> Any:
-    """Lists are YAML on the command line, too; everything else is its text."""
+    """Parses a list as YAML. Any other value is taken as its text."""
     if get_origin(hint) is not tuple:
         return text
     try:
@@ -225,7 +225,7 @@ def _parsed(text: str, hint: Any, key: str) -> Any:
 
 
 def _nearest(name: str, candidates: Sequence[str]) -> str:
-    """``"; the nearest is 'x'"``, by the whole name or by its last part."""
+    """``"; the nearest is 'x'"``, matched by the whole name or by its last part."""
     found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     if not found:
         by_leaf = {candidate.rpartition(".")[2]: candidate for candidate in candidates}

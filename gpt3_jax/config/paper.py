@@ -1,4 +1,4 @@
-"""Figures of the GPT-3 paper that are no setting's value: what it prints otherwise, its bounds, its mixture."""
+"""Figures of the GPT-3 paper that are not values of settings: misprints, bounds and the data mixture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ RAMP_TOKENS = (4_000_000_000, 12_000_000_000)
 """Appendix B: the batch grows over the first 4 to 12 billion tokens, "depending on the model size"."""
 
 MIXTURE = {"Common Crawl": 60, "WebText2": 22, "Books1": 8, "Books2": 8, "Wikipedia": 3}
-"""Table 2.2: weights of the training mixture in per cent, though they sum to 101."""
+"""Table 2.2: weights of the training mixture in per cent, as printed; they sum to 101."""
 
 PRINTED = {
     ("gpt3-xl", "model.n_heads"): (24, "corrected", "24 × 128 is 3072 wide; only 16 × 128 fits Table D.1's count"),
@@ -17,5 +17,5 @@ PRINTED = {
         "that is 1562.5 sequences of 2048; 1536 are whole, and divide over large meshes",
     ),
 }
-"""Where a shipped size is not what Table 2.1 prints: (size, quantity) to the printed value, what was done, and why. The
-other batches are what it prints, to its one digit: 0.5M is 256 sequences of 2048, 1M 512, 2M 1024."""
+"""Where a shipped size differs from Table 2.1: (size, quantity) to (printed value, what was done, why). The other
+batch sizes agree with the table to its one digit: 0.5M is 256 sequences of 2048, 1M 512, 2M 1024."""

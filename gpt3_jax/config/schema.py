@@ -1,9 +1,10 @@
 """The typed configuration: frozen dataclasses, one for each section.
 
-Every number of the GPT-3 paper stands once: as a default here, in ``configs/gpt3-*.yaml`` where it depends on the size,
-or in `gpt3_jax.config.paper` where it is no setting's value. Every number that the paper leaves open is a setting.
+Every number of the GPT-3 paper appears once: as a default here, in ``configs/gpt3-*.yaml`` if it depends on the model
+size, or in `gpt3_jax.config.paper` if it is not the value of a setting. Every number that the paper leaves open is a
+setting.
 
-The text below a field is its help. What a field means to the rest of the project is said by `setting`.
+The docstring below a field is its help text. `setting` records what the field means to the rest of the project.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _require(ok: bool, message: str) -> None:
 
 
 def _require_finite(section: Any, prefix: str) -> None:
-    """No infinity or NaN in a section that was made in Python; files and options are refused before."""
+    """Refuses infinity and NaN in a section constructed in Python. Files and options are checked when they are read."""
     for name, value in vars(section).items():
         _require(not isinstance(value, float) or math.isfinite(value), f"{prefix}.{name} is {value}; expected a number")
 
@@ -41,15 +42,15 @@ class ModelConfig:
     n_heads: int = setting(12, paper=Paper("Table 2.1"))
     """Attention heads; each is d_model / n_heads wide."""
     n_ctx: int = setting(2048, paper=Paper("section 2.1"))
-    """Context length in tokens, training and generation alike."""
+    """Context length in tokens, for training and generation."""
     n_vocab: int = setting(50257, paper=Paper("section 2.1: GPT-2's"))
-    """True vocabulary size, end-of-text included. Padding for sharding is apart: see `vocab_multiple`."""
+    """Vocabulary size without padding, end-of-text included. `vocab_multiple` sets the padding."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = setting(
         ("dense", "banded"), paper=Paper("section 2.1: alternating; which comes first is not published")
     )
-    """Kinds of attention, repeated through the depth. `[dense]` is GPT-2."""
+    """Attention kinds of successive layers, repeated over the depth. `[dense]` is GPT-2."""
     band_width: int = setting(256, paper=Paper("section 2.1: banded; how wide is not published", published=False))
-    """Positions that a banded layer sees, the token itself included. The default is GPT-Neo's."""
+    """Positions that a banded layer attends to, the query's own included. The default is GPT-Neo's."""
     init_std: float = setting(0.02, paper=Paper("GPT-2's code"))
     """Standard deviation of weight matrices and token embeddings at initialisation."""
     position_init_std: float = setting(0.01, paper=Paper("GPT-2's code"))
@@ -57,14 +58,14 @@ class ModelConfig:
     residual_init: Literal["2L", "L", "none"] = setting(
         "2L", paper=Paper("section 2.1: scaled as in GPT-2; by which depth is not published", published=False)
     )
-    """Residual projections start at init_std / sqrt(2L), / sqrt(L), or unscaled."""
+    """Standard deviation of residual projections: init_std / sqrt(2L), init_std / sqrt(L), or init_std."""
     norm_eps: float = setting(1e-5, paper=Paper("GPT-2's code"))
     """LayerNorm epsilon."""
     vocab_multiple: int = 128
     """The embedding table is padded to a multiple of this; padding never trains and is never sampled."""
     dtype: Literal["bfloat16", "float32"] = setting("bfloat16", changes_cost=True)
-    """Matmul operands and activations; float32 is full fp32 on every device. Softmax, LayerNorm statistics, loss and
-    master weights are fp32 always."""
+    """Dtype of matmul operands and activations. float32 means full fp32 on every device. Softmax, LayerNorm statistics,
+    loss and master weights are always fp32."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "model")
@@ -76,7 +77,7 @@ class ModelConfig:
             _require(value > 0, f"model.{name} is {value}; expected more than 0")
         _require(
             self.d_model % self.n_heads == 0,
-            f"model.d_model {self.d_model} does not divide by model.n_heads {self.n_heads}; "
+            f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}; "
             "choose heads that divide the width",
         )
         _require(len(self.attention_pattern) > 0, "model.attention_pattern is empty; expected e.g. [dense, banded]")
@@ -104,11 +105,11 @@ class OptimizerConfig:
     """AdamW and its schedule (GPT-3 appendix B). Schedules are functions of tokens, never of steps."""
 
     peak_lr: float = setting(6.0e-4, paper=Paper("Table 2.1"))
-    """Learning rate after warm-up."""
+    """Peak learning rate, reached at the end of the warm-up."""
     warmup_tokens: int = setting(375_000_000, paper=Paper("appendix B"))
     """Linear warm-up, in tokens."""
     decay_tokens: int = setting(260_000_000_000, paper=Paper("appendix B"))
-    """Cosine decay ends here, in tokens from the start of training; constant afterwards."""
+    """End of the cosine decay, in tokens from the start of training. The learning rate is constant afterwards."""
     decay_after_warmup: bool = setting(False, paper=Paper("appendix B does not say", published=False))
     """Count decay_tokens from the end of the warm-up instead."""
     final_lr_fraction: float = setting(0.1, paper=Paper("appendix B"))
@@ -124,8 +125,8 @@ class OptimizerConfig:
     weight_decay_on: Literal["matrices", "matrices_and_embeddings", "all"] = setting(
         "matrices_and_embeddings", paper=Paper("appendix B does not say", published=False)
     )
-    """Parameters that decay: weight matrices alone; token and position embeddings too; or biases and LayerNorms as
-    well."""
+    """Parameters that decay: weight matrices; also token and position embeddings; or all parameters, biases and
+    LayerNorms included."""
     clip_norm: float = setting(1.0, paper=Paper("appendix B"))
     """Global-norm clip of the gradients; 0 turns it off."""
 
@@ -157,18 +158,18 @@ class ParallelConfig:
     """The mesh and the ZeRO stage (ZeRO sections 5 and 6)."""
 
     stage: Literal[0, 1, 2, 3] = setting(1, changes_run=False, changes_cost=True)
-    """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 parameters too."""
+    """ZeRO stage. 0 replicates everything; 1 shards optimizer state; 2 also gradients; 3 also parameters."""
     replica: int = setting(1, changes_run=False)
-    """Plain data parallelism over this many slices or nodes, outside the ZeRO group."""
+    """Plain data parallelism over slices or nodes, outside the ZeRO group."""
     data: int = setting(-1, changes_run=False)
-    """ZeRO's data parallelism; -1 takes all the devices that the other two axes leave."""
+    """Data parallelism inside the ZeRO group; -1: all devices that the other two axes leave."""
     tensor: int = setting(1, changes_run=False)
-    """Megatron tensor parallelism, with the residual stream sharded along the sequence between blocks."""
+    """Megatron tensor parallelism. Between blocks the residual stream is sharded along the sequence."""
     reduce_dtype: Literal["float32", "bfloat16"] = setting("float32", changes_cost=True)
-    """Gradients are reduced over devices in this dtype (always float32 on CPU, whose compiler aborts on bf16)."""
+    """Dtype in which gradients are reduced across devices. Always float32 on CPU, where XLA aborts on bf16."""
     overlap: bool = setting(True, changes_run=False, changes_cost=True)
-    """Tell the compiler to let traffic run beside compute, by what is known of the device
-    (parallel/compiler_options.py); false: its own defaults. The same sums, perhaps in another order."""
+    """Set compiler options that overlap communication with compute on the device (parallel/compiler_options.py).
+    false: XLA's defaults. The options may change the order of sums, and nothing else in the result."""
 
     def __post_init__(self) -> None:
         for name in ("replica", "tensor"):
@@ -190,8 +191,8 @@ class SourceConfig:
     weight: float = 1.0
     """Share of sequences drawn from this source, relative to the others (weights are normalised)."""
     dtype: Literal["auto", "uint16", "uint32", "int32", "int64"] = "auto"
-    """Type of the ids in a raw .bin (nanoGPT's), which does not say its own. auto: what a header or an index beside it
-    says, or else the only type under which the ids are possible; where the ids do not tell, it has to be said."""
+    """Type of the ids in a raw .bin without a header (nanoGPT's). auto: the type that a header or an index gives, or
+    else the only type for which the ids are valid. If the ids do not determine it, it must be set."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", local_path(self.path, "path of a source"))
@@ -201,21 +202,21 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on and what is held out."""
+    """Training data and held-out data."""
 
     tokenizer: str = setting("r50k_base", paper=Paper("section 2.1: GPT-2's"), changes_run=False)
     """`r50k_base` (GPT-2's BPE), `bytes` (256 bytes and end-of-text), or the path of a tiktoken rank file."""
     train: tuple[SourceConfig, ...] = setting(
         (), paper=Paper("Table 2.2: five datasets by their weights"), changes_run=False
     )
-    """Sources to train on. Empty, with the tokenizer `bytes`: `gpt3-jax train` takes the quickstart's text, the Python
+    """Training sources. Empty, with the tokenizer `bytes`: `gpt3-jax train` uses the quickstart's text, the Python
     standard library on this machine."""
     eval: tuple[SourceConfig, ...] = setting((), changes_run=False)
-    """Held-out sources. Empty: no evaluation (the quickstart holds out files of its own)."""
+    """Held-out sources. Empty: no evaluation (the quickstart holds out files of its own text)."""
     seed: int = 0
     """Seed of the data order. Sequence n of the stream is a function of (seed, n) alone."""
     prefetch: int = setting(2, changes_run=False)
-    """Batches read ahead of the step, in a thread."""
+    """Batches to prefetch, in a thread."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokenizer", local_path(self.tokenizer, "data.tokenizer"))
@@ -225,18 +226,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how large a batch, how often what. All cadences are in tokens."""
+    """Length of training, batch size, and how often to log and evaluate. Cadences are in tokens."""
 
     run_dir: str = setting("runs/default", changes_run=False)
-    """Folder of the run: checkpoints, metrics, configuration. A checkpoint found there is resumed."""
+    """Folder of the run: checkpoints, metrics, configuration. Training resumes from a checkpoint found there."""
     seed: int = 0
     """Seed of the initial parameters."""
     tokens: int = setting(300_000_000_000, paper=Paper("Table 2.1"), changes_run=False)
     """Tokens to train on. Training ends with the batch that reaches it."""
     batch_tokens: int = setting(524_288, paper=Paper("Table 2.1, in whole sequences"))
-    """Tokens in a full global batch: whole sequences of model.n_ctx, and divisible by the mesh."""
+    """Tokens in a full global batch. Must be whole sequences of model.n_ctx that divide over the mesh."""
     ramp_start_tokens: int = setting(32_768, paper=Paper("appendix B"))
-    """Batch size at the start of the ramp, in tokens; rounded to the nearest that the mesh divides."""
+    """Batch size at the start of the ramp, in tokens, rounded to the nearest size that divides over the mesh."""
     ramp_tokens: int = setting(
         0, paper=Paper("appendix B: by size; which within these is not published", between=RAMP_TOKENS)
     )
@@ -244,13 +245,13 @@ class TrainConfig:
     ramp_stages: int = setting(
         16, paper=Paper("appendix B: linear; in how many sizes is not published", published=False)
     )
-    """Batch sizes on the ramp at most, spaced by ratio; each is compiled before training starts."""
+    """Maximum number of batch sizes on the ramp, spaced by ratio. Each is compiled before training starts."""
     log_tokens: int = setting(0, changes_run=False)
     """Tokens between lines of metrics.jsonl and TensorBoard events; 0: every batch."""
     eval_tokens: int = setting(1_000_000_000, changes_run=False)
-    """Tokens between evaluations on held-out data; one also stands at the end."""
+    """Tokens between evaluations on held-out data. One more runs at the end."""
     eval_sequences: int = setting(1024, changes_run=False)
-    """Sequences of held-out data per evaluation at most, from the start of the held-out stream; 0: all."""
+    """Maximum number of held-out sequences per evaluation, from the start of the held-out stream; 0: all."""
     nonfinite: Literal["stop", "skip"] = setting("stop", changes_run=False)
     """On a loss or gradient that is not finite: stop, or skip the update and count it."""
     tensorboard: bool = setting(True, changes_run=False)
@@ -280,22 +281,23 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """What trades memory against time. None of it changes a result by more than the rounding of sums."""
+    """Trade-offs between memory and time. None of them changes a result by more than the rounding of sums."""
 
     remat: Literal["none", "dots", "full", "offload"] = setting(
         "full", was="train.remat", changes_run=False, changes_cost=True
     )
-    """What the backward pass recomputes: nothing; all but matmul results; or every block from its input, which is kept
-    in the device's memory (full) or in the host's (offload: ZeRO's P_a+cpu, section 6.1; on a CPU they are one)."""
+    """What the backward pass recomputes. none: nothing; dots: all but matmul results; full: each block from its input;
+    offload: like full, with the block inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; on a CPU the same as
+    full)."""
     unroll: int = setting(1, was="train.unroll", changes_run=False, changes_cost=True)
-    """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU; compile time and
-    code grow with it."""
+    """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU, but increases
+    compile time and code size."""
     mlp_parts: int = setting(1, was="train.mlp_parts", changes_run=False, changes_cost=True)
-    """At ZeRO stage 3 with remat full or offload: parts that an MLP's weights are gathered in, one worked with while
-    the next is on its way. Less memory where these weights make the peak, mostly for some more time: ask
-    `gpt3-jax plan`."""
+    """Parts in which an MLP's weights are gathered, at ZeRO stage 3 with remat full or offload. The next part is
+    prefetched while one is in use. More parts save memory where these weights set the peak, usually at some cost in
+    time; `gpt3-jax plan` shows both."""
     loss_chunk: int = setting(1024, was="train.loss_chunk", changes_run=False, changes_cost=True)
-    """Rows (tokens) of logits held at once by the loss."""
+    """Rows (tokens) of logits that the loss holds at once."""
     microbatch: int = setting(0, was="train.microbatch", changes_run=False)
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
 
@@ -313,11 +315,11 @@ class CheckpointConfig:
     every_tokens: int = setting(1_000_000_000, changes_run=False)
     """Tokens between checkpoints. One is also written at the end, and on SIGTERM or SIGINT."""
     keep_last: int = setting(3, changes_run=False)
-    """How many of the newest checkpoints are kept."""
+    """Number of most recent checkpoints to keep."""
     keep_every_tokens: int = setting(0, changes_run=False)
-    """The first checkpoint at or after each multiple of this many tokens is kept for good; 0: none."""
+    """The first checkpoint at or after each multiple of this many tokens is kept permanently; 0: none."""
     on_change: Literal["refuse", "accept"] = setting("refuse", changes_run=False)
-    """When a resumed run's configuration differs in what would change the run: refuse, or go on with the new one."""
+    """If a resumed run's configuration differs in a setting that changes the run: refuse, or use the new value."""
 
     def __post_init__(self) -> None:
         for name in ("every_tokens", "keep_last"):
@@ -331,7 +333,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes. Left alone, a cluster (Cloud TPU, SLURM, Kubernetes, Open MPI) is found by JAX itself."""
+    """Multi-process settings. By default JAX detects the cluster (Cloud TPU, SLURM, Kubernetes, Open MPI)."""
 
     mode: Literal["auto", "off", "manual"] = setting("auto", changes_run=False)
     """auto: start JAX's distributed service when a cluster is found; manual: with the three settings below."""
@@ -340,7 +342,7 @@ class DistributedConfig:
     processes: int = setting(0, changes_run=False)
     """Number of processes, in manual mode."""
     process_id: int = setting(-1, changes_run=False)
-    """Number of this process, from 0, in manual mode."""
+    """Index of this process, from 0, in manual mode."""
 
     def __post_init__(self) -> None:
         if self.mode == "manual":
@@ -387,19 +389,20 @@ class Config:
         )
         _require(
             ctx % self.parallel.tensor == 0,
-            f"model.n_ctx {ctx} does not divide by parallel.tensor {self.parallel.tensor}; the residual stream is "
+            f"model.n_ctx {ctx} is not divisible by parallel.tensor {self.parallel.tensor}; the residual stream is "
             "sharded along the sequence, choose a tensor axis that divides it",
         )
         _require(
             self.model.n_heads % self.parallel.tensor == 0,
-            f"model.n_heads {self.model.n_heads} does not divide by parallel.tensor {self.parallel.tensor}; "
+            f"model.n_heads {self.model.n_heads} is not divisible by parallel.tensor {self.parallel.tensor}; "
             "choose a tensor axis that divides the heads",
         )
-        # XLA finds the copies of a loop over depth; of an unrolled one it keeps the inputs, or cannot compile it.
+        # XLA recognises the copies to the host in a rolled loop over depth. In an unrolled one it keeps the block
+        # inputs on the device, or fails to compile.
         _require(
             self.memory.remat != "offload" or self.memory.unroll == 1,
-            f"memory.remat is offload with memory.unroll {self.memory.unroll}; set memory.unroll to 1: the "
-            "copies to the host need the loop over depth as it is",
+            f"memory.remat is offload with memory.unroll {self.memory.unroll}; set memory.unroll to 1: offload needs a "
+            "loop over depth that is not unrolled",
         )
         _require(
             self.memory.remat != "offload" or self.model.n_layers > len(self.model.attention_pattern),

@@ -1,7 +1,7 @@
-"""What a setting means to the rest of the project, said where the setting is declared.
+"""Declares what a setting means to the rest of the project.
 
-The recipe's quantities (`gpt3_jax.train.recipe`), what a resumed run may change (`gpt3_jax.train.checkpoint.resume`),
-what a receipt lists (`gpt3_jax.plan.receipt`) and the names of earlier versions derive from it.
+The recipe's quantities (`gpt3_jax.train.recipe`), the resume check (`gpt3_jax.train.checkpoint.resume`), the settings
+of a receipt (`gpt3_jax.plan.receipt`) and the old names of settings derive from these declarations.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """Where the GPT-3 paper, or what it builds on, has a setting's value."""
+    """Where the GPT-3 paper, or a source that it builds on, gives a setting's value."""
 
     source: str
     published: bool = True
     """Whether the value is published. If not, any value agrees with the paper, unless `gpt3_jax.train.recipe` knows
     what the paper excludes."""
     between: tuple[int, int] | None = None
-    """The lowest and the highest value, where the paper gives no more than these."""
+    """The lowest and the highest value, if the paper gives only a range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,16 @@ class Meaning:
 def setting(
     default: T, *, paper: Paper | None = None, changes_run: bool = True, changes_cost: bool = False, was: str = ""
 ) -> T:
-    """A field of a section, with what it means elsewhere.
+    """Declares a field of a section and what it means to the rest of the project.
 
     Args:
         default: its default value.
-        paper: where the paper has it; None: it is no part of the recipe.
-        changes_run: whether another value changes what a run computes, by more than rounding. A resumed run refuses
-            that. False for what changes where, how fast or how long it runs, or what it reports.
-        changes_cost: whether another value changes memory, traffic or time of the compiled step. Receipts list these;
-            the model's shape, the mesh and the batch they show for themselves.
+        paper: where the paper gives the value; None if it is not part of the recipe.
+        changes_run: whether a different value changes what a run computes by more than rounding. A resumed run
+            refuses such a change. False for settings that change only where, how fast or how long it runs, or what
+            it reports.
+        changes_cost: whether a different value changes the memory, traffic or time of the compiled step. Receipts
+            list these settings. They show the model's shape, the mesh and the batch separately.
         was: its dotted name in earlier versions, which is still read.
     """
     meaning = Meaning(paper, changes_run, changes_cost, was)
@@ -54,18 +55,18 @@ def setting(
 
 
 def meaning(field: dataclasses.Field[Any]) -> Meaning:
-    """What the field's `setting` said; the defaults for a plain field."""
+    """The field's `Meaning`; the default `Meaning` for a plain dataclass field."""
     found: Meaning = field.metadata.get("meaning", Meaning())
     return found
 
 
 def meanings(config: type[Any]) -> Iterator[tuple[str, str, Meaning]]:
-    """(section, field, meaning) of every setting of `Config`, in its order."""
+    """(section, field, meaning) of every setting of `Config`, in order of declaration."""
     for section, cls in sections(config).items():
         for field in dataclasses.fields(cls):
             yield section, field.name, meaning(field)
 
 
 def sections(config: type[Any]) -> dict[str, type[Any]]:
-    """The sections of `Config` by name, in its order."""
+    """The sections of `Config` by name, in order of declaration."""
     return {field.name: field.default_factory for field in dataclasses.fields(config)}  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What a value means by the type of its setting: text from a file or a command line, or a value from JSON or Python."""
+"""Converts values to the types of their settings, from text (files, command line) or from JSON and Python values."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _NUMBER = re.compile(r"[+-]?(\d+(_\d+)*(\.(\d+(_\d+)*)?)?|\.\d+)([eE][+-]?\d+)?"
 _INTEGER_LIMIT = 2**63
 
 Naming = Callable[[str], str]
-"""From a dotted name to how it is called where it was written: ``--train.tokens``, ``train.tokens in 'my.yaml'``."""
+"""Maps a dotted name to how the source spells it: ``--train.tokens``, ``train.tokens in 'my.yaml'``."""
 
 
 def convert(value: Any, hint: Any, name: str, naming: Naming) -> Any:
-    """The value as its setting holds it.
+    """Converts a value to the type of its setting.
 
-    Integers may be written ``3e9``, ``300_000`` or ``3.0``; numbers must be finite; truth values are true and false
-    alone; lists become tuples.
+    Integers may be written ``3e9``, ``300_000`` or ``3.0``. Numbers must be finite. Booleans are ``true`` or ``false``
+    only. Lists become tuples.
 
     Raises:
-        UserError: a value that the type does not have.
+        UserError: the value is not of the setting's type.
     """
     if value is None:
         raise UserError(f"{naming(name)} is null; expected {expected(hint)} (leave the key out for its default)")
@@ -89,7 +89,7 @@ def _record(value: dict[str, Any], cls: Any, name: str, naming: Naming) -> Any:
 
 
 def _scalar(value: Any, hint: Any) -> Any:
-    """None for what is no value of this type."""
+    """The converted value; None if it is not of this type."""
     if get_origin(hint) is Literal:
         options = get_args(hint)
         if isinstance(options[0], int) and not re.fullmatch(r"\d+", str(value)):
@@ -115,7 +115,7 @@ def _number(value: Any, hint: Any) -> int | float | None:
         return None
     try:
         exact = decimal.Decimal(text)
-    except decimal.InvalidOperation:  # an exponent of its own size
+    except decimal.InvalidOperation:  # an exponent that decimal cannot hold
         return None
     if exact.is_zero():
         return 0

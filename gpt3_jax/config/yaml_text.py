@@ -1,7 +1,7 @@
-"""YAML as text: mappings, lists, and scalars that stay the characters that were written.
+"""Reads YAML into mappings, lists and uninterpreted text.
 
-What ``3e9``, ``yes`` or ``017`` means is up to the setting that it is given to (`gpt3_jax.config.values`), not to
-YAML 1.1, where they are a string, a truth value and fifteen. JSON is read too.
+The setting's type decides what ``3e9``, ``yes`` or ``017`` means (`gpt3_jax.config.values`). YAML 1.1 would read them
+as a string, a boolean and the number fifteen. JSON is read too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class BadYaml(ValueError):
-    """The text is not YAML, or it is YAML that configurations do not take; the message names the line."""
+    """The text is not YAML, or uses YAML that configurations do not support. The message names the line."""
 
 
 def read_yaml(text: str) -> Any:
-    """The one document of a text: dict, list, str, or None for null and for nothing.
+    """Parses a text of one document into dict, list or str; None for null or an empty text.
 
     Raises:
         BadYaml: not YAML; a key twice in one mapping; several documents; anchors, merge keys or tags.
@@ -43,7 +43,7 @@ def _value(node: yaml.Node, seen: set[int]) -> Any:
     seen.add(id(node))
     kind = "str" if isinstance(node, yaml.ScalarNode) else "map" if isinstance(node, yaml.MappingNode) else "seq"
     if node.tag != f"tag:yaml.org,2002:{kind}":
-        raise BadYaml(f"line {line}: the tag {node.tag} is not understood; write the value alone")
+        raise BadYaml(f"line {line}: the tag {node.tag} is not supported; write the plain value")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, seen)
     if isinstance(node, yaml.SequenceNode):
@@ -61,10 +61,10 @@ def _mapping(node: yaml.MappingNode, seen: set[int]) -> dict[str, Any]:
             raise BadYaml(f"line {line}: a key is a {key_node.id}; expected a name")
         key = key_node.value
         if key == "<<":
-            raise BadYaml(f"line {line}: merge keys (<<) are not understood; write the settings out")
+            raise BadYaml(f"line {line}: merge keys (<<) are not supported; write the settings out")
         if key in lines:
             where = f"on lines {lines[key]} and {line}" if lines[key] != line else f"twice on line {line}"
-            raise BadYaml(f"the key {key!r} stands {where}; keep one of them")
+            raise BadYaml(f"the key {key!r} appears {where}; keep one of them")
         lines[key] = line
         values[key] = _value(value_node, seen)
     return values

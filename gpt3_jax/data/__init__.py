@@ -1,1 +1,1 @@
-"""Text to token shards, and token shards to global batches in an order that is a function of (seed, index)."""
+"""Text to token shards, and token shards to global batches. The order of sequences is a function of (seed, index)."""

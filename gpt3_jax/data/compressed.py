@@ -1,4 +1,4 @@
-"""The bytes of a file, unpacked when it is gzip or zstd, chunk by chunk."""
+"""Reads a file chunk by chunk, decompressing gzip and zstd."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SUFFIXES = (".gz", ".zst")
 
 
 def is_compressed(path: str) -> bool:
-    """Whether the name says that the file is compressed."""
+    """Whether the file name has the extension of a compressed file."""
     return path.lower().endswith(SUFFIXES)
 
 
 def chunks(path: str, offset: int, size: int) -> Iterator[tuple[bytes, int]]:
-    """(bytes of text, position in the file as it lies on disk), from byte `offset` of a file that is not compressed.
+    """Yields (bytes of text, position in the file on disk). A file that is not compressed is read from byte `offset`.
 
     Raises:
-      UserError: zstd without the package that reads it.
-      RunError: the file cannot be read, or its archive is damaged or truncated.
+      UserError: the file is zstd and the package that reads it is not installed.
+      RunError: the file cannot be read, or is damaged or truncated.
     """
     lower = path.lower()
     found = regular(path)
     if is_compressed(lower) and not found.st_size:
-        raise RunError(f"{path} is empty, which no archive is; it is truncated, fetch it again")
+        raise RunError(f"{path} is empty, which is not a valid compressed file; it is truncated, fetch it again")
     with read_errors(path), open(path, "rb") as raw:
         if lower.endswith(".gz"):
             yield from _gzip_chunks(path, gzip.GzipFile(fileobj=raw), size, raw.tell)
@@ -46,7 +46,7 @@ def _gzip_chunks(path: str, file: gzip.GzipFile, size: int, tell: Callable[[], i
     except EOFError:
         raise RunError(f"{path} ends in the middle of its gzip stream; it is truncated, fetch it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise RunError(f"{path} is not sound gzip ({error}); fetch it again") from None
+        raise RunError(f"{path} is not valid gzip ({error}); fetch it again") from None
 
 
 def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) -> Iterator[tuple[bytes, int]]:
@@ -56,7 +56,7 @@ def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) 
         raise UserError(
             f"{path} is zstd, which needs the package zstandard: pip install -c constraints.txt -e '.[data]'"
         ) from None
-    # One object a frame: the library's stream reader takes a truncated file for a complete one.
+    # One decompressor per frame: the library's stream reader takes a truncated file for a complete one.
     decoder = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = None
     data = b""
@@ -69,6 +69,6 @@ def _zstd_chunks(path: str, read: Callable[[], bytes], tell: Callable[[], int]) 
             if frame.eof:
                 data, frame = frame.unused_data, None
     except zstandard.ZstdError as error:
-        raise RunError(f"{path} is not sound zstd ({error}); fetch it again") from None
+        raise RunError(f"{path} is not valid zstd ({error}); fetch it again") from None
     if frame is not None:
         raise RunError(f"{path} ends in the middle of its zstd stream; it is truncated, fetch it again")

@@ -1,7 +1,7 @@
-"""Reading text, JSONL (plain, gzip, zstd) and Parquet as a sequence of blocks of whole documents.
+"""Reads text, JSONL (plain, gzip, zstd) and Parquet as a sequence of blocks of whole documents.
 
-Reading only cuts files into blocks at record boundaries; `records.documents` parses a block. So one process can read,
-many can parse and tokenize, and reading can start again at any block's end.
+Reading only cuts files into blocks at record boundaries; `records.documents` parses a block. So one process can read
+while many parse and tokenize, and reading can resume at the end of any block.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class BadDocument(UserError):
     """A document that cannot be read, in a file that can.
 
     Args:
-      message: names its place, and what to do.
-      reason: in a word or two, to count it under.
+      message: names its place and what to do.
+      reason: a word or two, under which it is counted.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -48,18 +48,18 @@ class BadDocument(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How documents are found in files."""
+    """How files are split into documents."""
 
     text_key: str = "text"
     """The JSON key or Parquet column that holds the text."""
     split_on: str = ""
-    """Text files are cut into documents here, the separator left out; empty: a file is one document."""
+    """Separator of documents in text files, itself dropped; empty: a file is one document."""
     kind: Kind | None = None
-    """What every file is; None: by its extension."""
+    """Format of every file; None: by extension."""
     errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: an error, or U+FFFD."""
+    """Bytes that are not UTF-8: raise an error, or replace them by U+FFFD."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A document that cannot be read (null, not JSON, not UTF-8): an error, or left out and counted."""
+    """A document that cannot be read (null, not JSON, not UTF-8): raise an error, or skip and count it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """A place between two documents."""
+    """A position between two documents."""
 
     file: int = 0
     position: int = 0
@@ -91,19 +91,19 @@ class Block:
     kind: Kind
     data: bytes | list[str | bytes | None]
     start: Cursor
-    """Where the block begins."""
+    """Start of the block."""
     end: Cursor
-    """Where reading goes on after it."""
+    """Position at which reading continues after the block."""
     bytes_read: int
-    """Bytes of input files, as they lie on disk, that had been read by then; for the progress bar."""
+    """Bytes of input files read so far, as stored on disk; for the progress bar."""
     too_long: str = ""
-    """File and line of one record that is too long to be held, in place of its data."""
+    """File and line of one record that is too long to keep in memory, in place of its data."""
 
 
 def find_inputs(patterns: Sequence[str], kind: Kind | None) -> list[Input]:
     """Expands files and globs, in the order given and sorted within a glob.
 
-    Raises UserError for what matches nothing, is a folder, has an unknown extension or is given twice.
+    Raises UserError if a pattern matches nothing, is a folder, has an unknown extension or is given twice.
     """
     inputs: dict[str, Input] = {}
     for pattern in patterns:
@@ -116,19 +116,19 @@ def find_inputs(patterns: Sequence[str], kind: Kind | None) -> list[Input]:
         for path in files:
             identity = os.path.realpath(path)
             if identity in inputs:
-                raise UserError(f"{path} is given twice; its documents would stand in the data twice")
+                raise UserError(f"{path} is given twice; its documents would be in the data twice")
             what = regular(path)
             inputs[identity] = Input(path, kind or _kind(path), what.st_size, what.st_mtime_ns)
     return list(inputs.values())
 
 
 def _glob(pattern: str) -> list[str]:
-    """The files that match, sorted. Folders at the beginning that exist as they are written are no patterns."""
+    """The matching files, sorted. Leading folders that exist literally are not treated as patterns."""
     base, rest = Path(), Path(pattern).parts
     while len(rest) > 1 and is_folder(base / rest[0]):
         base, rest = base / rest[0], rest[1:]
     with read_errors(base):
-        os.scandir(base).close()  # glob takes a folder that cannot be read for an empty one
+        os.scandir(base).close()  # glob treats an unreadable folder as empty
     found = sorted(glob.glob(os.path.join(*rest), root_dir=base, recursive=True))
     return [os.path.join(base, path) if base != Path() else path for path in found]
 
@@ -140,8 +140,8 @@ def _kind(path: str) -> Kind:
     if suffixes and suffixes[-1] in _KINDS:
         return _KINDS[suffixes[-1]]
     raise UserError(
-        f"{path} has an extension that says neither text, JSONL nor Parquet (known: {' '.join(_KINDS)}, the first "
-        "five also with .gz or .zst); say what it is with --format"
+        f"{path} has an unknown extension (known: {' '.join(_KINDS)}, the first "
+        "five also with .gz or .zst); set its format with --format"
     )
 
 
@@ -198,7 +198,7 @@ def _byte_blocks(
             skipped = min(skip, len(chunk))
             skip -= skipped
             chunk = chunk[skipped:]
-        # A separator may straddle two chunks; the search goes back by its length.
+        # A separator may straddle two chunks, so the search starts its length earlier.
         fresh = max(0, len(held) - len(separator) + 1)
         held += chunk
         if not dropping and len(held) > limit:
@@ -210,7 +210,7 @@ def _byte_blocks(
         if dropping:
             cut = held.find(separator) if separator else -1
             if cut < 0:
-                # All but what may be the beginning of a separator.
+                # Everything except what may be the beginning of a separator.
                 size = len(held) - max(0, len(separator) - 1)
                 dropped += size
                 del held[:size]
@@ -218,7 +218,7 @@ def _byte_blocks(
             yield drop(cut + len(separator))
             fresh = 0
         if separator and len(held) >= block_bytes and held.find(separator, fresh) >= 0:
-            # Cut where splitting from the left cuts: "\n\n" in "\n\n\n" is its first two, whatever the block.
+            # Cut where splitting from the left cuts: "\n\n" in "\n\n\n" is the first two characters, in any block.
             yield block(len(held) - len(held.split(separator)[-1]))
     if dropping:
         yield drop(len(held))

@@ -1,7 +1,7 @@
-"""Files as they are found: each failure of the system in one line that names the file, and reading without a map.
+"""Reads files without memory maps, and turns each failure of the system into one line that names the file.
 
-A memory map of a file that another program shortens ends the process with SIGBUS, without a word. A read past the end
-is an error that can be told, so numbers are read where they are asked for.
+If another program truncates a memory-mapped file, SIGBUS ends the process without a message. A read past the end is an
+ordinary error. So numbers are read from the file when they are needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt3_jax.errors import RunError, UserError
 
 SAMPLE_BYTES = 1 << 14
 WHOLE_BYTES = 1 << 20
-"""Files up to here are digested whole."""
+"""Files up to this size are hashed completely."""
 _FEWEST, _MOST, _BYTES_PER_SAMPLE = 16, 256, 1 << 25
 
 _KINDS = (
@@ -49,17 +49,17 @@ _MAGIC = (
 
 
 def kind_by_magic(head: bytes) -> str | None:
-    """What a file with these first bytes is, in words; None when they say nothing."""
+    """The kind of file that starts with these bytes, in words; None if they match no known kind."""
     return next((name for magic, name in _MAGIC if head.startswith(magic)), None)
 
 
 @contextlib.contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Turns what the system says while `path` is read into one line.
+    """Turns OSErrors while `path` is read into one line.
 
     Raises:
-      UserError: nothing is there.
-      RunError: it is there and cannot be read: permissions, a loop of links, a failing disk.
+      UserError: the file does not exist.
+      RunError: it cannot be read because of permissions, a loop of links, or a failing disk.
     """
     try:
         yield
@@ -67,23 +67,23 @@ def read_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             if os.path.islink(path):
                 target = os.readlink(path)
-                raise UserError(f"{path} is a link to {target}, which is not there; mend the link") from None
+                raise UserError(f"{path} is a link to {target}, which is not there; fix the link") from None
             raise UserError(f"{path} is not there; give a path that exists") from None
-        hint = "give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else "mend it"
+        hint = "give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else "fix it"
         raise RunError(f"cannot read {path}: {reason(error)}; {hint}, or choose another") from None
     except ValueError as error:
         if "null" not in str(error):
             raise
-        raise UserError(f"{os.fspath(path)!r} is no path: it holds a NUL character") from None
+        raise UserError(f"{os.fspath(path)!r} is not a path: it contains a NUL character") from None
 
 
 def reason(error: OSError) -> str:
-    """The system's words for an error, one line."""
+    """The system's message for an error, in one line."""
     return error.strerror or str(error).partition("\n")[0] or type(error).__name__
 
 
 def status(path: str | Path) -> os.stat_result | None:
-    """What the system says of `path`; None when nothing is there. Raises RunError where it may not be asked."""
+    """The status of `path`; None if it does not exist. Raises RunError if the status cannot be read."""
     try:
         with read_errors(path):
             return os.stat(path)
@@ -99,13 +99,13 @@ def is_folder(path: str | Path) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a regular file is there; a pipe, a socket or a device is not one."""
+    """Whether `path` is a regular file, and not a pipe, socket or device."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def regular(path: str | Path) -> os.stat_result:
-    """The status of a file that can be read twice. Raises UserError for a folder, pipe, socket, device or nothing."""
+    """The status of a regular file. Raises UserError for a folder, pipe, socket, device or missing file."""
     with read_errors(path):
         found = os.stat(path)
     for test, name in _KINDS:
@@ -115,24 +115,24 @@ def regular(path: str | Path) -> os.stat_result:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a small file of ours. Raises UnicodeDecodeError for what is not UTF-8."""
+    """The text of a small file written by this project. Raises UnicodeDecodeError if it is not UTF-8."""
     regular(path)
     with read_errors(path):
         return Path(path).read_text(encoding="utf-8")
 
 
 def stamp(path: str | Path) -> tuple[int, int, int]:
-    """What changes with any ordinary change of a file: its size, time of change and inode."""
+    """Size, modification time and inode, one of which any ordinary change of a file changes."""
     found = regular(path)
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class OpenFile:
-    """A regular file open for reading at any place. Threads may read at once; closed when nobody holds it."""
+    """A regular file open for random-access reading. Thread-safe. Closed when no reference is left."""
 
     def __init__(self, path: str | Path) -> None:
         self.descriptor = -1
-        regular(path)  # before it is opened: opening a pipe waits for a writer
+        regular(path)  # before opening, because opening a pipe waits for a writer
         self.path = str(path)
         with read_errors(path):
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -143,7 +143,7 @@ class OpenFile:
             os.close(self.descriptor)
 
     def read_into(self, out: np.ndarray, start: int) -> None:
-        """Fills a contiguous array from byte `start`. Raises RunError when the file has become too short for it."""
+        """Fills a contiguous array from byte `start`. Raises RunError if the file has become too short."""
         if not out.size:
             return
         rest = memoryview(out.reshape(-1).view(np.uint8).data)
@@ -165,7 +165,7 @@ class OpenFile:
 
 
 class Numbers(Sequence[int]):
-    """Numbers of one type that lie in a file from byte `offset` on. Threads may read at once."""
+    """Numbers of one type stored in a file from byte `offset` on. Thread-safe."""
 
     def __init__(self, file: OpenFile, dtype: np.dtype[Any], offset: int, count: int) -> None:
         self._file, self._offset, self._count = file, offset, count
@@ -182,15 +182,15 @@ class Numbers(Sequence[int]):
         return int(self.read(index, 1)[0])
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Numbers start .. start + count - 1, in the type on disk [count]."""
+        """Numbers start .. start + count - 1, in their type on disk [count]."""
         out = np.empty(count, self.dtype)
         self._file.read_into(out, self._offset + start * self.dtype.itemsize)
         return out
 
 
 def sample_starts(size: int) -> list[tuple[int, int]]:
-    """(first byte, bytes) of the blocks that stand for a file: all of it up to 1 MiB, else 16 to 256 blocks of 16 KiB
-    spread evenly from its first byte to its last, one for each 32 MiB."""
+    """(first byte, bytes) of the sampled blocks of a file: all of it up to 1 MiB, else one block of 16 KiB for each 32
+    MiB, at least 16 and at most 256, spread evenly from the first byte to the last."""
     if size <= WHOLE_BYTES:
         return [(0, size)]
     count = min(max(size // _BYTES_PER_SAMPLE, _FEWEST), _MOST)
@@ -199,10 +199,10 @@ def sample_starts(size: int) -> list[tuple[int, int]]:
 
 
 def content_digest(file: OpenFile) -> str:
-    """Tells a file from another without reading terabytes: sha256 of a file up to 1 MiB, of size and samples above.
+    """Identifies a file without reading terabytes: sha256 of a file up to 1 MiB, of size and samples above that.
 
-    It sees another file, another length, text tokenized anew, and anything inserted or taken out. An edit in place
-    that lies between the samples (of a 1 GB file, 0.05 % are sampled) it cannot see: that takes the checksums.
+    It detects another file, another length, text tokenized again, and anything inserted or removed. It cannot detect an
+    edit in place between the samples (0.05 % of a 1 GB file are sampled); checksums can.
     """
     if file.size <= WHOLE_BYTES:
         return hashlib.sha256(file.bytes_at(0, file.size)).hexdigest()
@@ -213,14 +213,14 @@ def content_digest(file: OpenFile) -> str:
 
 
 def drop_from_memory(path: str | Path) -> None:
-    """Asks the system to forget what it holds of a file that is on disk, so that reading it reads the disk."""
+    """Asks the system to drop the file from the page cache, so that reading it reads the disk."""
     file = OpenFile(path)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 of all that a file holds."""
+    """sha256 of the whole file."""
     regular(path)
     with read_errors(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Tokens that other programs wrote, read as they are: a file of ids (nanoGPT, llm.c, modded-nanogpt, NumPy) and
+"""Reads tokens that other programs wrote, in their own format: files of ids (nanoGPT, llm.c, modded-nanogpt, NumPy) and
 Megatron's .bin with its .idx."""
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _FAIRSEQ_MAGIC = b"TNTIDX\x00\x00"
 _MEGATRON_VERSION = 1
 _MEGATRON_HEADER = 34
-# Megatron's codes; 9 and 10 are fairseq's, whose format it is.
+# Megatron's type codes. 9 and 10 come from fairseq, which defined the format.
 _MEGATRON_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
 _PART = 1 << 20
 
 
 class _OneFile:
-    """What the sources of this file have in common: all tokens lie end to end in one file."""
+    """Base of sources whose tokens are contiguous in one file."""
 
     tokenizer_fingerprint: str | None = None
     n_documents: int | None = None
@@ -41,18 +41,18 @@ class _OneFile:
         self.fingerprint = hashlib.sha256(name.encode()).hexdigest()
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens start .. start + count - 1, in the type on disk [count]."""
+        """Tokens start .. start + count - 1, in their type on disk [count]."""
         if start < 0 or start + count > self.n_tokens:
             raise ValueError(f"{self.path}: tokens {start} to {start + count} of {self.n_tokens}")
         return self._tokens.read(start, count)
 
     def check_files(self) -> None:
-        """Raises RunError when the file is no longer what it was when it was opened, as far as samples tell."""
+        """Raises RunError if the file changed since it was opened, as far as samples show."""
         if stamp(self.path) != self._stamp and content_digest(OpenFile(self.path)) != self._digest:
             raise RunError(f"{self.path} changed since it was opened; restore it")
 
     def verify(self, n_vocab: int | None = None) -> None:
-        """Reads every id, as the formats have no checksums. Raises RunError for one outside the vocabulary."""
+        """Reads every id, because the formats have no checksums. Raises RunError for an id outside the vocabulary."""
         for start in range(0, self.n_tokens, _PART):
             ids = self.read(start, min(_PART, self.n_tokens - start))
             bad = np.flatnonzero((ids < 0) | (ids >= n_vocab)) if n_vocab else np.flatnonzero(ids < 0)
@@ -64,16 +64,16 @@ class _OneFile:
 
 
 class RawSource(_OneFile):
-    """A file of token ids with a header that is known (llm.c, modded-nanogpt, NumPy) or none (nanoGPT).
+    """A file of token ids with a known header (llm.c, modded-nanogpt, NumPy) or none (nanoGPT).
 
     Args:
       path: the file.
-      dtype: type of its ids; "auto": by header or by the ids, see `token_types.layout`.
-      n_vocab: of the model that is to read it; None: any.
-      known: numpy's name of the type that an index beside it records, if one does.
+      dtype: type of its ids; "auto": from the header or the ids, see `token_types.layout`.
+      n_vocab: vocabulary size of the model that reads it; None: any.
+      known: numpy's name of the type that an index beside it records, if there is one.
 
     Raises:
-      UserError: no such file, an empty one, one of another kind, or a type that cannot be told or cannot be.
+      UserError: the file is missing, empty or of another kind; its type is ambiguous or impossible.
       RunError: it cannot be read, or is truncated.
     """
 
@@ -87,24 +87,24 @@ class RawSource(_OneFile):
         self._open(file, found)
 
     def document_at(self, position: int) -> int | None:
-        """None: the format knows no documents."""
+        """None: the format does not record documents."""
         return None
 
 
 class MegatronSource(_OneFile):
     """Megatron-LM's indexed dataset: PREFIX.bin and PREFIX.idx. Threads may read at once.
 
-    The index holds a header (magic, version, type of ids, counts of sequences and documents), the length of each
-    sequence, its byte offset, and the sequence with which each document begins (one more entry at the end).
+    The index holds a header (magic, version, type of ids, numbers of sequences and documents), the length of each
+    sequence, its byte offset, and the first sequence of each document (with one more entry at the end).
 
     Args:
       prefix: path without .bin or .idx.
-      dtype: what the user says of the ids; anything but "auto" must be what the index says.
-      n_vocab: of the model that is to read it; None: any.
+      dtype: type of the ids according to the user; "auto", or the type that the index records.
+      n_vocab: vocabulary size of the model that reads it; None: any.
 
     Raises:
-      UserError: a missing file, an index of another format, an empty dataset, ids that the model does not have.
-      RunError: the index is truncated, the sizes of the two files do not agree, or one cannot be read.
+      UserError: a missing file, an index of another format, an empty dataset, ids outside the vocabulary.
+      RunError: the index is truncated, the sizes of the two files disagree, or one cannot be read.
     """
 
     def __init__(self, prefix: str | Path, dtype: str = "auto", n_vocab: int | None = None) -> None:
@@ -128,7 +128,7 @@ class MegatronSource(_OneFile):
             raise UserError(f"{path}: dtype is {dtype}, but {index} says {said.name}; leave dtype out")
         if sequences == 0 or documents < 2:
             raise UserError(f"{path} holds no documents; give a source that is not empty")
-        # A trailing byte a sequence (multimodal "modes") may follow; it is not needed.
+        # One more byte per sequence (multimodal "modes") may follow. It is not needed.
         if table.size < _MEGATRON_HEADER + 12 * sequences + 8 * documents:
             raise RunError(
                 f"{index} has {table.size} bytes, too few for its {sequences} sequences and {documents - 1} documents; "
@@ -148,13 +148,13 @@ class MegatronSource(_OneFile):
         self._open(file, found)
 
     def document_at(self, position: int) -> int | None:
-        """Number of the document, from 0, that holds the token at `position`."""
+        """Index of the document, from 0, that holds the token at `position`."""
         sequence = bisect.bisect_right(self._offsets, position * self.dtype.itemsize) - 1
         return bisect.bisect_right(self._firsts, sequence) - 1
 
 
 def _check_contiguous(index: str, lengths: Numbers, offsets: Numbers, itemsize: int, size: int) -> None:
-    """Sequences must lie end to end over the whole .bin: then positions in it are positions in the stream."""
+    """Checks that sequences are contiguous over the whole .bin, so that positions in it are positions in the stream."""
     position = 0
     for first in range(0, len(lengths), _PART):
         count = min(_PART, len(lengths) - first)

@@ -1,4 +1,4 @@
-"""Global batches on a mesh, read ahead of the step; each process reads only the rows that its devices hold."""
+"""Places global batches on a mesh and prefetches them. Each process reads only the rows that its devices hold."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Sequences(Protocol):
 
 
 class Batch(NamedTuple):
-    """Which sequences a batch holds."""
+    """The range of sequences that a batch holds."""
 
     first: int
-    """The first, counted from the beginning of the stream."""
+    """Index of the first sequence in the stream."""
     sequences: int
 
 
 class Loader:
-    """Reads batches in a thread and places them on devices.
+    """Prefetches batches in a thread and places them on devices.
 
     Args:
-      stream: what to read.
-      sharding: of an array [sequences, n_ctx + 1]; rows may be split over any mesh axes, and repeated over others.
-      prefetch: batches read ahead of the one in use, at least 1.
+      stream: source of the sequences.
+      sharding: of an array [sequences, n_ctx + 1]. Rows may be sharded over any mesh axes and replicated over others.
+      prefetch: number of batches to prefetch, at least 1.
     """
 
     def __init__(self, stream: Sequences, sharding: jax.sharding.NamedSharding, prefetch: int) -> None:
@@ -51,12 +51,12 @@ class Loader:
     def batches(self, plan: Iterable[Batch]) -> Generator[tuple[Batch, jax.Array], None, None]:
         """Yields each entry of the plan with its rows, int32 [sequences, n_ctx + 1].
 
-        The plan, which may be endless, is read `prefetch` entries ahead. What goes wrong in the thread is raised here
-        as itself, at its batch. Closing the generator ends the thread.
+        The plan may be endless and is read `prefetch` entries ahead. An exception in the thread is raised here
+        unchanged, at its batch. Closing the generator ends the thread.
 
         Raises:
-          UserError: a count that does not divide over the devices.
-          RunError: what reading raises.
+          UserError: the devices do not divide the number of sequences.
+          RunError: reading fails.
         """
         entries = iter(plan)
         pending: deque[tuple[Batch, Future[jax.Array]]] = deque()
@@ -74,7 +74,7 @@ class Loader:
             thread.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, first: int, count: int) -> jax.Array:
-        """The batch of sequences first .. first + count - 1, int32 [count, n_ctx + 1], read now."""
+        """Reads the batch of sequences first .. first + count - 1 now; int32 [count, n_ctx + 1]."""
         shape = (count, self._stream.n_ctx + 1)
         try:
             places = _places(self._sharding, shape)
@@ -83,7 +83,7 @@ class Loader:
                 f"a batch of {count} sequences of {shape[1]} tokens does not divide over the mesh "
                 f"{dict(self._sharding.mesh.shape)} as {self._sharding.spec}; choose a batch that does"
             ) from error
-        # Devices along a tensor axis hold the same rows: those are read once.
+        # Devices along a tensor axis hold the same rows, which are read once.
         blocks = read_rows(self._stream, first, {row_range(index, count) for index in places.values()})
         shards = [
             jax.device_put(blocks[row_range(index, count)][:, index[1]], device) for device, index in places.items()
@@ -98,7 +98,7 @@ def _places(sharding: jax.sharding.NamedSharding, shape: tuple[int, int]) -> dic
 
 
 def row_range(index: tuple[slice, ...], count: int) -> tuple[int, int]:
-    """First row and the row after the last that a device holds, of `count`, from its index in a sharding."""
+    """First row that a device holds and the row after its last, of `count` rows, from its index in a sharding."""
     start, stop, _ = index[0].indices(count)
     return start, stop
 
@@ -106,8 +106,8 @@ def row_range(index: tuple[slice, ...], count: int) -> tuple[int, int]:
 def read_rows(stream: Sequences, first: int, ranges: Iterable[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
     """Reads row ranges of the batch that begins at sequence `first`: {(start, stop): int32 [stop - start, ...]}.
 
-    This is all of the data that a process touches: what it reads is a function of the rows it holds, not of its number
-    or of the number of processes.
+    A process reads no other data. What it reads depends on the rows that it holds, not on its index or the number of
+    processes.
     """
     ordered = sorted(ranges)
     wanted = [np.arange(first + start, first + stop, dtype=np.int64) for start, stop in ordered]

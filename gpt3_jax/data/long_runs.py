@@ -1,9 +1,9 @@
-"""Texts with runs that are too long for tiktoken's regular expression, or too slow, cut where GPT-2's rule cuts.
+"""Splits texts with runs that are too long or too slow for tiktoken, at boundaries of GPT-2's pattern.
 
-GPT-2's pattern makes pieces of letters, of numbers, of other characters and of spaces; each piece is encoded on its own
+GPT-2's pattern forms pieces of letters, of numbers, of other characters and of spaces. Each piece is encoded separately
 by merging bytes. A run of a million blanks before a word exhausts the stack of the regular expression, and merging one
-piece of ten million letters takes most of a minute. Here long pieces are found from the runs of the four classes, and
-merged window by window. Both give what tiktoken gives on the whole, token for token; the tests compare them.
+piece of ten million letters takes most of a minute. Here long pieces are found from runs of the four classes and merged
+window by window. Both give exactly the tokens that tiktoken gives for the whole text; the tests compare them.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import numpy as np
 OTHER, LETTER, NUMBER, SPACE = range(4)
 
 RUN = 2048
-"""Characters of one class from which a piece is taken out of the text. tiktoken takes some 500,000."""
+"""Pieces with at least this many characters of one class are cut out of the text. tiktoken accepts some 500,000."""
 WINDOW = 4096
-"""Characters of a piece that are merged at once; more than the longest token."""
+"""Number of characters of a piece that are merged at once; more than the longest token."""
 
 _SLICE = 1 << 22
 _TRIES = 16
 
 
 def segments(text: str, classes: np.ndarray, run: int = RUN) -> Iterator[tuple[str, bool]]:
-    """Cuts a text into (part, whether it is one piece of GPT-2's pattern).
+    """Splits a text into (part, whether it is one piece of GPT-2's pattern).
 
-    The tokens of the parts, end to end, are those of the text. Why each cut is exact: the pattern looks at nothing
-    before a piece, so a text's pieces go on after a piece's end as if the text began there. Before the cut, they stay
-    as they were when the part does not end in spaces, or in all spaces but the last of a run, which is a piece.
+    The concatenated tokens of the parts are those of the text. Each cut is exact for two reasons. The pattern does not
+    look before a piece, so the pieces after a cut are those of a text that starts there. The pieces before a cut are
+    unchanged if the part does not end in spaces, or ends in all spaces of a run but the last, which form a piece.
 
     Args:
       text: without surrogates.
-      classes: of each code point (uint8 [0x110000]).
-      run: pieces with more characters than this, at least 3, become parts of their own.
+      classes: class of each code point (uint8 [0x110000]).
+      run: pieces with more characters than this, at least 3, become separate parts.
     """
     at = 0
     for start, end in _runs(text, classes, run):
         before = text[start - 1] if start else ""
         if classes[ord(text[start])] == SPACE:
-            # \s+(?!\S): the last space goes with what follows, or is a piece of its own.
+            # \s+(?!\S): the last space belongs to what follows, or is a piece of its own.
             end -= end < len(text)
         elif before == "'" and (contraction := _contraction(text, start, classes)):
             start += contraction
         elif before == " ":
             start -= 1
         elif before and classes[ord(before)] == SPACE:
-            # A run of spaces that does not end in a blank: all but its last are a piece, the last is another.
+            # A run of spaces that does not end in a blank: all but its last form a piece, the last forms another.
             if at < start - 1:
                 yield text[at : start - 1], False
             at = start - 1
@@ -59,9 +59,9 @@ def segments(text: str, classes: np.ndarray, run: int = RUN) -> Iterator[tuple[s
 
 
 def _contraction(text: str, start: int, classes: np.ndarray) -> int:
-    """Characters from `start`, after an apostrophe, that are its contraction: 's 'd 'm 't 'll 've 're.
+    """Number of characters from `start`, after an apostrophe, that form a contraction: 's 'd 'm 't 'll 've 're.
 
-    A piece begins with the apostrophe unless other characters or a blank before it have taken it.
+    The apostrophe begins a piece unless the piece of the characters or blank before includes it.
     """
     if start > 1 and (text[start - 2] == " " or classes[ord(text[start - 2])] == OTHER):
         return 0
@@ -88,12 +88,12 @@ def _runs(text: str, classes: np.ndarray, run: int) -> Iterator[tuple[int, int]]
 def encode_piece(
     piece: str, encode: Callable[[str], np.ndarray], token_lengths: np.ndarray, window: int = WINDOW
 ) -> np.ndarray:
-    """The tokens of one piece, as merging all of it at once gives them, uint32 [n].
+    """The tokens of one piece, equal to those of merging it at once, uint32 [n].
 
-    Byte-pair encoding is local: tokens are the encoding of their bytes when each two neighbours are the encoding of
-    theirs. (Until the first merge across a border between two of them, each side merges as it would alone, so that
-    merge would also come first within the two.) So windows are encoded one after the other, each from a border that a
-    token of the one before ends at, and a border counts when encoding a few tokens around it gives these tokens.
+    Byte-pair encoding is local: tokens are the encoding of their bytes if every two neighbours are the encoding of
+    theirs. (Until the first merge across the boundary between two tokens, each side merges as it would alone, so that
+    merge would also come first within the two.) So windows are encoded one after the other, each starting where a token
+    of the previous window ends. A boundary is accepted if encoding a few tokens around it gives the same tokens.
 
     Args:
       piece: the text; longer than any token.
@@ -116,7 +116,7 @@ def encode_piece(
                 parts.append(ids[:before])
                 at, end, ids, chars, tokens = cut, cut + window, following, next_chars, next_tokens
                 break
-        else:  # no border that holds: more at once
+        else:  # no boundary was accepted: try a larger window
             end += end - at
             ids = encode(piece[at:end])
             chars, tokens = _borders(piece[at:end], ids, token_lengths)

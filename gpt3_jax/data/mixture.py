@@ -1,8 +1,8 @@
 """The order of the data: sequence index -> (source, epoch, sequence within the source), in constant time and memory.
 
-Two exact pieces, both in integers. A periodic schedule spreads the sources so that every prefix holds each source's
-share to within one sequence. A Feistel permutation, keyed by (seed, source, epoch), shuffles each epoch of a source
-without a table. Nothing depends on hosts, batches or restarts.
+It combines two exact algorithms, both in integers. A periodic schedule spreads the sources so that every prefix holds
+each source's share to within one sequence. A Feistel permutation, keyed by (seed, source, epoch), shuffles each epoch
+of a source without a table. The order does not depend on hosts, batches or restarts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from gpt3_jax.errors import UserError
 
 MAX_PERIOD = 1_000_000
-"""Longest schedule that is tabulated: weights with six decimals that sum to 1 fit."""
+"""Maximum length of a schedule; allows weights with six decimals that sum to 1."""
 
 _ROUNDS = 6
 _U64 = np.uint64
@@ -26,29 +26,29 @@ _U64 = np.uint64
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Where sequences of the stream lie. Each field is int64 [n]."""
+    """The location of sequences of the stream. Each field is int64 [n]."""
 
     source: np.ndarray
-    """Number of the source in the mixture."""
+    """Index of the source in the mixture."""
     epoch: np.ndarray
-    """How many times the source was used up before."""
+    """How many times the source was exhausted before."""
     rank: np.ndarray
-    """Position in the source's order of this epoch."""
+    """Position in the shuffled order of this epoch."""
     sequence: np.ndarray
-    """Sequence within the source, as it lies on disk."""
+    """Index of the sequence within the source, as stored on disk."""
 
 
 class Mixture:
     """An endless, shuffled mixture of sources.
 
     Args:
-      weights: relative share of each source, any positive numbers; decimals are taken as written (0.1 is one tenth).
+      weights: relative share of each source, any positive numbers. Decimals are taken literally (0.1 is one tenth).
       sizes: sequences in each source.
       seed: 0 to 2**63 - 1.
 
     Raises:
-      UserError: a weight that is not positive, a source without sequences, or weights so fine that they do not reduce
-        to whole numbers with a sum of at most MAX_PERIOD.
+      UserError: a weight is not positive, a source has no sequences, or the weights do not reduce to whole numbers with
+        a sum of at most MAX_PERIOD.
     """
 
     def __init__(self, weights: Sequence[float], sizes: Sequence[int], seed: int) -> None:
@@ -101,10 +101,10 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 def _schedule(parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """One period of the mixture: the source at each slot, and how often that source came before within the period.
 
-    Item k of a source with `part` of `period` slots may stand from slot floor(k period / part) and must stand before
-    slot ceil((k + 1) period / part). Earliest deadline first meets every such window when the slots are exactly used
-    up (proportionate fairness: Baruah, Cohen, Plaxton and Varvel 1996), and the windows are what "within one sequence
-    of the exact share at every prefix" means.
+    Item k of a source with `part` of `period` slots must be placed in slot floor(k period / part) or later, and before
+    slot ceil((k + 1) period / part). Earliest-deadline-first scheduling meets all these windows if every slot is used
+    (proportionate fairness: Baruah, Cohen, Plaxton and Varvel 1996). The windows are equivalent to "within one sequence
+    of the exact share at every prefix".
     """
     period = sum(parts)
     source_at = np.empty(period, np.int32)
@@ -125,8 +125,8 @@ def _schedule(parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def permute(ranks: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """A pseudorandom permutation of range(size), evaluated at each rank; all arguments and the result are [n].
 
-    A Feistel network on Z_a x Z_b with a = ceil(sqrt(size)) and b = ceil(size / a), so that few of its a * b values lie
-    outside; those are sent through again until they fall inside (cycle walking), which keeps it a bijection.
+    A Feistel network on Z_a x Z_b with a = ceil(sqrt(size)) and b = ceil(size / a). Few of its a * b values lie outside
+    the range. These are permuted again until they fall inside (cycle walking), which keeps the map a bijection.
     """
     size = sizes.astype(_U64)
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(_U64)
@@ -149,13 +149,13 @@ def _feistel(value: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -
 
 
 def _below(value: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Maps hashes to range(bound), bound < 2**32, by a multiplication instead of a slow remainder."""
+    """Maps hashes to range(bound), bound < 2**32, with a multiplication instead of a slow modulo."""
     scaled: np.ndarray = ((_mix64(value) >> _U64(32)) * bound) >> _U64(32)
     return scaled
 
 
 def _mix64(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output bit. Wraps."""
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit affects every output bit. Wraps."""
     value = value + _U64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> _U64(27))) * _U64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""A column of text in a Parquet file, row group by row group."""
+"""Reads a text column of a Parquet file, row group by row group."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from gpt3_jax.errors import RunError, UserError
 def column_slices(
     path: str, column: str, start: int, block_bytes: int
 ) -> Iterator[tuple[list[str | bytes | None], int, int, int]]:
-    """(values, first row, row after the last, rows of the file) of about `block_bytes` each, from row `start` on.
+    """Yields (values, first row, row after the last, rows of the file), about `block_bytes` at a time, from row `start`
+    on.
 
-    Columns of strings, of binary (whose bytes are to be UTF-8), of nulls, and of dictionaries of these (what pandas
-    writes for a category).
+    Supports columns of strings, of binary (read as UTF-8), of nulls, and of dictionaries of these (pandas's
+    categories).
 
     Raises:
-      UserError: no such column, one of another type, or pyarrow is not installed.
+      UserError: the column is missing or of another type, or pyarrow is not installed.
       RunError: the file is damaged or cannot be read.
     """
     try:
@@ -40,7 +41,7 @@ def column_slices(
                 if row + length > start:
                     values = table.read_row_group(group, columns=[column]).column(0)
                     if pyarrow.types.is_dictionary(kind):
-                        # Decoded: the bytes of a dictionary do not tell those of its rows.
+                        # Decoded, because the size of a dictionary does not give the size of its rows.
                         values = values.cast(kind.value_type)
                     step = max(1, length * block_bytes // max(1, values.nbytes))
                     for first in range(max(0, start - row), length, step):
@@ -49,9 +50,9 @@ def column_slices(
                 row += length
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         why = str(error).partition("\n")[0]
-        raise RunError(f"{path} is not sound Parquet ({why}); fetch it again") from None
+        raise RunError(f"{path} is not valid Parquet ({why}); fetch it again") from None
     except OSError as error:
-        raise RunError(f"{path} is not sound Parquet ({reason(error)}); fetch it again") from None
+        raise RunError(f"{path} is not valid Parquet ({reason(error)}); fetch it again") from None
 
 
 def _kind(path: str, column: str, schema: Any) -> Any:
@@ -63,7 +64,7 @@ def _kind(path: str, column: str, schema: Any) -> Any:
             f"{path} has no column {column!r}; it has {', '.join(schema.names) or 'none'}: choose one with --text-key"
         )
     if len(found) > 1:
-        raise UserError(f"{path} has {len(found)} columns {column!r}; name the one that is meant otherwise")
+        raise UserError(f"{path} has {len(found)} columns {column!r}; rename all but one")
     kind = schema.field(found[0]).type
     value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     types = pyarrow.types
@@ -77,7 +78,8 @@ def _kind(path: str, column: str, schema: Any) -> Any:
 
 
 class _Reader(io.RawIOBase):
-    """A file for pyarrow by way of `OpenFile`: pyarrow's own maps some files, and names none in its errors."""
+    """A file for pyarrow, through `OpenFile`. pyarrow's own reader maps some files into memory, and its errors name no
+    file."""
 
     def __init__(self, path: str) -> None:
         super().__init__()

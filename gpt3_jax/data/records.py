@@ -1,4 +1,4 @@
-"""The documents of a block: text as it is, and the text in JSON's objects and Parquet's rows."""
+"""Parses the documents of a block: plain text, or the text in JSON objects and Parquet rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _HEAD = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document of a block, not parsed yet."""
+    """A document of a block, not parsed yet."""
 
     where: str
-    """File, and line, text or row, from 1; rows from 0, as readers of Parquet count."""
+    """File and line, text or row. Lines and texts count from 1, rows from 0 as in Parquet readers."""
     text: Callable[[], str]
-    """Its text, which may be empty. Raises BadDocument when there is none or it cannot be read."""
+    """Returns the text, which may be empty. Raises BadDocument if there is none or it cannot be read."""
 
 
 def documents(block: Block, options: Options) -> Iterator[Document]:
-    """The documents of a block in their order. Empty lines of JSONL are none."""
+    """The documents of a block, in order. Skips empty lines of JSONL."""
     data = block.data
     if isinstance(data, list):
         for number, value in enumerate(data, start=block.start.record):
@@ -63,7 +63,7 @@ def _decode(record: bytes, where: str, path: str, offset: int, errors: str) -> s
     kind = kind_by_magic(record) if offset == 0 else None
     head = record[:_HEAD]
     if kind is None and offset == 0 and len(head) > 8 and 3 * head.count(0) > len(head):
-        kind = "UTF-16 text"  # without a mark; valid UTF-8, if one believes in every second character being NUL
+        kind = "UTF-16 text"  # without a byte-order mark; as UTF-8, every second character is NUL
     try:
         if kind != "UTF-16 text":
             return record.decode("utf-8", errors)
@@ -99,7 +99,7 @@ def _json_text(line: str, where: str, key: str) -> str:
 
 
 def _json_name(value: object) -> str:
-    """JSON's word for a value's type."""
+    """JSON's name for the type of a value."""
     if value is None:
         return "null"
     names = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
@@ -118,4 +118,4 @@ def _row_text(value: str | bytes | None, where: str, options: Options) -> str:
 
 
 def _refuse(where: str, what: str, reason: str) -> NoReturn:
-    raise BadDocument(f"{where}: {what} (--on-error skip leaves out such documents)", reason)
+    raise BadDocument(f"{where}: {what} (--on-error skip skips such documents)", reason)

@@ -1,7 +1,7 @@
-"""The token format on disk: a folder of memory-mappable shards with an index that is written last.
+"""The token format on disk: a folder of shards and an index that is written last.
 
-    index.json        counts, dtype, tokenizer, checksums of every other file; its presence means the folder is complete
-    tokens-00000.bin  little-endian uint16 (uint32 from 65,537 token ids), every shard but the last of equal length
+    index.json        counts, dtype, tokenizer, checksums of all other files; exists only if the folder is complete
+    tokens-00000.bin  little-endian uint16 (uint32 from 65,537 token ids); all shards but the last have equal length
     documents.bin     uint64: the position of each document's first token
 
 Positions count tokens over all shards; a document may straddle two. Each document ends with end-of-text.
@@ -39,17 +39,17 @@ INDEX = "index.json"
 DOCUMENTS = "documents.bin"
 FORMAT = "gpt3_jax tokens"
 VERSION = 2
-"""Version 1, which is read too, has no samples of its shards and does not say what was left out."""
+"""Version 1, which is also read, has no samples of its shards and does not record skipped documents."""
 DEFAULT_SHARD_TOKENS = 2**28
 DOCUMENT_DTYPE = np.dtype("<u8")
 
-_OPEN_FILES = 256  # a process commonly may have 1,024
-_THREADS = 16  # at once, that storage far away is not waited for file after file
+_OPEN_FILES = 256  # the usual limit of a process is 1,024
+_THREADS = 16  # read at once, to hide the latency of remote storage
 _PART = 1 << 20
 
 
 def token_dtype(n_vocab: int) -> np.dtype[Any]:
-    """The narrowest token type that this project writes for `n_vocab` ids."""
+    """The narrowest token type that this project writes for a vocabulary of `n_vocab`."""
     return np.dtype("<u2") if n_vocab <= 65_536 else np.dtype("<u4")
 
 
@@ -70,7 +70,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerRecord:
-    """Which tokenizer wrote the tokens."""
+    """The tokenizer that wrote the tokens."""
 
     name: str
     fingerprint: str
@@ -80,7 +80,7 @@ class TokenizerRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What index.json says."""
+    """The contents of index.json."""
 
     dtype: str
     n_tokens: int
@@ -92,11 +92,11 @@ class Index:
     shards: tuple[Shard, ...]
     documents_sha256: str
     recipe: dict[str, Any]
-    """How it was made: inputs and options."""
+    """How the shards were made: inputs and options."""
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Documents of the inputs that are not in the shards: how many for which reason."""
+    """Documents of the inputs that are not in the shards: number by reason."""
     left_out_first: tuple[str, ...] = ()
-    """The first few of them that could not be read, with the place and the reason."""
+    """The first few documents that could not be read, with place and reason."""
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
@@ -127,7 +127,7 @@ class Index:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a folder. Raises UserError for one of another version, RunError for one that is damaged."""
+    """The index of a folder. Raises UserError if it has an unsupported version, RunError if it is damaged."""
     path = folder / INDEX
     try:
         return Index.from_json(read_text(path), path)
@@ -136,10 +136,10 @@ def read_index(folder: Path) -> Index:
 
 
 def shard_index(path: Path) -> Index | None:
-    """The index beside a single shard, once the file is known to be what it says. None when there is none of ours.
+    """The index beside a single shard, after the file was compared with it. None if this project wrote no index there.
 
     Raises:
-      UserError: the index does not list `path`: it is the table of documents, or of another folder.
+      UserError: the index does not list `path`: it is the table of documents, or belongs to another folder.
       RunError: the file is not the one that the index describes.
     """
     beside = path.parent / INDEX
@@ -159,14 +159,14 @@ def shard_index(path: Path) -> Index | None:
 
 
 class ShardSource:
-    """Token shards opened for reading. Threads may read at once.
+    """Token shards opened for reading. Thread-safe.
 
-    When it is opened, each file is compared with the index: its size, and what it holds, whole up to 1 MiB and by
-    samples above (`files.content_digest`). `verify` compares every byte.
+    Opening compares each file with the index: its size and its contents, complete up to 1 MiB and sampled above that
+    (`files.content_digest`). `verify` compares every byte.
 
     Raises:
       UserError: not a finished folder of token shards, or an empty one.
-      RunError: a file is missing, cannot be read, or is not the one that the index describes.
+      RunError: a file is missing, unreadable, or not the one that the index describes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -193,14 +193,14 @@ class ShardSource:
         digest = hashlib.sha256(f"{self.index.dtype} {self.tokenizer_fingerprint}\n".encode())
         for shard in self.index.shards:
             digest.update(f"{shard.tokens} {shard.sha256}\n".encode())
-            if self._found[shard.file] != shard.sha256:  # only samples of it were read
+            if self._found[shard.file] != shard.sha256:  # the file was only sampled
                 digest.update(f"{self._found[shard.file]}\n".encode())
         self.fingerprint = digest.hexdigest()
-        # Bound here, not with a decorator on the method, so that the cache dies with this object.
+        # Bound here instead of decorating the method, so that the cache is freed with this object.
         self._shard = functools.lru_cache(maxsize=_OPEN_FILES)(self._open_shard)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens start .. start + count - 1, in the type on disk [count]; may straddle shards."""
+        """Tokens start .. start + count - 1, in their type on disk [count]; may span several shards."""
         if start < 0 or start + count > self.n_tokens:
             raise ValueError(f"{self.path}: tokens {start} to {start + count} of {self.n_tokens}")
         out = np.empty(count, self.dtype)
@@ -214,7 +214,7 @@ class ShardSource:
         return out
 
     def document_at(self, position: int) -> int | None:
-        """Number of the document, from 0, that holds the token at `position`."""
+        """Index of the document, from 0, that holds the token at `position`."""
         return bisect.bisect_right(self._document_starts, position) - 1
 
     def document_start(self, document: int) -> int:
@@ -222,7 +222,7 @@ class ShardSource:
         return int(self._document_starts[document])
 
     def check_files(self) -> None:
-        """Raises RunError for a file that is no longer what it was when it was opened, as far as samples tell."""
+        """Raises RunError for a file that changed since it was opened, as far as samples show."""
         if self._stamp_files() == self._stamps:
             return
         for name, digest in self._compare().items():
@@ -247,14 +247,14 @@ class ShardSource:
         raise RunError(f"{Path(self.path) / DOCUMENTS}: document positions do not ascend from 0; tokenize again")
 
     def _files(self) -> Iterator[tuple[Path, int, str, str]]:
-        """(path, bytes, sha256, digest of samples) of each file that the index describes."""
+        """(path, bytes, sha256, digest of samples) of each file that the index lists."""
         for shard in self.index.shards:
             yield Path(self.path) / shard.file, shard.tokens * self.dtype.itemsize, shard.sha256, shard.sampled
         size = self.index.n_documents * DOCUMENT_DTYPE.itemsize
         yield Path(self.path) / DOCUMENTS, size, self.index.documents_sha256, ""
 
     def _compare(self) -> dict[str, str]:
-        """What each file holds, by name, once it is known to be what the index says."""
+        """The digest of each file by name, after comparing it with the index."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="shards") as threads:
             return dict(threads.map(_compared, self._files()))
 
@@ -271,7 +271,7 @@ class ShardSource:
 
 
 def _compared(expected: tuple[Path, int, str, str]) -> tuple[str, str]:
-    """(name, digest) of a file that is as the index says."""
+    """(name, digest) of a file, after comparing it with the index."""
     path, size, sha256, sampled = expected
     if not is_file(path):
         try:
@@ -294,5 +294,5 @@ def _compared(expected: tuple[Path, int, str, str]) -> tuple[str, str]:
 def _changed(path: Path) -> RunError:
     return RunError(
         f"{path} does not have the checksum that the index beside it says: its contents changed since it was written, "
-        "or it is of another folder; restore it or tokenize again"
+        "or it belongs to another folder; restore it or tokenize again"
     )

@@ -1,4 +1,4 @@
-"""Opening a source of tokens, whatever program wrote it."""
+"""Opens a source of tokens, whichever program wrote it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from gpt3_jax.errors import RunError, UserError
 
 
 class TokenSource(Protocol):
-    """Tokens on disk, one after the other."""
+    """A sequence of tokens on disk."""
 
     path: str
     dtype: np.dtype[Any]
     n_tokens: int
     n_documents: int | None
-    """None when the format does not know documents."""
+    """None if the format does not record documents."""
     max_token: int | None
-    """The largest id; None when the format does not record it."""
+    """The largest id; None if the format does not record it."""
     fingerprint: str
-    """Identifies the contents, wherever they lie, for the record of a run."""
+    """Identifies the contents, independent of their path, for the record of a run."""
     tokenizer_fingerprint: str | None
-    """Of the tokenizer that wrote the ids; None when the format does not record it."""
+    """Fingerprint of the tokenizer that wrote the ids; None if the format does not record it."""
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens start .. start + count - 1, in the type on disk [count]. Safe to call from several threads."""
+        """Tokens start .. start + count - 1, in their type on disk [count]. Thread-safe."""
         ...
 
     def document_at(self, position: int) -> int | None:
-        """Number of the document that holds the token at `position`; None when the format does not know."""
+        """Index of the document that holds the token at `position`; None if the format does not record documents."""
         ...
 
     def check_files(self) -> None:
-        """Raises RunError for a file that is no longer what it was when it was opened, as far as samples tell."""
+        """Raises RunError for a file that changed since it was opened, as far as samples show."""
         ...
 
     def verify(self, n_vocab: int | None = None) -> None:
-        """Reads everything: compares checksums where the format has them, else every id with the vocabulary.
+        """Reads everything. Compares checksums if the format has them, else checks every id against the vocabulary.
 
         Raises RunError."""
         ...
@@ -51,15 +51,15 @@ class TokenSource(Protocol):
 def open_source(config: SourceConfig, n_vocab: int | None = None) -> TokenSource:
     """Opens a folder of token shards, a Megatron dataset (PREFIX, PREFIX.bin or PREFIX.idx) or a file of token ids.
 
-    What a file holds is settled here, before anything is read from it: its type, and that samples of it are possible
-    ids (`token_types.layout`).
+    Opening determines the type of the ids and checks samples of them (`token_types.layout`), before anything else is
+    read from the file.
 
     Args:
-      config: where it is, and what the user says of its type.
-      n_vocab: of the model that is to read it; None: any.
+      config: the source's path, and the type of its ids according to the user.
+      n_vocab: vocabulary size of the model that reads it; None: any.
 
     Raises:
-      UserError: nothing that can be read is at config.path, it is empty, or its type cannot be told or cannot be.
+      UserError: config.path holds nothing readable or is empty, or the type of its ids is ambiguous or impossible.
       RunError: it cannot be read, is truncated or damaged, or is not what the index beside it describes.
     """
     path = Path(config.path)

@@ -1,4 +1,4 @@
-"""The quickstart's text: the Python standard library that is on the machine, as byte tokens. No download."""
+"""The quickstart's text: the source of this machine's Python standard library, as byte tokens. No download."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from gpt3_jax.errors import RunError, UserError
 
 HELDOUT_FRACTION = 0.04
 HELDOUT_BYTES = 300_000
-"""Held out at least; less would make a loss too noisy to compare with."""
+"""Minimum size of the held-out text. With less, the loss would be too noisy to compare."""
 
-# Installed packages are not the standard library; tests, generated tables and grammar data are not prose or code
-# that a small model should spend itself on.
+# Installed packages are not the standard library. Tests, generated tables and grammar data are not prose or code that a
+# small model should spend capacity on.
 _SKIPPED_FOLDERS = frozenset(
     {
         "__pycache__",
@@ -43,7 +43,7 @@ _SKIPPED_FOLDERS = frozenset(
         "__phello__",
     }
 )
-_SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")  # of this machine
+_SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")  # machine-specific
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +53,18 @@ class StdlibText:
     train: SourceConfig
     heldout: SourceConfig
     heldout_bytes: bytes
-    """The held-out files end to end, without end-of-text."""
+    """The held-out files concatenated, without end-of-text."""
     train_files: int
     heldout_files: int
 
 
 def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText:
-    """Writes FOLDER/train and FOLDER/heldout, or reuses them when they are there, intact and of the same text.
+    """Writes FOLDER/train and FOLDER/heldout, or reuses them if they are intact and hold the same text.
 
     A document is a file, without its name. About 4 % of the text, chosen by a hash of each file's name, is held out.
 
     Args:
-      folder: where the shards go; several processes may prepare it at once.
+      folder: where to write the shards. Several processes may prepare it at once.
       library: root of the library; None: that of the running interpreter.
 
     Raises:
@@ -86,7 +86,7 @@ def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText
 
 
 def compressors(text: bytes) -> dict[str, float]:
-    """What general compressors make of `text`, in bits per byte: what a model's loss can be held against."""
+    """Bits per byte of general compressors on `text`, as baselines for a model's loss."""
     sizes = {
         "gzip -9": len(gzip.compress(text, compresslevel=9, mtime=0)),
         "xz -9": len(lzma.compress(text, preset=9)),
@@ -95,7 +95,7 @@ def compressors(text: bytes) -> dict[str, float]:
 
 
 def read_library(root: Path) -> dict[str, bytes]:
-    """The .py files under `root` by relative name, in the order of their names. Raises UserError when there are few."""
+    """The .py files under `root` by relative name, sorted by name. Raises UserError if there is too little text."""
     files: dict[str, bytes] = {}
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
@@ -116,7 +116,8 @@ def read_library(root: Path) -> dict[str, bytes]:
 
 
 def split(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """(training files, held-out files): the first by hash of name are held out until both limits are reached."""
+    """(training files, held-out files). Files are held out in order of a hash of their name until both limits are
+    reached."""
     enough = max(HELDOUT_BYTES, HELDOUT_FRACTION * sum(map(len, files.values())))
     chosen: set[str] = set()
     size = 0
@@ -135,7 +136,7 @@ def _ensure(folder: Path, files: Mapping[str, bytes]) -> None:
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Own name, then a rename: another process may be doing the same.
+        # Written under a unique name and then renamed, because another process may be doing the same.
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             _write(Path(temporary) / "new", files, recipe)
             if folder.exists():
@@ -146,7 +147,7 @@ def _ensure(folder: Path, files: Mapping[str, bytes]) -> None:
                 if not _intact(folder, recipe):
                     raise
     except FileNotFoundError:
-        # Another process moved the old folder away first; it also puts the same text in place.
+        # Another process moved the old folder away first. It will also put the same text in place.
         if not _intact(folder, recipe):
             raise RunError(f"{folder} was taken away while it was being written; run again") from None
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Streams of sequences: shuffled and mixed without end for training, in the order of the files for evaluation.
+"""Streams of sequences: endless, shuffled and mixed for training; in file order for evaluation.
 
 A sequence is n_ctx + 1 tokens: the input, and the target shifted by one. Sequence i of a source begins at token
-i * n_ctx, so neighbours share one token and each token but the first of a source is predicted once per epoch.
+i * n_ctx, so neighbours share one token, and each token but the first of a source is predicted once per epoch.
 Documents are packed end to end, without a mask between them (GPT-3, section 2.2 and appendix B).
 """
 
@@ -22,14 +22,14 @@ from gpt3_jax.errors import RunError, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where a sequence was read."""
+    """The location of a sequence on disk."""
 
     path: str
     epoch: int
     token: int
     """Position of its first token in the source."""
     document: int | None
-    """Number of the document that holds the first token, from 0; None when the format does not know."""
+    """Index of the document that holds the first token, from 0; None if the format does not record documents."""
 
     def __str__(self) -> str:
         document = "" if self.document is None else f", document {self.document}"
@@ -61,7 +61,7 @@ class Stream:
         self._reader = _Reader(sources, n_ctx, n_vocab)
         self.n_ctx = n_ctx
         self.sources = tuple((source.path, source.fingerprint) for source in sources)
-        """(path, fingerprint) of each."""
+        """(path, fingerprint) of each source."""
         self.mixture = Mixture(weights, self._reader.sizes, seed)
         self.fingerprint = _digest(
             {
@@ -71,22 +71,22 @@ class Stream:
                 "seed": seed,
             }
         )
-        """Two streams with one fingerprint give the same sequences, as far as samples of large files tell."""
+        """Streams with equal fingerprints give equal sequences, as far as samples of large files show."""
 
     def sequences(self, indices: np.ndarray) -> np.ndarray:
         """Reads the sequences `indices` (int64 [n], from 0, without end): int32 [n, n_ctx + 1]. Thread-safe.
 
-        Raises RunError for a token id that the model does not have, naming where it stands.
+        Raises RunError for a token id that the model does not have, with its location.
         """
         draw = self.mixture.draw(indices)
         return self._reader.read(draw.source, draw.sequence)
 
     def check_files(self) -> None:
-        """Raises RunError naming a token file that is no longer what it was when the stream was opened."""
+        """Raises RunError, with the file's name, if a token file changed since the stream was opened."""
         self._reader.check_files()
 
     def locate(self, indices: np.ndarray) -> list[Location]:
-        """Where each of the sequences `indices` lies."""
+        """The location of each of the sequences `indices`."""
         draw = self.mixture.draw(indices)
         return [
             self._reader.location(int(source), int(sequence), int(epoch))
@@ -95,7 +95,7 @@ class Stream:
 
 
 class HeldOut:
-    """Held-out sources one after the other, unshuffled; what is left after a source's last whole sequence is not read.
+    """Held-out sources one after the other, unshuffled. Tokens after a source's last whole sequence are not read.
 
     Arguments and errors as for `Stream`.
     """
@@ -113,11 +113,11 @@ class HeldOut:
         return self._reader.read(*self._place(indices))
 
     def check_files(self) -> None:
-        """Raises RunError naming a token file that is no longer what it was when the stream was opened."""
+        """Raises RunError, with the file's name, if a token file changed since the stream was opened."""
         self._reader.check_files()
 
     def locate(self, indices: np.ndarray) -> list[Location]:
-        """Where each of the sequences `indices` lies."""
+        """The location of each of the sequences `indices`."""
         source, sequence = self._place(indices)
         return [self._reader.location(int(s), int(i), 0) for s, i in zip(source, sequence, strict=True)]
 
@@ -130,7 +130,7 @@ class HeldOut:
 
 
 class _Reader:
-    """Windows of n_ctx + 1 tokens from several sources, checked against the vocabulary."""
+    """Reads windows of n_ctx + 1 tokens from several sources and checks them against the vocabulary."""
 
     def __init__(self, sources: Sequence[TokenSource], n_ctx: int, n_vocab: int | None) -> None:
         if not sources:

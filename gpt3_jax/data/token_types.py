@@ -1,4 +1,5 @@
-"""Which type the ids in a file of another program have: from its header, from the ids, or it has to be said."""
+"""Determines the type of the ids in another program's file, from its header or from the ids, or requires the user
+to."""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ from gpt3_jax.data.files import OpenFile, kind_by_magic, sample_starts
 from gpt3_jax.errors import RunError, UserError
 
 LARGEST_VOCABULARY = 2**20
-"""Of any tokenizer: bounds the ids where the model's vocabulary is not known."""
+"""Upper limit of any tokenizer's vocabulary, used if the model's vocabulary is not known."""
 _ENOUGH = 64
-"""16-bit words that must be there before their pattern is believed."""
+"""Minimum number of 16-bit words for which a pattern counts as evidence."""
 _CHECKED = 1 << 18
 
 _LLM_C_HEADER = 256 * 4
 _LLM_C = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
 _LLM_C_EVALUATION = 20240522
 
-# What an editor shows: no control characters but tab, line ends and form feed.
+# Characters that appear in text: no control characters except tab, line ends and form feed.
 _TEXT = np.zeros(256, bool)
 _TEXT[[9, 10, 12, 13, *range(32, 127), *range(128, 256)]] = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the ids lie in a file."""
+    """Position and type of the ids in a file."""
 
     dtype: np.dtype[Any]
     offset: int
@@ -38,21 +39,20 @@ class Layout:
 
 
 def layout(file: OpenFile, stated: str, known: str | None, n_vocab: int | None) -> Layout:
-    """Settles the type of the ids in `file`.
+    """Determines the type of the ids in `file`.
 
-    In this order: the file's own header (llm.c's and modded-nanogpt's, NumPy's), the type that an index beside it
-    records, what the user said, and the ids. Wherever it comes from, a type under which the ids are impossible is
-    refused.
+    The sources are, in order: the file's own header (llm.c's, modded-nanogpt's, NumPy's), the type that an index beside
+    it records, the user's setting, and the ids. A type for which the ids are invalid is refused, whatever its source.
 
     Args:
-      file: at least one byte.
-      stated: what the user said, "auto" for nothing.
-      known: numpy's name for what an index beside the file records.
-      n_vocab: of the model; None: any.
+      file: at least one byte long.
+      stated: the user's setting, "auto" for none.
+      known: numpy's name of the type that an index beside the file records.
+      n_vocab: vocabulary size of the model; None: any.
 
     Raises:
-      UserError: the file is of another kind, the types contradict, or the type cannot be told from the ids.
-      RunError: the size is not a whole number of ids, or a header promises another number.
+      UserError: the file is of another kind, the types contradict, or the ids do not determine the type.
+      RunError: the size is not a whole number of ids, or disagrees with the header.
     """
     head = file.bytes_at(0, min(file.size, _LLM_C_HEADER))
     found = _llm_c(file, head) or _numpy(file, head)
@@ -124,7 +124,7 @@ def _promised(file: OpenFile, found: Layout) -> Layout:
 
 
 def _from_ids(file: OpenFile, head: bytes, n_vocab: int | None) -> np.dtype[Any]:
-    say = "say what it is with dtype (uint16, uint32, int32 or int64)"
+    say = "set its type with dtype (uint16, uint32, int32 or int64)"
     if kind := kind_by_magic(head):
         raise UserError(f"{file.path} begins as {kind} does, not as raw token ids; unpack or convert it, or {say}")
     if _is_text(file):
@@ -143,7 +143,7 @@ def _from_ids(file: OpenFile, head: bytes, n_vocab: int | None) -> np.dtype[Any]
             f"{file.path} holds {_named(wide)} ids; swap the bytes (numpy: np.fromfile(PATH, '{wide.str}')"
             f".astype('<u{wide.itemsize}').tofile(NEW))"
         )
-    return np.dtype("<u2") if wide is None else wide  # `check_ids` refuses it when it does not fit either
+    return np.dtype("<u2") if wide is None else wide  # `check_ids` refuses it if it does not fit either
 
 
 def _is_text(file: OpenFile) -> bool:
@@ -158,7 +158,7 @@ def _is_text(file: OpenFile) -> bool:
 
 
 def _words(file: OpenFile, offset: int = 0) -> np.ndarray:
-    """Samples of the file as little-endian 16-bit words, [n, 4]: what 64-bit numbers at these places consist of."""
+    """Samples of the file as little-endian 16-bit words, [n, 4]: the words of the 64-bit numbers at these places."""
     parts = [
         np.frombuffer(file.bytes_at(offset + start - start % 8, count - count % 8), "<u2").reshape(-1, 4)
         for start, count in sample_starts(file.size - offset)
@@ -167,10 +167,10 @@ def _words(file: OpenFile, offset: int = 0) -> np.ndarray:
 
 
 def _wide(words: np.ndarray, n_vocab: int) -> np.dtype[Any] | None:
-    """The type wider than 16 bits that samples `words` [n, 4] have the pattern of; None when they have none.
+    """The type wider than 16 bits whose pattern the samples `words` [n, 4] have; None if they have none.
 
-    Text has no pattern in 2, 4 or 8 bytes. So where every second 16-bit word is as small as the upper half of an id
-    below `n_vocab` must be (0 for up to 65,536 ids) and the others are not, these are upper halves.
+    Text has no pattern in 2, 4 or 8 bytes. So if every second 16-bit word is as small as the upper half of an id below
+    `n_vocab` must be (0 for up to 65,536 ids) and the others are not, these words are upper halves.
     """
     if words.size < _ENOUGH:
         return None
@@ -184,10 +184,10 @@ def _wide(words: np.ndarray, n_vocab: int) -> np.dtype[Any] | None:
 
 
 def check_ids(file: OpenFile, found: Layout, n_vocab: int | None) -> None:
-    """Refuses a type under which samples of the ids are impossible: they have another's pattern, or are no ids.
+    """Refuses a type for which samples of the ids are invalid: they have the pattern of another type, or are no ids.
 
     Raises:
-      UserError: naming the type that would fit, or the first id that the vocabulary does not have and its place.
+      UserError: the type does not fit. Names the type that would, or the first invalid id and its position.
     """
     itemsize, limit = found.dtype.itemsize, n_vocab or LARGEST_VOCABULARY
     wide = _wide(_words(file, found.offset), limit) if itemsize > 1 else None
@@ -195,7 +195,7 @@ def check_ids(file: OpenFile, found: Layout, n_vocab: int | None) -> None:
         what_to_do = "swap the bytes" if _order(wide) == ">" else f"set dtype to {wide.name}"
         raise UserError(
             f"{file.path} is to be read as {found.dtype.name}, but it holds {_named(wide)} ids: every second id would "
-            f"be 0 or next to it; {what_to_do}"
+            f"be 0 or close to it; {what_to_do}"
         )
     for start, count in sample_starts(found.count * itemsize):
         first, last = start // itemsize, (start + count) // itemsize

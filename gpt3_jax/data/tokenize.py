@@ -1,4 +1,4 @@
-"""Text files to token shards: one process reads and writes, the others parse and tokenize."""
+"""Tokenizes text files into shards. One process reads and writes, the others parse and tokenize."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMIT_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a tokenization is. Tokens and documents count what an interrupted run had done before, too."""
+    """Progress of a tokenization. Tokens and documents include those of an interrupted earlier run."""
 
     bytes_read: int
     bytes_total: int
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """The tokens of a block's documents, end to end, and the tokens of each."""
+    """The concatenated tokens of a block's documents, and the number of tokens of each."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -63,10 +63,10 @@ def tokenize(
 ) -> ShardSource:
     """Tokenizes files into shards.
 
-    The result is a function of the files, `tokenizer`, `options` and `shard_tokens`: the number of workers, the block
-    size and interruptions leave no trace in it. Interrupted in any way, the same call goes on from the last commit; a
-    folder that this call completed before is returned as it is. Empty documents are left out and counted, and with
-    `options.on_error` "skip" those that cannot be read; the index keeps the counts.
+    The result is a function of the files, `tokenizer`, `options` and `shard_tokens`. It does not depend on the number
+    of workers, the block size or interruptions. After an interruption, the same call continues from the last commit. A
+    folder that this call completed before is returned as it is. Empty documents are skipped and counted, and with
+    `options.on_error` "skip" also those that cannot be read. The index records the counts.
 
     Args:
       patterns: files or globs, tokenized in this order (sorted within a glob).
@@ -80,7 +80,7 @@ def tokenize(
       on_progress: called after each block.
 
     Raises:
-      UserError: an input that cannot be read as it should, or `out` holds something else.
+      UserError: an input cannot be read as configured, or `out` holds something else.
       RunError: the disk is full, an input is damaged, a worker was killed.
     """
     options = options or Options()
@@ -124,7 +124,7 @@ def tokenize(
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: Options) -> Encoded:
-    """Tokenizes a block's documents, each followed by end-of-text; empty ones are left out.
+    """Tokenizes a block's documents, each followed by end-of-text. Empty documents are skipped.
 
     Raises BadDocument, naming the place, unless `options.on_error` is "skip".
     """
@@ -153,11 +153,11 @@ def _encode(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
     try:
         return tokenizer.encode_array(text)
     except UserError as error:
-        raise BadDocument(f"{where}: {error}; --on-error skip leaves out such documents", "not tokenized") from None
+        raise BadDocument(f"{where}: {error}; --on-error skip skips such documents", "not tokenized") from None
 
 
 def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_tokens: int) -> ShardSource | None:
-    """The shards in `out` when they are complete and what would be written, None when there are none."""
+    """The shards in `out` if they are complete and equal to what would be written, None if there are none."""
     if not is_file(out / INDEX):
         return None
     clear_journal(out)
@@ -177,7 +177,7 @@ def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_
 def _in_order(
     source: Iterator[Block], pool: Executor | None, tokenizer: Tokenizer, options: Options, window: int
 ) -> Iterator[tuple[Block, Encoded]]:
-    """Blocks with their tokens, in the order read, with at most `window` of them in the works."""
+    """Yields blocks with their tokens, in the order read, with at most `window` of them in progress."""
     if pool is None:
         for block in source:
             yield block, encode_block(block, tokenizer, options)
@@ -195,7 +195,7 @@ def _in_order(
     except BrokenProcessPool:
         raise RunError(
             "a tokenizing process was killed, perhaps for lack of memory; run the same command again with fewer "
-            "--workers: it goes on where it stopped"
+            "--workers: it resumes where it stopped"
         ) from None
 
 
@@ -218,14 +218,14 @@ _worker: tuple[Tokenizer, Options]
 
 def _start_worker(tokenizer: str, options: Options) -> None:
     global _worker
-    # Ctrl-C reaches every process of a terminal; this one's parent ends the work.
+    # Ctrl-C reaches every process of a terminal. The parent ends the work of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = load_tokenizer(tokenizer), options
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-    """Ends this worker when the process that started it is gone, which the pool's own queues would not notice."""
+    """Ends this worker when its parent process is gone, which the pool's own queues would not notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

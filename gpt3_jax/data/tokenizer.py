@@ -22,18 +22,18 @@ from gpt3_jax.paths import local_path
 END_OF_TEXT = "<|endoftext|>"
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts text before merging bytes (its published encoder, the contractions written shorter)."""
+"""GPT-2's rule for splitting text before merging bytes (its published pattern, with shorter contractions)."""
 
 
 class Tokenizer(ABC):
     """Text to token ids and back.
 
     Attributes:
-      name: what `load_tokenizer` was given.
+      name: the name given to `load_tokenizer`.
       n_vocab: number of token ids, end-of-text included.
-      eot: the id that stands between documents.
-      fingerprint: sha256 over the cutting pattern, every token's bytes and the special token. Two tokenizers with one
-        fingerprint encode alike, whatever file they came from.
+      eot: id of end-of-text, which separates documents.
+      fingerprint: sha256 over the splitting pattern, every token's bytes and the special token. Tokenizers with equal
+        fingerprints encode alike, whichever file they came from.
     """
 
     def __init__(self, name: str, pieces: Mapping[int, bytes], eot: int, pattern: str) -> None:
@@ -41,7 +41,7 @@ class Tokenizer(ABC):
         self.eot = eot
         self.n_vocab = max(max(pieces), eot) + 1
         self.fingerprint = _fingerprint(pieces, eot, pattern)
-        # Ids that no token has (a few rank files leave gaps) decode to nothing.
+        # Ids without a token (a few rank files have gaps) decode to nothing.
         self._pieces = [pieces.get(i, b"") for i in range(self.n_vocab)]
         self._lengths = np.array([len(piece) for piece in self._pieces], np.int64)
         self._pieces[eot] = END_OF_TEXT.encode()
@@ -56,15 +56,16 @@ class Tokenizer(ABC):
         return ids
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; end-of-text shows as its name. Raises UserError for an id out of range."""
+        """The bytes of `ids`. End-of-text decodes to its name. Raises UserError for an id out of range."""
         return b"".join([self._pieces[i] for i in self._checked(ids).tolist()])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Like `decode_bytes`, as text; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        """Like `decode_bytes`, as text. Bytes that are not UTF-8 (part of a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-        """UTF-8 bytes of text in `ids`, for bits per byte. End-of-text counts as none: it is not in the text."""
+        """UTF-8 bytes of text in `ids`, for bits per byte. End-of-text counts 0 bytes, because it is not in the
+        text."""
         return int(self._lengths[self._checked(ids)].sum())
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -79,7 +80,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes and end-of-text (256): nothing to download."""
+    """The 256 bytes and end-of-text (256). Needs no download."""
 
     def __init__(self) -> None:
         super().__init__("bytes", {i: bytes([i]) for i in range(256)}, eot=256, pattern="")
@@ -89,7 +90,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-pair encoding by tiktoken, which is both the encoder and the authority on merges."""
+    """Byte-pair encoding by tiktoken, which defines the reference result of the merges."""
 
     def __init__(self, name: str, encoding: tiktoken.Encoding, pieces: Mapping[int, bytes], eot: int, pattern: str):
         super().__init__(name, pieces, eot, pattern)
@@ -97,7 +98,7 @@ class BpeTokenizer(Tokenizer):
         self._by_gpt2s_rule = pattern == GPT2_PATTERN
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As `Tokenizer.encode_array`. Raises UserError for a text that tiktoken cannot cut by a custom pattern."""
+        """As `Tokenizer.encode_array`. Raises UserError for a text that tiktoken cannot split with a custom pattern."""
         text = _without_surrogates(text)
         if len(text) <= RUN or not self._by_gpt2s_rule:
             return self._encode(self._encoding, text)
@@ -110,10 +111,11 @@ class BpeTokenizer(Tokenizer):
 
     def _encode(self, encoding: tiktoken.Encoding, text: str) -> np.ndarray:
         try:
-            # encode_to_numpy does not repair lone surrogates as tiktoken's other methods do.
+            # Unlike tiktoken's other methods, encode_to_numpy does not repair lone surrogates.
             ids: np.ndarray = encoding.encode_to_numpy(text, disallowed_special=())
         except BaseException as error:
-            # ValueError today; before 0.13 a panic of Rust, which is no Exception and has no type that can be imported.
+            # ValueError today. Before 0.13 a Rust panic, which is not an Exception and has no type that can be
+            # imported.
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             raise UserError(
@@ -127,21 +129,21 @@ class BpeTokenizer(Tokenizer):
 
     @functools.cached_property
     def _whole(self) -> tiktoken.Encoding:
-        """The same merges over a whole text as one piece."""
+        """The same merges, applied to a whole text as one piece."""
         ranks = {piece: i for i, piece in enumerate(self._pieces) if piece and i != self.eot}
         return tiktoken.Encoding(f"{self.name} merges", pat_str="(?s:.+)", mergeable_ranks=ranks, special_tokens={})
 
 
 @functools.cache
 def _classes() -> np.ndarray:
-    """The class of each code point, uint8 [0x110000], as tiktoken's regular expressions have it: its tables of Unicode
-    are not Python's. Takes a second."""
+    """The class of each code point, uint8 [0x110000], according to tiktoken's regular expressions, whose Unicode tables
+    differ from Python's. Takes a second."""
     classes = np.zeros(0x110000, np.uint8)
     every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
     single_bytes = {bytes([i]): i for i in range(256)}
     for pattern, kind in ((r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE)):
         encoding = tiktoken.Encoding(pattern, pat_str=pattern, mergeable_ranks=single_bytes, special_tokens={})
-        # What does not match the pattern is left out of the tokens, here the bytes themselves.
+        # Characters that do not match the pattern are missing from the tokens, which here are the bytes.
         members = encoding.encode_to_numpy(every, disallowed_special=()).astype(np.uint8).tobytes().decode()
         classes[np.frombuffer(members.encode("utf-32-le"), "<u4")] = kind
     return classes
@@ -151,9 +153,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-      name: `r50k_base` (GPT-2's BPE, fetched once by tiktoken), `bytes`, or the path of a tiktoken rank file (lines of
-        a base64 token and its rank). A rank file does not say how text is cut into words, nor its end-of-text:
-        GPT-2's pattern is used and the id after the last rank, unless FILE.json beside it gives
+      name: `r50k_base` (GPT-2's BPE, downloaded once by tiktoken), `bytes`, or the path of a tiktoken rank file (lines
+        of a base64 token and its rank). A rank file records neither the splitting pattern nor end-of-text. The defaults
+        are GPT-2's pattern and the id after the last rank; FILE.json beside it may override them with
         {"pattern": "...", "end_of_text": 123}.
 
     Raises:
@@ -167,7 +169,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     if is_file(path):
         return _from_rank_file(path)
     if path.name != name:
-        regular(path)  # says what is there instead
+        regular(path)  # raises an error that says what is there
     raise UserError(f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file")
 
 

@@ -1,4 +1,4 @@
-"""Writing token shards: appended to in DIR.partial, resumable after any interruption, renamed to DIR when complete."""
+"""Writes token shards: appends to DIR.partial, resumes after any interruption, renames to DIR when complete."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LeftOut:
     """Documents that are not in the shards."""
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many, by reason."""
+    """Number of documents, by reason."""
     first: tuple[str, ...] = ()
-    """What was wrong with the first few."""
+    """Messages of the first few."""
 
     def with_one(self, reason: str, message: str = "") -> LeftOut:
-        """These and one more; `message`, if any, names its place."""
+        """A copy with one more document. `message`, if any, names its place."""
         return self + LeftOut({reason: 1}, (message,) if message else ())
 
     def __str__(self) -> str:
@@ -60,19 +60,19 @@ class LeftOut:
 class ShardWriter:
     """Appends tokenized documents to a folder of shards.
 
-    What is on disk depends on the documents and on `shard_tokens` alone, not on how often `append` or `commit` was
-    called or the process was killed in between: `commit` records lengths, and opening again cuts the files back to
-    them. Use as a context manager; leaving it without `finish` keeps the partial folder for the next time.
+    The files depend only on the documents and on `shard_tokens`, not on how often `append` or `commit` was called or
+    the process was killed: `commit` records lengths, and opening the folder again truncates the files to them. Use as a
+    context manager. Leaving it without `finish` keeps the partial folder for the next call.
 
     Args:
       folder: where the complete shards appear. Until then they are in FOLDER.partial.
-      tokenizer: whose tokens these are.
-      recipe: what is being made, for the index. A partial folder of another recipe is refused.
-      identity: further things that must be unchanged for a partial folder to be continued, such as file times.
+      tokenizer: the tokenizer of the tokens.
+      recipe: description of inputs and options, for the index. A partial folder of another recipe is refused.
+      identity: other facts that must be unchanged to continue a partial folder, such as file times.
       shard_tokens: length of every shard but the last, in tokens.
 
     Raises:
-      UserError: the folder exists, holds something else's partial work, or another process is writing to it.
+      UserError: the folder exists, holds partial work of another command, or another process is writing to it.
       RunError: the partial folder is damaged, or the disk is full or not writable.
     """
 
@@ -97,14 +97,14 @@ class ShardWriter:
         self.text_bytes = 0
         self.left_out = LeftOut()
         self.cursor: Any = None
-        """What the last `commit` was given; None when nothing was committed."""
+        """The cursor of the last `commit`; None if nothing was committed."""
         parts = {
             "tokenizer": dataclasses.asdict(self._tokenizer),
             "shard_tokens": shard_tokens,
             "recipe": recipe,
             "inputs": identity or {},
         }
-        self._identity = json.loads(json.dumps(parts))  # as the journal will give it back
+        self._identity = json.loads(json.dumps(parts))  # as when read back from the journal
         with self._disk_errors():
             if status(folder) is not None and (not is_folder(folder) or any(folder.iterdir())):
                 raise UserError(f"{folder} exists and is not an empty folder; choose another, or delete it first")
@@ -141,10 +141,10 @@ class ShardWriter:
         """Adds whole documents.
 
         Args:
-          tokens: their ids end to end, each document with its end-of-text [n].
+          tokens: their concatenated ids, each document with its end-of-text [n].
           lengths: tokens of each document, end-of-text included; they sum to n.
-          text_bytes: UTF-8 bytes of their text, for the record.
-          left_out: documents that were left out among them, for the record.
+          text_bytes: UTF-8 bytes of their text, for the index.
+          left_out: documents skipped among them, for the index.
         """
         self.left_out += left_out or LeftOut()
         if not len(tokens):
@@ -167,7 +167,8 @@ class ShardWriter:
         self.text_bytes += text_bytes
 
     def commit(self, cursor: Any) -> None:
-        """Makes everything appended so far survive a crash, together with `cursor`: where the reader goes on."""
+        """Makes everything appended so far durable, together with `cursor`, the position at which the reader
+        continues."""
         journal = {
             "identity": self._identity,
             "cursor": cursor,
@@ -179,14 +180,14 @@ class ShardWriter:
             "shards": [dataclasses.asdict(shard) for shard in self._shards],
         }
         with self._disk_errors():
-            # Data first: the journal must never promise bytes that a power cut could still take.
+            # Data first: the journal must never record bytes that a power failure could still lose.
             self._tokens.sync()
             self._documents.sync()
             _write_atomically(self._partial / JOURNAL, json.dumps(journal) + "\n")
         self.cursor = cursor
 
     def finish(self) -> ShardSource:
-        """Completes the folder and opens it. Raises UserError when there was no text at all, leaving nothing."""
+        """Completes the folder and opens it. Raises UserError, and leaves nothing, if there was no text at all."""
         if self.n_tokens == 0:
             with self._disk_errors():
                 for file in self._partial.iterdir():
@@ -212,9 +213,10 @@ class ShardWriter:
                 left_out=self.left_out.counts,
                 left_out_first=self.left_out.first,
             )
-            # Killed before the rename, the journal resumes; killed after it, `clear_journal` of the next run tidies.
+            # If killed before the rename, the journal resumes. If killed after it, `clear_journal` of the next run
+            # removes it.
             _write_atomically(self._partial / INDEX, index.to_json())
-            ShardSource(self._partial)  # as a run will read it, before it gets its name
+            ShardSource(self._partial)  # verified as a run will read it, before the rename
             os.rename(self._partial, self._folder)
             _sync_folder(self._folder.parent)
             clear_journal(self._folder)
@@ -267,15 +269,15 @@ class ShardWriter:
         except OSError as error:
             raise RunError(
                 f"writing {self._partial} failed: {reason(error)}; free space or fix the folder, then run the same "
-                "command again: it goes on where it stopped"
+                "command again: it resumes where it stopped"
             ) from error
 
 
 class _HashedFile:
-    """A file open for appending after its first `size` bytes, and the sha256 of all that it holds."""
+    """A file open for appending after its first `size` bytes, and the sha256 of its whole contents."""
 
     def __init__(self, path: Path, size: int) -> None:
-        # Unbuffered: appended blocks are large, and closing after a full disk must not try to write again.
+        # Unbuffered: appended blocks are large, and closing the file on a full disk must not try to write again.
         self._file = path.open("a+b", buffering=0)
         self._file.truncate(size)
         self._digest = hashlib.sha256()
@@ -300,7 +302,7 @@ class _HashedFile:
 
 
 def _read_back(path: Path, sha256: str) -> None:
-    """Raises RunError when `path` does not hold what was written into it."""
+    """Raises RunError if `path` does not hold what was written to it."""
     drop_from_memory(path)
     if file_sha256(path) != sha256:
         raise RunError(
@@ -310,13 +312,13 @@ def _read_back(path: Path, sha256: str) -> None:
 
 
 def clear_journal(folder: Path) -> None:
-    """Removes the journal that a kill right after the last step of `finish` leaves in a complete folder."""
+    """Removes the journal left in a complete folder if `finish` was killed right after its last step."""
     if (folder / INDEX).is_file():
         (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` so that after a crash it holds the old text or the new, never a part."""
+    """Replaces `path` so that after a crash it holds either the old text or the new one, never a part."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""Models to and from other programs' formats."""
+"""Converts models from and to other programs' formats."""
 
 from gpt3_jax.interop.huggingface import from_hf, to_hf
 

@@ -1,11 +1,12 @@
-"""Biases of queries, keys and values moved to where a format without them can hold them, for exactly the same model.
+"""Folds the biases of queries, keys and values into other parameters, for formats without them. The model is the same.
 
-GPT-Neo's attention has none. With y the output of a block's first LayerNorm, W its matrices and b its biases:
+GPT-Neo's attention has no such biases. With y the output of a block's first LayerNorm, W its matrices and b its biases:
 
-- a constant added to every key changes all scores of a query alike, and softmax does not see it: b_k is dropped;
-- attention's weights sum to 1, so a constant added to every value comes out as it is: it joins the output bias;
-- q = y W_q + b_q = (y + d) W_q with d = b_q W_q^-1: d joins LayerNorm's bias. It shifts keys and values too, which by
-  the two rules above costs nothing but the output bias.
+- a constant added to every key shifts all scores of a query equally, and softmax cancels it: b_k is dropped;
+- attention weights sum to 1, so a constant added to every value is added to the output: it joins the output bias;
+- q = y W_q + b_q = (y + d) W_q with d = b_q W_q^-1: d joins LayerNorm's bias. It also shifts keys and values; by the
+two
+  rules above, that changes only the output bias.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from gpt3_jax.model.params import Params
 from gpt3_jax.model.transformer import forward
 
 _TOLERANCE = 1e-3
-"""Largest change of a logit that rounding may make, relative to the largest logit."""
+"""Maximum change of a logit by rounding, relative to the largest logit."""
 
 
 def fold_biases(params: Params, config: ModelConfig) -> Params:
-    """The same model with every bias of queries, keys and values zero; computed in fp64, returned in fp32.
+    """The same model with all biases of queries, keys and values zero; computed in fp64, returned in fp32.
 
     Raises:
-        UserError: a block's query matrix cannot be inverted well enough: the logits of some tokens would change.
+        UserError: a block's query matrix is too close to singular, so that the logits of some tokens would change.
     """
     blocks = params.blocks
     kernel, bias, out_kernel = (

@@ -1,7 +1,7 @@
-"""Models in Hugging Face's format: read from and written to a folder with config.json and model.safetensors.
+"""Reads and writes models in Hugging Face's format: a folder with config.json and model.safetensors.
 
-GPT-2's architecture when every layer is dense, GPT-Neo's when some are banded. Needs `safetensors` (the extra `hf`);
-`torch` only to read an old pytorch_model.bin.
+The architecture is GPT-2's if every layer is dense, GPT-Neo's if some are banded. Needs `safetensors` (the extra `hf`),
+and `torch` only to read an old pytorch_model.bin.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpt3_jax.paths import local_path
 
 _CONFIG = "config.json"
 
-# What a config.json that lacks the key means: the defaults of Hugging Face's configuration classes.
+# Values for keys that a config.json lacks: the defaults of Hugging Face's configuration classes.
 _DEFAULTS: dict[Layout, dict[str, Any]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "n_inner": None},
     "gpt_neo": {
@@ -43,7 +43,7 @@ _COUNTS: dict[Layout, tuple[str, ...]] = {
     "gpt2": ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"),
     "gpt_neo": ("num_layers", "hidden_size", "num_heads", "max_position_embeddings", "window_size", "vocab_size"),
 }
-# Other names of the same keys, which Hugging Face's classes take too.
+# Other names of the same keys that Hugging Face's classes also accept.
 _ALIASES: dict[Layout, dict[str, str]] = {
     "gpt2": {
         "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
@@ -51,10 +51,10 @@ _ALIASES: dict[Layout, dict[str, str]] = {
     },
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
 }  # fmt: skip
-# Settings that this model cannot follow: the key, and the values that it can. (`reorder_and_upcast_attn` is the order
-# of the same arithmetic, in fp32 as here.)
+# Settings that this model supports only in part: the key, and the supported values. (`reorder_and_upcast_attn` changes
+# the order of the same arithmetic, which is in fp32 here too.)
 _REQUIRED: dict[str, tuple[Any, ...]] = {
-    # Names of one function, GELU by tanh; not gelu, which is by erf.
+    # Names of the same function, the tanh approximation of GELU. Not gelu, which uses erf.
     "activation_function": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -65,14 +65,14 @@ _KINDS = {"global": "dense", "local": "banded"}
 
 
 def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
-    """A GPT-2 or GPT-Neo language model from a folder in Hugging Face's format; parameters in fp32.
+    """Reads a GPT-2 or GPT-Neo language model from a folder in Hugging Face's format; parameters in fp32.
 
-    The compute dtype is bfloat16 when the weights were saved in 16 bits, otherwise float32. What the format does not
-    say (`position_init_std`, `residual_init`, `vocab_multiple`) takes its default.
+    The compute dtype is bfloat16 if the weights were saved in 16 bits, otherwise float32. Settings that the format does
+    not record (`position_init_std`, `residual_init`, `vocab_multiple`) take their defaults.
 
     Raises:
-        UserError: files that are missing or unreadable, another architecture, a setting that this model does not have,
-            tensors that are missing, unknown or of another shape.
+        UserError: files are missing or unreadable; the architecture or a setting is not supported; tensors are missing,
+            unknown or of another shape.
     """
     require_type("the model's folder", path, (str, os.PathLike), "a path")
     folder = Path(local_path(path, "model folder"))
@@ -99,13 +99,13 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
 def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> None:
     """Writes a folder that Hugging Face's `from_pretrained` reads: config.json and model.safetensors, in fp32.
 
-    The folder appears complete or not at all. A tokenizer is not part of it. End-of-text is written as the last token
-    of the vocabulary, where this project's tokenizers have it.
+    The folder appears complete or not at all. It holds no tokenizer. End-of-text is recorded as the last token of the
+    vocabulary, as in this project's tokenizers.
 
     Raises:
-        UserError: the folder is not empty; parameters that the format cannot hold (GPT-Neo has no biases of queries,
-            keys and values: they are folded into others, which a singular query matrix prevents).
-        RunError: it cannot be written.
+        UserError: the folder is not empty, or the format cannot hold the parameters. (GPT-Neo has no biases of queries,
+            keys and values. They are folded into other parameters, which a singular query matrix prevents.)
+        RunError: the folder cannot be written.
     """
     require_type("params", params, Params, "a gpt3_jax.model.Params")
     require_type("config", config, ModelConfig, "a ModelConfig: the section `model` of a Config")
@@ -177,7 +177,7 @@ def _model_config(settings: dict[str, Any], kind: Layout, path: Path) -> ModelCo
 
 
 def _pattern(settings: dict[str, Any], path: Path) -> tuple[Any, ...]:
-    """The shortest pattern whose repetition is the list of layers."""
+    """The shortest pattern that repeats to the list of layers."""
     types = settings["attention_types"] or _DEFAULTS["gpt_neo"]["attention_types"]
     try:
         layers = tuple(_KINDS[kind] for kinds, times in types for _ in range(times) for kind in kinds)
@@ -201,7 +201,7 @@ def _hf_config(config: ModelConfig, kind: Layout) -> dict[str, Any]:
         "bos_token_id": config.n_vocab - 1,
         "eos_token_id": config.n_vocab - 1,
         "dtype": "float32",
-        "torch_dtype": "float32",  # the name that transformers 4 reads
+        "torch_dtype": "float32",  # the key that transformers 4 reads
     }
     if kind == "gpt2":
         return shared | {
@@ -211,7 +211,7 @@ def _hf_config(config: ModelConfig, kind: Layout) -> dict[str, Any]:
             "n_head": config.n_heads,
             "n_positions": config.n_ctx,
             "n_ctx": config.n_ctx,
-            # GPT-3 trains without dropout; Hugging Face's default is 0.1.
+            # GPT-3 trains without dropout. Hugging Face's default is 0.1.
             "resid_pdrop": 0.0,
             "embd_pdrop": 0.0,
             "attn_pdrop": 0.0,
@@ -235,13 +235,13 @@ def _hf_config(config: ModelConfig, kind: Layout) -> dict[str, Any]:
 
 
 def _prefixed(shapes: Shapes, read: Read) -> tuple[Shapes, Read]:
-    """The same under the names of a language model: files of the bare model leave the prefix out."""
+    """Shapes and reader under the names of a language model. Files of the bare model omit the prefix."""
     own = {name if name.startswith((PREFIX, "lm_head.")) else PREFIX + name: name for name in shapes}
     return {name: shapes[own[name]] for name in own}, lambda name: read(own[name])
 
 
 def _tied(shapes: Shapes, read: Read, tied: object, folder: Path) -> tuple[Shapes, Read]:
-    """The same with one output matrix, under the embedding's name: a file may hold either name, or both."""
+    """Shapes and reader with one output matrix, under the embedding's name. A file may hold either name, or both."""
     embedding, head = PREFIX + "wte.weight", "lm_head.weight"
     if head not in shapes:
         if not tied:
@@ -256,8 +256,8 @@ def _tied(shapes: Shapes, read: Read, tied: object, folder: Path) -> tuple[Shape
             raise UserError(f"{head} in {str(folder)!r} differs from wte.weight; this model's output is tied to it")
         return without, read
     if not tied:
-        return without, read  # and the embedding is missed there
-    # safetensors.torch.save_model keeps one of the two names of a tensor.
+        return without, read  # the check for tensors then reports that the embedding is missing
+    # safetensors.torch.save_model keeps only one of the two names of a shared tensor.
     return without | {embedding: shapes[head]}, lambda name: read(head if name == embedding else name)
 
 

@@ -1,7 +1,7 @@
-"""Which Hugging Face tensors a parameter becomes, in GPT-2's and GPT-Neo's layout: one row per row of the table.
+"""Maps parameters to Hugging Face tensors, in GPT-2's and GPT-Neo's layout: one row per row of the parameter table.
 
-Shapes come from the parameter table; here stands only what differs: the name, whether the matrix is transposed, and
-for GPT-Neo the three matrices that queries, keys and values are kept in.
+Shapes come from the parameter table. This file holds only what differs: the name, whether the matrix is transposed, and
+GPT-Neo's three separate matrices for queries, keys and values.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ PREFIX = "transformer."
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A Hugging Face tensor, and how it lies in ours."""
+    """A Hugging Face tensor and how it maps to one of ours."""
 
     name: str
-    """Without the prefix; ``{}`` stands for the block."""
+    """Without the prefix; ``{}`` stands for the block's index."""
     transposed: bool = False
-    """torch.nn.Linear keeps [out, in]; GPT-2's Conv1D and this project [in, out]."""
+    """torch.nn.Linear stores [out, in]; GPT-2's Conv1D and this project store [in, out]."""
     part: int | None = None
-    """0, 1, 2: the queries, keys or values out of our one tensor, whose last but one dimension they are."""
+    """0, 1, 2: the queries, keys or values of our combined tensor, along its second-to-last dimension."""
     scaled: bool = False
-    """GPT-Neo's scores are not divided by sqrt(d_head): its queries already are."""
+    """GPT-Neo does not divide scores by sqrt(d_head), so its query weights include the factor."""
 
 
 _COMMON = {
@@ -73,18 +73,18 @@ _LAYOUTS: dict[Layout, dict[str, Tensor | tuple[Tensor, Tensor, Tensor] | None]]
 }
 
 IGNORED = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")
-"""Ends of names of causal masks, which old files hold among the weights."""
+"""Suffixes of causal masks, which old files store among the weights."""
 
 
 def layout(config: ModelConfig) -> Layout:
-    """GPT-2's when every layer is dense, otherwise GPT-Neo's."""
+    """GPT-2's if every layer is dense, otherwise GPT-Neo's."""
     return "gpt2" if set(config.attention_pattern) == {"dense"} else "gpt_neo"
 
 
 def tensors(config: ModelConfig, kind: Layout) -> Iterator[tuple[str, int | None, Tensor, tuple[int, ...]]]:
     """(our name, block or None, Hugging Face's tensor, its shape there) for every tensor of a model.
 
-    The vocabulary is the true one.
+    The vocabulary is without padding.
     """
     for name, spec in _specs(config).items():
         entry = _LAYOUTS[kind][name]
@@ -97,12 +97,12 @@ def tensors(config: ModelConfig, kind: Layout) -> Iterator[tuple[str, int | None
 
 
 def without_place(config: ModelConfig, kind: Layout) -> list[str]:
-    """Our parameters that the layout cannot hold."""
+    """Our parameters that the layout does not have."""
     return [name for name in _specs(config) if _LAYOUTS[kind][name] is None]
 
 
 def to_tensors(params: Params, config: ModelConfig, kind: Layout) -> dict[str, np.ndarray]:
-    """Hugging Face's tensors, fp32, contiguous, by name. The padding of the vocabulary is left out."""
+    """Hugging Face's tensors by name, fp32 and contiguous, without the padding of the vocabulary."""
     ours = {
         name: np.asarray(leaf, np.float32) for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True)
     }
@@ -114,9 +114,10 @@ def to_tensors(params: Params, config: ModelConfig, kind: Layout) -> dict[str, n
 
 
 def from_tensors(read: Callable[[str], np.ndarray], config: ModelConfig, kind: Layout) -> dict[str, np.ndarray]:
-    """The inverse: our parameters by name, in fp32 and their full shapes, vocabulary padding and all else zero.
+    """The inverse: our parameters by name, in fp32 and full shape. The vocabulary's padding and missing parameters are
+    zero.
 
-    `read` gives a tensor of `tensors` by its name.
+    `read` returns a tensor of `tensors` by name.
     """
     ours: dict[str, np.ndarray] = {}
     for name, spec in _specs(config, padded=True).items():
@@ -134,7 +135,7 @@ def from_tensors(read: Callable[[str], np.ndarray], config: ModelConfig, kind: L
 
 
 def _out(ours: np.ndarray, tensor: Tensor, config: ModelConfig) -> np.ndarray:
-    """Our tensor of one block as Hugging Face keeps it."""
+    """Converts our tensor of one block to Hugging Face's layout."""
     if tensor.part is not None:
         ours = ours[..., tensor.part, :]
     elif "c_attn" in tensor.name:

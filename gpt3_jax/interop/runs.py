@@ -1,4 +1,4 @@
-"""A run's folder from a model that was trained elsewhere, and back."""
+"""Makes a run's folder from a model that was trained elsewhere, and the reverse."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from gpt3_jax.train.state import TrainState
 def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer: str = "r50k_base") -> Config:
     """Writes a run folder whose checkpoint, at 0 tokens, is the model in `path`, with a fresh optimizer state.
 
-    Generation reads it; training goes on from it with data and a recipe of its own (``checkpoint.on_change accept``).
+    The folder can be used for generation. Training can continue from it with new data and a new recipe
+    (``checkpoint.on_change accept``).
 
     Args:
-        tokenizer: as ``data.tokenizer``; Hugging Face's own tokenizer files are not read.
+        tokenizer: as ``data.tokenizer``. Hugging Face's own tokenizer files are not read.
 
     Raises:
-        UserError: as `from_hf`; the tokenizer does not fit the model; the folder holds a checkpoint already.
-        RunError: it cannot be written.
+        UserError: as `from_hf`; the tokenizer does not fit the model; the folder already holds a checkpoint.
+        RunError: the folder cannot be written.
     """
     run_dir = Path(local_path(run_dir, "run folder"))
     start_devices()
@@ -48,7 +49,7 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
             f"tokenizer {tokenizer!r} has {loaded.n_vocab} tokens but the model in {str(path)!r} only {model.n_vocab}; "
             "name the one that it was trained with"
         )
-    batch_tokens = -(-Config().train.batch_tokens // model.n_ctx) * model.n_ctx  # whole sequences of this context
+    batch_tokens = -(-Config().train.batch_tokens // model.n_ctx) * model.n_ctx  # rounded up to whole sequences
     config = Config(
         model=model,
         train=TrainConfig(run_dir=str(run_dir), batch_tokens=batch_tokens),
@@ -58,15 +59,15 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     mask = decay_mask(model, config.optimizer.weight_decay_on)
     state = TrainState(params, optimizer.init(config.optimizer, mask, params), *counters)
     record = make_record(config, batch_schedule(config, 1), Data(fingerprint="", tokenizer=loaded.fingerprint))
-    # The checkpoint last: it is what makes the folder a run.
+    # The checkpoint is written last, because it makes the folder a run.
     store = CheckpointStore(run_dir / CHECKPOINTS, keep_last=1, keep_every_tokens=0)
-    write_config(run_dir, config)  # the checkpoint last: it is what makes the folder a run's
+    write_config(run_dir, config)  # before the checkpoint, which makes the folder a run
     store.save(0, 0, jax.block_until_ready(state), record, wait=True)
     return config
 
 
 def run_to_hf(run_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> Config:
-    """Writes the newest checkpoint of a run as `to_hf` does. Raises as `load_trained` and `to_hf` do."""
+    """Writes the newest checkpoint of a run as `to_hf` does. Raises the errors of `load_trained` and `to_hf`."""
     config, params = load_trained(run_dir)
     to_hf(params, config.model, path)
     return config

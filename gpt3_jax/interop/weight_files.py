@@ -1,4 +1,4 @@
-"""Weights in Hugging Face's format: safetensors files, or an old pytorch_model.bin, read tensor by tensor."""
+"""Reads Hugging Face weights tensor by tensor, from safetensors files or an old pytorch_model.bin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TORCH, _TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], np.ndarray]
-"""A tensor by its name, in fp32."""
+"""Reads a tensor by name, in fp32."""
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def open_weights(folder: Path) -> Iterator[tuple[Shapes, Read]]:
     """Shapes of the tensors in the folder by name, and a function that reads one.
 
     Raises:
-        UserError: no weights there, a file that is missing, broken, or needs a library that is not installed.
+        UserError: there are no weights, or a file is missing, broken, or needs a library that is not installed.
     """
     with contextlib.ExitStack() as stack:
         if (folder / _WEIGHTS).is_file():
@@ -44,17 +44,17 @@ def open_weights(folder: Path) -> Iterator[tuple[Shapes, Read]]:
 
 
 def write_weights(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Writes model.safetensors. Raises RunError when it cannot, UserError without safetensors."""
+    """Writes model.safetensors. Raises RunError if it cannot be written, UserError without safetensors."""
     safetensors = _safetensors()
     try:
-        # Without this note transformers 4 refuses the file.
+        # transformers 4 refuses files without this metadata.
         safetensors.numpy.save_file(dict(arrays), folder / _WEIGHTS, metadata={"format": "pt"})
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"could not write {folder / _WEIGHTS}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds keys and values. Raises UserError when it does not, or is not there."""
+    """Reads a JSON object from a file. Raises UserError if the file is missing or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names."""
+    """The files that an index lists."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} has no weight_map; expected names of tensors and of the files that hold them")
@@ -82,11 +82,11 @@ def _open_safetensors(files: list[Path], stack: contextlib.ExitStack) -> tuple[S
     shapes: Shapes = {}
     for file in files:
         try:
-            # flax and not numpy: numpy has no bfloat16 of its own.
+            # The flax framework, because numpy has no bfloat16.
             handle = stack.enter_context(safetensors.safe_open(file, framework="flax"))
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{file} cannot be read: {error}; copy it again") from None
-        for name in handle.keys():  # noqa: SIM118 (it is no dict)
+        for name in handle.keys():  # noqa: SIM118 (not a dict)
             handles[name] = handle
             shapes[name] = tuple(handle.get_slice(name).get_shape())
     return shapes, lambda name: np.asarray(handles[name].get_tensor(name).astype(jnp.float32))

@@ -66,7 +66,7 @@ def torus(
             continue
         if size % inside:
             raise UserError(
-                f"mesh axis {name} {size} does not divide by the {inside} devices of a chip; choose one that does"
+                f"mesh axis {name} {size} is not divisible by the {inside} devices of a chip; choose one that does"
             )
         taken, free = _take(free, size // inside)
         count = sum(2 if part.ring else 1 for part in taken) or 1

@@ -23,17 +23,17 @@ from gpt3_jax.train.step import make_eval_step
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What held-out data says of a model."""
+    """Loss of a model on held-out data."""
 
     loss: float
     """Mean over tokens, in nats."""
     bits_per_byte: float
-    """The same per byte of the text that the tokens stand for; comparable between tokenizers."""
+    """The loss in bits per byte of the text that the tokens encode; comparable between tokenizers."""
     tokens: int
 
 
 class _Padded:
-    """A held-out stream whose sequences behind the end are -1: rows that the loss leaves out."""
+    """A held-out stream padded beyond its end with sequences of -1, which the loss ignores."""
 
     def __init__(self, stream: HeldOut, count: int) -> None:
         self.n_ctx = stream.n_ctx
@@ -50,7 +50,7 @@ class Evaluator:
     """Evaluates on the first `train.eval_sequences` sequences of a held-out stream (0: all), each token once."""
 
     def __init__(self, config: Config, mesh: Mesh, stream: HeldOut, tokenizer: Tokenizer, batch: int) -> None:
-        """`batch` is the largest number of sequences that a training step takes at once."""
+        """`batch` is the largest number of sequences that a training step processes at once."""
         limit = config.train.eval_sequences or stream.n_sequences
         self._count = min(limit, stream.n_sequences)
         shards = batch_shards(mesh)
@@ -58,14 +58,14 @@ class Evaluator:
         sharding = NamedSharding(mesh, batch_partition(mesh))
         self._loader = Loader(_Padded(stream, self._count), sharding, config.data.prefetch)
         rows = jax.ShapeDtypeStruct((self._batch, stream.n_ctx + 1), np.int32, sharding=sharding)
-        # Compiled here: nothing is to compile once training runs.
+        # Compiled here, because nothing may compile once training runs.
         self._step = make_eval_step(config, mesh).lower(abstract_state(config, mesh).params, rows).compile()
-        # Counted by one process for all: the others read no rows but those of their devices.
+        # One process counts for all: the others read only the rows of their devices.
         self._bytes = int(from_lead(str(self._count_bytes(stream, tokenizer)) if is_lead() else ""))
         self._tokens = self._count * stream.n_ctx
 
     def _count_bytes(self, stream: HeldOut, tokenizer: Tokenizer) -> int:
-        """Bytes of text in what is predicted."""
+        """Bytes of text in the predicted tokens."""
         return sum(
             tokenizer.token_bytes(stream.sequences(np.arange(first, min(first + 64, self._count)))[:, 1:].ravel())
             for first in range(0, self._count, 64)

@@ -1,13 +1,13 @@
-"""The host's memory: what becomes of what the CPU backend frees; how much a process has; what GPUs may keep there.
+"""Host memory: how glibc reuses what the CPU backend frees, how much a process uses, and what GPUs may pin.
 
-XLA allocates each step's temporary buffers anew, as one block. By default glibc gives large blocks back to the kernel
-as soon as they are freed, and the next step pays for every page again: a third of a small model's step. So small blocks
-are kept.
+XLA allocates each step's temporary buffers anew, as one block. By default glibc returns large blocks to the kernel when
+they are freed, and the next step pays for every page fault again: a third of a small model's step. So small blocks are
+kept.
 
-A large one must not be. Kept in the heap, it fits its old place only as long as nothing has settled beside it: XLA asks
-for aligned memory, glibc cuts what it took for that off the end, and a small object that lives long takes the cutting.
-Then the block gets a new place, the old one stays resident, and a process grows by a step's memory every few steps (and
-that step pays for its pages after all). Blocks that no thread's arena holds are therefore mapped by themselves.
+Large blocks must not be kept. In the heap, a block fits its old place only while nothing is allocated beside it: XLA
+asks for aligned memory, glibc splits off the rest, and a small long-lived object may take it. Then the block gets a new
+place, the old one stays resident, and the process grows by a step's memory every few steps (and that step pays for its
+page faults after all). So blocks that fit no thread's arena are mapped separately.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import jax
 from gpt3_jax.config import Config
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
-_NEVER = -1  # a threshold, which is an int here, would be passed by 2 GiB that are free
+_NEVER = -1  # any int threshold would be exceeded by 2 GiB of free memory
 _ARENA_BYTES = 60e6
-"""What an arena of one thread holds at most (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
+"""Maximum size of one thread's arena (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
 _LARGEST_THRESHOLD = 2**25
-"""The highest M_MMAP_THRESHOLD that glibc before 2.35 takes."""
+"""The highest M_MMAP_THRESHOLD that glibc before 2.35 accepts."""
 _BYTES_KEPT = 135.0
-"""Per token, layer and unit of width, in fp32; measured on the small shipped models (129 and 137)."""
+"""Bytes per token, layer and unit of width, in fp32; measured on the small shipped models (129 and 137)."""
 
 
 def keep_freed_memory(largest_block: float) -> None:
-    """Tells glibc's malloc to keep what is freed, but for blocks of 60 MB and more where there are such. Does nothing
-    where the C library is another one.
+    """Makes glibc's malloc keep freed memory, except blocks of 60 MB and more if there are any. Does nothing with
+    another C library.
 
-    To be called before JAX starts its threads.
+    Call before JAX starts its threads.
 
     Args:
-        largest_block: about how many bytes XLA will ask for at once.
+        largest_block: about how many bytes XLA will allocate at once.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -55,7 +55,7 @@ def keep_freed_memory(largest_block: float) -> None:
 
 
 def resident() -> int | None:
-    """Bytes of this process that are in memory now; None where the system does not say (not Linux)."""
+    """Resident bytes of this process; None where the system does not report them (not Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -63,14 +63,15 @@ def resident() -> int | None:
 
 
 def peak_resident() -> int:
-    """The most bytes of this process that were in memory at once, since it began."""
+    """Peak resident bytes of this process since it started."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def predicted_peak(programs: Iterable[jax.stages.Compiled], devices: int) -> int | None:
-    """The process's peak once these programs have run on the CPU backend, with their arguments in memory already: what
-    is resident now, and what the largest of them takes besides, on each of the process's `devices`. Bytes."""
+    """The process's peak memory, in bytes, after these programs have run on the CPU backend with their arguments in
+    memory: what is resident now, plus the temporary memory of the largest program on each of the process's
+    `devices`."""
     now = resident()
     if now is None:
         return None
@@ -80,7 +81,7 @@ def predicted_peak(programs: Iterable[jax.stages.Compiled], devices: int) -> int
 
 
 def step_bytes(config: Config) -> float:
-    """Bytes that one pass of the step keeps for its backward pass, roughly, and at most: on one device, no remat."""
+    """Upper estimate of the bytes that one forward pass keeps for its backward pass, on one device without remat."""
     model, batch = config.model, config.train.batch_tokens
     tokens = min(batch, config.memory.microbatch * model.n_ctx or batch)
     return _BYTES_KEPT * tokens * model.n_layers * model.d_model

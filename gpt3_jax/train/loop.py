@@ -1,7 +1,7 @@
 """The training run: its state, its compiled steps, and the loop around them.
 
-The loop never waits for the device but to read metrics, and those one step late: the next step is already under way.
-All else that happens between steps is a hook (`gpt3_jax.train.hooks`).
+The loop waits for the device only to read metrics, one step late, when the next step is already dispatched. Everything
+else that happens between steps is a hook (`gpt3_jax.train.hooks`).
 """
 
 from __future__ import annotations
@@ -54,29 +54,29 @@ class Result:
     """How a run ended."""
 
     loss: float
-    """Training loss of the last batch, in nats per token; NaN when there was nothing left to train."""
+    """Training loss of the last batch, in nats per token; NaN if nothing was left to train."""
     tokens: int
     """Tokens consumed since the beginning of training."""
     checkpoint: Path
-    """Folder that holds the run's checkpoints, the last at `tokens`."""
+    """Folder of the run's checkpoints, the last of which is at `tokens`."""
     evaluation: Evaluation | None
     """On held-out data at the end; None without such data or when stopped."""
     steps: int
-    """Batches trained on now, since the start or the resume."""
+    """Batches in this call, since the start or the resume."""
     stopped: str
-    """What asked for an early stop, e.g. "SIGTERM"; empty when training came to its end."""
+    """Why training stopped early, e.g. "SIGTERM"; empty if it reached its end."""
 
 
 def run(config: Config, checked: Checked | None = None) -> Result:
-    """Trains, or goes on training, what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
+    """Trains what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
     Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
 
     Args:
-        checked: from `setup.check`, where it has been called already.
+        checked: the result of `setup.check`, if it has been called already.
 
     Raises:
-        UserError: data, mesh or batch that do not fit together; a run directory with another configuration, or in use.
+        UserError: data, mesh or batch do not fit together; the run folder has another configuration, or is in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
@@ -110,7 +110,8 @@ def _run(run: Run) -> Result:
     restored = store.restore(abstract_state(config, run.mesh)) if found is not None else None
     if restored is not None:
         if found is not None and restored.record != found[1]:
-            # Fallen back from a damaged checkpoint: another record, another configuration.
+            # Restored from an earlier checkpoint, because the newest is damaged. Its record may have another
+            # configuration.
             require_same_run(restored.record, config, run.data)
         sizes = recorded_sizes(restored.record, config)
         run = dataclasses.replace(run, schedule=batch_schedule(config, batch_shards(run.mesh), sizes))
@@ -138,7 +139,8 @@ def _run(run: Run) -> Result:
 
 
 def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
-    """Trains from `now` on to the end, or until a signal asks for a stop; returns where, and the signal's name."""
+    """Trains from `now` to the end, or until a signal asks for a stop. Returns the final moment and the signal's
+    name."""
     n_ctx = run.config.model.n_ctx
     rows_sharding = NamedSharding(run.mesh, batch_partition(run.mesh))
     total = run.schedule.total_sequences * n_ctx
@@ -150,7 +152,7 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
             cleanup.enter_context(hook)
         batches = cleanup.enter_context(contextlib.closing(loader.batches(run.schedule.batches(now.tokens // n_ctx))))
         late: Step | None = None
-        """Dispatched, its metrics not read yet."""
+        """A dispatched step whose metrics have not been read."""
 
         def see() -> None:
             nonlocal late
@@ -181,7 +183,7 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
 
 
 def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) -> dict[int, Any]:
-    """The steps by batch size, for every size from here to the end, and what hooks call, before the first step."""
+    """Compiles the steps for all remaining batch sizes, and what hooks call. Returns the steps by batch size."""
     started = time.monotonic()
     config, mesh = run.config, run.mesh
     ahead = run.schedule.ahead(now.tokens // config.model.n_ctx)

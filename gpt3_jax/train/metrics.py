@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress line for the person, JSON lines and TensorBoard events for programs."""
+"""Reports a run's progress: a progress line for the user, JSON lines and TensorBoard events for programs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """``RUN_DIR/metrics.jsonl`` and, if wanted, TensorBoard events beside it. For the lead process.
+    """``RUN_DIR/metrics.jsonl`` and, optionally, TensorBoard events beside it. For the lead process.
 
-    A resumed run drops the lines of what it will compute again, so that each batch and evaluation stands there once.
-    Every line is on its way to the disk when `write` returns: a killed process loses none.
+    A resumed run drops the lines that it will compute again, so that each batch and evaluation appears once. Every line
+    is passed to the operating system before `write` returns, so a killed process loses none.
     """
 
     def __init__(self, run_dir: Path, tokens: int, tensorboard: bool) -> None:
-        """`tokens` is where training begins or resumes. Raises RunError when the files cannot be written."""
+        """`tokens` is where training begins or resumes. Raises RunError if the files cannot be written."""
         self._path = run_dir / METRICS_FILE
         self._events: _Events | None = None
         with _as_run_error(self._path):
@@ -44,18 +44,18 @@ class MetricsWriter:
         self._there = {(line["kind"], line["tokens"]) for line in kept if line["tokens"] == tokens}
 
     def write(self, kind: str, tokens: int, values: Mapping[str, float | None]) -> None:
-        """One line: ``{"kind": "train", "tokens": ..., ...}``; numbers also go to TensorBoard, by tokens.
+        """Writes one line: ``{"kind": "train", "tokens": ..., ...}``. Numbers also go to TensorBoard, by tokens.
 
-        What is not finite is null, which JSON has, instead of NaN, which it has not. A line that a finished run
-        already holds (its last evaluation, when it is started again) is not written twice.
+        Values that are not finite become null, because JSON has no NaN. A line that a finished run already holds (its
+        last evaluation, when it is started again) is not written twice.
 
-        Raises RunError when it cannot be written, or the file was removed meanwhile.
+        Raises RunError if the line cannot be written, or the file was removed meanwhile.
         """
         if (kind, tokens) in self._there:
             return
         finite = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
         with _as_run_error(self._path):
-            if os.fstat(self._file.fileno()).st_nlink == 0:  # what is written now, nobody will ever read
+            if os.fstat(self._file.fileno()).st_nlink == 0:  # the file was deleted: nobody would read the line
                 raise RunError(f"{self._path} was removed while the run was writing it; was its folder deleted?")
             self._file.write(json.dumps({"kind": kind, "tokens": tokens, **finite}, allow_nan=False) + "\n")
             self._file.flush()
@@ -63,7 +63,7 @@ class MetricsWriter:
                 self._events.write(kind, tokens, finite)
 
     def close(self) -> None:
-        """Raises RunError when what was left could not be written."""
+        """Raises RunError if buffered lines could not be written."""
         with _as_run_error(self._path):
             try:
                 self._file.close()
@@ -73,18 +73,18 @@ class MetricsWriter:
 
 
 class _Events:
-    """TensorBoard events, written at once and in this thread.
+    """TensorBoard events, written synchronously in this thread.
 
-    tensorboardX's SummaryWriter writes from a thread of its own; on a full disk that thread dies, and training hangs as
-    soon as the queue to it is full.
+    tensorboardX's SummaryWriter writes from its own thread. On a full disk that thread dies, and training hangs once
+    the thread's queue is full.
     """
 
     def __init__(self, folder: Path, tokens: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # The file's name has seconds in it: two starts within one second must not share a file.
+        # The file's name contains the time in seconds. Two starts within one second must not share a file.
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         if tokens:
-            # TensorBoard hides what earlier files hold from this step on.
+            # TensorBoard hides events of earlier files from this step on.
             restart = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=tokens + 1, wall_time=time.time(), session_log=restart))
             self._writer.flush()
@@ -112,7 +112,7 @@ def _as_run_error(path: Path) -> Iterator[None]:
 
 
 def _keep_until(path: Path, tokens: int) -> list[dict[str, Any]]:
-    """Drops lines past `tokens`, and a last line that a killed process left unfinished; returns what is kept."""
+    """Drops lines past `tokens`, and an unfinished last line of a killed process. Returns the lines kept."""
     if not path.exists():
         return []
     kept = []
@@ -130,7 +130,7 @@ def _keep_until(path: Path, tokens: int) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """One line that is kept up to date on a terminal; elsewhere a line at most every few seconds."""
+    """One line that is updated in place on a terminal; elsewhere, one line at most every few seconds."""
 
     INTERVAL_S = 10.0
 
@@ -152,12 +152,12 @@ class Progress:
             self._live.stop()
 
     def status(self, line: str) -> None:
-        """What is going on, on a terminal only."""
+        """Shows the current activity, on a terminal only."""
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
     def show(self, line: str, final: bool = False) -> None:
-        """The state of the run, in one line."""
+        """Shows the progress of the run in one line."""
         if self._quiet:
             return
         if self._live and not final:

@@ -1,4 +1,4 @@
-"""AdamW by optax, with the paper's learning rate as a function of tokens (GPT-3 appendix B)."""
+"""AdamW from optax, with the paper's learning rate as a function of tokens (GPT-3 appendix B)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gpt3_jax.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by tokens consumed, the update's own batch included: warm-up, cosine, constant."""
+    """Learning rate by tokens consumed, including the update's own batch: warm-up, cosine, constant."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_tokens else config.peak_lr,
         peak_value=config.peak_lr,
-        # Floats: an integer of tokens may be more than the 32 bits that JAX gives it.
+        # Floats, because the number of tokens may exceed JAX's 32-bit integers.
         warmup_steps=float(config.warmup_tokens),  # type: ignore[arg-type]
         decay_steps=float(config.decay_tokens + (config.warmup_tokens if config.decay_after_warmup else 0)),  # type: ignore[arg-type]
         end_value=config.final_lr_fraction * config.peak_lr,
@@ -24,7 +24,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def transformation(config: OptimizerConfig, decay_mask: Any) -> optax.GradientTransformation:
-    """AdamW's direction, decay included; the step scales it by the learning rate of its tokens."""
+    """AdamW's update direction, weight decay included. The step scales it by the learning rate."""
     return optax.chain(
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
@@ -39,12 +39,12 @@ def init(config: OptimizerConfig, decay_mask: Any, params: Any) -> Any:
 def update(
     config: OptimizerConfig, decay_mask: Any, gradients: Any, state: Any, params: Any, learning_rate: jax.Array
 ) -> tuple[Any, Any]:
-    """New parameters and optimizer state from clipped gradients; elementwise, so it runs on shards as they are."""
+    """New parameters and optimizer state from clipped gradients. Elementwise, so it runs on shards directly."""
     direction, state = transformation(config, decay_mask).update(gradients, state, params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
     return params, state
 
 
 def clip_factor(config: OptimizerConfig, norm: jax.Array) -> jax.Array:
-    """What gradients of this global norm are multiplied by (clip at `clip_norm`; 1 below it, or when it is 0)."""
+    """Factor that scales gradients of this global norm down to `clip_norm`; 1 below it, or if `clip_norm` is 0."""
     return jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-30)) if config.clip_norm else jnp.ones_like(norm)

@@ -1,4 +1,4 @@
-"""`gpt3-jax train` without arguments: a small GPT-3 learns Python from the standard library that is on the machine."""
+"""`gpt3-jax train` without arguments: trains a small GPT-3 on the source of this machine's Python standard library."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gpt3_jax.train.setup import Checked, check
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """The quickstart's configuration with its text in place, and what to hold its result against."""
+    """The quickstart's configuration with its data sources, and baselines for its result."""
 
     config: Config
     checked: Checked
-    """For `loop.run`, which need not check again."""
+    """For `loop.run`, which then skips its own check."""
     compressors: dict[str, float]
-    """Bits per byte of general compressors on the same held-out text; empty but in the lead process."""
+    """Bits per byte of general compressors on the same held-out text; empty except in the lead process."""
 
 
 def wanted(config: Config) -> bool:
-    """Whether a configuration asks for the quickstart's text: no sources of its own, and the byte tokenizer."""
+    """Whether a configuration uses the quickstart's text: no data sources, and the byte tokenizer."""
     return not config.data.train and config.data.tokenizer == "bytes"
 
 
 def prepare(config: Config) -> Quickstart:
-    """Writes the text's token shards into the run folder, or finds them there. To be called after
-    `cluster.start.start` and `require_same_program`.
+    """Writes the text's token shards into the run folder, or finds them there. Call after `cluster.start.start` and
+    `require_same_program`.
 
     Raises:
-        UserError: a configuration that no run can be made from; sources for one of training and evaluation only.
+        UserError: an invalid configuration; sources for only one of training and evaluation.
         RunError: the run folder cannot be written.
     """
     if config.data.eval:
@@ -47,7 +47,8 @@ def prepare(config: Config) -> Quickstart:
     require_shared(run_dir)
     compressors: dict[str, float] = {}
     with together("writing the quickstart's text"):
-        if is_lead():  # the others' library may differ from its in a patch: then each would replace what another wrote
+        # another process's library may be a different patch version: each would replace the other's shards
+        if is_lead():
             text = stdlib_text.prepare(run_dir / "data")
             log.info(
                 f"text: the Python standard library on this machine, {text.train_files} files to train on, "
@@ -59,7 +60,7 @@ def prepare(config: Config) -> Quickstart:
 
 
 def verdict(quickstart: Quickstart, result: Result) -> str:
-    """Held-out bits per byte beside the compressors'."""
+    """Formats held-out bits per byte beside the compressors'."""
     assert result.evaluation is not None
     rows = {"this model": result.evaluation.bits_per_byte, **quickstart.compressors}
     width = max(map(len, rows))

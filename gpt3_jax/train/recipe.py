@@ -1,8 +1,8 @@
-"""The paper's recipe beside what a configuration runs: every quantity, with each deviation marked.
+"""Compares the paper's recipe with what a configuration runs, quantity by quantity, and marks deviations.
 
-What runs is the configuration and the batch sizes that the mesh leaves of it. The paper's values are those of the
-shipped configurations (``configs/gpt3-*.yaml``), the defaults and sources of `gpt3_jax.config.schema`, and the figures
-of `gpt3_jax.config.paper`.
+What runs is the configuration with the batch sizes that the mesh allows. The paper's values are those of the shipped
+configurations (``configs/gpt3-*.yaml``), the defaults and sources of `gpt3_jax.config.schema`, and the figures of
+`gpt3_jax.config.paper`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gpt3_jax.train.schedule import BatchSchedule, line_updates, updates
 _DERIVED = {
     "model.n_heads": {"d_head": Paper("Table 2.1"), "d_ff": Paper("section 2.1: four times the width")},
 }
-"""Quantities of the paper that follow from settings, by the setting that they are shown behind."""
+"""Quantities of the paper that follow from settings, by the setting that they are listed after."""
 _UPDATES_APART = 0.01
 _BATCH_APART = 1.5
-"""Times the paper's line, or of it, that a batch may be before the ramp counts as too coarse."""
+"""The ramp counts as too coarse if a batch is more than this factor above or below the paper's line."""
 _DATASETS = {
     "Common Crawl": r"crawl|(^|[^a-z])cc([^a-z]|$)",
     "WebText2": r"web[ _-]?text",
@@ -36,7 +36,7 @@ _DATASETS = {
     "Books2": r"books?[ _-]?(corpus)?[ _-]?2",
     "Wikipedia": r"wiki",
 }
-"""What a path says of the dataset that it holds."""
+"""Regular expressions that recognise a dataset by its path."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Row:
 
     quantity: str
     paper: Any
-    """The paper's value, or its bounds; None where it publishes none."""
+    """The paper's value, or its bounds; None if the paper publishes none."""
     here: Any
-    """What runs; None where the configuration does not say (a shipped size names no data)."""
+    """What runs; None if the configuration does not say (a shipped size names no data)."""
     source: str
     published: bool
     mark: str = ""
-    """`DEVIATES`; or `rounded` or `corrected`, for a shipped size's value that is not what the paper prints."""
+    """`DEVIATES`; or `rounded` or `corrected` if a shipped size intentionally differs from the printed value."""
 
     @property
     def deviates(self) -> bool:
@@ -64,14 +64,14 @@ class Size:
 
     name: str
     exact: bool
-    """Whether depth and width are its own; if not, it is the nearest."""
+    """Whether depth and width agree with this size; if not, it is the nearest size."""
 
 
 def data_shards(parallel: ParallelConfig, devices: int | None) -> int:
-    """Into how many parts a batch is split: replica × data.
+    """Number of parts into which a batch is split: replica × data.
 
     Args:
-        devices: of the run; None for those of a mesh that says them all.
+        devices: number of devices of the run; None if the mesh settings determine it.
 
     Raises:
         UserError: the mesh does not have this many devices.
@@ -87,10 +87,10 @@ def data_shards(parallel: ParallelConfig, devices: int | None) -> int:
 
 
 def check(config: Config, schedule: BatchSchedule) -> tuple[Size, list[Row]]:
-    """The paper's size that is compared with, and the recipe, quantity by quantity.
+    """The paper's size to compare with, and the recipe, quantity by quantity.
 
     Args:
-        schedule: the batch sizes of the run, as its mesh leaves them.
+        schedule: the batch sizes of the run on its mesh.
     """
     size, paper = _nearest_size(config)
     rows = []
@@ -134,7 +134,7 @@ def _value(config: Config, quantity: str) -> Any:
 
 
 def _effective(config: Config, quantity: str, schedule: BatchSchedule) -> Any:
-    """What runs, where that is not the setting itself."""
+    """What runs, if it is not the setting itself."""
     if quantity == "train.ramp_start_tokens":
         return schedule.sizes[0].sequences * config.model.n_ctx if config.train.ramp_tokens else None
     if quantity == "train.ramp_stages":
@@ -143,7 +143,7 @@ def _effective(config: Config, quantity: str, schedule: BatchSchedule) -> Any:
 
 
 def _excluded(config: Config, quantity: str, schedule: BatchSchedule) -> str:
-    """Why the paper excludes the value of a quantity that it does not publish; empty if it does not."""
+    """Why the paper excludes this value of a quantity that it does not publish; empty if it does not exclude it."""
     model = config.model
     if quantity == "model.band_width" and "banded" in model.attention_pattern and model.band_width >= model.n_ctx:
         return "a band as wide as the context is dense attention"
@@ -155,12 +155,12 @@ def _excluded(config: Config, quantity: str, schedule: BatchSchedule) -> str:
 
 
 def _alternates(pattern: Sequence[str]) -> bool:
-    """Whether dense and banded layers take turns through the depth, whichever comes first."""
+    """Whether dense and banded layers alternate, whichever comes first."""
     return len(pattern) % 2 == 0 and all(a != b for a, b in itertools.pairwise(pattern))
 
 
 def _farthest_from_the_line(config: Config, schedule: BatchSchedule) -> float:
-    """The largest ratio of a batch to the paper's line, or of the line to a batch, from where the line reaches the
+    """The largest ratio between a batch and the paper's line, in either direction, from where the line reaches the
     smallest batch."""
     train, ctx = config.train, config.model.n_ctx
 
@@ -176,7 +176,7 @@ def _farthest_from_the_line(config: Config, schedule: BatchSchedule) -> float:
 
 
 def _update_rows(config: Config, schedule: BatchSchedule) -> Iterator[Row]:
-    """Updates that the batch sizes make, beside those of the paper's line with the same settings."""
+    """The number of updates with these batch sizes, beside that of the paper's line with the same settings."""
     ours, line = updates(config, schedule), line_updates(config)
     for quantity, made, wanted, of in (
         ("updates", ours.total, line.total, "train.tokens"),
@@ -188,7 +188,7 @@ def _update_rows(config: Config, schedule: BatchSchedule) -> Iterator[Row]:
 
 
 def _mixture(sources: Sequence[SourceConfig]) -> Row:
-    """Sources are known by their paths; five that are not are taken in the table's order."""
+    """Recognises datasets by their paths. Five sources that are not recognised are taken in the table's order."""
     wanted = _shares(list(MIXTURE.values()))
     source = "Table 2.2: shares in %, its 101 normalised"
     if not sources:
@@ -205,7 +205,7 @@ def _mixture(sources: Sequence[SourceConfig]) -> Row:
 
 
 def _dataset(path: str) -> str | None:
-    """The one dataset that the path names, from its end upwards."""
+    """The dataset that the path names, searched from its last component upwards."""
     for part in reversed(path.lower().split("/")):
         named = [dataset for dataset, words in _DATASETS.items() if re.search(words, part)]
         if named:
@@ -214,12 +214,12 @@ def _dataset(path: str) -> str | None:
 
 
 def _shares(weights: Sequence[float]) -> tuple[float, ...]:
-    """Per cent of their sum, to a tenth."""
+    """Percentages of the sum, to one decimal."""
     return tuple(round(100 * weight / sum(weights), 1) for weight in weights)
 
 
 def _nearest_size(config: Config) -> tuple[Size, Config]:
-    """By the ratios of depth and of width."""
+    """The nearest size by the ratios of depth and width."""
     sizes = _papers_sizes()
 
     def apart(name: str) -> float:
@@ -248,7 +248,7 @@ def record(config: Config, schedule: BatchSchedule) -> dict[str, Any]:
 
 
 def render(config: Config, schedule: BatchSchedule, shards: int) -> str:
-    """The check as a table for a person."""
+    """Formats the check as a table."""
     size, rows = check(config, schedule)
     cells = [("quantity", "paper", "here", "", "source")]
     for row in rows:

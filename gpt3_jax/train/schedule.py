@@ -15,30 +15,30 @@ from gpt3_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class BatchSize:
-    """One size of the global batch, from one point of training on."""
+    """One size of the global batch, valid from one point of training on."""
 
     first_sequence: int
     """Sequences consumed when the first batch of this size begins."""
     sequences: int
     """Sequences per batch."""
     microbatches: int
-    """Into how many parts each device's rows are taken."""
+    """Number of microbatches that each device's rows are split into."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSchedule:
-    """The batch ramp as a list of fixed sizes, so that each is compiled before training starts."""
+    """The batch ramp as a list of fixed sizes, each of which is compiled before training starts."""
 
     sizes: tuple[BatchSize, ...]
     total_sequences: int
-    """Sequences after which training ends; the last batch may pass it."""
+    """Sequences after which training ends. The last batch may pass it."""
 
     def at(self, sequence: int) -> BatchSize:
-        """The size of the batch that starts at this sequence."""
+        """The size of the batch that starts at sequence `sequence`."""
         return max((s for s in self.sizes if s.first_sequence <= sequence), key=lambda s: s.first_sequence)
 
     def ahead(self, sequence: int) -> list[BatchSize]:
-        """The sizes of the batches from this position to the end, each once."""
+        """The batch sizes from this position to the end, each once."""
         if sequence >= self.total_sequences:
             return []
         now = self.at(sequence)
@@ -53,7 +53,7 @@ class BatchSchedule:
             sequence += batch.sequences
 
     def updates(self, sequences: int) -> int:
-        """How many batches begin before this many sequences are consumed, counted from the start of the run."""
+        """Number of batches that begin before `sequences` sequences are consumed, from the start of the run."""
         ends = [*(size.first_sequence for size in self.sizes[1:]), sequences]
         spans = ((size, min(end, sequences) - size.first_sequence) for size, end in zip(self.sizes, ends, strict=True))
         return sum(max(0, -(-span // size.sequences)) for size, span in spans)
@@ -61,7 +61,7 @@ class BatchSchedule:
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """How many updates a run makes."""
+    """Number of updates of a run."""
 
     total: float
     """Until `train.tokens` are consumed."""
@@ -72,19 +72,19 @@ class Updates:
 def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]] | None = None) -> BatchSchedule:
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
-    The paper's ramp is linear (GPT-3 appendix B): at t tokens the batch is start + (full - start) · t / ramp. Here it
-    climbs in at most `train.ramp_stages` sizes, each about the same ratio above the one before, rounded to the nearest
-    whole number of sequences that the mesh and the microbatch divide. The next size begins where as many updates are
-    made, between the points at which the line reaches the two sizes, as the line makes there.
+    The paper's ramp is linear (GPT-3 appendix B): at t tokens the batch is start + (full - start) · t / ramp. Here the
+    ramp has at most `train.ramp_stages` sizes with about the same ratio between neighbours, rounded to the nearest
+    whole number of sequences that the mesh and the microbatch divide. Each size begins where the number of updates
+    equals the line's, counted from where the line reaches the previous size to where it reaches this one.
 
-    So a run makes as many updates as the line (`line_updates`), but for a mesh whose smallest batch is above the
-    start of the ramp: there it makes fewer until the line reaches that batch.
+    So a run makes as many updates as the line (`line_updates`), unless the mesh's smallest batch is above the start of
+    the ramp. Then it makes fewer updates until the line reaches that batch.
 
-    `recorded` are the (first sequence, sequences) of a run that is resumed: they stay as they were, so that the same
-    batches follow on another mesh; only when this mesh does not divide them are they laid out anew, with a warning.
+    `recorded` are the (first sequence, sequences) of a resumed run. They are kept, so that the same batches follow on
+    another mesh. If this mesh does not divide them, the sizes are computed again, with a warning.
 
     Raises:
-        UserError: a batch that the mesh, or the microbatch, does not divide; a ramp of a single size.
+        UserError: the mesh or the microbatch does not divide a batch; a ramp of a single size.
     """
     train, ctx = config.train, config.model.n_ctx
     full = train.batch_tokens // ctx
@@ -113,13 +113,13 @@ def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]
         elif saved != wanted:
             log.warning(
                 f"the batch sizes that the run began with do not divide over {shards} data shards and microbatches of "
-                f"{micro}: from here on (first sequence, sequences) {saved} are {wanted}"
+                f"{micro}: from here on the (first sequence, sequences) {saved} become {wanted}"
             )
     return BatchSchedule(tuple(sizes), _whole_sequences(train.tokens, ctx))
 
 
 def ramp_sizes(config: Config, shards: int) -> tuple[int, ...]:
-    """The sizes in tokens, in order, that a new run's batches have on `shards` data shards (replica × data).
+    """The batch sizes of a new run in tokens, in order, on `shards` data shards (replica × data).
 
     Raises:
         UserError: as `batch_schedule`.
@@ -128,17 +128,18 @@ def ramp_sizes(config: Config, shards: int) -> tuple[int, ...]:
 
 
 def updates(config: Config, schedule: BatchSchedule) -> Updates:
-    """The updates that `schedule` makes."""
+    """The number of updates with `schedule`."""
     ctx = config.model.n_ctx
     warmup = min(config.optimizer.warmup_tokens, config.train.tokens)
     return Updates(schedule.updates(schedule.total_sequences), schedule.updates(_whole_sequences(warmup, ctx)))
 
 
 def line_updates(config: Config) -> Updates:
-    """The updates of the paper's line (GPT-3 appendix B), as if batches could have any size.
+    """The number of updates on the paper's line (GPT-3 appendix B), as if batches could have any size.
 
-    The batch at t tokens is B(t) = start + (full - start) · t / ramp, and full from t = ramp on. Up to t tokens that
-    is the integral of 1 / B: ramp / (full - start) · ln(B(t) / start), and (t - ramp) / full beyond the ramp.
+    The batch at t tokens is B(t) = start + (full - start) · t / ramp, and full from t = ramp on. The number of updates
+    up to t tokens is the integral of 1 / B: ramp / (full - start) · ln(B(t) / start), and (t - ramp) / full beyond the
+    ramp.
     """
     train = config.train
 
@@ -154,7 +155,7 @@ def line_updates(config: Config) -> Updates:
 
 
 def describe(config: Config, schedule: BatchSchedule) -> str:
-    """One line on a ramp for a person: its sizes, its updates, and the line's."""
+    """Describes a ramp in one line: its batch sizes, its number of updates, and the line's."""
     ours, line = updates(config, schedule), line_updates(config)
     tokens = [size.sequences * config.model.n_ctx for size in schedule.sizes]
     return (
@@ -165,7 +166,7 @@ def describe(config: Config, schedule: BatchSchedule) -> str:
 
 
 def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator[str]:
-    """A warning for each setting that the mesh, or another setting, overrides."""
+    """A warning for each setting that the mesh or another setting overrides."""
     train, ctx = config.train, config.model.n_ctx
     per_shard = train.batch_tokens // ctx // shards
     if config.memory.microbatch > per_shard:
@@ -188,7 +189,7 @@ def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator
 
 
 def _off_the_line(config: Config, schedule: BatchSchedule) -> str:
-    """How far the updates are from the line's, in words; empty within 1 %, or one update of a short run."""
+    """Describes how far the number of updates is from the line's; empty within 1 %, or within one update."""
     ours, line = updates(config, schedule), line_updates(config)
     counts = (("in all", ours.total, line.total), ("in the warm-up", ours.warmup, line.warmup))
     off = [
@@ -200,11 +201,11 @@ def _off_the_line(config: Config, schedule: BatchSchedule) -> str:
 
 
 def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> list[BatchSize]:
-    """The ramp's sizes, and where each begins.
+    """The batch sizes of the ramp, and where each begins.
 
-    Between the points where the line reaches sizes a and b, a batches as long as the line is below m, and b from
-    there on, make (m - a) / a + (b - m) / b updates where the line makes ln(b / a), both per ramp / (full - start)
-    tokens. They are equal for the m below. Where the first size is under the start of the line, a is the start.
+    Consider the part of the line from size a to size b, with batches of a up to the point m and of b from there on.
+    They make (m - a) / a + (b - m) / b updates where the line makes ln(b / a), both per ramp / (full - start) tokens.
+    The two are equal for the m below. If the first size is below the start of the line, a is the start.
     """
     if train.ramp_stages == 1:
         raise UserError("train.ramp_stages is 1; a ramp has at least 2 batch sizes, or set train.ramp_tokens to 0")
@@ -228,7 +229,7 @@ def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> l
 
 
 def _nearest(size: float, shards: int, micro: int) -> int:
-    """The nearest size that the mesh divides, and the microbatch where there are several."""
+    """The nearest size that the mesh divides, and also the microbatch if there are several microbatches."""
     unit = shards if size <= shards * micro else shards * micro
     return max(1, round(size / unit)) * unit
 

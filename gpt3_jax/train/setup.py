@@ -1,4 +1,4 @@
-"""What a run is made of: checked before a file is written, opened once, and kept."""
+"""The parts of a run: checked before a file is written, opened once, and kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt3_jax.train.step import make_step
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What a configuration makes of the devices that are attached."""
+    """The mesh, schedule and tokenizer that follow from a configuration and the attached devices."""
 
     mesh: Mesh
     tokenizer: Tokenizer
@@ -32,7 +32,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that the loop and its hooks work with."""
+    """Everything that the loop and its hooks work with."""
 
     config: Config
     mesh: Mesh
@@ -51,7 +51,7 @@ class Run:
 
 
 def check(config: Config) -> Checked:
-    """All that can be wrong before a file is read or written.
+    """Checks everything that does not need a file to be read or written.
 
     Raises:
         UserError: mesh, batch, tokenizer or run folder do not fit the devices, the model, or each other.
@@ -60,7 +60,7 @@ def check(config: Config) -> Checked:
     mesh = make_mesh(config.parallel)
     schedule = batch_schedule(config, batch_shards(mesh))
     abstract_state(config, mesh)
-    make_step(config, mesh)  # its own checks; it is not traced
+    make_step(config, mesh)  # for its checks; it is not traced
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.n_vocab > config.model.n_vocab:
         raise UserError(

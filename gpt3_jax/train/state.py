@@ -20,13 +20,13 @@ from gpt3_jax.train import optimizer
 
 @flax.struct.dataclass
 class TrainState(Generic[T]):
-    """Everything a step needs besides its batch; all arrays of a checkpoint. Or, in the same structure, their
-    partitions, shardings or shapes."""
+    """Everything that a step needs besides its batch; all arrays of a checkpoint. Trees of partitions, shardings or
+    shapes have the same structure."""
 
     params: Params[T]
     """fp32 master weights."""
     opt_state: Any
-    """optax's state, which has no type of its own: moments in fp32, laid out as the parameters."""
+    """optax's state, which optax does not type: fp32 moments, sharded as the parameters."""
     step: T
     """Batches consumed, uint32."""
     sequences: T
@@ -36,16 +36,16 @@ class TrainState(Generic[T]):
 
 
 def create(config: Config) -> TrainState:
-    """The initial state. To be jitted with `state_shardings` as its output shardings."""
+    """The initial state. Jit it with `state_shardings` as its output shardings."""
     params = model_params.init(config.model, jax.random.key(config.train.seed))
     mask = model_params.decay_mask(config.model, config.optimizer.weight_decay_on)
     opt_state = optimizer.init(config.optimizer, mask, params)
-    # Three arrays: a shared one could not be donated three times.
+    # Three arrays, because a shared one could not be donated three times.
     return TrainState(params, opt_state, *(jnp.zeros((), jnp.uint32) for _ in range(3)))
 
 
 def state_partitions(config: Config, mesh: Mesh) -> TrainState[PartitionSpec]:
-    """A PartitionSpec for every leaf: moments are sharded as their parameters are, scalars are replicated."""
+    """A PartitionSpec for every leaf. Moments are sharded as their parameters, scalars are replicated."""
     abstract = jax.eval_shape(lambda: create(config))
     specs = parameter_partitions(model_params.param_table(config.model), mesh, config.parallel.stage)
 
@@ -65,7 +65,7 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState[NamedSharding]:
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState[jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the state: what is compiled for and restored into."""
+    """Shapes, dtypes and shardings of the state, for compilation and restoring."""
     abstract: TrainState[jax.ShapeDtypeStruct] = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(lambda: create(config)),

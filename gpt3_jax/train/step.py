@@ -1,4 +1,4 @@
-"""The training step: one `jax.shard_map`, manual over every mesh axis, so that each collective stands in the code."""
+"""The training step: one `jax.shard_map`, manual over every mesh axis, so that every collective is explicit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpt3_jax.train.state import TrainState, state_partitions
 
 @flax.struct.dataclass
 class Metrics(Generic[T]):
-    """Measures of one step: fp32 scalars, the same on every device; or their partitions."""
+    """Metrics of one step: fp32 scalars, replicated on every device; or their partitions."""
 
     loss: T
     """Mean over the batch's tokens, in nats."""
@@ -38,16 +38,16 @@ class Metrics(Generic[T]):
 
 
 def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.Wrapped:
-    """The jitted step ``(state, rows) -> (state, metrics)``; the state is donated.
+    """The jitted step ``(state, rows) -> (state, metrics)``. The state is donated.
 
-    Which collectives move weights and gradients, when and in which dtype, is the table of `parallel.zero.stages`; those
-    of activations, between tensor shards, are in `parallel.collectives`.
+    The table in `parallel.zero.stages` lists the collectives that move weights and gradients, when they run and in
+    which dtype. `parallel.collectives` has those of activations between tensor shards.
 
     Args:
-        microbatches: parts that a device's rows are split into, computed one after the other.
+        microbatches: number of parts that a device's rows are split into, computed one after the other.
 
-    ``rows`` is int32 [global batch, n_ctx + 1], laid out by `batch_partition`. Each token's loss is divided by the
-    tokens of the whole batch, so that sums over microbatches and devices are its mean.
+    ``rows`` is int32 [global batch, n_ctx + 1], sharded by `batch_partition`. Each token's loss is divided by the
+    tokens of the whole batch, so that the sum over microbatches and devices is the batch mean.
     """
     zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
@@ -56,7 +56,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
 
     def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
         n_sequences = rows.shape[0] * batch_shards(mesh)
-        n_tokens = float(n_sequences * config.model.n_ctx)  # which may be more than 32 bits hold
+        n_tokens = float(n_sequences * config.model.n_ctx)  # a float, because it may exceed 32 bits
         # Stages 1 and 2 all-gather the weights here.
         targets, sources = zero.prepare(state.params)
 
@@ -74,7 +74,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
             return total / n_tokens
 
         loss, gradients = _over_microbatches(jax.value_and_grad(mean_loss), targets, rows, microbatches, zero.local)
-        # Stage 1 reduce-scatters here; every stage all-reduces here what is left to sum.
+        # Stage 1 reduce-scatters here. Every stage all-reduces here what is not summed yet.
         gradients = zero.reduce(gradients)
         loss = lax.psum(loss, batch_axes)
         norm = jnp.sqrt(zero.square_norm(gradients))
@@ -87,7 +87,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
             gradients = jax.tree.map(lambda g: g * factor, gradients)
         with jax.named_scope("optimizer"):
             params, opt_state = optimizer.update(config.optimizer, mask, gradients, state.opt_state, state.params, rate)
-            # An update from a loss that is not finite never reaches the state, whatever the loop decides about it.
+            # The state never takes an update from a loss that is not finite, whatever the loop decides.
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
             )
@@ -116,8 +116,8 @@ def _over_microbatches(
     microbatches: int,
     local: Local,
 ) -> tuple[jax.Array, Params]:
-    """Splits a device's rows into microbatches, and sums their losses and gradients: in fp32, where there are several;
-    one microbatch's gradients stay as the backward pass made them."""
+    """Splits a device's rows into microbatches and sums their losses and gradients. Several are summed in fp32; the
+    gradients of a single microbatch keep the dtype of the backward pass."""
     if microbatches == 1:
         return loss_and_gradients(targets, rows)
 
@@ -125,7 +125,7 @@ def _over_microbatches(
         part = loss_and_gradients(targets, rows)
         return jax.tree.map(lambda sum_, part: sum_ + part.astype(jnp.float32), total, part), None
 
-    # The type over the mesh of what is summed: the loss is one for each tensor group, a gradient each device's own.
+    # Mesh axes over which the accumulators vary: the loss is equal within a tensor group, gradients differ per device.
     zeros = (
         local.vary_batch(jnp.zeros((), jnp.float32)),
         local.vary(targets.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32))),
@@ -137,14 +137,14 @@ def _over_microbatches(
 def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted ``(params, rows) -> sum of -log p`` over all targets of a batch, in nats (fp32 scalar).
 
-    Targets that are negative are left out, so that a last batch can be padded.
+    Negative targets are ignored, so that a last batch can be padded.
     """
     zero = _zero(config, mesh)
     batch_axes = tuple(axis for axis in BATCH_AXES if axis in zero.local.axes)
 
     def evaluate(params: Params, rows: jax.Array) -> jax.Array:
         weights = zero.weights(*zero.prepare(params))
-        # Without a backward pass nothing is kept: no remat, whatever training does.
+        # Without a backward pass nothing is kept, so there is no remat, whatever training uses.
         total = loss_sum(
             weights, rows, config.model, zero.local, "none", config.memory.loss_chunk, config.memory.unroll
         )

@@ -1,1 +1,1 @@
-"""Checkpoints: written in the background, checked, found again, and read by what comes after training."""
+"""Checkpoints: written in the background, verified, and read to resume training or to use the model."""

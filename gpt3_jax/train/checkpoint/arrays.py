@@ -1,7 +1,7 @@
-"""The arrays of one checkpoint on disk, through Orbax and TensorStore: the only importer of the two.
+"""The arrays of one checkpoint on disk, through Orbax and TensorStore. The only file that imports the two.
 
-Orbax writes each array as Zarr chunks inside a key-value store of TensorStore's (OCDBT). Every process writes a store
-of its own; at the end the lead process merges their indices.
+Orbax writes each array as Zarr chunks inside a TensorStore key-value store (OCDBT). Each process writes its own store.
+At the end the lead process merges their indices.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from orbax.checkpoint import v1 as ocp
 from gpt3_jax.errors import UserError
 
 _STATE = "state"
-_SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are short for terabytes on a busy network disk
-_INSIDE = 100  # bytes: smaller chunks stand in the index itself, which is compressed
+_SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are too short for terabytes on a busy network disk
+_INSIDE = 100  # bytes; smaller chunks are stored in the index, which is compressed
 
 _OrbaxPath: Any = type(epath.Path("/"))
 
 
 def require_own_name(path: Path) -> None:
-    """Raises UserError for a folder that the libraries take for another, before anything is written.
+    """Raises UserError for a path that the libraries interpret differently, before anything is written.
 
-    To epath, a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf`` is a bucket; to TensorStore, a backslash is a slash.
+    epath takes a folder in ``/gs``, ``/s3``, ``/az`` or ``/hf`` for a bucket. TensorStore takes a backslash for a
+    slash.
     """
     absolute = os.path.abspath(path)
     root = absolute.split("/")[1]
@@ -48,10 +49,10 @@ def require_own_name(path: Path) -> None:
 
 
 class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
-    """A path of Orbax's that stands for itself, whatever characters are in it.
+    """An Orbax path in which every character is literal.
 
-    Orbax finds the processes' indices by a glob below the checkpoint, and epath takes the checkpoint's own path for a
-    part of the pattern: below ``run[1]`` it finds nothing, and below ``run*`` what other runs have written.
+    Orbax finds the processes' indices with a glob below the checkpoint, and epath makes the checkpoint's own path part
+    of the pattern. Below ``run[1]`` it would find nothing, and below ``run*`` the files of other runs.
     """
 
     def glob(self, pattern: str) -> Iterator[_LiteralPath]:
@@ -60,10 +61,10 @@ class _LiteralPath(_OrbaxPath):  # type: ignore[misc]
 
 
 def save(path: Path, leaves: Mapping[str, jax.Array], metadata: Any) -> Callable[[], None]:
-    """Begins to write a checkpoint, and returns once the arrays are copied to the host. All processes call it.
+    """Starts to write a checkpoint, and returns once the arrays are copied to the host. All processes call it.
 
-    `path` appears when everything is written; what is returned waits for that. `metadata` is any JSON. Both raise what
-    Orbax does: OSError, RuntimeError, ValueError.
+    `path` appears when everything is written. The returned function waits for that. `metadata` is any JSON. Both raise
+    Orbax's errors: OSError, RuntimeError, ValueError.
     """
     with _context():
         response = ocp.save_checkpointables_async(_literal(path), {_STATE: dict(leaves)}, custom_metadata=metadata)
@@ -71,15 +72,15 @@ def save(path: Path, leaves: Mapping[str, jax.Array], metadata: Any) -> Callable
 
 
 def read_metadata(path: Path) -> Any:
-    """The JSON that `save` was given. Raises one of `UNREADABLE`."""
+    """The JSON given to `save`. Raises one of `UNREADABLE`."""
     with _context():
         return ocp.metadata(_literal(path), checkpointable_name=_STATE).custom_metadata
 
 
 def load(path: Path, wanted: Mapping[str, Any], *, partial: bool) -> dict[str, jax.Array]:
-    """The arrays with these names, as the `jax.ShapeDtypeStruct` given; without a sharding, on the first local device.
+    """Reads the named arrays as the given `jax.ShapeDtypeStruct`; without a sharding, onto the first local device.
 
-    `partial`: there may be others in the checkpoint. Each process reads on its own. Raises one of `UNREADABLE`.
+    With `partial`, the checkpoint may hold other arrays. Each process reads on its own. Raises one of `UNREADABLE`.
     """
     with _context(partial=partial, alone=True):
         arrays: dict[str, jax.Array] = ocp.load_checkpointables(_literal(path), {_STATE: _with_shardings(wanted)})[
@@ -89,7 +90,8 @@ def load(path: Path, wanted: Mapping[str, Any], *, partial: bool) -> dict[str, j
 
 
 def require_files(path: Path) -> None:
-    """Opens every file of a checkpoint. Raises OSError for one that may not be read: Orbax would call it missing."""
+    """Opens every file of a checkpoint. Raises OSError for one without read permission, which Orbax would call
+    missing."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -100,15 +102,15 @@ def require_files(path: Path) -> None:
 
 
 def missing(path: Path, leaves: Mapping[str, Mapping[str, Any]], *, whole: bool) -> str:
-    """What `load` would not find, in words; empty when all is there. Reads indices and sizes, not the arrays.
+    """Describes what `load` would not find; empty if everything is there. Reads indices and sizes, not the arrays.
 
-    Opens each array as a restore does and compares shape and dtype with `leaves` (see `describe`). `whole`: also looks
-    for each chunk of each array, and compares the size of the files with that of the arrays. What only a checksum can
-    find (other bits, the loss of less than the indices take) is left to the restore.
+    Opens each array as a restore does and compares shape and dtype with `leaves` (see `describe`). With `whole`, it
+    also looks up each chunk of each array and compares the size of the files with that of the arrays. Damage that only
+    a checksum can find (changed bits, missing data smaller than the indices) is left to the restore.
 
-    Raises one of `UNREADABLE`, from this thread and without an event loop's afterthoughts.
+    Raises one of `UNREADABLE`, in this thread and without messages from an event loop.
     """
-    context = ts.Context()  # nothing cached of a checkpoint that had this name before
+    context = ts.Context()  # a new one has nothing cached of an earlier checkpoint of this name
     base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{os.path.abspath(path)}/{_STATE}/"}}
     opening = {
         name: ts.open({"driver": "zarr3", "kvstore": {**base, "path": f"{name}/"}}, context=context, open=True)
@@ -140,13 +142,13 @@ def missing(path: Path, leaves: Mapping[str, Mapping[str, Any]], *, whole: bool)
 
 
 def _literal(path: Path) -> _LiteralPath:
-    return _LiteralPath(os.path.abspath(path))  # Orbax takes no other
+    return _LiteralPath(os.path.abspath(path))  # Orbax requires an absolute path
 
 
 def _context(*, partial: bool = False, alone: bool = False) -> ocp.Context:
-    """Orbax's options. `alone`: this process reads without waiting for the others at Orbax's barriers."""
+    """Orbax's options. With `alone`, this process reads without waiting for the others at Orbax's barriers."""
     context = ocp.Context()
-    context.array.saving.use_compression = False  # 4 to 6 times the time, for 7 % of the size
+    context.array.saving.use_compression = False  # takes 4 to 6 times as long and saves 7 %
     context.asynchronous.timeout_secs = _SAVE_TIMEOUT_S
     context.pytree.loading.partial_load = partial
     if alone and jax.process_count() > 1:

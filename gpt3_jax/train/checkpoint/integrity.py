@@ -1,8 +1,8 @@
-"""Names, shapes and checksums of the arrays in a checkpoint: what Orbax does not compare.
+"""Names, shapes and checksums of the arrays in a checkpoint, which Orbax does not verify.
 
-Orbax writes array data without a checksum: a flipped bit loads as a wrong number. The checksum here is taken on the
-device, of the bits, and does not depend on how the array is sharded, so that one taken before saving on 512 chips
-can be checked after loading on one.
+Orbax writes array data without a checksum, so a flipped bit loads as a wrong number. The checksum here is computed on
+the device from the bits and does not depend on the sharding: one computed before saving on 512 chips can be verified
+after loading on one.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ def describe(leaf: Any) -> dict[str, Any]:
 
 
 def require_same_leaves(saved: Mapping[str, Any], wanted: Mapping[str, Any], under: str, path: str) -> None:
-    """Raises UserError for the first leaf that checkpoint `path` and the one who reads it do not agree on.
+    """Raises UserError for the first leaf that differs between checkpoint `path` and the tree to be restored.
 
-    Before anything is loaded: Orbax would cast another dtype silently, and blame another cause for a wrong shape.
-    `saved` is `describe` by name; `wanted` arrays or `jax.ShapeDtypeStruct` by name; only names below `under` count.
+    Called before anything is loaded: Orbax would cast a different dtype silently, and report a wrong shape
+    misleadingly. `saved` is `describe` by name; `wanted` arrays or `jax.ShapeDtypeStruct` by name. Compares only names
+    below `under`.
     """
     advice = "resume with the configuration that it was saved with, or set train.run_dir to another folder"
     inside = [name for name in saved if not under or name == under or name.startswith(f"{under}/")]
@@ -55,15 +56,15 @@ def require_same_leaves(saved: Mapping[str, Any], wanted: Mapping[str, Any], und
             raise UserError(f"{name} is {there} in checkpoint {path} but {here} in this configuration; {advice}")
     for name in inside:
         if name not in wanted:
-            raise UserError(f"checkpoint {path} has {name}, which this configuration has not; {advice}")
+            raise UserError(f"checkpoint {path} has {name}, which this configuration does not have; {advice}")
 
 
 def array_checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
-    """Checksum of each array as 8 hexadecimal digits; the same under every sharding and number of processes.
+    """Checksum of each array as 8 hexadecimal digits; equal for every sharding and number of processes.
 
-    With h a fixed bijection of 32-bit words, the checksum is sum_i h(word_i xor h(position_i)) mod 2^32. Any damage
-    to a single word changes it, for certain; anything else (swapped shards, a missing piece) goes unnoticed once in
-    2^32. Every process that holds a part of the arrays must call it. Arrays of at most 6 dims.
+    With h a fixed bijection of 32-bit words, the checksum is sum_i h(word_i xor h(position_i)) mod 2^32. Damage to a
+    single word always changes it. Other damage (swapped shards, a missing piece) is missed with probability 2^-32.
+    Every process that holds a part of the arrays must call it. Arrays have at most 6 dims.
     """
     groups: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}
     for name, leaf in leaves.items():  # one program runs on one set of devices
@@ -76,7 +77,7 @@ def array_checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
 
 
 def record_digest(record: Any) -> str:
-    """SHA-256 of a JSON value, the same before and after it was written as JSON and read back."""
+    """SHA-256 of a JSON value; equal before and after a round trip through JSON text."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -89,7 +90,8 @@ def _checksum(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, _UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
-    # Not the C-order index: modulo 2^32 it repeats at whole layers of the largest tensors, and swapped ones would pass.
+    # Not the C-order index: modulo 2^32 it repeats at whole layers of the largest tensors, so swapped layers would
+    # pass.
     index = jnp.zeros((), jnp.uint32)
     for dim in range(words.ndim):
         step = jnp.uint32(_STEPS[dim])
@@ -98,7 +100,7 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit words in which every input bit reaches every output bit (MurmurHash3's finalizer)."""
+    """A bijection of 32-bit words in which every input bit affects every output bit (MurmurHash3's finalizer)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,10 +1,10 @@
-"""Reads the checkpoints of a folder: the newest that is whole, after its checksums were compared.
+"""Reads the newest intact checkpoint of a folder and verifies its checksums.
 
-What Orbax leaves out stands here and in the store: checksums (its data has none), the fall-back from a damaged
-checkpoint to the one before, and the difference between a damaged checkpoint and one that this machine cannot read.
+This file and the store add what Orbax lacks: checksums of the array data, the fall-back from a damaged checkpoint to
+the previous one, and the distinction between a damaged checkpoint and one that this machine cannot read.
 
 On disk, a folder holds ``tokens-N`` (complete: Orbax renames it into place last), ``damaged-tokens-N`` (moved aside,
-never deleted by us), and remains of what was interrupted: ``*.orbax-checkpoint-tmp`` (saves), ``deleting-*``.
+never deleted automatically), and remains of interrupted operations: ``*.orbax-checkpoint-tmp`` (saves), ``deleting-*``.
 Arrays have global shapes and flat names (``params/token_embedding``), so any mesh, ZeRO stage or device count can read
 them.
 """
@@ -35,27 +35,27 @@ from gpt3_jax.train.checkpoint.storage_errors import (
 )
 
 FORMAT = 1
-"""Version of what `CheckpointStore.save` writes into a checkpoint's metadata."""
+"""Version of the metadata that `CheckpointStore.save` writes."""
 
 _NAME = re.compile(r"tokens-(0|[1-9][0-9]*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read and found whole."""
+    """A checkpoint that was read and verified."""
 
     step: int
     tokens: int
     state: Any
-    """The tree that was asked for, with the shardings that were asked for."""
+    """The requested tree, with the requested shardings."""
     record: dict[str, Any]
-    """The JSON that `CheckpointStore.save` was given."""
+    """The JSON given to `CheckpointStore.save`."""
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a folder, newest first; never writes to it.
+    """Reads the checkpoints of a folder, newest first. Never writes to it.
 
-    With several processes all of them make the same calls; they read from a shared file system.
+    In a multi-process run, all processes make the same calls and read from a shared file system.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -65,13 +65,14 @@ class CheckpointReader:
         self._whole: set[int] = set()
 
     def checkpoints(self) -> list[int]:
-        """Tokens of the checkpoints in the folder, ascending, whole or not. Raises RunError when it cannot be read."""
+        """Tokens of the checkpoints in the folder, ascending, intact or not. Raises RunError if the folder is
+        unreadable."""
         return sorted(int(tokens) for tokens in self._from_folder(lambda: " ".join(map(str, self._list()))).split())
 
     def newest_record(self) -> tuple[int, dict[str, Any]] | None:
-        """(tokens, record) of the newest checkpoint whose metadata is intact, without reading its arrays.
+        """(tokens, record) of the newest checkpoint with intact metadata, without reading its arrays.
 
-        None when the folder holds no checkpoint. Raises RunError when it holds some but none is readable.
+        None if the folder holds no checkpoint. Raises RunError if it holds some but none is readable.
         """
         found = self._found()
         for tokens in reversed(found):
@@ -83,15 +84,16 @@ class CheckpointReader:
         return None
 
     def restore(self, abstract_state: Any, *, only: str = "", tokens: int | None = None) -> Restored | None:
-        """The newest whole checkpoint, as the tree of `jax.ShapeDtypeStruct` given; None if the folder has none.
+        """Restores the newest intact checkpoint as the given tree of `jax.ShapeDtypeStruct`; None if the folder has
+        none.
 
-        `only` names a field of the saved state (``"params"``): then `abstract_state` is that field's tree, and only
-        its arrays are read and checked. `tokens` asks for that one checkpoint, without a fall-back. Leaves without
-        a sharding go to the first local device. Checksums are compared before anything is returned; a checkpoint
-        that is damaged is named aloud and the one before is tried.
+        `only` names a field of the saved state (``"params"``). Then `abstract_state` is that field's tree, and only its
+        arrays are read and verified. `tokens` selects one checkpoint, without a fall-back. Leaves without a sharding go
+        to the first local device. Checksums are compared before anything is returned. If a checkpoint is damaged, it
+        logs a warning and falls back to the previous one.
 
-        Raises UserError when the checkpoint's arrays have other names, shapes or dtypes than those asked for,
-        RunError when checkpoints exist but none can be read.
+        Raises UserError if the checkpoint's arrays differ from the requested ones in name, shape or dtype, RunError if
+        checkpoints exist but none can be read.
         """
         wanted = named_leaves(abstract_state, only)
         found = self._found()
@@ -109,7 +111,7 @@ class CheckpointReader:
                 continue
             self._whole.add(candidate)
             if candidate != found[-1]:
-                log.warning(f"using the checkpoint before: {self._path(candidate)}")
+                log.warning(f"falling back to the previous checkpoint: {self._path(candidate)}")
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
             return Restored(body["step"], candidate, state, body["record"])
         if found:
@@ -129,7 +131,7 @@ class CheckpointReader:
         return found
 
     def _from_folder(self, look: Callable[[], str]) -> str:
-        """What the lead process sees in the folder, told to all; RunError in all when it cannot look."""
+        """The lead process's view of the folder, sent to all. Raises RunError in all if it cannot read the folder."""
         answer = {}
         if is_lead():
             try:
@@ -157,7 +159,7 @@ class CheckpointReader:
     def _none_readable(self) -> RunError:
         reasons = "; ".join(f"tokens-{tokens}: {why}" for tokens, why in sorted(self._damaged.items(), reverse=True))
         return RunError(
-            f"none of the checkpoints in {self.directory} can be read ({reasons}); bring one back from a copy, or move "
+            f"none of the checkpoints in {self.directory} can be read ({reasons}); restore one from a backup, or move "
             "the folder away to start from zero"
         )
 
@@ -167,7 +169,7 @@ class CheckpointReader:
         self._damaged[tokens] = why
 
     def _read_body(self, tokens: int) -> dict[str, Any] | None:
-        """What `save` wrote beside the arrays, read by the lead process for all; None, said aloud, if damaged."""
+        """The metadata of a checkpoint, read by the lead process for all; None, with a warning, if it is damaged."""
         answer: dict[str, Any] = {}
         if is_lead():
             try:
@@ -197,9 +199,10 @@ class CheckpointReader:
     def _load(
         self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
     ) -> dict[str, jax.Array] | None:
-        """The arrays of one checkpoint, checked; None, said aloud, if they are damaged."""
-        # First: here an error is only raised, while Orbax's event loop also prints those that it does not wait for. All
-        # load or none does: Orbax numbers its barriers by what a process has done before.
+        """Loads and verifies the arrays of one checkpoint; None, with a warning, if they are damaged."""
+        # Checked before loading: here an error is only raised, while Orbax's event loop also prints the errors of tasks
+        # that it abandons. Either all processes load or none: Orbax numbers its barriers by a process's earlier
+        # operations.
         answer: dict[str, str] = {}
         if is_lead():
             try:
@@ -223,7 +226,7 @@ class CheckpointReader:
             machine = why if machine_at_fault(error) else ""
         if why:
             bury_failed_tasks()
-        # The processes read on their own and agree here: a process that met damage must not leave the others waiting.
+        # The processes read on their own and agree here, so that one that met damage does not leave the others waiting.
         if not everywhere(not machine):
             raise RunError(f"cannot read checkpoint {self._path(tokens)}: {machine or 'another process failed'}")
         if not everywhere(not why):

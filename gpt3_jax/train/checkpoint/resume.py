@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run, and whether a configuration may go on from it."""
+"""What a checkpoint records about its run, and whether a configuration may resume it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.train import recipe
 from gpt3_jax.train.schedule import BatchSchedule
 
-# What the sizes of the batches follow from.
+# Settings that determine the batch sizes.
 _BATCH = (
     ("model", "n_ctx"),
     ("train", "batch_tokens"),
@@ -25,7 +25,7 @@ _BATCH = (
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads, by fingerprint: wherever the files lie."""
+    """Fingerprints of the data that a run reads, independent of where the files are."""
 
     fingerprint: str
     """Of the training stream: tokens, weights, seed, context length."""
@@ -34,9 +34,9 @@ class Data:
 
 
 def make_record(config: Config, schedule: BatchSchedule, data: Data) -> dict[str, Any]:
-    """JSON that goes into every checkpoint: configuration, recipe, batch sizes, data, versions.
+    """The JSON saved in every checkpoint: configuration, recipe, batch sizes, data, versions.
 
-    The data position is not in it: it is `TrainState.sequences`, saved with the arrays that it belongs to.
+    It does not include the data position. That is `TrainState.sequences`, saved with the arrays.
     """
     return {
         "config": to_dict(config),
@@ -48,18 +48,18 @@ def make_record(config: Config, schedule: BatchSchedule, data: Data) -> dict[str
 
 
 def recorded_sizes(record: dict[str, Any], config: Config) -> list[list[int]] | None:
-    """The record's batch sizes, for `batch_schedule`; None when `config` asks for others than the run began with."""
+    """The record's batch sizes, for `batch_schedule`; None if `config` asks for others than the run started with."""
     saved, new = to_dict(from_dict(record["config"])), to_dict(config)
     same = all(saved[section][key] == new[section][key] for section, key in _BATCH)
-    sizes: list[list[int]] = record.get("batch_sizes") or record["batch_stages"]  # what older checkpoints say
+    sizes: list[list[int]] = record.get("batch_sizes") or record["batch_stages"]  # the name in older checkpoints
     return sizes if same else None
 
 
 def differences(record: dict[str, Any], config: Config, data: Data) -> list[str]:
-    """``section.key: saved value -> new value`` for everything that would change the run.
+    """``section.key: saved value -> new value`` for every setting that would change the run.
 
     Settings that the record lacks, because they are newer, had their default. `data.train` and `data.tokenizer` are
-    compared by what they hold, not by where they lie.
+    compared by their contents, not by their paths.
     """
     saved, new = to_dict(from_dict(record["config"])), to_dict(config)
     changed = [
@@ -87,9 +87,9 @@ def require_same_run(record: dict[str, Any], config: Config, data: Data) -> None
         return
     listed = "; ".join(changed)
     if config.checkpoint.on_change == "accept":
-        log.warning(f"going on with a changed configuration: {listed}")
+        log.warning(f"continuing with a changed configuration: {listed}")
         return
     raise UserError(
         f"{config.train.run_dir} holds a run with another configuration ({listed}); choose another train.run_dir, "
-        "or go on with the new one by --checkpoint.on_change accept"
+        "or continue with the new configuration by --checkpoint.on_change accept"
     )

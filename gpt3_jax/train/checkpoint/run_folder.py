@@ -1,4 +1,4 @@
-"""What lies where in a run's folder, and the configuration that is written into it."""
+"""The layout of a run's folder, and the configuration written into it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONFIG = "config.yaml"
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Writes ``RUN_DIR/config.yaml``, whole or not at all. Raises RunError when it cannot be written."""
+    """Writes ``RUN_DIR/config.yaml`` atomically. Raises RunError if it cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         temporary = run_dir / f"{CONFIG}.tmp"

@@ -1,6 +1,6 @@
-"""What the storage libraries (Orbax, TensorStore) raise and log, made fit for a person: one line, its true cause.
+"""Reduces errors and logs of the storage libraries (Orbax, TensorStore) to one line with the true cause.
 
-Nothing of the libraries is imported here; it is their habits that are known.
+This file imports neither library; it knows their error types and messages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# What the parsers of Orbax and TensorStore raise when they meet bytes that they did not write.
+# Raised by the parsers of Orbax and TensorStore for bytes that they did not write.
 UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError, EOFError
 )  # fmt: skip
-# What they raise when the machine is at fault, and not the checkpoint.
+# Raised when the machine is at fault, not the checkpoint.
 _MACHINE_ERRNO = (
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENODEV,
     errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
@@ -31,7 +31,7 @@ _MACHINE_TEXT = (
 
 
 def one_line(error: BaseException) -> str:
-    """The error in a line of bearable length: TensorStore names the file first and the cause last."""
+    """The error in one line of limited length. TensorStore names the file first and the cause last."""
     error = _true_cause(error)
     text = " ".join(str(error).split(" [tensorstore_spec")[0].split())
     if len(text) > 300:
@@ -40,7 +40,7 @@ def one_line(error: BaseException) -> str:
 
 
 def machine_at_fault(error: BaseException) -> bool:
-    """Whether a failure to read says nothing about the checkpoint: another would not be readable either."""
+    """Whether a read failed for a reason unrelated to the checkpoint, so that others would fail too."""
     error = _true_cause(error)
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         return True
@@ -48,7 +48,7 @@ def machine_at_fault(error: BaseException) -> bool:
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether a failure to write means that there is no room, on the disk or in the user's quota."""
+    """Whether a write failed because the disk or the user's quota is full."""
     error = _true_cause(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -56,16 +56,16 @@ def disk_full(error: BaseException) -> bool:
 
 
 def _true_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:  # Orbax puts misleading errors around it
+    while error.__cause__ is not None:  # Orbax wraps it in misleading errors
         error = error.__cause__
     return error
 
 
 class _NoPages(logging.Filter):
-    """Drops the tracebacks that Orbax's threads log about an error which is also raised, and said by us in one line.
+    """Drops the tracebacks that Orbax's threads log for an error that is also raised and reported in one line.
 
-    Left alone, a full disk prints some 400 lines. Raise absl's verbosity (``absl.logging.set_verbosity(1)``) to see
-    them.
+    Without this filter, a full disk prints some 400 lines. Raise absl's verbosity (``absl.logging.set_verbosity(1)``)
+    to see them.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -76,10 +76,10 @@ logging.getLogger("absl").addFilter(_NoPages())
 
 
 def _ignore_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
-    """Drops the traceback for each read that ends after the first one that failed.
+    """Drops the traceback of each read that ends after the first failed read.
 
-    Orbax closes its event loop at the first error; TensorStore's threads then cannot tell it of the others, and Python
-    prints that, for each of them, whenever they end.
+    Orbax closes its event loop at the first error. TensorStore's threads then cannot deliver the other errors, and
+    Python prints each of them whenever it occurs.
     """
     late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     if not late or unraisable.object is not None:
@@ -91,7 +91,7 @@ _unraisable, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads
 
 @contextlib.contextmanager
 def no_asyncio_log() -> Iterator[None]:
-    """Within, asyncio does not log the errors of tasks that Orbax abandons: one of them is raised."""
+    """Stops asyncio from logging the errors of tasks that Orbax abandons. One of these errors is raised anyway."""
     logger = logging.getLogger("asyncio")
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -103,7 +103,7 @@ def no_asyncio_log() -> Iterator[None]:
 def bury_failed_tasks() -> None:
     """Collects the asyncio tasks that Orbax leaves behind when it meets bytes that it cannot read.
 
-    Whenever Python collects them they complain, in pages; so that is done here, once their error has been handled.
+    Python prints pages of warnings when it collects them, so this is done here, once their error has been handled.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:

@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints in the background, and knows of each whether it can be read before it counts."""
+"""Writes a run's checkpoints in the background, and verifies that each can be read before it counts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from gpt3_jax.train.checkpoint.reader import FORMAT, CheckpointReader
 from gpt3_jax.train.checkpoint.storage_errors import UNREADABLE, disk_full, one_line
 
 _SEEN_AFTER_S = 90.0
-"""How long another process may not see what the lead has written: what NFS clients remember of a folder."""
+"""How long another process may not see what the lead process wrote: NFS clients cache a folder's contents."""
 
 
 class CheckpointStore(CheckpointReader):
-    """The checkpoints of a run: reads them as `CheckpointReader` does, and writes and retires them."""
+    """The checkpoints of a run. Reads them as `CheckpointReader` does, writes new ones and deletes old ones."""
 
     def __init__(self, directory: Path | str, *, keep_last: int, keep_every_tokens: int) -> None:
-        """Makes the folder. Keeps the newest `keep_last` checkpoints and, for good, the first one at or after each
-        multiple of `keep_every_tokens` tokens (0: none). Raises RunError when the folder cannot be made."""
+        """Creates the folder. Keeps the newest `keep_last` checkpoints and, permanently, the first one at or after each
+        multiple of `keep_every_tokens` tokens (0: none). Raises RunError if the folder cannot be created."""
         super().__init__(directory)
         self._keep_last = keep_last
         self._keep_every = keep_every_tokens
@@ -48,12 +48,12 @@ class CheckpointStore(CheckpointReader):
             raise RunError(f"cannot make the checkpoint folder {self.directory}: {why}")
 
     def save(self, tokens: int, step: int, state: Any, record: dict[str, Any], *, wait: bool = False) -> None:
-        """Saves `state`, a tree of `jax.Array`, as the checkpoint at `tokens`; returns once it is copied to the host.
+        """Saves `state`, a tree of `jax.Array`, as the checkpoint at `tokens`. Returns once it is copied to the host.
 
-        The caller may donate `state` at once. `record` is any JSON. Nothing is done when this store has already
-        saved or restored the checkpoint at `tokens`. Waits for the save before, whose failure is raised here.
+        The caller may donate `state` at once. `record` is any JSON. Does nothing if this store has already saved or
+        restored the checkpoint at `tokens`. Waits for the previous save and raises its failure.
 
-        Raises RunError when a save fails, or when `tokens` is taken by a checkpoint that this run does not know.
+        Raises RunError if a save fails, or if a checkpoint that this run does not know exists at `tokens`.
         """
         self._finish()
         self._retire_together()
@@ -71,7 +71,7 @@ class CheckpointStore(CheckpointReader):
                     "record": record,
                     "leaves": {name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()},
                 }
-                body = json.loads(json.dumps(body))  # tuples become lists, as they will when read back
+                body = json.loads(json.dumps(body))  # tuples become lists, as when read back
                 written = on_disk.save(self._path(tokens), leaves, {"body": body, "sha256": record_digest(body)})
         except (OSError, RuntimeError, ValueError) as error:
             raise self._save_error(tokens, error) from error
@@ -82,19 +82,19 @@ class CheckpointStore(CheckpointReader):
             self.wait()
 
     def check(self) -> None:
-        """Raises the RunError of a background save that has failed; never waits. For every step of the loop."""
+        """Raises the RunError of a failed background save. Never waits, so that the loop can call it at every step."""
         self._finish(timeout=0)
 
     def wait(self) -> None:
-        """Waits for the background save and retires old checkpoints. Raises RunError when the save failed."""
+        """Waits for the background save and deletes old checkpoints. Raises RunError if the save failed."""
         self._finish()
 
     def pending(self) -> int | None:
-        """Tokens of the save that is under way, or None."""
+        """Tokens of the save in progress, or None."""
         return self._pending[0] if self._pending else None
 
     def last_good(self) -> int | None:
-        """Tokens of the newest checkpoint that this store has itself restored, or saved to the end."""
+        """Tokens of the newest checkpoint that this store has restored, or saved completely."""
         return max(self._whole, default=None)
 
     def close(self) -> None:
@@ -106,9 +106,9 @@ class CheckpointStore(CheckpointReader):
         self._retire_together()
 
     def _complete(self, tokens: int, written: Callable[[], None], body: dict[str, Any]) -> None:
-        """In a thread of its own: waits for a save, and reads back what shows that a restore would find it.
+        """Waits for a save, in a thread of its own, and verifies that a restore would find it.
 
-        Each process looks for itself. Raises `_Unreadable`, or what the save failed with.
+        Each process verifies on its own. Raises `_Unreadable`, or the error of the save.
         """
         written()
         patience = 0.0 if is_lead() else _SEEN_AFTER_S
@@ -119,7 +119,7 @@ class CheckpointStore(CheckpointReader):
             time.sleep(1.0)
 
     def _unreadable(self, tokens: int, body: dict[str, Any]) -> str:
-        """Why a restore could not read the checkpoint at `tokens`; empty when, by index and sizes, it could."""
+        """Why a restore could not read the checkpoint at `tokens`; empty if index and sizes show that it could."""
         try:
             if on_disk.read_metadata(self._path(tokens)) != {"body": body, "sha256": record_digest(body)}:
                 return "its record is not the one that was written"
@@ -134,7 +134,7 @@ class CheckpointStore(CheckpointReader):
         try:
             complete.result(timeout=timeout)
         except (OSError, RuntimeError, ValueError, _Unreadable) as error:
-            # Still running. A network disk's ETIMEDOUT is a TimeoutError too, but of a save that has failed.
+            # Still running. A network disk's ETIMEDOUT is a TimeoutError too, but means that the save has failed.
             if timeout is not None and isinstance(error, TimeoutError) and error.errno is None:
                 return
             self._pending = None
@@ -154,11 +154,11 @@ class CheckpointStore(CheckpointReader):
         if is_lead():
             try:
                 self._retire()
-            except OSError as error:  # too many checkpoints are no reason to end a run
+            except OSError as error:  # a run goes on with too many checkpoints
                 log.warning(f"could not look for old checkpoints in {self.directory}: {one_line(error)}")
 
     def _save_error(self, tokens: int, error: Exception) -> RunError:
-        """The line for a failed save; removes its remains, which on a full disk are what fills it."""
+        """The error for a failed save. Removes its remains, which may be what fills a full disk."""
         last = self.last_good()
         good = "there is no good checkpoint yet" if last is None else f"the last good one is {self._path(last)}"
         if isinstance(error, _Unreadable):
@@ -169,12 +169,12 @@ class CheckpointStore(CheckpointReader):
         why = one_line(error)
         if disk_full(error):
             why = f"the disk is full ({why})"
-        with contextlib.suppress(OSError):  # where even the folder cannot be read, `why` says so
+        with contextlib.suppress(OSError):  # if even the folder cannot be read, `why` says so
             self._remove_remains()
         return RunError(f"could not save checkpoint {self._path(tokens)}: {why}; {good}")
 
     def _make_room(self, tokens: int) -> None:
-        """Moves damaged checkpoints aside and removes what earlier runs left unfinished, before the first save."""
+        """Moves damaged checkpoints aside and removes unfinished ones of earlier runs, before the first save."""
         why = ""
         if is_lead():
             try:
@@ -205,7 +205,7 @@ class CheckpointStore(CheckpointReader):
                 self._remove(path)
 
     def _retire(self) -> None:
-        """Deletes the checkpoints that are neither among the newest nor the first of their `keep_every_tokens`."""
+        """Deletes the checkpoints that are neither among the newest nor kept by `keep_every_tokens`."""
         tokens = sorted(self._list())
         keep = set(tokens[-self._keep_last :])
         if self._keep_every:
@@ -215,7 +215,7 @@ class CheckpointStore(CheckpointReader):
             keep |= {t for multiple, t in first.items() if multiple > 0}
         for t in tokens:
             if t not in keep:
-                # Deletion is not atomic and a rename is: what was renamed can no longer be taken for a checkpoint.
+                # Deletion is not atomic but a rename is: a renamed folder can no longer be taken for a checkpoint.
                 gone = self._free_name(f"deleting-tokens-{t}")
                 try:
                     self._path(t).rename(gone)
@@ -232,4 +232,4 @@ class CheckpointStore(CheckpointReader):
 
 
 class _Unreadable(Exception):
-    """A save that came to its end, and left what no restore can read."""
+    """A save that completed but left a checkpoint that no restore can read."""

@@ -1,4 +1,4 @@
-"""Reads a run's trained parameters, for what comes after training."""
+"""Reads a run's trained parameters for use after training."""
 
 from __future__ import annotations
 

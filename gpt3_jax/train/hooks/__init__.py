@@ -1,1 +1,1 @@
-"""Actions of the training loop, one a file: what watches each step's metrics, and what acts on a token cadence."""
+"""Actions of the training loop, one per file. They watch each step's metrics or act on a token cadence."""

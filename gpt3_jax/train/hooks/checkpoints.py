@@ -1,4 +1,4 @@
-"""Saves checkpoints on their cadence and at the end, in the background."""
+"""Saves checkpoints on a token cadence and at the end of training, in the background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt3_jax.train.setup import Run
 
 
 class SaveCheckpoints(Hook):
-    """`checkpoint.every_tokens`, and once more at the end."""
+    """Saves every `checkpoint.every_tokens`, and once more at the end."""
 
     def __init__(self, run: Run, store: CheckpointStore, record: dict[str, Any], telemetry: Telemetry) -> None:
         """`record` is saved with each checkpoint."""
@@ -25,15 +25,15 @@ class SaveCheckpoints(Hook):
         self._run, self._store, self._record, self._telemetry = run, store, record, telemetry
 
     def prepare(self, moment: Moment) -> None:
-        array_checksums(named_leaves(moment.state))  # compiles what the first save calls
+        array_checksums(named_leaves(moment.state))  # compiles the checksum that the first save calls
 
     def see(self, step: Step) -> None:
-        """Raises the RunError of a background save that has failed."""
+        """Raises the RunError of a failed background save."""
         self._store.check()
 
     def act(self, moment: Moment) -> None:
         if moment.tokens:
-            self._run.stream.check_files()  # what was trained on is what the record says
+            self._run.stream.check_files()  # the data that was trained on must be what the record says
             self._store.save(moment.tokens, moment.steps, moment.state, self._record)
 
     def end(self, moment: Moment) -> None:
@@ -50,9 +50,9 @@ class SaveCheckpoints(Hook):
             self._let_the_save_finish()
 
     def _let_the_save_finish(self) -> None:
-        """Before an error ends the run: a checkpoint that is being written is finished, or said to be lost.
+        """Before an error ends the run, finishes the save in progress, or warns that it may be lost.
 
-        Several processes must not wait for each other here: the one that failed may be gone.
+        In a multi-process run, processes must not wait for each other here: the one that failed may be gone.
         """
         if (tokens := self._store.pending()) is None:
             return

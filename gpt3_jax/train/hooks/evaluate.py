@@ -1,4 +1,4 @@
-"""Evaluates on held-out data on its cadence, and when training has ended."""
+"""Evaluates on held-out data on a token cadence, and at the end of training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gpt3_jax.train.setup import Run
 
 
 class Evaluate(Hook):
-    """`train.eval_tokens`. Does nothing without held-out data."""
+    """Evaluates every `train.eval_tokens`. Does nothing without held-out data."""
 
     def __init__(self, run: Run, telemetry: Telemetry) -> None:
         self._run, self._telemetry = run, telemetry
         self._evaluator: Evaluator | None = None
         self.last: Evaluation | None = None
-        """Of the trained model; None when training was stopped before its end."""
+        """Of the trained model; None if training was stopped early."""
         if run.heldout is not None:
             self.every_tokens = run.config.train.eval_tokens
             self.compiles = "the evaluation"

@@ -15,7 +15,7 @@ class Step:
     """One step whose metrics have been read."""
 
     number: int
-    """Steps made since the beginning of training, this one included."""
+    """Steps since the beginning of training, this one included."""
     batch: Batch
     metrics: Metrics
     """On the host."""
@@ -23,47 +23,47 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """Where training stands between two steps."""
+    """The position of training between two steps."""
 
     steps: int
-    """Steps made since the beginning of training."""
+    """Steps since the beginning of training."""
     tokens: int
-    """Tokens consumed since then."""
+    """Tokens consumed since the beginning of training."""
     state: TrainState
-    """Donated to the next step: not to be kept beyond the call."""
+    """Donated to the next step: do not keep it beyond the call."""
     done: bool
     """Whether all tokens of the run are consumed."""
 
 
 class Hook:
-    """An action of the loop. Each method does nothing unless it is overridden.
+    """An action of the loop. Methods that are not overridden do nothing.
 
     Hooks are called in the order of the loop's list: `prepare` before the first step; `see` for every step, one step
     late; `act` between two steps; `end` once, when training has ended or was stopped. As context managers they are
-    entered before the first step and left, in reverse, however the loop ends.
+    entered before the first step and exited in reverse order, however the loop ends.
     """
 
     every_tokens = 0
     """`act` is called whenever the tokens consumed pass a multiple of this, except at the end of training; 0: never."""
     compiles = ""
-    """What `prepare` compiles, in words, for the person who waits."""
+    """What `prepare` compiles, as words for a log message."""
 
     def prepare(self, moment: Moment) -> None:
-        """Compiles what will be called: nothing is compiled once training runs."""
+        """Compiles everything that the hook will call. Nothing may compile once training runs."""
 
     def see(self, step: Step) -> None:
-        """Takes note of a step, whose metrics were read while the next one runs. May raise to end training."""
+        """Receives a step, whose metrics were read while the next step runs. May raise to end training."""
 
     def act(self, moment: Moment) -> None:
-        """Acts on the state. The metrics of all steps before were seen."""
+        """Acts on the state. `see` has been called for all earlier steps."""
 
     def end(self, moment: Moment) -> None:
         """Acts on the last state."""
 
     def __enter__(self) -> None:
-        """Takes what it needs while training runs."""
+        """Acquires what the hook needs while training runs."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets it go again; `error` is what ends training, None at a good end."""
+        """Releases it. `error` is the exception that ends training, or None."""

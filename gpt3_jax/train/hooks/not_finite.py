@@ -1,4 +1,4 @@
-"""Stops a run, or says so and goes on, at a loss or gradient that is not finite."""
+"""On a loss or gradient that is not finite, stops the run, or warns and continues."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gpt3_jax.train.setup import Run
 
 
 class StopIfNotFinite(Hook):
-    """`train.nonfinite`: the step has not updated the state; this decides what becomes of the run."""
+    """Implements `train.nonfinite`. The step did not update the state; this decides whether the run continues."""
 
     def __init__(self, run: Run, store: CheckpointStore) -> None:
         self._run, self._store = run, store
 
     def see(self, step: Step) -> None:
-        """Raises RunError with the place in the data and the last good checkpoint, unless such updates are skipped."""
+        """Raises RunError with the place in the data and the last good checkpoint, unless `train.nonfinite` is skip."""
         if step.metrics.finite:
             return
         first, last = step.batch.first, step.batch.first + step.batch.sequences - 1
@@ -33,11 +33,11 @@ class StopIfNotFinite(Hook):
         failed = ""
         try:
             self._store.wait()
-        except RunError as error:  # two misfortunes, one line: neither may hide the other
+        except RunError as error:  # report both errors in one line: neither may hide the other
             failed = f"; and {error}"
         tokens = self._store.last_good()
         good = "no checkpoint was written" if tokens is None else f"the last good checkpoint is at {tokens:,} tokens"
         raise RunError(
             f"{line}; {good} in {self._store.directory}; the state was not updated: lower optimizer.peak_lr, look at "
-            f"the data, or go on past this batch by --train.nonfinite skip{failed}"
+            f"the data, or skip such updates by --train.nonfinite skip{failed}"
         )

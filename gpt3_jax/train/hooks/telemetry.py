@@ -1,4 +1,4 @@
-"""Rates and progress of a run, from the metrics of its steps: the logging hook."""
+"""The logging hook: computes rates and progress of a run from the metrics of its steps."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from gpt3_jax.train.setup import Run
 from gpt3_jax.train.step import Metrics
 
 _WINDOW = 50
-"""Steps over which tokens per second are averaged."""
+"""Number of steps over which tokens per second are averaged."""
 
 
 class Telemetry(Hook):
-    """Turns step metrics into lines for the person, `metrics.jsonl` and TensorBoard."""
+    """Turns step metrics into progress lines, `metrics.jsonl` and TensorBoard events."""
 
     def __init__(self, run: Run, tokens: int, skipped: int, writer: MetricsWriter | None) -> None:
         """Args:
-        tokens: consumed when training begins or resumes.
-        skipped: updates skipped by then.
-        writer: in the lead process; closed with this hook.
+        tokens: tokens consumed when training begins or resumes.
+        skipped: updates skipped so far.
+        writer: for the lead process; closed with this hook.
         """
         config = run.config
         self.loss = math.nan
-        """Of the last step that was noted."""
+        """Loss of the last step seen."""
         self._config, self._writer = config, writer
         self._ctx = config.model.n_ctx
         self._total = run.schedule.total_sequences * self._ctx
@@ -46,7 +46,7 @@ class Telemetry(Hook):
             log.warning(f"no MFU is shown: the peak rate of this device, {kind!r}, is not known")
         self._tokens = tokens
         self._skipped = skipped
-        self._warm = False  # the first step also starts the data and the device: its time is no rate
+        self._warm = False  # the first step includes the start of data and device, so its time gives no rate
         self._clock = time.monotonic()
         self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
@@ -63,7 +63,7 @@ class Telemetry(Hook):
 
     @contextlib.contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """Excludes this block from the training time; `doing` says what it does, on a terminal."""
+        """Excludes this block from the training time. A terminal shows `doing` meanwhile."""
         started = time.monotonic()
         self._progress.status(f"{human(self._tokens)}/{human(self._total)} tokens · {doing}")
         yield
@@ -100,7 +100,7 @@ class Telemetry(Hook):
         self._progress.show(self._line(step.number, batch, metrics, rate, mfu), final)
 
     def _line(self, step: int, batch: int, metrics: Metrics, rate: float | None, mfu: float | None) -> str:
-        """What matters most first: a narrow terminal cuts the end."""
+        """The progress line, most important values first, because a narrow terminal cuts the end."""
         left = max(0, self._total - self._tokens)
         parts = [
             f"{human(self._tokens)}/{human(self._total)} tokens",
@@ -115,7 +115,7 @@ class Telemetry(Hook):
         return " · ".join(parts)
 
     def evaluation(self, tokens: int, result: Evaluation) -> None:
-        """Notes an evaluation."""
+        """Records and logs an evaluation."""
         if self._writer is not None:
             self._writer.write(
                 "eval",
