@@ -95,8 +95,8 @@ from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, predict
 keep_freed_memory(400e6)
 x = jax.block_until_ready(jnp.ones((2048, 1024)))
 def work(x):
-    y = jnp.sin(jnp.concatenate([x + n for n in range(48)]))
-    return jnp.sort(y, axis=0)[:2048]
+    y = jnp.concatenate([x * n for n in range(48)])
+    return x + jnp.sum(y.T @ y)
 program = jax.jit(work, donate_argnums=0).lower(x).compile()
 before, predicted = peak_resident(), predicted_peak([program], 1)
 for _ in range(3):
