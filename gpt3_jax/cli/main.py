@@ -54,10 +54,10 @@ TERMINATE_EXIT = 143
 
 def run() -> int:
     """The console script: `main` with this process's arguments."""
+    open_streams()  # first: a pipe or file that is opened takes the number of a closed stream
     signals.install()
     try:
         signals.unwind()
-        open_streams()
         code = main(sys.argv[1:])
     except BaseException as error:
         # Ctrl-C inside an import or a callback can become another exception, such as an ImportError. It is ignored.
