@@ -29,6 +29,7 @@ START = """
     from gpt3_jax.errors import RunError, UserError
     signals.install()
     start(DistributedConfig(mode="manual", coordinator=f"127.0.0.1:{port}", processes=2, process_id=rank))
+    import jax; jax.devices()  # for which the processes wait for one another
 """
 
 

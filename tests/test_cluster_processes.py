@@ -17,7 +17,6 @@ from tiny_run import finish, losses, metrics, saved, start, tiny, write_data
 
 from gpt3_jax.cluster.start import HEARTBEAT_TIMEOUT_S
 from gpt3_jax.config import Config, replace
-from gpt3_jax.data.stream import open_stream
 from gpt3_jax.train import loop
 
 # Writes down every row of training data that the process reads.
@@ -125,26 +124,25 @@ def test_a_signal_to_one_stops_both_and_they_go_on_from_there(tmp_path: Path, da
 
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_error_in_one_process_ends_the_other(tmp_path: Path, data: Path, failing: int) -> None:
-    """One token that only one process reads, in batch 20, is damaged. That process says so in one line and is gone; the
-    other, which is in a collective with it, ends at once if that was the coordinator, else by the missing heartbeat."""
+    """The ids that one process reads become impossible under it. It says so in one line and is gone; the other, which
+    is in a collective with it, ends at once if that was the coordinator, else by the missing heartbeat."""
     shutil.copytree(data, tmp_path / "damaged")
     folders = [data, data]
     folders[failing] = tmp_path / "damaged"
-    configs = [eight(folder, tmp_path / "run", tokens=10**6) for folder in folders]
-    stream = open_stream(configs[failing].data.train, 16, configs[failing].data.seed, 257, None)
-    (where,) = stream.locate(np.array([20 * 8 + 4 * failing + 1]))
+    configs = [eight(folder, tmp_path / "run", tokens=10**8, eval_tokens=10**8) for folder in folders]
+    configs = [replace(config, checkpoint={"every_tokens": 10**8}) for config in configs]
     shard = tmp_path / "damaged" / "train" / "tokens-00000.bin"
-    tokens = np.fromfile(shard, "<u2")
-    tokens[where.token + 8] = 9999
-    tokens.tofile(shard)
 
     both = two(configs, tmp_path)
     try:
+        wait_for_lines(tmp_path / "run", both)
+        with shard.open("r+b") as file:  # after the start, which compares the files with their index
+            file.write(np.full(shard.stat().st_size // 2, 9999, "<u2").tobytes())
         code, _, err = finish(both[failing])
         began = time.monotonic()
         assert code == 1, err
-        line = f"gpt3-jax: error in process {failing}: {where.path} holds token id 9999 at token {where.token + 8}"
-        assert line in err and "Traceback" not in err
+        line = f"gpt3-jax: error in process {failing}: {shard.parent} holds token id 9999 at token"
+        assert line in err and "Traceback" not in err, err
         code, _, err = finish(both[1 - failing])
         assert code != 0, err
         assert time.monotonic() - began < (HEARTBEAT_TIMEOUT_S + 30 if failing else 30)

@@ -116,7 +116,6 @@ def test_a_key_twice_is_refused_with_both_lines() -> None:
 
 
 UNDERSTOOD: list[tuple[str, str, object]] = [
-    ("parallel: {stage: 3.0}", "parallel.stage", 3),
     ("parallel: {stage: '2'}", "parallel.stage", 2),
     ("train: {seed: 1_000}", "train.seed", 1000),
     ("train: {seed: +3e2}", "train.seed", 300),

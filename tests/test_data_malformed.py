@@ -704,9 +704,7 @@ def test_a_storage_that_loses_what_was_written_is_found_before_the_shards_count(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["r[1]", "a*b", "q?", " blank ", "-dash", "~", "é日🎉", "%s{0}"]
-)
+@pytest.mark.parametrize("name", ["r[1]", "a*b", "q?", " blank ", "-dash", "~", "é日🎉", "%s{0}"])
 def test_names_that_look_like_something_else(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()

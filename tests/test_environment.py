@@ -226,7 +226,7 @@ _UNTYPED: Any = gpt3_jax  # as a caller sees it who has no type checker
 _MISUSE: dict[str, tuple[Any, str]] = {
     "a folder that is None": (lambda run: _UNTYPED.generate(None, "a"), "run folder is None, of type NoneType; expect"),
     "a prompt that is a number": (lambda run: _UNTYPED.generate(run, 5), "prompts is 5, of type int; expected a text"),
-    "prompts that are numbers": (lambda run: _UNTYPED.generate(run, [5]), "a prompt is 5, of type int; expected a t"),
+    "prompts that are numbers": (lambda run: _UNTYPED.generate(run, [5]), "prompt 1 is of type int; expected text"),
     "max_tokens as text": (lambda run: _UNTYPED.generate(run, "a", max_tokens="4"), "max_tokens is '4', of type str"),
     "half a token": (lambda run: _UNTYPED.generate(run, "a", max_tokens=1.5), "max_tokens is 1.5, of type float; ex"),
     "temperature as text": (lambda run: _UNTYPED.generate(run, "a", temperature="hot"), "temperature is 'hot', of"),

@@ -178,7 +178,7 @@ def test_a_plan_is_printed_and_kept(capsys: pytest.CaptureFixture[str], tmp_path
     (path,) = (tmp_path / "gpt3-jax" / "plans").glob("*.json")
     assert front.main(["plan", *TINY, "--parallel.stage", "3", "--json"]) == 0
     again, err = capsys.readouterr()
-    assert "made before" in err
+    assert "using the cached plan" in err
     data: dict[str, Any] = json.loads(again)
     assert data["settings"]["stage"] == 3 and data["fits"] is None
 

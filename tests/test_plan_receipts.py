@@ -132,6 +132,7 @@ def test_no_receipt_is_kept_that_nothing_compares() -> None:
 
 def test_the_gaps_that_the_plans_readme_gives_are_the_receipts() -> None:
     readme = (Path(gpt3_jax.__file__).parent / "plan" / "README.md").read_text()
+    readme = readme[readme.index("## ZeRO-R") :]
     shares = [receipt.memory.gaps / receipt.memory.total for receipt in map(kept_receipt, KEPT)]
     assert f"between {min(shares):.1%} and {max(shares):.1%}".replace("%", " %") in readme
     assert f"in the {len(KEPT)} receipts" in readme

@@ -331,7 +331,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, data: Path, capsys: pytest.C
             sys.executable,
             "-c",
             "import pathlib, sys, time; from gpt3_jax.cluster.run_lock import RunLock\n"
-            "with RunLock(pathlib.Path(sys.argv[1]), print):\n    print('held', flush=True); time.sleep(600)",
+            "with RunLock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)",
             str(tmp_path / "run"),
         ],
         stdout=subprocess.PIPE,

@@ -64,6 +64,12 @@ def resident() -> int | None:
 
 def peak_resident() -> int:
     """Peak resident bytes of this process since it started."""
+    try:
+        # getrusage counts what the parent had in memory when it forked.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+        return int(status["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -71,7 +71,9 @@ class CheckpointStore(CheckpointReader):
                     "record": record,
                     "leaves": {name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()},
                 }
-                body = json.loads(json.dumps(body))  # tuples become lists, as when read back
+                # The lead's, in all processes: a configuration holds the index of its process. In JSON, tuples become
+                # lists, as when it is read back.
+                body = json.loads(from_lead(json.dumps(body) if is_lead() else ""))
                 written = on_disk.save(self._path(tokens), leaves, {"body": body, "sha256": record_digest(body)})
         except (OSError, RuntimeError, ValueError) as error:
             raise self._save_error(tokens, error) from error
