@@ -1,13 +1,14 @@
 """Host memory: how glibc reuses what the CPU backend frees, how much a process uses, and what GPUs may pin.
 
 XLA allocates each step's temporary buffers anew, as one block. By default glibc returns large blocks to the kernel when
-they are freed, and the next step pays for every page fault again: a third of a small model's step. So small blocks are
-kept.
+they are freed, and the next step pays for every page fault again: a third of a small model's step. So freed memory is
+kept (`keep_freed_memory`).
 
-Large blocks must not be kept. In the heap, a block fits its old place only while nothing is allocated beside it: XLA
-asks for aligned memory, glibc splits off the rest, and a small long-lived object may take it. Then the block gets a new
-place, the old one stays resident, and the process grows by a step's memory every few steps (and that step pays for its
-page faults after all). So blocks that fit no thread's arena are mapped separately.
+A kept block fits its old place only while nothing is allocated beside it: XLA asks for aligned memory, glibc splits off
+the rest, and a small long-lived object may take it. Then the block gets a new place, that step pays for its page faults
+after all, and the old place stays resident: the process grows by a step's memory every few steps. So training returns
+free pages to the kernel when the process has grown (`give_back`, `hooks/host_memory.py`). Mapping large blocks
+separately instead avoids the growth and makes every step pay: half as much again for the quickstart.
 """
 
 from __future__ import annotations
@@ -24,19 +25,16 @@ import jax
 
 from gpt3_jax.config import Config
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _NEVER = -1  # any int threshold would be exceeded by 2 GiB of free memory
 _ARENA_BYTES = 60e6
 """Maximum size of one thread's arena (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
-_LARGEST_THRESHOLD = 2**25
-"""The highest M_MMAP_THRESHOLD that glibc before 2.35 accepts."""
 _BYTES_KEPT = 135.0
 """Bytes per token, layer and unit of width, in fp32; measured on the small shipped models (129 and 137)."""
 
 
 def keep_freed_memory(largest_block: float) -> None:
-    """Makes glibc's malloc keep freed memory, except blocks of 60 MB and more if there are any. Does nothing with
-    another C library.
+    """Makes glibc's malloc keep freed memory. Does nothing with another C library.
 
     Call before JAX starts its threads.
 
@@ -46,12 +44,20 @@ def keep_freed_memory(largest_block: float) -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     libc.mallopt(_M_TOP_PAD, 2**28)
-    if largest_block <= _ARENA_BYTES:
-        libc.mallopt(_M_MMAP_MAX, 0)
-    elif not libc.mallopt(_M_MMAP_THRESHOLD, int(_ARENA_BYTES)):
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    if largest_block > _ARENA_BYTES:
+        # A thread's own arena cannot hold the block, and glibc would map it after all. One arena for all threads can,
+        # but they wait for one another there, which small steps feel most.
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Returns free pages of glibc's heap to the kernel. What is in use, such as a running step's buffers, stays. Does
+    nothing with another C library."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int | None:
@@ -77,13 +83,13 @@ def peak_resident() -> int:
 def predicted_peak(programs: Iterable[jax.stages.Compiled], devices: int) -> int | None:
     """The process's peak memory, in bytes, after these programs have run on the CPU backend with their arguments in
     memory: what is resident now, plus the temporary memory of the largest program on each of the process's
-    `devices`."""
+    `devices`, twice: a block that moves leaves its old place behind until it is given back."""
     now = resident()
     if now is None:
         return None
     memory = [program.memory_analysis() for program in programs]
     more = [m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in memory if m is not None]
-    return max(peak_resident(), now + devices * max(more, default=0))
+    return max(peak_resident(), now + 2 * devices * max(more, default=0))
 
 
 def step_bytes(config: Config) -> float:

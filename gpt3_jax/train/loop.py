@@ -39,6 +39,7 @@ from gpt3_jax.train.evaluation import Evaluation
 from gpt3_jax.train.hooks.checkpoints import SaveCheckpoints
 from gpt3_jax.train.hooks.evaluate import Evaluate
 from gpt3_jax.train.hooks.hook import Hook, Moment, Step
+from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
 from gpt3_jax.train.host_memory import peak_resident, predicted_peak
@@ -130,9 +131,10 @@ def _run(run: Run) -> Result:
     telemetry = Telemetry(run, tokens, skipped, writer)
     evaluate = Evaluate(run, telemetry)
     save = SaveCheckpoints(run, store, make_record(config, run.schedule, run.data), telemetry)
-    end, stopped = _train(
-        run, Moment(step, tokens, state, False), [StopIfNotFinite(run, store), telemetry, save, evaluate]
-    )
+    hooks: list[Hook] = [StopIfNotFinite(run, store), telemetry, save, evaluate]
+    if _on_cpu(run):
+        hooks.append(GiveBackMemory())
+    end, stopped = _train(run, Moment(step, tokens, state, False), hooks)
     if _on_cpu(run):
         log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
     return Result(telemetry.loss, end.tokens, folder, evaluate.last, end.steps - step, stopped)
@@ -201,7 +203,7 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
     if programs and _on_cpu(run) and (peak := predicted_peak(programs.values(), jax.local_device_count())):
-        log.info(f"this process will take about {peak / 2**30:.2f} GiB of memory at its peak")
+        log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 
 
