@@ -52,7 +52,8 @@ def ended(process: subprocess.Popen[str], code: int) -> str:
     [(signal.SIGINT, 0), (signal.SIGINT, 0.3), (signal.SIGINT, 1), (signal.SIGINT, 3), (signal.SIGTERM, 0.6)],
 )
 def test_a_command_ends_at_any_moment_of_its_start(tmp_path: Path, number: signal.Signals, seconds: float) -> None:
-    config = tiny(write_data(tmp_path), tmp_path / "run", train={"tokens": 10**9, "eval_tokens": 10**9})
+    train = {"tokens": 10**9, "batch_tokens": 128, "eval_tokens": 10**9}
+    config = tiny(write_data(tmp_path), tmp_path / "run", parallel={"data": 8}, train=train)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     process = start(COMMAND, "train", "--config", str(tmp_path / "run.yaml"))
     time.sleep(seconds)
@@ -105,12 +106,14 @@ BUSY = """
 @pytest.mark.parametrize("number", list(CODES))
 def test_a_command_that_is_busy_ends_after_a_while(number: signal.Signals) -> None:
     process = start(BUSY, "0.5")
+    time.sleep(0.5)  # until it is busy
     process.send_signal(number)
     assert ended(process, CODES[number])
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     process = start(BUSY, "1000")
+    time.sleep(0.5)  # until it is busy
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None
