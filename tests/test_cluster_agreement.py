@@ -264,3 +264,21 @@ def test_a_run_folder_that_is_not_shared_ends_both(tmp_path: Path) -> None:
         )
     assert list((tmp_path / "cwd-0" / "runs" / "x").iterdir()) == []
     assert shared_folder.SEEN_WITHIN_S > 60  # for how long NFS may keep what it knows of a folder
+
+
+def test_devices_that_cannot_start_are_one_line_in_a_process_of_several_too() -> None:
+    """JAX does not know the process's index then: asking for it would start the devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"mode": "manual", "coordinator": f"127.0.0.1:{port}", "processes": "1", "process_id": "0"}
+    options = [f"--distributed.{key}={value}" for key, value in given.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt3_jax", "train", *options],
+        env={**os.environ, "JAX_PLATFORMS": "rocm"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpt3-jax: error in a process: JAX_PLATFORMS (jax_platforms) is 'rocm'")
+    assert done.stderr.count("\n") == 1

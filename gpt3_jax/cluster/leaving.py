@@ -48,16 +48,25 @@ class NoneLeftWaiting:
     ) -> None:
         if kind is None or error is None or not jax.distributed.is_initialized():
             return
-        code = 1
+        code, index = 1, _process_index()
+        process = "a process" if index is None else f"process {index}"
         error = explain(error) or error if isinstance(error, Exception) else error
         if isinstance(error, KeyboardInterrupt) or signals.exit_code() is not None:
             code = signals.exit_code() or signals.EXIT_CODES[signal.SIGINT]
-            print(f"gpt3-jax: process {jax.process_index()} interrupted", file=sys.stderr)
+            print(f"gpt3-jax: {process} interrupted", file=sys.stderr)
         elif isinstance(error, (UserError, RunError)):
-            print(f"gpt3-jax: error in process {jax.process_index()}: {error}", file=sys.stderr)
+            print(f"gpt3-jax: error in {process}: {error}", file=sys.stderr)
             code = error.exit_code
         else:
             sys.excepthook(kind, error, trace)
-        if jax.process_index() == 0:
+        if not index:
             time.sleep(_GRACE_S)  # the coordinator: the others need it to report their own errors
         leave_now(code)
+
+
+def _process_index() -> int | None:
+    """None where JAX cannot start this process's devices, without which it does not know the index."""
+    try:
+        return jax.process_index()
+    except (RuntimeError, AssertionError):
+        return None
