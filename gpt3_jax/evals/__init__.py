@@ -1,0 +1,1 @@
+"""Evaluation by the paper's protocol: requests, the engine that answers them, prompts, scoring and tasks."""
