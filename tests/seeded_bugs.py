@@ -299,7 +299,7 @@ BUGS = (
     Bug(
         "generation reads prompts with the attention of a CPU, wherever it runs",
         "model/decode.py",
-        "return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)",
+        "return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)",
         'return attention(q_BTHK, k_BTHK, v_BTHK, band, "cpu")',
         ("test_attention", "test_forward_and_prefill_take_the_platforms_kernel", ("tpu", 2)),
     ),

@@ -10,22 +10,10 @@ from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.encoding import encode, windows
-from gpt3_jax.evals.requests import (
-    Answer,
-    Beam,
-    Completed,
-    Completion,
-    Continuation,
-    Finish,
-    Greedy,
-    Request,
-    Sample,
-    Score,
-    Text,
-    TextScore,
-)
+from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Score, Text, TextScore
 from gpt3_jax.evals.scorer import Likelihood, Scorer
-from gpt3_jax.generation import Generator, Sampling
+from gpt3_jax.generation import Generator
+from gpt3_jax.interop.loading import Loaded
 from gpt3_jax.model.params import Params
 
 
@@ -53,8 +41,14 @@ class Engine:
                 "was trained with another one"
             )
         self.config, self.tokenizer = model, tokenizer
-        self._generator = Generator(params, model, tokenizer)
+        self._params, self._mesh = params, mesh
+        self._generator: Generator | None = None  # made when it is asked for: it holds its weights a second time
         self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
+
+    @classmethod
+    def of(cls, loaded: Loaded, mesh: Mesh | None = None, parallel: ParallelConfig | None = None) -> Engine:
+        """The engine of a model that `interop.loading.load_model` has read, on the same mesh."""
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
@@ -109,32 +103,16 @@ class Engine:
                 yield i, TextScore(sums[i], tokens[i], len(text.encode(errors="replace")), len(text.split()))
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
+        groups: dict[tuple[object, ...], list[int]] = {}
         for i, request in requests.items():
-            how = request.decoding
-            if isinstance(how, Beam):
-                raise UserError("beam search is not there yet; ask for Greedy() or Sample()")
-            sampling = Sampling(0.0) if isinstance(how, Greedy) else Sampling(how.temperature, how.top_k, how.top_p)
-            pieces = list(
-                self._generator.stream(
-                    [request.prompt],
-                    max_tokens=request.max_tokens,
-                    sampling=sampling,
-                    seed=how.seed if isinstance(how, Sample) else 0,
-                )
-            )
-            text = "".join(piece.text for piece in pieces)
-            ends = [text.index(stop) for stop in request.stop if stop in text]
-            finish: Finish = "stop" if ends else pieces[-1].finish or "max_tokens"
-            yield (
-                i,
-                Completed(
-                    text[: min(ends)] if ends else text,
-                    pieces[-1].tokens,
-                    finish,
-                    0.0,
-                    len(self.tokenizer.encode(request.prompt)),
-                ),
-            )
+            groups.setdefault((request.stop, request.max_tokens, request.decoding), []).append(i)
+        for group in groups.values():
+            like = requests[group[0]]
+            if self._generator is None:
+                self._generator = Generator(self._params, self.config, self.tokenizer, self._mesh)
+            prompts = [self.tokenizer.encode(requests[i].prompt) for i in group]
+            for n, completed in self._generator.complete(prompts, like.stop, like.max_tokens, like.decoding):
+                yield group[n], completed
 
 
 def _score(likelihood: Likelihood, context_tokens: int, straddles: bool) -> Score:
