@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.generation.beams import BeamSearch
@@ -20,8 +20,8 @@ from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampl
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
+from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import Params
-from gpt3_jax.train.checkpoint.trained import load_trained
 
 _ROWS = 16
 """Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
@@ -59,9 +59,9 @@ class Generator:
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
-        """Loads the newest checkpoint of a run's folder. Raises the errors of `load_trained` and `load_tokenizer`."""
-        config, params = load_trained(checkpoint)
-        return cls(params, config.model, load_tokenizer(config.data.tokenizer))
+        """Loads a run's or a Hugging Face folder. Raises the errors of `load_model`."""
+        loaded = load_model(checkpoint)
+        return cls(loaded.params, loaded.config, loaded.tokenizer)
 
     def stream(
         self,
@@ -258,7 +258,7 @@ def generate(
     """Completes prompts with a run's newest checkpoint. Returns all samples of the first prompt, then of the second, …
 
     Args:
-        checkpoint: the run's folder (``train.run_dir``).
+        checkpoint: a run's folder (``train.run_dir``), or a folder in Hugging Face's format.
         prompts: one text or several. Completions do not repeat them.
         max_tokens: maximum tokens of a completion. It also ends at end-of-text and when the context is full.
         temperature, top_k, top_p: see `Sampling`.
