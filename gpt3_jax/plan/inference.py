@@ -296,7 +296,8 @@ def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> Pr
 
 def _memory(found: Outcome, call: _Call) -> Bytes:
     weights = cache = 0
-    for buffer in found.peak.buffers:
+    arguments = (buffer for buffer in found.peak.buffers if buffer.purpose in ("master weights", "batch"))
+    for buffer in arguments:  # copies of them bear their names, too
         name = buffer.op_name or buffer.instruction
         if name.startswith(("weights", "params")):
             weights += buffer.size
