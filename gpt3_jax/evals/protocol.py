@@ -17,6 +17,7 @@ from typing import Literal
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import prompts
+from gpt3_jax.evals.encoding import encode
 from gpt3_jax.evals.requests import Completion, Continuation, Request
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.task import Task
@@ -127,9 +128,11 @@ _SLACK = 16
 
 
 def tokens_of(request: Request, tokenizer: Tokenizer) -> int:
-    """Tokens of context that a request takes: the prompt and what is scored or may be generated after it."""
+    """Tokens of context that a request takes: the prompt and what is scored after it but its last token, which the
+    model need not read; or what may be generated after it."""
     if isinstance(request, Continuation):
-        return max(len(tokenizer.encode(request.context + request.continuation)), 1)
+        encoded = encode(request.context, request.continuation, tokenizer)
+        return len(encoded.context) + len(encoded.continuation) - 1
     if isinstance(request, Completion):
         return max(len(tokenizer.encode(request.prompt)), 1) + request.max_tokens
     return 0

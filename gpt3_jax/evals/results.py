@@ -121,7 +121,9 @@ class Results:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
 def by_task(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
