@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from gpt3_jax.data.tokenizer import ByteTokenizer
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import metrics, prompts, protocol
 from gpt3_jax.evals.kept import FILE, KeptAnswers
 from gpt3_jax.evals.metrics import METRICS, Scored
@@ -305,12 +306,21 @@ def test_kept_answers_are_those_given(tmp_path: Path) -> None:
         assert [kept.get(request) for request in REQUESTS] == list(ANSWERS)
 
 
-def test_answers_of_other_weights_are_not_taken(tmp_path: Path) -> None:
-    keep(tmp_path, [(REQUESTS[0], ANSWERS[0])], "w")
-    keep(tmp_path, [(REQUESTS[0], ANSWERS[1])], "other")
-    for weights, answer in (("w", ANSWERS[0]), ("other", ANSWERS[1]), ("third", None)):
-        with KeptAnswers(tmp_path, {"weights": weights}) as kept:
-            assert kept.get(REQUESTS[0]) == answer
+def test_answers_of_other_weights_are_not_taken() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keep(folder, [(REQUESTS[0], ANSWERS[0])], "w")
+        keep(folder, [(REQUESTS[0], ANSWERS[1])], "other")
+        for weights, answer in (("w", ANSWERS[0]), ("other", ANSWERS[1]), ("third", None)):
+            with KeptAnswers(folder, {"weights": weights}) as kept:
+                assert kept.get(REQUESTS[0]) == answer
+
+
+def test_two_evaluations_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with KeptAnswers(tmp_path, {}), pytest.raises(UserError, match="is in use by another evaluation"):
+        KeptAnswers(tmp_path, {}).__enter__()
+    with pytest.raises(RunError, match=r"cannot keep answers in .*none.*answers\.jsonl: No such file"):
+        KeptAnswers(tmp_path / "none", {}).__enter__()
 
 
 def test_a_line_cut_short_is_answered_again(tmp_path: Path) -> None:

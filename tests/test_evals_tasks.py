@@ -305,7 +305,7 @@ def test_names_are_joined_by_commas_and_each_task_is_taken_once() -> None:
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
-        (["aritmetic"], [], "unknown task 'aritmetic'; the nearest is arithmetic"),
+        (["arithmetics"], [], "unknown task 'arithmetics'; the nearest is arithmetic"),
         (["zzz"], [], "unknown task 'zzz'; there are arithmetic, words, two_digit_addition, "),
         (["gs://b/x.jsonl"], [], "'gs://b/x.jsonl' is an address"),
         (["text:gs://b/x"], [], "'gs://b/x' is an address"),

@@ -67,6 +67,8 @@ def test_a_prompt_is_printed_byte_for_byte(tmp_path: Path, capsys: pytest.Captur
         ([], "no model to evaluate; give the folder of a run or of a Hugging Face model"),
         (["--shots", "1,few"], "--shots 'few': expected numbers from 0, max or paper"),
         (["--shots", "-1"], "--shots '-1': expected numbers"),
+        (["m", "--parallel.tensors", "2"], "parallel.tensors"),
+        (["m", "--parallel.tensor", "0"], "parallel.tensor is 0; expected at least 1"),
         (["--show", "text:x"], "task text:x has no prompt: the model reads the text itself"),
         (["--show", "two_digit_addition", "--item", "x"], "has no item 'x'; they are 0 to 1999"),
         (["--show", "two_digit_addition", "--tasks", "words"], "--show takes one task"),

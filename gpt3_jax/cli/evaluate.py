@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from gpt3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from gpt3_jax.evals.protocol import Shots
+
+_DOTTED = ("--parallel.", "--distributed.")
+"""Sections of the configuration that say which devices are used."""
 
 _DESCRIPTION = """Evaluates models by the protocol of the GPT-3 paper (section 2.4): K demonstrations drawn for each
 item, multiple choice by log-likelihood per token, free answers by beam search. Prints a table with standard errors
@@ -30,6 +34,11 @@ examples:
   gpt3-jax evaluate runs/a runs/b models/gpt2 --tasks text:book.txt --out evals/book
   gpt3-jax evaluate --show reversed_words --words words.txt --tokenizer r50k_base --shots 2
 
+several devices:
+  gpt3-jax evaluate runs/xl --parallel.data 2 --parallel.tensor 4 --parallel.stage 3
+The options --parallel.… and --distributed.… are those of gpt3-jax train: a mesh over all devices, and the stage by
+which it keeps the weights. Without any, the first device is used.
+
 --out holds results.json, items.jsonl (each prompt, answer and score) and answers.jsonl: with it, an interrupted
 evaluation goes on where it stopped. gpt3-jax report compare A B compares two such folders item by item."""
 
@@ -41,29 +50,54 @@ def main(argv: list[str]) -> int:
         UserError: an unknown task or setting, a task file that is broken, no checkpoint, an option out of range.
         RunError: a checkpoint or file cannot be read or written.
     """
-    args = _parser().parse_args(argv)
-    shots = [_shots(each) for given in args.shots for each in given.split(",")]
+    own, dotted = _split(argv)
+    args = _parser().parse_args(own)
+    shots = [_shots(each) for each in args.shots.split(",")]
     if args.show:
         return _show(args, shots)
     if not args.models:
         raise UserError("no model to evaluate; give the folder of a run or of a Hugging Face model")
     if args.tokenizer or args.item:
         raise UserError("--tokenizer and --item are for --show; leave them out")
+    from gpt3_jax.config import load_config
     from gpt3_jax.environment import start_devices
     from gpt3_jax.evals.evaluation import evaluate_subjects, load_tasks
     from gpt3_jax.evals.tasks.select import select
 
+    config = load_config([], dotted)
+    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
     tasks = load_tasks(select(args.tasks or ["arithmetic"], args.set), args.data, args.words, args.limit)
     from gpt3_jax.cluster import compilation_cache
+    from gpt3_jax.cluster.agreement import is_lead
+    from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.evals.loading import load
 
-    start_devices()
-    compilation_cache.enable()
-    results = evaluate_subjects(
-        (load(folder) for folder in args.models), tasks, shots, args.seeds, args.out, {"command": argv}
-    )
-    print(results.to_json() if args.json else results.table(), end="" if args.json else "\n")
+    start(config.distributed)
+    with NoneLeftWaiting():
+        start_devices()
+        compilation_cache.enable()
+        subjects = (load(folder, parallel) for folder in args.models)
+        results = evaluate_subjects(subjects, tasks, shots, args.seeds, args.out, {"command": argv})
+        if is_lead():
+            print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
+        shutdown()
     return 0
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The command's own arguments, and the dotted options."""
+    own: list[str] = []
+    dotted: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if not argument.startswith(_DOTTED):
+            own.append(argument)
+            continue
+        dotted.append(argument)
+        if "=" not in argument:
+            dotted += itertools.islice(rest, 1)
+    return own, dotted
 
 
 def _show(args: argparse.Namespace, shots: list[Shots | None]) -> int:
@@ -126,8 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shots",
-        nargs="+",
-        default=["0,1,10"],
+        default="0,1,10",
         metavar="K",
         help="numbers of demonstrations, separated by commas; max: as many as fit; paper: the task's K in Table H.1 "
         "(default: 0,1,10)",

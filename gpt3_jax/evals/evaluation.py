@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
+from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.evals import run
+from gpt3_jax.evals import protocol, run
 from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.results import RESULTS, Cell, Results
@@ -34,6 +36,7 @@ def evaluate(
     words: str | os.PathLike[str] | None = None,
     settings: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> Results:
     """Evaluates one or several checkpoints by the paper's protocol (GPT-3 section 2.4).
 
@@ -47,6 +50,7 @@ def evaluate(
         words: list of words for the word tasks.
         settings: ``NAME=VALUE`` or ``TASK.NAME=VALUE``, for what the paper leaves open.
         out: folder for results, records of items and kept answers; None: nothing is written.
+        parallel: the mesh over all devices, and the ZeRO stage by which it keeps the weights; None: one device.
 
     Raises:
         UserError: an unknown task, a file that cannot be read as one, or a checkpoint that is none.
@@ -56,7 +60,7 @@ def evaluate(
 
     folders = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
     chosen = load_tasks(select([tasks] if isinstance(tasks, str) else list(tasks), settings), data, words, limit)
-    return evaluate_subjects((load(folder) for folder in folders), chosen, shots, seeds, out)
+    return evaluate_subjects((load(folder, parallel) for folder in folders), chosen, shots, seeds, out)
 
 
 def load_tasks(
@@ -89,6 +93,9 @@ def evaluate_subjects(
         raise UserError(f"seeds is {seeds}; expected at least 1")
     if not loaded or not shots:
         raise UserError("there is nothing to evaluate; name at least one task and one K")
+    for each in loaded:
+        for k in run.columns(each.task, shots):
+            protocol.check_shots(each.task, each.items, k)
     folder = _folder(out)
     cells: list[Cell] = []
     models: list[dict[str, Any]] = []
@@ -101,7 +108,7 @@ def evaluate_subjects(
             models.append(subject.as_data())
     tasks = {each.task.name: each.as_data() for each in loaded}
     results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **(made_by or {})})
-    if folder:
+    if folder and is_lead():
         _write(folder / RESULTS, results.to_json())
         _draw(results, folder)
     return results
@@ -131,7 +138,7 @@ def _folder(out: str | os.PathLike[str] | None) -> Path | None:
 @contextlib.contextmanager
 def _records(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Takes records and writes them to `ITEMS`, which appears when all are there."""
-    if folder is None:
+    if folder is None or not is_lead():
         yield lambda _: None
         return
     path = folder / ITEMS

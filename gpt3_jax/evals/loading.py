@@ -6,17 +6,28 @@ import os
 
 import jax
 
+from gpt3_jax.config import ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import count_params
+from gpt3_jax.parallel.mesh import make_mesh
 
 
-def load(folder: str | os.PathLike[str]) -> Subject:
-    """The newest checkpoint of a run, or a model in Hugging Face's format. Raises the errors of `load_model`."""
-    loaded = load_model(folder)
-    engine = Engine.of(loaded)
+def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Subject:
+    """The newest checkpoint of a run, or a model in Hugging Face's format, on a mesh over all devices.
+
+    Args:
+        parallel: the mesh, and the ZeRO stage that says how the weights are kept; None: the first device alone.
+
+    Raises:
+        UserError: as `load_model` and `make_mesh`.
+        RunError: as `load_model`.
+    """
+    mesh = None if parallel is None else make_mesh(parallel)
+    loaded = load_model(folder, mesh=mesh, parallel=parallel or ParallelConfig())
+    engine = Engine.of(loaded, mesh, parallel)
     return Subject(
         name=loaded.name,
         answer=engine.answer,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt3_jax.config import preset
 from gpt3_jax.evals.metrics import METRICS
+from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.results import Cell, Results, by_task
 from gpt3_jax.evals.table_h1 import SIZES, row_of
 from gpt3_jax.model.params import count_params
 from gpt3_jax.plan.picture import pyplot, save
 
 BY_SHOTS, BY_SIZE, BY_TOKENS = "shots.png", "size.png", "tokens.png"
+_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 _PAPER = {"0S": ("paper, zero-shot", ":"), "1S": ("paper, one-shot", "--"), "FS": ("paper, few-shot", "-.")}
 
 
@@ -27,38 +29,43 @@ def draw(results: Results, folder: Path) -> list[str]:
         UserError: matplotlib is not installed.
         RunError: a picture cannot be written.
     """
-    made = []
-    if any(len({cell.shots for cell in cells}) > 1 for cells in by_task(results.cells).values()):
-        made.append(_grid(results, folder / BY_SHOTS, "demonstrations in the prompt (K)", _by_shots))
+    groups = by_task(results.cells)
+    several = {name: cells for name, cells in groups.items() if len({cell.shots for cell in cells}) > 1}
     sizes = {model["parameters"] for model in results.models if model.get("parameters")}
-    if len(sizes) > 1 or (sizes and any(cell.row for cell in results.cells)):
-        made.append(_grid(results, folder / BY_SIZE, "parameters", _by("parameters", paper=True)))
+    known = {name: cells for name, cells in groups.items() if len(sizes) > 1 or row_of(cells[0].row, name[1])}
     tokens = {model["tokens"] for model in results.models if model.get("tokens")}
+    made = []
+    if several:
+        made.append(_grid(results, several, folder / BY_SHOTS, "demonstrations in the prompt (K)", _by_shots))
+    if sizes and known:
+        made.append(_grid(results, known, folder / BY_SIZE, "parameters", _by("parameters", paper=True)))
     if len(tokens) > 1:
-        made.append(_grid(results, folder / BY_TOKENS, "training tokens", _by("tokens", paper=False)))
+        made.append(_grid(results, groups, folder / BY_TOKENS, "training tokens", _by("tokens", paper=False)))
     return made
 
 
 _Panel = Callable[[Any, Results, Sequence[Cell]], None]
+_Groups = Mapping[tuple[str, str], Sequence[Cell]]
 
 
-def _grid(results: Results, path: Path, below: str, panel: _Panel) -> str:
+def _grid(results: Results, groups: _Groups, path: Path, below: str, panel: _Panel) -> str:
     plt = pyplot()
-    groups = list(by_task(results.cells).items())
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.4 * columns, 0.7 + 2.5 * rows), layout="constrained", squeeze=False
     )
     handles: dict[str, Any] = {}
-    for place, ((task, metric), cells) in enumerate(groups):
+    for place, ((task, metric), cells) in enumerate(groups.items()):
         ax = axes.flat[place]
         panel(ax, results, cells)
         ax.set_title(task, fontsize=9)
         unit = METRICS[metric].unit
         ax.set_ylabel(f"{metric}, {unit}" if unit else metric, fontsize=8)
         ax.set_xlabel(below, fontsize=8)
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=7, which="both")
+        if unit == "%":
+            ax.set_ylim(bottom=0, top=max(ax.get_ylim()[1], 1.0))
         ax.spines[["top", "right"]].set_visible(False)
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in axes.flat[len(groups) :]:
@@ -83,11 +90,13 @@ def _by_shots(ax: Any, results: Results, cells: Sequence[Cell]) -> None:
 def _by(what: str, paper: bool) -> _Panel:
     def panel(ax: Any, results: Results, cells: Sequence[Cell]) -> None:
         known = {model["name"]: float(model.get(what) or 0) for model in results.models}
-        for shots in dict.fromkeys(cell.shots for cell in cells):
+        order = sorted(dict.fromkeys(cell.shots for cell in cells), key=_as_number)
+        for shots in order:
             own = [cell for cell in cells if cell.shots == shots and known[cell.model]]
             own.sort(key=lambda cell: known[cell.model])
+            colour = _COLOURS[order.index(shots) % len(_COLOURS)]
             if own:
-                _points(ax, [known[cell.model] for cell in own], own, label=f"K = {shots}")
+                _points(ax, [known[cell.model] for cell in own], own, f"K = {shots}", colour)
         if paper:
             _table_h1(ax, cells[0])
         _chance(ax, cells)
@@ -96,9 +105,15 @@ def _by(what: str, paper: bool) -> _Panel:
     return panel
 
 
-def _points(ax: Any, places: Sequence[float], cells: Sequence[Cell], label: str) -> None:
+def _as_number(shots: Shots) -> float:
+    return float("inf") if shots == "max" else shots
+
+
+def _points(ax: Any, places: Sequence[float], cells: Sequence[Cell], label: str, colour: str | None = None) -> None:
+    """Values with bars of one standard error."""
     errors = [cell.stderr or 0.0 for cell in cells]
-    ax.errorbar(places, [cell.value for cell in cells], yerr=errors, label=label, marker="o", markersize=4, capsize=2)
+    style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2, "elinewidth": 0.8}
+    ax.errorbar(places, [cell.value for cell in cells], yerr=errors, label=label, color=colour, **style)
 
 
 def _table_h1(ax: Any, cell: Cell) -> None:
@@ -110,6 +125,8 @@ def _table_h1(ax: Any, cell: Cell) -> None:
     for setting, (label, style) in _PAPER.items():
         values = [row.values[setting, size] for size in SIZES]
         ax.plot(sizes, values, style, color="0.45", linewidth=1, label=label)
+        if setting == "FS":
+            ax.annotate(f"K = {row.shots}", (sizes[-1], values[-1]), fontsize=6, color="0.45", ha="right", va="bottom")
 
 
 def _chance(ax: Any, cells: Sequence[Cell]) -> None:

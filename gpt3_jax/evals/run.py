@@ -79,17 +79,16 @@ def run(
         kept: answers of earlier runs are taken from it, and new ones added.
         on_record: gets one record for each item, K and seed.
     """
-    for each in loaded:
-        for k in _shots(each.task, shots):
-            protocol.check_shots(each.task, each.items, k)
-    cells = []
-    for each in loaded:
-        for k in _shots(each.task, shots):
-            cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record)
+    cells: list[Cell] = []
+    places = [(each, k) for each in loaded for k in columns(each.task, shots)]
+    for number, (each, k) in enumerate(places, start=1):
+        where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})"
+        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where)
     return cells
 
 
-def _shots(task: Task, shots: Sequence[Shots | None]) -> list[Shots]:
+def columns(task: Task, shots: Sequence[Shots | None]) -> list[Shots]:
+    """Each K of a task once, with the paper's in place of None."""
     if not task.scoring.prompted:
         return [0]  # a text has no demonstrations
     return list(dict.fromkeys(task.shots if k is None else k for k in shots))
@@ -102,6 +101,7 @@ def _evaluate(
     seeds: Sequence[int],
     kept: KeptAnswers | None,
     on_record: Callable[[dict[str, Any]], None],
+    where: str,
 ) -> list[Cell]:
     task = loaded.task
     preparer = protocol.Preparer(task, loaded.items, subject.tokenizer, subject.config.n_ctx)
@@ -114,7 +114,6 @@ def _evaluate(
             f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
             f"tokens of {subject.name}; the shortest takes {shortest}"
         )
-    where = f"{subject.name}: {task.name}, K = {shots}"
     answers = answer_all(subject, [request for each in prepared for request in each.requests], kept, where)
     scored = []
     for each in prepared:
@@ -164,8 +163,8 @@ def answer_all(
             missing.append(request)
         else:
             answers[request] = known
-    if answers:
-        log.info(f"{where}: {len(answers):,} of {len(answers) + len(missing):,} requests were answered before")
+    before = f", {len(answers):,} more were answered before" if answers else ""
+    log.info(f"{where}: {len(missing):,} requests{before}")
     start = last = time.monotonic()
     for done, (index, answer) in enumerate(subject.answer(missing) if missing else (), start=1):
         answers[missing[index]] = answer
