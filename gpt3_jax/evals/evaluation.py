@@ -142,24 +142,35 @@ def _records(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda _: None
         return
     path = folder / ITEMS
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "w", encoding="utf-8", errors="surrogatepass") as file:
-            yield lambda record: print(json.dumps(record, ensure_ascii=False), file=file)
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; free some space, or choose another --out"
-        ) from None
+    with _writing(path):
+        file = open(_partial(path), "w", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
+
+    def write(record: dict[str, Any]) -> None:
+        with _writing(path):
+            print(json.dumps(record, ensure_ascii=False), file=file)
+
+    with contextlib.closing(file):
+        yield write
+        with _writing(path):
+            file.close()
+            _partial(path).replace(path)
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="surrogatepass")
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; free some space, or choose another --out"
-        ) from None
+    with _writing(path):
+        _partial(path).write_text(text, encoding="utf-8", errors="surrogatepass")
+        _partial(path).replace(path)
     log.info(f"wrote {path}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"cannot write {path}: {why}; free some space, or choose another --out") from None
