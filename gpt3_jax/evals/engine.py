@@ -82,7 +82,7 @@ class Engine:
     def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
         pairs, owners, left = [], [], {}
         for i, request in requests.items():
-            stride = request.stride or self.config.n_ctx
+            stride = self.config.n_ctx if request.stride is None else request.stride
             if not 1 <= stride <= self.config.n_ctx:
                 raise UserError(f"the stride is {stride}; expected 1 to the model's context, {self.config.n_ctx}")
             parts = windows(self.tokenizer.encode(request.text), self.tokenizer.eot, self.config.n_ctx, stride)
