@@ -35,7 +35,7 @@ def check_picture(path: str) -> None:
         raise UserError(f"the picture {path!r} has no known format; expected a name that ends in {', '.join(FORMATS)}")
     if not Path(path).resolve().parent.is_dir():
         raise UserError(f"the folder of the picture {path!r} does not exist; make it first")
-    _pyplot()
+    pyplot()
 
 
 def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -> None:
@@ -44,7 +44,7 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
     Raises:
         RunError: the picture cannot be written.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 1.6 + 0.55 * len(receipts)), layout="constrained")
     places = range(len(receipts))
     for name, colour in _COLOURS.items():
@@ -82,12 +82,13 @@ def _before(name: str) -> list[str]:
     return names[: names.index(name)]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's pyplot, which draws into files. Raises UserError if there is no matplotlib."""
     try:
         import matplotlib
     except ImportError:
         raise UserError("a picture needs matplotlib; install it with pip install matplotlib") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as drawing
 
-    return pyplot
+    return drawing
