@@ -10,11 +10,19 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from gpt3_jax.data.in_context.words import LETTERS, WordRule, draw_composed, draw_single, draw_words, is_held_out_word
+from gpt3_jax.data.in_context.words import (
+    LENGTHS,
+    LETTERS,
+    WordRule,
+    draw_composed,
+    draw_single,
+    draw_words,
+    is_held_out_word,
+)
 
 Kind = Literal["single", "composed", "table", "function", "base"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: dict[Kind, float] = {"single": 0.35, "composed": 0.45, "table": 0.08, "function": 0.06, "base": 0.06}
+SHARES: dict[Kind, float] = {"single": 0.40, "composed": 0.30, "table": 0.20, "function": 0.05, "base": 0.05}
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
@@ -80,9 +88,10 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Applies a rule to words."""
+    """Applies a rule to words of one length."""
 
     rule: WordRule
+    length: int
 
     @property
     def instruction(self) -> str:
@@ -92,7 +101,7 @@ class Words:
         """`held_out`: words that are in no training document, neither as a question nor as an answer."""
         examples: list[Example] = []
         while len(examples) < count:
-            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, held_out)]
+            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, self.length, held_out)]
             examples += [example for example in drawn if held_out or not is_held_out_word(example[1])]
         return examples[:count]
 
@@ -105,18 +114,19 @@ def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
 
     A table is new each time. Rules of one step are all in the training text.
     """
-    if kind == "single":
-        return Words(draw_single(rng))
-    if kind == "composed":
-        return Words(draw_composed(rng, held_out))
+    if kind in ("single", "composed"):
+        rule = draw_single(rng) if kind == "single" else draw_composed(rng, held_out)
+        return Words(rule, int(rng.choice(LENGTHS)))
     if kind == "table":
         size = rng.integers(2, 6)
         keys, values = rng.choice(len(LETTERS), size=size, replace=False), rng.integers(len(LETTERS), size=(size, 2))
         return Table(tuple((LETTERS[k], LETTERS[a] + LETTERS[b]) for k, (a, b) in zip(keys, values, strict=True)))
     while True:
-        rule = Function(*rng.integers((1, 0), (4, 10)).tolist()) if kind == "function" else Base(int(rng.choice(BASES)))
-        if rule.held_out == held_out:
-            return rule
+        digits = (
+            Function(*rng.integers((1, 0), (4, 10)).tolist()) if kind == "function" else Base(int(rng.choice(BASES)))
+        )
+        if digits.held_out == held_out:
+            return digits
 
 
 def heading(instruction: str) -> str:

@@ -56,16 +56,14 @@ _RESIZES = {
     "double-last": _Kind("double the last", lambda w, n, c: w + w[-1:]),
 }
 _SHIFTS = {
-    "shift": _Kind("shift by {amount:+d}", lambda w, n, c: _shifted(w, n), (1, 2, 3, -1, -2, -3)),
-    "shift-first": _Kind("shift the first by {amount:+d}", lambda w, n, c: _shifted(w[:1], n) + w[1:], (1, -1)),
-    "shift-last": _Kind("shift the last by {amount:+d}", lambda w, n, c: w[:-1] + _shifted(w[-1:], n), (1, -1)),
+    "shift": _Kind("shift by {amount:+d}", lambda w, n, c: _shifted(w, n), (1, 2, -1, -2)),
 }
 _ADDS = {
     "add-front": _Kind("put {letter} in front", lambda w, n, c: c + w, letters=LETTERS),
     "add-back": _Kind("put {letter} at the end", lambda w, n, c: w + c, letters=LETTERS),
 }
 _KINDS = {**_REARRANGES, **_RESIZES, **_SHIFTS, **_ADDS}
-_GROUPS = ((0.40, _REARRANGES), (0.25, _RESIZES), (0.20, _SHIFTS), (0.15, _ADDS))
+_GROUPS = ((0.35, _REARRANGES), (0.30, _RESIZES), (0.15, _SHIFTS), (0.20, _ADDS))
 """Share of steps drawn from each group."""
 _GROUP_ENDS = np.cumsum([share for share, _ in _GROUPS])[:-1]
 
@@ -158,13 +156,12 @@ def draw_composed(rng: np.random.Generator, held_out: bool) -> WordRule:
             return rule
 
 
-def draw_words(rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
-    """Words of random letters, each length as often as another."""
+def draw_words(rng: np.random.Generator, count: int, length: int, held_out: bool) -> list[str]:
+    """Words of random letters."""
     words: list[str] = []
     while len(words) < count:
-        letters = rng.integers(ord("a"), ord("z") + 1, size=(count, max(LENGTHS)), dtype=np.uint8)
-        lengths = rng.integers(min(LENGTHS), max(LENGTHS) + 1, size=count)
-        drawn = (bytes(row[:length]).decode() for row, length in zip(letters, lengths, strict=True))
+        letters = rng.integers(ord("a"), ord("z") + 1, size=(count, length), dtype=np.uint8)
+        drawn = (bytes(row).decode() for row in letters)
         words += [word for word in drawn if is_held_out_word(word) == held_out]
     return words[:count]
 
