@@ -378,7 +378,8 @@ def test_convert_makes_a_run_that_generates_and_goes_back(
     run_dir = tmp_path / "run"
     assert convert.main(["from-hf", str(folders["gpt_neo"]), str(run_dir), "--tokenizer", "bytes"]) == 0
     assert f"gpt3-jax generate {run_dir}" in capsys.readouterr().out
-    config, params = load_trained(run_dir)
+    trained = load_trained(run_dir)
+    config, params = trained.config, trained.params
     expected_config, expected = interop.from_hf(folders["gpt_neo"])
     assert config.model == expected_config
     assert load_config([run_dir / "config.yaml"]) == config

@@ -55,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     from_hf.add_argument(
         "--tokenizer",
         type=local_path,
-        default="r50k_base",
         metavar="NAME",
         help="the tokenizer that the model was trained with: r50k_base (GPT-2's and GPT-Neo's), bytes, or the path of "
-        "a tiktoken rank file (default: %(default)s)",
+        "a tiktoken rank file or of a folder with tokenizer.json, or vocab.json and merges.txt (default: HF_DIR, or "
+        "r50k_base if it has no such files)",
     )
     return parser

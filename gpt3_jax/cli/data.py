@@ -67,8 +67,8 @@ def _add_tokenize(commands: Any) -> None:
         type=local_path,
         default="r50k_base",
         metavar="NAME",
-        help="r50k_base (GPT-2's BPE), bytes (256 bytes and end-of-text), or the path of a tiktoken rank file "
-        "(default: %(default)s)",
+        help="r50k_base (GPT-2's BPE), bytes (256 bytes and end-of-text), or the path of a tiktoken rank file or of a "
+        "folder with tokenizer.json, or vocab.json and merges.txt (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",

@@ -16,10 +16,10 @@ from gpt3_jax.paths import local_path
 if TYPE_CHECKING:
     from gpt3_jax.generation import Generator, Piece
 
-_DESCRIPTION = """Completes prompts with the newest checkpoint of a run, token by token. Prompts come from --prompt, a
---file, or standard input: piped input is one prompt; at a terminal each line is one, until Ctrl-D. Only the completion
-is printed. It ends at end-of-text, after --max-tokens, or when prompt and completion fill the model's context. An empty
-prompt begins a document."""
+_DESCRIPTION = """Completes prompts with the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's
+format, token by token. Prompts come from --prompt, a --file, or standard input: piped input is one prompt; at a
+terminal each line is one, until Ctrl-D. Only the completion is printed. It ends at end-of-text, after --max-tokens, or
+when prompt and completion fill the model's context. An empty prompt begins a document."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt3-jax generate", description=" ".join(_DESCRIPTION.split()), allow_abbrev=False
     )
-    parser.add_argument("run_dir", type=local_path, metavar="RUN_DIR", help="folder of a run: its train.run_dir")
+    parser.add_argument(
+        "run_dir",
+        type=local_path,
+        metavar="RUN_OR_HF_FOLDER",
+        help="folder of a run (its train.run_dir), or one with config.json and the weights",
+    )
     parser.add_argument(
         "--prompt",
         action="append",

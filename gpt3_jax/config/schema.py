@@ -205,7 +205,8 @@ class DataConfig:
     """Training data and held-out data."""
 
     tokenizer: str = setting("r50k_base", paper=Paper("section 2.1: GPT-2's"), changes_run=False)
-    """`r50k_base` (GPT-2's BPE), `bytes` (256 bytes and end-of-text), or the path of a tiktoken rank file."""
+    """`r50k_base` (GPT-2's BPE), `bytes` (256 bytes and end-of-text), or the path of a tiktoken rank file or of a
+    folder with Hugging Face's files of a byte-level BPE."""
     train: tuple[SourceConfig, ...] = setting(
         (), paper=Paper("Table 2.2: five datasets by their weights"), changes_run=False
     )

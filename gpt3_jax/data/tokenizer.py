@@ -1,4 +1,5 @@
-"""Tokenizers: GPT-2's BPE, raw bytes, and any tiktoken rank file. The only importer of tiktoken."""
+"""Tokenizers: GPT-2's BPE, raw bytes, tiktoken's rank files, Hugging Face's byte-level BPEs. The only importer of
+tiktoken."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from gpt3_jax.data.files import is_file, read_errors, read_text, regular
+from gpt3_jax.data import hf_tokenizer
+from gpt3_jax.data.files import is_file, is_folder, read_errors, read_text, regular
 from gpt3_jax.data.long_runs import LETTER, NUMBER, RUN, SPACE, WINDOW, encode_piece, segments
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
@@ -36,13 +38,17 @@ class Tokenizer(ABC):
         fingerprints encode alike, whichever file they came from.
     """
 
-    def __init__(self, name: str, pieces: Mapping[int, bytes], eot: int, pattern: str) -> None:
+    def __init__(
+        self, name: str, pieces: Mapping[int, bytes], eot: int, pattern: str, others: Mapping[int, bytes] | None = None
+    ) -> None:
+        """`others` are tokens that no text is encoded to; they are only decoded."""
         self.name = name
         self.eot = eot
-        self.n_vocab = max(max(pieces), eot) + 1
-        self.fingerprint = _fingerprint(pieces, eot, pattern)
+        decoded = {**pieces, **(others or {})}
+        self.n_vocab = max(max(decoded), eot) + 1
+        self.fingerprint = _fingerprint(pieces, eot, pattern, others or {})
         # Ids without a token (a few rank files have gaps) decode to nothing.
-        self._pieces = [pieces.get(i, b"") for i in range(self.n_vocab)]
+        self._pieces = [decoded.get(i, b"") for i in range(self.n_vocab)]
         self._lengths = np.array([len(piece) for piece in self._pieces], np.int64)
         self._pieces[eot] = END_OF_TEXT.encode()
 
@@ -66,7 +72,12 @@ class Tokenizer(ABC):
     def token_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
         """UTF-8 bytes of text in `ids`, for bits per byte. End-of-text counts 0 bytes, because it is not in the
         text."""
-        return int(self._lengths[self._checked(ids)].sum())
+        return int(self.lengths(ids).sum())
+
+    def lengths(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """UTF-8 bytes of text in each id, int64 [n]; end-of-text counts 0."""
+        lengths: np.ndarray = self._lengths[self._checked(ids)]
+        return lengths
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         array = np.asarray(ids, dtype=np.int64)
@@ -92,9 +103,18 @@ class ByteTokenizer(Tokenizer):
 class BpeTokenizer(Tokenizer):
     """Byte-pair encoding by tiktoken, which defines the reference result of the merges."""
 
-    def __init__(self, name: str, encoding: tiktoken.Encoding, pieces: Mapping[int, bytes], eot: int, pattern: str):
-        super().__init__(name, pieces, eot, pattern)
+    def __init__(
+        self,
+        name: str,
+        encoding: tiktoken.Encoding,
+        pieces: Mapping[int, bytes],
+        eot: int,
+        pattern: str,
+        others: Mapping[int, bytes] | None = None,
+    ) -> None:
+        super().__init__(name, pieces, eot, pattern, others)
         self._encoding = encoding
+        self._encoded = pieces
         self._by_gpt2s_rule = pattern == GPT2_PATTERN
 
     def encode_array(self, text: str) -> np.ndarray:
@@ -130,7 +150,7 @@ class BpeTokenizer(Tokenizer):
     @functools.cached_property
     def _whole(self) -> tiktoken.Encoding:
         """The same merges, applied to a whole text as one piece."""
-        ranks = {piece: i for i, piece in enumerate(self._pieces) if piece and i != self.eot}
+        ranks = {piece: i for i, piece in self._encoded.items()}
         return tiktoken.Encoding(f"{self.name} merges", pat_str="(?s:.+)", mergeable_ranks=ranks, special_tokens={})
 
 
@@ -153,13 +173,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-      name: `r50k_base` (GPT-2's BPE, downloaded once by tiktoken), `bytes`, or the path of a tiktoken rank file (lines
-        of a base64 token and its rank). A rank file records neither the splitting pattern nor end-of-text. The defaults
-        are GPT-2's pattern and the id after the last rank; FILE.json beside it may override them with
-        {"pattern": "...", "end_of_text": 123}.
+      name: `r50k_base` (GPT-2's BPE, downloaded once by tiktoken), `bytes`, the path of a tiktoken rank file (lines
+        of a base64 token and its rank), or of a folder with Hugging Face's files of a byte-level BPE (`hf_tokenizer`).
+        A rank file records neither the splitting pattern nor end-of-text. The defaults are GPT-2's pattern and the id
+        after the last rank; FILE.json beside it may override them with {"pattern": "...", "end_of_text": 123}.
 
     Raises:
-      UserError: no such tokenizer, a malformed rank file, or GPT-2's ranks could not be fetched.
+      UserError: no such tokenizer, malformed files, or GPT-2's ranks could not be fetched.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -168,9 +188,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     path = Path(local_path(name, "tokenizer"))
     if is_file(path):
         return _from_rank_file(path)
+    if is_folder(path):
+        return _from_folder(path)
     if path.name != name:
         regular(path)  # raises an error that says what is there
-    raise UserError(f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file")
+    raise UserError(
+        f"tokenizer {name!r} is neither r50k_base, bytes, nor the path of a tiktoken rank file or of a folder with "
+        "Hugging Face's tokenizer files"
+    )
 
 
 def _gpt2() -> Tokenizer:
@@ -227,6 +252,17 @@ def _from_rank_file(path: Path) -> Tokenizer:
     return BpeTokenizer(str(path), encoding, {rank: piece for piece, rank in ranks.items()}, eot, pattern)
 
 
+def _from_folder(path: Path) -> Tokenizer:
+    if not hf_tokenizer.has_tokenizer(path):
+        raise UserError(f"tokenizer {str(path)!r} is a folder without a tokenizer; expected {hf_tokenizer.FILES} in it")
+    bpe = hf_tokenizer.read_bpe(path)
+    encoding = tiktoken.Encoding(
+        path.name, pat_str=GPT2_PATTERN, mergeable_ranks=bpe.ranks, special_tokens={END_OF_TEXT: bpe.eot}
+    )
+    pieces = {rank: piece for piece, rank in bpe.ranks.items()}
+    return BpeTokenizer(str(path), encoding, pieces, bpe.eot, GPT2_PATTERN, bpe.others)
+
+
 def _read_settings(path: Path, pattern: str, eot: int) -> tuple[str, int]:
     try:
         settings = json.loads(read_text(path))
@@ -240,10 +276,12 @@ def _read_settings(path: Path, pattern: str, eot: int) -> tuple[str, int]:
     return pattern, eot
 
 
-def _fingerprint(pieces: Mapping[int, bytes], eot: int, pattern: str) -> str:
+def _fingerprint(pieces: Mapping[int, bytes], eot: int, pattern: str, others: Mapping[int, bytes]) -> str:
     digest = hashlib.sha256(f"{pattern}\n{END_OF_TEXT} {eot}\n".encode())
     for rank in sorted(pieces):
         digest.update(f"{rank} {pieces[rank].hex()}\n".encode())
+    for i in sorted(others):
+        digest.update(f"only decoded: {i} {others[i].hex()}\n".encode())
     return digest.hexdigest()
 
 

@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gpt3_jax.config import ModelConfig
+from gpt3_jax.config import ModelConfig, ParallelConfig
+from gpt3_jax.data.files import is_file
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.interop.folding import fold_biases
@@ -25,6 +27,7 @@ from gpt3_jax.interop.names import IGNORED, PREFIX, Layout, from_tensors, layout
 from gpt3_jax.interop.weight_files import Read, Shapes, open_weights, read_json, write_weights
 from gpt3_jax.model.params import Params, names, param_table
 from gpt3_jax.paths import local_path
+from gpt3_jax.train.state import parameter_shardings
 
 _CONFIG = "config.json"
 
@@ -64,15 +67,26 @@ _SIXTEEN_BITS = ("bfloat16", "float16")
 _KINDS = {"global": "dense", "local": "banded"}
 
 
-def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
+def is_hf(folder: Path) -> bool:
+    """Whether a folder looks like a model in Hugging Face's format."""
+    return is_file(folder / _CONFIG)
+
+
+def from_hf(
+    path: str | os.PathLike[str], *, mesh: Mesh | None = None, parallel: ParallelConfig = ParallelConfig()
+) -> tuple[ModelConfig, Params]:
     """Reads a GPT-2 or GPT-Neo language model from a folder in Hugging Face's format; parameters in fp32.
 
     The compute dtype is bfloat16 if the weights were saved in 16 bits, otherwise float32. Settings that the format does
     not record (`position_init_std`, `residual_init`, `vocab_multiple`) take their defaults.
 
+    Args:
+        mesh: where to load to; the host holds all parameters on the way. None: the default device.
+        parallel: with a mesh, its stage says how the parameters are sharded, as in training.
+
     Raises:
         UserError: files are missing or unreadable; the architecture or a setting is not supported; tensors are missing,
-            unknown or of another shape.
+            unknown or of another shape; a dimension that the axes of the mesh do not divide.
     """
     require_type("the model's folder", path, (str, os.PathLike), "a path")
     folder = Path(local_path(path, "model folder"))
@@ -85,15 +99,21 @@ def from_hf(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         if alias in settings:
             settings.setdefault(key, settings[alias])
     config = _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG)
+    shardings = parameter_shardings(config, mesh, parallel.stage) if mesh is not None else None
     with open_weights(folder) as (shapes, read):
         shapes, read = _prefixed(shapes, read)
         shapes, read = _tied(shapes, read, settings.get("tie_word_embeddings", True), folder)
         _check_tensors(shapes, config, kind, folder)
         arrays = from_tensors(read, config, kind)
     table = param_table(config)
-    leaves = [jnp.asarray(arrays[name]) for name in names(table)]
-    params: Params = jax.tree.unflatten(jax.tree.structure(table), leaves)
-    return config, params
+    on_host: Params[np.ndarray] = jax.tree.unflatten(jax.tree.structure(table), [arrays[name] for name in names(table)])
+    if shardings is None:
+        return config, on_host.map(jnp.asarray)
+    return config, on_host.map(
+        # Each process gives its own shards; device_put would compare the whole arrays of all processes.
+        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, array.__getitem__),
+        shardings,
+    )
 
 
 def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.interop.huggingface import from_hf, to_hf
+from gpt3_jax.interop.loading import hf_tokenizer_name, require_fits
 from gpt3_jax.model.params import decay_mask
 from gpt3_jax.paths import local_path
 from gpt3_jax.train import optimizer
@@ -25,17 +26,18 @@ from gpt3_jax.train.schedule import batch_schedule
 from gpt3_jax.train.state import TrainState
 
 
-def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer: str = "r50k_base") -> Config:
+def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer: str | None = None) -> Config:
     """Writes a run folder whose checkpoint, at 0 tokens, is the model in `path`, with a fresh optimizer state.
 
     The folder can be used for generation. Training can continue from it with new data and a new recipe
     (``checkpoint.on_change accept``).
 
     Args:
-        tokenizer: as ``data.tokenizer``. Hugging Face's own tokenizer files are not read.
+        tokenizer: as ``data.tokenizer``. None: the folder's own, or, if it holds none, GPT-2's.
 
     Raises:
-        UserError: as `from_hf`; the tokenizer does not fit the model; the folder already holds a checkpoint.
+        UserError: as `from_hf`; there is no tokenizer, or it does not fit the model; the run folder already holds a
+            checkpoint.
         RunError: the folder cannot be written.
     """
     run_dir = Path(local_path(run_dir, "run folder"))
@@ -43,12 +45,10 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
     if CheckpointReader(run_dir / CHECKPOINTS).checkpoints():
         raise UserError(f"{str(run_dir)!r} holds a run already; choose another folder")
     model, params = from_hf(path)
+    folder = Path(os.path.abspath(local_path(path, "model folder")))  # the run may be used from other folders
+    tokenizer = tokenizer or hf_tokenizer_name(folder, model)
     loaded = load_tokenizer(tokenizer)
-    if loaded.n_vocab > model.n_vocab:
-        raise UserError(
-            f"tokenizer {tokenizer!r} has {loaded.n_vocab} tokens but the model in {str(path)!r} only {model.n_vocab}; "
-            "name the one that it was trained with"
-        )
+    require_fits(loaded, model, folder)
     batch_tokens = -(-Config().train.batch_tokens // model.n_ctx) * model.n_ctx  # rounded up to whole sequences
     config = Config(
         model=model,
@@ -68,6 +68,6 @@ def run_from_hf(path: str | os.PathLike[str], run_dir: str | os.PathLike[str], t
 
 def run_to_hf(run_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> Config:
     """Writes the newest checkpoint of a run as `to_hf` does. Raises the errors of `load_trained` and `to_hf`."""
-    config, params = load_trained(run_dir)
-    to_hf(params, config.model, path)
-    return config
+    trained = load_trained(run_dir)
+    to_hf(trained.params, trained.config.model, path)
+    return trained.config

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt3_jax.config import Config
+from gpt3_jax.config import Config, ModelConfig
 from gpt3_jax.model import params as model_params
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.rules import shardings
@@ -56,6 +56,16 @@ def state_partitions(config: Config, mesh: Mesh) -> TrainState[PartitionSpec]:
         lambda subtree: specs if is_params(subtree) else PartitionSpec(), abstract, is_leaf=is_params
     )
     return partitioned
+
+
+def parameter_shardings(config: ModelConfig, mesh: Mesh, stage: int) -> Params[NamedSharding]:
+    """NamedShardings of the parameters as training at a ZeRO stage keeps them, for use without optimizer state.
+
+    Raises:
+        UserError: a dimension that its mesh axes do not divide.
+    """
+    result: Params[NamedSharding] = shardings(parameter_partitions(model_params.param_table(config), mesh, stage), mesh)
+    return result
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState[NamedSharding]:

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
-from gpt3_jax.config import Config, from_dict
+import jax
+from jax.sharding import Mesh
+
+from gpt3_jax.config import Config, ParallelConfig, from_dict
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.model.params import Params, abstract
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
+from gpt3_jax.train.state import parameter_shardings
 
 
-def load_trained(run_dir: str | os.PathLike[str]) -> tuple[Config, Params]:
-    """Configuration and fp32 parameters of a run's newest checkpoint, on the first local device.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run has trained."""
+
+    config: Config
+    params: Params
+    """In fp32."""
+    tokens: int
+    """Tokens that they were trained on."""
+
+
+def load_trained(
+    run_dir: str | os.PathLike[str], *, mesh: Mesh | None = None, parallel: ParallelConfig = ParallelConfig()
+) -> Trained:
+    """Configuration and parameters of a run's newest checkpoint.
 
     Args:
         run_dir: the folder that training wrote (``train.run_dir``).
+        mesh: where to load to: each device reads its own shards. None: the first local device.
+        parallel: with a mesh, its stage says how the parameters are sharded, as in training.
 
     Raises:
-        UserError: no such folder, or no checkpoint in it.
+        UserError: no such folder, or no checkpoint in it; a dimension that the axes of the mesh do not divide.
         RunError: the folder may not be read; there are checkpoints, but none can be read.
     """
     require_type("the run folder", run_dir, (str, os.PathLike), "a path")
@@ -41,7 +61,14 @@ def load_trained(run_dir: str | os.PathLike[str]) -> tuple[Config, Params]:
             f"{str(run_dir)!r} holds no checkpoint; expected the train.run_dir of a run, whose checkpoints are in its "
             f"folder {CHECKPOINTS}"
         )
-    restored = reader.restore(abstract(from_dict(newest[1]["config"]).model), only="params")
+    model = from_dict(newest[1]["config"]).model
+    wanted = abstract(model)
+    if mesh is not None:
+        wanted = wanted.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            parameter_shardings(model, mesh, parallel.stage),
+        )
+    restored = reader.restore(wanted, only="params")
     if restored is None:
         raise UserError(f"{str(run_dir)!r} has lost its checkpoints while they were read; try again")
-    return from_dict(restored.record["config"]), restored.state
+    return Trained(from_dict(restored.record["config"]), restored.state, restored.tokens)

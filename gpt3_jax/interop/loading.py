@@ -1,0 +1,124 @@
+"""Loads a trained model for evaluation and generation, from a run's folder or from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from gpt3_jax.cluster.log import log
+from gpt3_jax.config import ModelConfig, ParallelConfig
+from gpt3_jax.data.files import is_folder, status
+from gpt3_jax.data.hf_tokenizer import FILES, has_tokenizer
+from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.errors import UserError, require_type
+from gpt3_jax.interop.huggingface import from_hf, is_hf
+from gpt3_jax.model.params import Params
+from gpt3_jax.paths import local_path
+from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
+from gpt3_jax.train.checkpoint.trained import load_trained
+
+GPT2_TOKENIZER = "r50k_base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model and its tokenizer."""
+
+    name: str
+    """The folder's own name."""
+    config: ModelConfig
+    params: Params
+    """In fp32."""
+    tokenizer: Tokenizer
+    fingerprint: str
+    """Of the weights (`weights_fingerprint`)."""
+    tokens_trained: int | None
+    """None for a model that was trained elsewhere."""
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    mesh: Mesh | None = None,
+    parallel: ParallelConfig = ParallelConfig(),
+) -> Loaded:
+    """Loads the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's format.
+
+    In a multi-process run, all processes call it, and read from a shared file system.
+
+    Args:
+        tokenizer: as ``data.tokenizer``. None: the one that the run records, the Hugging Face folder's own, or, if it
+            holds none, GPT-2's.
+        mesh: where to load the parameters to; None: one device.
+        parallel: with a mesh, its stage says how the parameters are sharded, as in training.
+
+    Raises:
+        UserError: the folder is neither, or holds a model or a tokenizer of another kind; the tokenizer does not fit
+            the model; a dimension that the axes of the mesh do not divide.
+        RunError: no checkpoint of the run can be read.
+    """
+    require_type("the model's folder", folder, (str, os.PathLike), "a path")
+    path = Path(local_path(folder, "model folder"))
+    name = Path(os.path.abspath(path)).name
+    is_run = status(path / CHECKPOINTS) is not None
+    if not is_run and is_hf(path):
+        config, params = from_hf(path, mesh=mesh, parallel=parallel)
+        found = load_tokenizer(tokenizer or hf_tokenizer_name(path, config))
+        tokens = None
+    elif not is_run and is_folder(path):
+        raise UserError(
+            f"{str(path)!r} holds no checkpoint of a run (in its folder {CHECKPOINTS}) and no model in Hugging Face's "
+            "format (config.json); expected one of them"
+        )
+    else:
+        trained = load_trained(path, mesh=mesh, parallel=parallel)
+        config, params = trained.config.model, trained.params
+        found = load_tokenizer(tokenizer or trained.config.data.tokenizer)
+        tokens = trained.tokens or None  # a run at 0 tokens is a converted model
+    require_fits(found, config, path)
+    return Loaded(name, config, params, found, weights_fingerprint(params, config), tokens)
+
+
+def hf_tokenizer_name(folder: Path, config: ModelConfig) -> str:
+    """The tokenizer of a Hugging Face folder, as ``data.tokenizer``: its own, or GPT-2's, with a message.
+
+    Raises:
+        UserError: it holds none, and the vocabulary is too small to be GPT-2's.
+    """
+    if has_tokenizer(folder):
+        return str(folder)
+    known = 50257
+    if config.n_vocab < known:
+        raise UserError(
+            f"{str(folder)!r} holds no tokenizer ({FILES}), and its vocabulary of {config.n_vocab} is too small for "
+            f"{GPT2_TOKENIZER}, which has {known}; copy the model's tokenizer files into the folder"
+        )
+    log.info(f"{str(folder)!r} holds no tokenizer ({FILES}); using {GPT2_TOKENIZER}, GPT-2's")
+    return GPT2_TOKENIZER
+
+
+def require_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Raises UserError if the tokenizer has more tokens than the model in `folder`."""
+    if tokenizer.n_vocab > config.n_vocab:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model in {str(folder)!r} only "
+            f"{config.n_vocab}; name the one that it was trained with"
+        )
+
+
+def weights_fingerprint(params: Params, config: ModelConfig) -> str:
+    """SHA-256 over names, shapes and checksums of the parameters, without the vocabulary's padding.
+
+    It depends on the weights alone: not on their sharding, and not on where they were read from. (A GPT-Neo model that
+    went through Hugging Face's format keeps it if the format holds its weights exactly: without biases of queries, keys
+    and values, and sqrt(d_head) a power of two.) Every process that holds a part of the parameters must call it.
+    """
+    own = dataclasses.replace(params, token_embedding=params.token_embedding[: config.n_vocab])
+    leaves = named_leaves(own)
+    sums = array_checksums(leaves)
+    return record_digest({name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()})

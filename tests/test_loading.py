@@ -1,0 +1,177 @@
+"""A model for evaluation and generation, from a run's folder and from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny
+
+from gpt3_jax import interop, model
+from gpt3_jax.cli import convert, generate
+from gpt3_jax.config import Config, ParallelConfig
+from gpt3_jax.errors import UserError
+from gpt3_jax.interop.loading import Loaded, load_model
+from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.mesh import MeshShape, make_mesh
+from gpt3_jax.train.checkpoint.resume import Data, make_record
+from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.schedule import batch_schedule
+from gpt3_jax.train.state import init_state, parameter_shardings
+
+pytest.importorskip("safetensors", reason="needs the extra hf: pip install -c constraints.txt -e '.[hf]'")
+pytestmark = pytest.mark.hf
+
+TOKENS = 192
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """One model as a run and in Hugging Face's format, which has another padding of the vocabulary."""
+
+    run: Path
+    hf: Path
+    params: Params
+    config: Config
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    base = tmp_path_factory.mktemp("loading")
+    shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_multiple": 8}
+    config = tiny(base, base / "run", model=shape)
+    mesh = make_mesh(ParallelConfig(data=1), jax.devices()[:1])
+    state = init_state(config, mesh)
+    keys = iter(jax.random.split(jax.random.key(3), 32))
+    blocks = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), state.params.blocks)
+    state = dataclasses.replace(state, params=dataclasses.replace(state.params, blocks=blocks))
+    record = make_record(config, batch_schedule(config, 1), Data("", ""))
+    CheckpointStore(base / "run" / "checkpoints", keep_last=1, keep_every_tokens=0).save(
+        TOKENS, 3, state, record, wait=True
+    )
+    interop.to_hf(state.params, config.model, base / "hf")
+    return Saved(base / "run", base / "hf", state.params, config)
+
+
+def unpadded(loaded: Loaded) -> Params[np.ndarray]:
+    host: Params[np.ndarray] = jax.device_get(loaded.params)
+    return dataclasses.replace(host, token_embedding=host.token_embedding[: loaded.config.n_vocab])
+
+
+def test_a_run_and_its_hugging_face_folder_are_one_model(saved: Saved) -> None:
+    run, hf = load_model(saved.run), load_model(saved.hf, tokenizer="bytes")
+    assert (run.name, run.tokens_trained, run.tokenizer.name) == ("run", TOKENS, "bytes")
+    assert (hf.name, hf.tokens_trained) == ("hf", None)
+    assert run.params.token_embedding.shape != hf.params.token_embedding.shape
+    assert run.fingerprint == hf.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, unpadded(run), unpadded(hf))
+    assert len(run.fingerprint) == 64
+
+
+def test_other_weights_have_another_fingerprint(saved: Saved, tmp_path: Path) -> None:
+    bias = saved.params.ln_f_bias
+    changed = dataclasses.replace(saved.params, ln_f_bias=bias.at[3].set(jnp.nextafter(bias[3], 9.0)))
+    interop.to_hf(changed, saved.config.model, tmp_path / "hf")
+    assert load_model(tmp_path / "hf", tokenizer="bytes").fingerprint != load_model(saved.run).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["run", "hf"])
+@pytest.mark.parametrize(
+    ("shape", "stage"), [(MeshShape(1, 8, 1), 3), (MeshShape(2, 2, 2), 1), (MeshShape(2, 2, 2), 0)]
+)
+def test_parameters_are_loaded_into_the_shards_of_a_mesh(
+    saved: Saved, kind: str, shape: MeshShape, stage: Literal[0, 1, 2, 3]
+) -> None:
+    parallel = ParallelConfig(stage=stage, **dataclasses.asdict(shape))
+    mesh = make_mesh(parallel)
+    folder = saved.run if kind == "run" else saved.hf
+    one, many = (
+        load_model(folder, tokenizer="bytes"),
+        load_model(folder, tokenizer="bytes", mesh=mesh, parallel=parallel),
+    )
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in one.params.leaves())
+    wanted = parameter_shardings(many.config, mesh, stage)
+    assert [leaf.sharding for leaf in many.params.leaves()] == wanted.leaves()
+    kernel = many.params.blocks.mlp_up_kernel
+    parts = shape.tensor * (shape.data if stage else 1)
+    assert all(shard.data.size * parts == kernel.size for shard in kernel.addressable_shards)
+    jax.tree.map(np.testing.assert_array_equal, unpadded(one), unpadded(many))
+    assert many.fingerprint == one.fingerprint
+
+
+def test_a_dimension_that_the_mesh_does_not_divide_is_refused(saved: Saved, tmp_path: Path) -> None:
+    parallel = ParallelConfig(data=8, stage=3)
+    odd = dataclasses.replace(saved.config.model, d_model=12)
+    interop.to_hf(model.init(odd, jax.random.key(0)), odd, tmp_path / "hf")
+    with pytest.raises(UserError, match="dimension model of size 12 does not divide over mesh axes data 8"):
+        load_model(tmp_path / "hf", tokenizer="bytes", mesh=make_mesh(parallel), parallel=parallel)
+
+
+def with_tokenizer(saved: Saved, folder: Path) -> Path:
+    """A copy of the Hugging Face folder with tokenizer files of its own: bytes and end-of-text."""
+    shutil.copytree(saved.hf, folder)
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    characters = [chr(byte) for byte in printable] + [chr(256 + i) for i, _ in enumerate(hidden)]
+    ids = {character: i for i, character in enumerate([*characters, "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def test_a_folder_with_tokenizer_files_is_read_with_them(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_tokenizer(saved, tmp_path / "hf")
+    loaded = load_model(folder)
+    assert loaded.tokenizer.encode("!ab") == [0, 64, 65]  # other ids than the byte tokenizer's
+    assert generate.main([str(folder), "--prompt", "ab", "--max-tokens", "5", "--temperature", "0"]) == 0
+    direct = capsys.readouterr().out
+    assert convert.main(["from-hf", str(folder), str(tmp_path / "run")]) == 0
+    converted = load_model(tmp_path / "run")
+    assert converted.tokenizer.fingerprint == loaded.tokenizer.fingerprint
+    assert (converted.fingerprint, converted.tokens_trained) == (loaded.fingerprint, None)
+    capsys.readouterr()
+    assert generate.main([str(tmp_path / "run"), "--prompt", "ab", "--max-tokens", "5", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == direct
+
+
+def test_without_tokenizer_files_it_is_gpt2s_if_the_vocabulary_fits(
+    saved: Saved, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"holds no tokenizer .* of 257 is too small for r50k_base, which has 50257"):
+        load_model(saved.hf)
+    config = dataclasses.replace(saved.config.model, n_vocab=50257, n_layers=1)
+    interop.to_hf(model.init(config, jax.random.key(0)), config, tmp_path / "hf")
+    # No download in a test: what r50k_base would be is told from the error about it.
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="'r50k_base' could not be fetched"):
+        load_model(tmp_path / "hf")
+    assert any("holds no tokenizer" in line and "using r50k_base" in line for line in said)
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(saved: Saved, tmp_path: Path) -> None:
+    small = dataclasses.replace(saved.config.model, n_vocab=200)
+    interop.to_hf(model.init(small, jax.random.key(0)), small, tmp_path / "hf")
+    with pytest.raises(UserError, match=r"'bytes' has 257 tokens but the model in .* only 200"):
+        load_model(tmp_path / "hf", tokenizer="bytes")
+
+
+def test_folders_that_hold_no_model_are_refused_in_one_line(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_model(tmp_path / "none")
+    with pytest.raises(UserError, match=r"holds no checkpoint of a run .* no model in Hugging Face's format"):
+        load_model(tmp_path)
+    folder = shutil.copytree(saved.hf, tmp_path / "hf")
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UserError, match="model_type is 'llama'; expected gpt2 or gpt_neo"):
+        load_model(folder)
