@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
 from gpt3_jax.data.in_context.documents import Example, Kind, draw_rule, heading, line
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import RunError
-from gpt3_jax.evals.requests import Answer, Continuation, Request, Score
+from gpt3_jax.evals.engine import Engine
+from gpt3_jax.evals.requests import Continuation, Request, Score
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 """K: examples in front of the question."""
@@ -74,15 +74,6 @@ class Accuracy:
     """Examples left out, over all items, because the context could not hold them."""
 
 
-class Answering(Protocol):
-    """What this file needs of `gpt3_jax.evals.engine.Engine`."""
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]: ...
-
-
 def draw_items(group: Group, count: int, seed: int) -> list[Item]:
     """`count` items, as a function of the arguments. No example has the item's question, but in a look-up, where only
     an example can say the answer."""
@@ -100,8 +91,10 @@ def draw_items(group: Group, count: int, seed: int) -> list[Item]:
 
 
 def with_shuffled_examples(items: Sequence[Item]) -> list[Item]:
-    """The same questions, each example of another item, whose rule is another. An accuracy above that of K = 0 is then
-    not due to the rule."""
+    """The same questions, with examples of other items whose rules are others. What a model then does better than with
+    no example is not due to the rule. Empty if all items have the same instruction."""
+    if len({item.instruction for item in items}) < 2:
+        return []
     mixed = []
     for number, item in enumerate(items):
         others = (other for other in itertools.cycle([*items[number + 1 :], *items[:number]]))
@@ -117,14 +110,14 @@ def prompt(item: Item, shots: int, instructed: bool) -> str:
     return text + "".join(itertools.starmap(line, item.examples[:shots])) + line(item.question, "")[:-1]
 
 
-def evaluate(engine: Answering, n_ctx: int, groups: Sequence[Group], count: int, seed: int) -> list[Accuracy]:
+def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int) -> list[Accuracy]:
     """Accuracies with and without the instruction for each K, and without it on shuffled examples.
 
     An answer is right if greedy decoding gives exactly it and the end of the line. It does so if each of its tokens is
     the likeliest one after those before it, so one forward pass tells.
 
     Args:
-        n_ctx: tokens that a prompt and its answer may have; the first examples are left out where they have more.
+        engine: where a prompt and its answer are longer than the model's context, the first examples are left out.
         count: items of a group.
         seed: of the items.
     """
@@ -136,7 +129,7 @@ def evaluate(engine: Answering, n_ctx: int, groups: Sequence[Group], count: int,
         for instructed, shuffled in ((False, False), (True, False), (False, True)):
             for shots in SHOTS if not shuffled else [k for k in SHOTS if k]:
                 for item in with_shuffled_examples(plain) if shuffled else plain:
-                    request, left_out = _request(engine.tokenizer, item, shots, instructed, n_ctx)
+                    request, left_out = _request(engine.tokenizer, item, shots, instructed, engine.config.n_ctx)
                     forms.append((group, instructed, shuffled, shots))
                     requests.append(request)
                     dropped.append(left_out)

@@ -23,6 +23,7 @@ from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.in_context import GROUPS, Accuracy, evaluate
+from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import count_params
 from gpt3_jax.quantities import grid
 from gpt3_jax.train import builtin, loop
@@ -30,9 +31,9 @@ from gpt3_jax.train.metrics import METRICS_FILE
 
 CONFIG = "in-context"
 SIZES: dict[str, tuple[str, ...]] = {
-    "small": ("--model.d_model", "64", "--model.n_heads", "2"),
+    "small": ("--model.d_model", "48", "--model.n_heads", "2"),
     "middle": (),
-    "large": ("--model.d_model", "192", "--model.n_heads", "6"),
+    "large": ("--model.d_model", "192", "--model.n_heads", "8"),
 }
 """Sizes of the model, as overrides of the configuration."""
 ITEMS = 200
@@ -76,16 +77,21 @@ def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
     if result.stopped:
         raise RunError(f"stopped by {result.stopped} at {result.tokens:,} tokens; the same command goes on from there")
     folder = Path(config.train.run_dir)
-    run = {
-        "size": size,
-        "seed": config.train.seed,
-        "parameters": count_params(config.model),
-        "tokens": result.tokens,
-        "train_seconds": round(train_seconds(folder / METRICS_FILE)),
-    }
     log.info(f"evaluating {folder}")
-    found = evaluate(Engine.load(folder), config.model.n_ctx, GROUPS, count, ITEM_SEED)
-    return [Row(**dataclasses.asdict(each), **run) for each in found]
+    engine = Engine.of(load_model(folder))
+    found = evaluate(engine, GROUPS, count, ITEM_SEED)
+    seconds, parameters = round(train_seconds(folder / METRICS_FILE)), count_params(config.model)
+    return [
+        Row(
+            **dataclasses.asdict(each),
+            size=size,
+            seed=config.train.seed,
+            parameters=parameters,
+            tokens=result.tokens,
+            train_seconds=seconds,
+        )
+        for each in found
+    ]
 
 
 def train_seconds(metrics: Path) -> float:

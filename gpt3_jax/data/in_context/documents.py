@@ -11,7 +11,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from gpt3_jax.data.in_context.words import (
-    LENGTHS,
     LETTERS,
     WordRule,
     draw_composed,
@@ -22,7 +21,7 @@ from gpt3_jax.data.in_context.words import (
 
 Kind = Literal["single", "composed", "table", "function", "base"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: dict[Kind, float] = {"single": 0.40, "composed": 0.30, "table": 0.20, "function": 0.05, "base": 0.05}
+SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "function": 0.04, "base": 0.04}
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
@@ -88,10 +87,9 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Applies a rule to words of one length."""
+    """Applies a rule to words."""
 
     rule: WordRule
-    length: int
 
     @property
     def instruction(self) -> str:
@@ -101,7 +99,7 @@ class Words:
         """`held_out`: words that are in no training document, neither as a question nor as an answer."""
         examples: list[Example] = []
         while len(examples) < count:
-            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, self.length, held_out)]
+            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, held_out)]
             examples += [example for example in drawn if held_out or not is_held_out_word(example[1])]
         return examples[:count]
 
@@ -115,8 +113,7 @@ def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
     A table is new each time. Rules of one step are all in the training text.
     """
     if kind in ("single", "composed"):
-        rule = draw_single(rng) if kind == "single" else draw_composed(rng, held_out)
-        return Words(rule, int(rng.choice(LENGTHS)))
+        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, held_out))
     if kind == "table":
         size = rng.integers(2, 6)
         keys, values = rng.choice(len(LETTERS), size=size, replace=False), rng.integers(len(LETTERS), size=(size, 2))
