@@ -139,7 +139,13 @@ def _train(config: Config, argv: list[str]) -> int:
         require_same_program(config)
         compilation_cache.enable()
         started = builtin.prepare(config) if builtin.wanted(config) else None
-        result = loop.run(started.config, started.checked) if started else loop.run(config)
+        hooks: list[loop.MakeHook] = []
+        if config.evals.tasks:
+            from gpt3_jax.evals import EvaluateTasks
+
+            hooks.append(EvaluateTasks)
+        checked = started.checked if started else None
+        result = loop.run(started.config if started else config, checked, hooks)
         if is_lead():
             if result.stopped and not result.tokens:
                 log.info(
