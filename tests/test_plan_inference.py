@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from compilers import needs_compiler_of
@@ -161,6 +160,7 @@ def test_the_command_prints_keeps_and_refuses(
     assert out.count("DOES NOT FIT") == 2 and out.count("no prediction, because it does not fit") == 2
     for arguments, message in (
         ([*TINY, "--rows", "2"], "--rows 2 is for --for generate or --for evaluate"),
+        ([*TINY, "--for", "generate", "--weights", "compute"], "--weights compute is for --for evaluate"),
         ([*TINY, "--for", "evaluate", "--search"], "--search is for training"),
     ):
         assert front.main(arguments) == 2
@@ -177,11 +177,10 @@ def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use) ->
         ["--model.n_layers", "2", "--parallel.tensor", "8", "--parallel.stage", "3"],
     )
     machine = topologies.open_topology(topology)
-    found = plan_inference(config, machine, use, Batch(2, 256, 256 if use == "generate" else 0))
+    found = plan_inference(config, machine, use, Batch(2, 256, 256 if use == "generate" else 0), "compute")
     for program in found.programs:
-        size: Any = 2 if use == "generate" else 4
         expected = sum(
-            size * spec.size // (8 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1)
+            2 * spec.size // (8 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1)
             for spec in param_table(config.model).leaves()
         )
         # Layouts may pad a little.

@@ -16,7 +16,11 @@ def render_inference(r: InferenceReceipt) -> str:
     """The whole receipt: memory, traffic and time of each program."""
     m, b = r.model, r.batch
     mesh = " × ".join(f"{axis} {n}" for axis, n in r.mesh.items())
-    kept = "weights over tensor" if r.use == "generate" else f"parameters in fp32 as ZeRO's stage {m['stage']} has them"
+    kept = (
+        "weights over tensor"
+        if r.use == "generate"
+        else f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
+    )
     tokens = f"prompts of {b.prompt_tokens:,} tokens, room for {b.new_tokens:,} new ones"
     head = [
         f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "
