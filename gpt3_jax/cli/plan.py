@@ -118,12 +118,12 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     from gpt3_jax.config import to_yaml
     from gpt3_jax.parallel.mesh import make_mesh
     from gpt3_jax.plan.cache import kept
-    from gpt3_jax.plan.inference import batch_of, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference import Weights, batch_of, inference_from_json, inference_to_json, plan_inference
     from gpt3_jax.plan.inference_table import render_inference
 
     mesh = make_mesh(config.parallel, topology.devices)
     batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens)
-    weights = args.weights or "float32"
+    weights: Weights = args.weights or "float32"
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, from_cache = kept(
         [to_yaml(config), topology.name, args.use, dataclasses.asdict(batch), weights],
