@@ -493,7 +493,7 @@ BUGS = (
         (
             "test_generation_stops",
             "test_a_completion_ends_in_front_of_a_stop_string",
-            ([b"a", b"b\nA"], ["\n"], ["a", "b"], "stop"),
+            ((b"a", b"b\nA"), ("\n",), ("a", "b"), "stop"),
         ),
     ),
     Bug(
@@ -504,7 +504,7 @@ BUGS = (
         (
             "test_generation_stops",
             "test_a_completion_ends_in_front_of_a_stop_string",
-            ([b"a", b"\n", b"\n"], ["\n\n"], ["a", "", ""], "stop"),
+            ((b"a", b"\n", b"\n"), ("\n\n",), ("a", "", ""), "stop"),
         ),
     ),
     Bug(
@@ -515,7 +515,7 @@ BUGS = (
         (
             "test_generation_stops",
             "test_a_completion_ends_in_front_of_a_stop_string",
-            ([b"a", b"\n", b"\n"], ["\n\n"], ["a", "", ""], "stop"),
+            ((b"a", b"\n", b"\n"), ("\n\n",), ("a", "", ""), "stop"),
         ),
     ),
     Bug(

@@ -76,10 +76,10 @@ def grown(tokens: Sequence[bytes | int], stop: str | Sequence[str], max_tokens: 
     ],
 )
 def test_a_completion_ends_in_front_of_a_stop_string(
-    tokens: list[bytes | int], stop: list[str], texts: list[str], finish: str | None
+    tokens: Sequence[bytes | int], stop: Sequence[str], texts: Sequence[str], finish: str | None
 ) -> None:
     pieces, row = grown(tokens[: len(texts)], stop)
-    assert [piece.text for piece in pieces] == texts
+    assert [piece.text for piece in pieces] == list(texts)
     assert pieces[-1].finish == finish
     if finish:
         answer = row.completed()
