@@ -29,6 +29,11 @@ class MeshShape:
     data: int = 1
     tensor: int = 1
 
+    @classmethod
+    def asked(cls, parallel: ParallelConfig) -> MeshShape:
+        """As configured; `data` may be -1 (`ParallelConfig.data`)."""
+        return cls(**{field.name: getattr(parallel, field.name) for field in dataclasses.fields(cls)})
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """In the order of `AXES`."""
@@ -120,7 +125,7 @@ def _platform(device: jax.Device) -> str:
 
 
 def _shape(parallel: ParallelConfig, n_devices: int) -> MeshShape:
-    asked = MeshShape(**{axis: getattr(parallel, axis) for axis in AXES})
+    asked = MeshShape.asked(parallel)
     fixed = dataclasses.replace(asked, data=1)
     if asked.data == -1:
         if n_devices % fixed.devices:

@@ -155,7 +155,7 @@ def _row(row: dict[str, str], models: dict[tuple[str, str], Shape]) -> Row:
         shape=models[row["system"], row["model"]],
         device_kind=row["device"],
         slice_dims=tuple(int(extent) for extent in row["slice"].split("x") if extent),
-        mesh=MeshShape(**{axis: int(row[axis]) for axis in AXES}),
+        mesh=MeshShape(**{axis: int(row.get(axis, 1)) for axis in AXES}),
         sequences=float(row["sequences"]),
         stage=cast(Literal[1, 2, 3], int(row["stage"])),
         microbatches=int(row["microbatches"]),

@@ -18,17 +18,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from gpt3_jax.cluster import compilation_cache
-from gpt3_jax.cluster.agreement import is_lead, together
+from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.run_lock import RunLock
-from gpt3_jax.cluster.same_run import require_same_program
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
-from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, require_type
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
@@ -74,20 +72,17 @@ def run(config: Config, checked: Checked | None = None) -> Result:
     Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
 
     Args:
-        checked: the result of `setup.check`, if it has been called already.
+        checked: the result of `setup.check`, if the processes have joined and it has been called already.
 
     Raises:
         UserError: data, mesh or batch do not fit together; the run folder has another configuration, or is in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
-    start(config.distributed)
-    start_devices(compiles_ahead=True)
-    require_same_program(config)
-    compilation_cache.keep_if_shared()
     if checked is None:
-        with together("checking the configuration"):
-            checked = check(config)
+        start(config.distributed)
+        checked = check(config)
+    compilation_cache.keep_if_shared()
     run = open_run(config, checked)
     require_shared(run.folder)
     try:

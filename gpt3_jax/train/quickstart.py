@@ -12,7 +12,6 @@ from gpt3_jax.config import Config, SourceConfig, replace
 from gpt3_jax.data import stdlib_text
 from gpt3_jax.errors import UserError
 from gpt3_jax.train.loop import Result
-from gpt3_jax.train.setup import Checked, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +19,6 @@ class Quickstart:
     """The quickstart's configuration with its data sources, and baselines for its result."""
 
     config: Config
-    checked: Checked
-    """For `loop.run`, which then skips its own check."""
     compressors: dict[str, float]
     """Bits per byte of general compressors on the same held-out text; empty except in the lead process."""
 
@@ -32,8 +29,7 @@ def wanted(config: Config) -> bool:
 
 
 def prepare(config: Config) -> Quickstart:
-    """Writes the text's token shards into the run folder, or finds them there. Call after `cluster.start.start` and
-    `require_same_program`.
+    """Writes the text's token shards into the run folder, or finds them there. Call after `setup.check`.
 
     Raises:
         UserError: an invalid configuration; sources for only one of training and evaluation.
@@ -41,8 +37,6 @@ def prepare(config: Config) -> Quickstart:
     """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
-    with together("checking the configuration"):
-        checked = check(config)  # before a file is written
     run_dir = Path(config.train.run_dir)
     require_shared(run_dir)
     compressors: dict[str, float] = {}
@@ -56,7 +50,7 @@ def prepare(config: Config) -> Quickstart:
             )
             compressors = stdlib_text.compressors(text.heldout_bytes)
     train, heldout = (SourceConfig(path=str(run_dir / "data" / name)) for name in ("train", "heldout"))
-    return Quickstart(replace(config, data={"train": (train,), "eval": (heldout,)}), checked, compressors)
+    return Quickstart(replace(config, data={"train": (train,), "eval": (heldout,)}), compressors)
 
 
 def verdict(quickstart: Quickstart, result: Result) -> str:
