@@ -270,7 +270,7 @@ def test_forward_and_prefill_take_the_platforms_kernel(platform: str, kernels: i
     inputs = params, jnp.zeros((2, 128), jnp.int32), jnp.full(2, 128, jnp.int32)
 
     def read(params: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
-        return prefill(decode_weights(params, MODEL), tokens, lengths, MODEL, platform)
+        return prefill(decode_weights(params, MODEL), tokens, lengths, MODEL, Local(platform))
 
     def all_logits(params: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
         return model.forward(params, tokens, MODEL, platform)

@@ -21,6 +21,7 @@ from gpt3_jax.model import forward
 from gpt3_jax.model import params as model_params
 from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.decode import decode_weights, prefill
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.plan.topologies import open_topology
 
 pytestmark = pytest.mark.slow  # a compiler to start and eight programs
@@ -90,7 +91,7 @@ KERNEL = {"tpu": "tpu_custom_call", "gpu": "__cudnn$fmhaSoftmax"}
 CALLS = {
     "forward": lambda params, tokens, lengths, platform: forward(params, tokens, MODEL, platform),
     "prefill": lambda params, tokens, lengths, platform: prefill(
-        decode_weights(params, MODEL), tokens, lengths, MODEL, platform
+        decode_weights(params, MODEL), tokens, lengths, MODEL, Local(platform)
     ),
 }
 

@@ -16,9 +16,11 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.generation import Generator, Piece, Sampling
+from gpt3_jax.inference import generate as programs
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import sample
+from gpt3_jax.parallel.collectives import Local
 
 CTX, BAND, VOCAB = 40, 8, 61
 BASE = ModelConfig(
@@ -39,7 +41,7 @@ PATTERNS: dict[str, tuple[Literal["dense", "banded"], ...]] = {
 }
 
 forward = jax.jit(model.forward, static_argnums=2)
-step = jax.jit(functools.partial(decode_step, platform="cpu"), static_argnames="config", donate_argnames="cache")
+step = jax.jit(functools.partial(decode_step, local=Local("cpu")), static_argnames="config", donate_argnames="cache")
 
 
 def architecture(pattern: str, **fields: Any) -> ModelConfig:
@@ -89,7 +91,7 @@ def test_rows_of_different_lengths_go_on_from_their_own_prompts(pattern: str) ->
     rows = np.arange(len(lengths))
     # What stands behind a prompt must not matter.
     prompts = jnp.where(jnp.arange(20) < lengths[:, None], given[:, :20], VOCAB - 1)
-    logits, cache = prefill(weights, prompts, jnp.asarray(lengths), config, "cpu", 36)
+    logits, cache = prefill(weights, prompts, jnp.asarray(lengths), config, Local("cpu"), 36)
     for t in range(16):
         np.testing.assert_allclose(logits, expected[rows, lengths + t - 1], atol=1e-5, err_msg=f"step {t}")
         logits, cache = step(weights, cache, given[rows, lengths + t], config)
@@ -101,7 +103,7 @@ def test_decoding_in_bf16_is_the_full_forward_pass_up_to_its_rounding() -> None:
     expected = forward(made(config), given, config)
     exact = forward(made(config), given, dataclasses.replace(config, dtype="float32"))
     rounding = float(jnp.max(jnp.abs(expected - exact)))
-    logits, cache = prefill(weights, given[:, :10], jnp.array([10, 10]), config, "cpu")
+    logits, cache = prefill(weights, given[:, :10], jnp.array([10, 10]), config, Local("cpu"))
     for t in range(10, CTX):
         np.testing.assert_allclose(logits, expected[:, t - 1], atol=2 * rounding)
         logits, cache = step(weights, cache, given[:, t], config)
@@ -112,7 +114,7 @@ def test_a_banded_layer_caches_its_band_and_a_dense_one_the_context() -> None:
     slots = [keys.shape for keys in init_cache(config, 3, "cpu").keys]
     assert slots == [(3 * 4, CTX, 8), (3 * 4, BAND, 8)]
     assert [keys.shape[1] for keys in init_cache(config, 3, "cpu", capacity=4).keys] == [4, 4]
-    _, cache = prefill(decode_weights(made(config), config), tokens(3)[:, :16], jnp.full(3, 16), config, "cpu")
+    _, cache = prefill(decode_weights(made(config), config), tokens(3)[:, :16], jnp.full(3, 16), config, Local("cpu"))
     assert [(keys.shape, values.shape) for keys, values in zip(cache.keys, cache.values, strict=True)] == [
         (shape, shape) for shape in slots
     ]
@@ -142,7 +144,7 @@ def test_prefill_refuses_more_than_the_cache_holds() -> None:
     config = architecture("dense")
     weights = decode_weights(made(config), config)
     with pytest.raises(ValueError, match="capacity 8"):
-        prefill(weights, tokens(1)[:, :16], jnp.array([16]), config, "cpu", 8)
+        prefill(weights, tokens(1)[:, :16], jnp.array([16]), config, Local("cpu"), 8)
 
 
 def draw(
@@ -287,10 +289,8 @@ class Scripted(Generator):
         def say(cache: Cache) -> jax.Array:
             return jax.nn.one_hot(wanted[cache.lengths_B - 1], 257)
 
-        monkeypatch.setattr("gpt3_jax.generation.prefill", lambda *args: (say(cache := prefill(*args)[1]), cache))
-        monkeypatch.setattr(
-            "gpt3_jax.generation.decode_step", lambda *args: (say(cache := decode_step(*args)[1]), cache)
-        )
+        monkeypatch.setattr(programs, "prefill", lambda *args: (say(cache := prefill(*args)[1]), cache))
+        monkeypatch.setattr(programs, "decode_step", lambda *args: (say(cache := decode_step(*args)[1]), cache))
         jax.clear_caches()
 
 

@@ -14,6 +14,7 @@ from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.model import decode, transformer
+from gpt3_jax.parallel.collectives import Local
 
 CONFIG = ModelConfig(
     n_layers=2, d_model=16, n_heads=2, n_ctx=8, n_vocab=257, vocab_multiple=128, band_width=4, dtype="float32"
@@ -142,12 +143,12 @@ def test_decoding_after_a_traced_wrong_id_stays_nan() -> None:
 def test_the_checked_functions_compute_what_the_inner_ones_do() -> None:
     tokens, lengths = jnp.array([[1, 2, 3], [4, 5, 0]]), jnp.array([3, 2])
     logits, cache = model.prefill(weights(), tokens, lengths, CONFIG, 8)
-    inner, inner_cache = decode.prefill(weights(), tokens, lengths, CONFIG, "cpu", 8)
+    inner, inner_cache = decode.prefill(weights(), tokens, lengths, CONFIG, Local("cpu"), 8)
     for _ in range(3):
         np.testing.assert_array_equal(logits, inner)
         jax.tree.map(np.testing.assert_array_equal, cache, inner_cache)
         logits, cache = model.decode_step(weights(), cache, [8, 9], CONFIG)
-        inner, inner_cache = decode.decode_step(weights(), inner_cache, jnp.array([8, 9]), CONFIG, "cpu")
+        inner, inner_cache = decode.decode_step(weights(), inner_cache, jnp.array([8, 9]), CONFIG, Local("cpu"))
 
 
 def test_a_full_row_is_refused() -> None:

@@ -38,6 +38,8 @@ _OPTIONS = {
     "of attached devices).",
 }
 _QUICKSTART = "quickstart"
+_PROMPTS = {"stdlib": "def ", "in-context": "reverse\nword="}
+"""Prompts that suit the text of `data.builtin`."""
 _FLAGS = ("--print-config", "--verify-recipe")
 _SIGTERM_EXIT, _SIGINT_EXIT = 143, 130
 
@@ -125,7 +127,7 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.log import log
     from gpt3_jax.cluster.start import shutdown, start
-    from gpt3_jax.train import loop, quickstart
+    from gpt3_jax.train import builtin, loop
     from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
     from gpt3_jax.train.setup import check
 
@@ -135,7 +137,7 @@ def _train(config: Config, argv: list[str]) -> int:
     with NoneLeftWaiting():
         checked = check(config)  # before a file is written
         compilation_cache.enable()
-        started = quickstart.prepare(config) if quickstart.wanted(config) else None
+        started = builtin.prepare(config) if builtin.wanted(config) else None
         result = loop.run(started.config if started else config, checked)
         if is_lead():
             if result.stopped and not result.tokens:
@@ -153,8 +155,11 @@ def _train(config: Config, argv: list[str]) -> int:
                 beyond = f" (train.tokens {config.train.tokens:,} was reached before)" if result.steps == 0 else ""
                 print(f"trained on {result.tokens:,} tokens{beyond}; checkpoints in {result.checkpoint}")
                 if started:
-                    print(quickstart.verdict(started, result))
-                print(_next_steps(config, argv, reached, python=bool(started)), flush=True)
+                    print(builtin.verdict(started, result))
+                print(
+                    _next_steps(config, argv, reached, prompt=_PROMPTS[config.data.builtin] if started else "The "),
+                    flush=True,
+                )
         shutdown()
     if result.stopped:
         return _SIGINT_EXIT if result.stopped == "SIGINT" else _SIGTERM_EXIT
@@ -176,8 +181,7 @@ def same_command(argv: list[str], **changed: str) -> str:
     return shlex.join(["gpt3-jax", "train", *kept, *(part for pair in options.items() for part in pair)])
 
 
-def _next_steps(config: Config, argv: list[str], tokens: int, python: bool) -> str:
-    prompt = "def " if python else "The "
+def _next_steps(config: Config, argv: list[str], tokens: int, prompt: str) -> str:
     commands = {
         shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "generate text",
         same_command(argv, tokens=str(2 * tokens)): "train on, to twice as many tokens",

@@ -210,10 +210,12 @@ class DataConfig:
     train: tuple[SourceConfig, ...] = setting(
         (), paper=Paper("Table 2.2: five datasets by their weights"), changes_run=False
     )
-    """Training sources. Empty, with the tokenizer `bytes`: `gpt3-jax train` uses the quickstart's text, the Python
-    standard library on this machine."""
+    """Training sources. Empty, with the tokenizer `bytes`: `gpt3-jax train` uses the text that `builtin` names."""
     eval: tuple[SourceConfig, ...] = setting((), changes_run=False)
-    """Held-out sources. Empty: no evaluation (the quickstart holds out files of its own text)."""
+    """Held-out sources. Empty: no evaluation (the text that `builtin` names holds out a part of its own)."""
+    builtin: Literal["stdlib", "in-context"] = setting("stdlib", changes_run=False)
+    """Text without a download, for a run without sources. stdlib: the Python standard library on this machine, the
+    quickstart's. in-context: generated examples of rules, from which a model learns in context."""
     seed: int = 0
     """Seed of the data order. Sequence n of the stream is a function of (seed, n) alone."""
     prefetch: int = setting(2, changes_run=False)

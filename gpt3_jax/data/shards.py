@@ -217,6 +217,10 @@ class ShardSource:
         """Index of the document, from 0, that holds the token at `position`."""
         return bisect.bisect_right(self._document_starts, position) - 1
 
+    def document_start(self, document: int) -> int:
+        """Position of the first token of a document."""
+        return int(self._document_starts[document])
+
     def check_files(self) -> None:
         """Raises RunError for a file that changed since it was opened, as far as samples show."""
         if self._stamp_files() == self._stamps:

@@ -72,7 +72,12 @@ class Tokenizer(ABC):
     def token_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
         """UTF-8 bytes of text in `ids`, for bits per byte. End-of-text counts 0 bytes, because it is not in the
         text."""
-        return int(self._lengths[self._checked(ids)].sum())
+        return int(self.lengths(ids).sum())
+
+    def lengths(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """UTF-8 bytes of text in each id, int64 [n]; end-of-text counts 0."""
+        lengths: np.ndarray = self._lengths[self._checked(ids)]
+        return lengths
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         array = np.asarray(ids, dtype=np.int64)

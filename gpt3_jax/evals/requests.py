@@ -7,11 +7,14 @@ its items into requests, the engine answers them in any order, and the task turn
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
-from gpt3_jax.errors import UserError
-
-Finish = Literal["stop", "end_of_text", "max_tokens", "context"]
+from gpt3_jax.generation import Beam as Beam
+from gpt3_jax.generation import Completed as Completed
+from gpt3_jax.generation import Decoding
+from gpt3_jax.generation import Finish as Finish
+from gpt3_jax.generation import Greedy as Greedy
+from gpt3_jax.generation import Sample as Sample
+from gpt3_jax.generation.decoding import PAPER_BEAM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,38 +40,6 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy:
-    """Takes the likeliest token each time."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Beam:
-    """Beam search (GPT-3 section 2.4)."""
-
-    width: int = 4
-    """Hypotheses kept (GPT-3 section 2.4)."""
-    alpha: float = 0.6
-    """Length penalty (GPT-3 section 2.4, after T5)."""
-    penalty: Literal["gnmt", "power"] = "gnmt"
-    """What a hypothesis' log-likelihood is divided by; n is its length in tokens. gnmt: ((5 + n) / 6)^alpha, as T5's
-    code has it. power: n^alpha, as transformers has it. The paper does not say."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"beam width is {self.width}; expected at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Samples as `gpt3_jax.generation.Sampling` describes."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class Completion:
     """Asks for a completion of `prompt`, which ends at a stop string, at end-of-text, after `max_tokens`, or when the
     context is full."""
@@ -77,7 +48,7 @@ class Completion:
     stop: tuple[str, ...] = ("\n",)
     """The completion ends in front of the first of them, also where it begins inside a token."""
     max_tokens: int = 64
-    decoding: Greedy | Beam | Sample = Beam()
+    decoding: Decoding = PAPER_BEAM
 
 
 Request = Continuation | Text | Completion
@@ -111,20 +82,6 @@ class TextScore:
     """Of its UTF-8 encoding."""
     words: int
     """Separated by white space."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Completed:
-    """What the model generated."""
-
-    text: str
-    """Without the stop string."""
-    tokens: int
-    """Generated, those of the stop string included."""
-    finish: Finish
-    logprob: float
-    """Of the generated tokens, summed; nats."""
-    prompt_tokens: int
 
 
 Answer = Score | TextScore | Completed

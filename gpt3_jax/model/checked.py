@@ -23,6 +23,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model import decode, transformer
 from gpt3_jax.model.decode import Cache, DecodeWeights
 from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import platform_of
 
 
@@ -89,7 +90,9 @@ def prefill(
     else:
         known_BT = None
     outside_BT = _outside("token id", tokens_BT, known_BT, 0, config.n_vocab - 1, _vocabulary(config))
-    logits_BV, cache = decode.prefill(weights, tokens_BT, lengths_B, config, platform or platform_of(weights), capacity)
+    logits_BV, cache = decode.prefill(
+        weights, tokens_BT, lengths_B, config, Local(platform or platform_of(weights)), capacity
+    )
     if known_BT is not None:
         return logits_BV, cache
     return _spoil(logits_BV, cache, wrong_B | outside_BT.any(axis=1), config)
@@ -123,7 +126,7 @@ def decode_step(
     room = min(slots, config.n_ctx) if dense else config.n_ctx
     full_B = _outside("tokens in a row", lengths_B, known_lengths_B, 0, room - 1, f"a cache that has room for {room}")
     outside_B = _outside("token id", tokens_B, known_B, 0, config.n_vocab - 1, _vocabulary(config))
-    logits_BV, cache = decode.decode_step(weights, cache, tokens_B, config, platform or platform_of(weights))
+    logits_BV, cache = decode.decode_step(weights, cache, tokens_B, config, Local(platform or platform_of(weights)))
     if known_B is not None and known_lengths_B is not None:
         return logits_BV, cache
     return _spoil(logits_BV, cache, outside_B | full_B, config)

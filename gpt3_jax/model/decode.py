@@ -4,8 +4,12 @@ Rows of a batch have their own lengths, without padding on the left. A dense lay
 layer's only the band, as a ring buffer: position p is in slot p mod S. Blocks are unrolled, not scanned: a scan would
 copy each layer's weights and cache for every token, and the cost of a token is to read them once.
 
-Shapes: B rows, T positions of the prompts, Q copies of the one position, H heads, N = B × H, K head width, S slots of a
-layer's cache, D = d_model, V = the true vocabulary.
+On a mesh both functions run on one device's shards, inside `jax.shard_map`: rows over replica and data; heads, MLP and
+vocabulary over tensor, as Megatron splits them. A block all-reduces twice over tensor, the embedding once, and the
+logits are all-gathered. `inference.generate` has the programs.
+
+Shapes, on one device: B rows, T positions of the prompts, Q copies of the one position, H heads, N = B × H, K head
+width, S slots of a layer's cache, D = d_model, V = the true vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from gpt3_jax.model.matmul import einsum, linear
 from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import layer_norm
-from gpt3_jax.model.transformer import bands, qkv_projection
+from gpt3_jax.model.transformer import bands, lookup, qkv_projection
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.zero import Weight
 
 _MASKED = -1e30
@@ -50,7 +55,8 @@ class Cache:
     """Keys and values of the positions that each row's next token may see."""
 
     keys: tuple[jax.Array, ...]
-    """By layer, [N, S, K], in `cpu.cache_dtype`."""
+    """By layer, [N, S, K], in `cpu.cache_dtype`. On a mesh the first dimension runs over the devices, and on each over
+    its rows and heads."""
     values: tuple[jax.Array, ...]
     lengths_B: jax.Array
     """Tokens that each row has been given, int32: the position of its next one."""
@@ -76,13 +82,13 @@ def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | N
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "platform", "capacity"))
+@functools.partial(jax.jit, static_argnames=("config", "local", "capacity"))
 def prefill(
     weights: DecodeWeights,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
     config: ModelConfig,
-    platform: str,
+    local: Local,
     capacity: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts. Returns the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
@@ -90,7 +96,7 @@ def prefill(
     Args:
         tokens_BT: int32; a row starts with its prompt, and what follows is ignored. T is at most `capacity`.
         lengths_B: int32, from 1 to T.
-        platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu (`mesh.platform_of`).
+        local: what the device's code knows of the mesh; ``Local(platform)`` on one device.
         capacity: tokens that a row may reach, prompt included (default: n_ctx).
 
     Compiled once per shape: round T and `capacity` up to a few sizes.
@@ -101,8 +107,8 @@ def prefill(
             f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease"
         )
     keys, values = [], []
-    dtype = cpu.cache_dtype(jnp.dtype(config.dtype), platform)
-    x_BTD = weights.token_embedding[tokens_BT] + weights.position_embedding[: tokens_BT.shape[1]]
+    dtype = cpu.cache_dtype(jnp.dtype(config.dtype), local.platform)
+    x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[: tokens_BT.shape[1]]
     for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
 
         def attend(
@@ -110,16 +116,16 @@ def prefill(
         ) -> jax.Array:
             keys.append(_to_slots(k_BTHK, lengths_B, slots, dtype))
             values.append(_to_slots(v_BTHK, lengths_B, slots, dtype))
-            return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)
+            return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
 
-        x_BTD = _block(block, x_BTD, config, platform, attend)
+        x_BTD = _block(block, x_BTD, config, local, attend)
     last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
     # A copy: jit would hand the caller's own array on, and donating the cache would then delete it.
-    return _logits(weights, last_B1D, config, platform), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
+    return _logits(weights, last_B1D, config, local), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
 
 
 def decode_step(
-    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig, platform: str
+    weights: DecodeWeights, cache: Cache, tokens_B: jax.Array, config: ModelConfig, local: Local
 ) -> tuple[jax.Array, Cache]:
     """Appends one token (int32) to each row. Returns the logits [B, V] (fp32) of the token after it, and the cache.
 
@@ -127,8 +133,9 @@ def decode_step(
     """
     positions_B = cache.lengths_B
     keys, values = [], []
-    x_BD = weights.token_embedding[tokens_B] + weights.position_embedding[positions_B]
-    x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], _copies(config, x_BD.shape[0], platform), x_BD.shape[1]))
+    x_BD = _embed(weights, tokens_B, local) + weights.position_embedding[positions_B]
+    copies = _copies(config, x_BD.shape[0], local.platform)
+    x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], copies, x_BD.shape[1]))
     for block, keys_NSK, values_NSK in zip(weights.blocks, cache.keys, cache.values, strict=True):
 
         def attend(
@@ -138,13 +145,13 @@ def decode_step(
             keys_NSK: jax.Array = keys_NSK,
             values_NSK: jax.Array = values_NSK,
         ) -> jax.Array:
-            keys.append(_put(keys_NSK, k_BQHK[:, 0], positions_B, platform))
-            values.append(_put(values_NSK, v_BQHK[:, 0], positions_B, platform))
+            keys.append(_put(keys_NSK, k_BQHK[:, 0], positions_B, local.platform))
+            values.append(_put(values_NSK, v_BQHK[:, 0], positions_B, local.platform))
             heads_BHK = _attend_to_cache(q_BQHK[:, 0], keys[-1], values[-1], positions_B)
             return jnp.broadcast_to(heads_BHK[:, None], q_BQHK.shape)
 
-        x_BQD = _block(block, x_BQD, config, platform, attend)
-    return _logits(weights, x_BQD, config, platform), Cache(tuple(keys), tuple(values), positions_B + 1)
+        x_BQD = _block(block, x_BQD, config, local, attend)
+    return _logits(weights, x_BQD, config, local), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
 def _copies(config: ModelConfig, batch: int, platform: str) -> int:
@@ -197,20 +204,32 @@ def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Arra
     return einsum("nqs,nsk->nqk", weights_N1S, values_NSK).reshape(q_BHK.shape).astype(q_BHK.dtype)
 
 
-def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, platform: str, attend: Attend) -> jax.Array:
-    """`transformer`'s block on one device, without gradients, with the attention that generation needs."""
-    weights = block.map(Weight.plain)
+def _embed(weights: DecodeWeights, tokens: jax.Array, local: Local) -> jax.Array:
+    """The token embeddings, [..., D]."""
+    table_VD = weights.token_embedding
+    if local.tensor is None:
+        return table_VD[tokens]
+    # Each tensor shard has the rows of its slice of the vocabulary, zeros for other tokens.
+    rows, _ = lookup(Weight.plain(table_VD), tokens - local.tensor_index() * table_VD.shape[0], None)
+    return local.sum_partials(rows)
+
+
+def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, local: Local, attend: Attend) -> jax.Array:
+    """`transformer`'s block without gradients, with the attention that generation needs. The residual stream is whole
+    on each tensor shard: for the few rows of a token, sharding it would only split one message into two."""
+    weights, platform = block.map(Weight.plain), local.platform
     h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
     heads_BTA = attend(*qkv_projection(weights, h_BTD, config, platform)).reshape(*h_BTD.shape[:2], -1)
-    x_BTD = x_BTD + linear(heads_BTA, weights.attn_out_kernel, platform) + block.attn_out_bias
+    out_BTD = local.sum_partials(linear(heads_BTA, weights.attn_out_kernel, platform))
+    x_BTD = x_BTD + out_BTD + block.attn_out_bias
     h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
-    return x_BTD + mlp(weights, h_BTD, platform) + block.mlp_down_bias
+    return x_BTD + local.sum_partials(mlp(weights, h_BTD, platform)) + block.mlp_down_bias
 
 
-def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, platform: str) -> jax.Array:
+def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, local: Local) -> jax.Array:
     """Logits [B, V] of the first of each row's Q copies, without the padding of the vocabulary."""
     h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
-    copies = _copies(config, h_BQD.shape[0], platform)
+    copies = _copies(config, h_BQD.shape[0], local.platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
-    logits_RV = einsum("rd,vd->rv", h_RD, weights.token_embedding, jnp.float32)
+    logits_RV = local.gather_columns(einsum("rd,vd->rv", h_RD, weights.token_embedding, jnp.float32))
     return logits_RV[::copies, : config.n_vocab]

@@ -79,5 +79,6 @@ def _keep_heaviest(scaled_BV: jax.Array, weight_BV: jax.Array, wanted: jax.Array
         reached_B = jnp.sum(jnp.where(order_BV >= higher_B[:, None], weight_BV, 0.0), axis=-1)
         return jnp.where(reached_B >= wanted_B, higher_B, cutoff_B)
 
-    cutoff_B = lax.fori_loop(0, 32, try_bit, jnp.zeros(scaled_BV.shape[0], jnp.uint32))
+    # Zeros made from the rows, so that on a mesh they are typed as varying like these.
+    cutoff_B = lax.fori_loop(0, 32, try_bit, order_BV[:, 0] & jnp.uint32(0))
     return jnp.where(order_BV >= cutoff_B[:, None], scaled_BV, -jnp.inf)

@@ -88,22 +88,30 @@ def loss_sum(
 Carried = TypeVar("Carried", Deferred, None)
 
 
-def embed(weights: Params[Weight], tokens_BT: jax.Array, local: Local, deferred: Carried) -> tuple[jax.Array, Carried]:
+def embed(
+    weights: Params[Weight],
+    tokens_BT: jax.Array,
+    local: Local,
+    deferred: Carried,
+    positions_BT: jax.Array | None = None,
+) -> tuple[jax.Array, Carried]:
     """Token and position embeddings: the residual stream [B, S, D] in front of the blocks.
 
     Args:
         deferred: carries the gradient of the output matrix from `token_loss` to here (see `lookup`); passed through.
+        positions_BT: each token's position, below n_ctx. None: 0, 1, 2, … in every row.
     """
     table = weights.token_embedding.gathered()
     with jax.named_scope("embed"):
         ids_BT = tokens_BT - local.tensor_index() * table.target.shape[0]
         x_BTD, deferred = lookup(table, ids_BT, deferred)
-        positions_TD = weights.position_embedding.gathered().as_array()[: tokens_BT.shape[1]]
+        table_CD = weights.position_embedding.gathered().as_array()
+        added = table_CD[: tokens_BT.shape[1]] if positions_BT is None else table_CD[positions_BT]
         if local.tensor is not None:
             # Each tensor shard has the embeddings of its slice of the vocabulary, zeros for other tokens. The positions
             # are added on one shard, so that the sum over shards has them once.
-            positions_TD = jnp.where(local.tensor_index() == 0, positions_TD, 0)
-        return local.scatter_sequence(x_BTD + positions_TD), deferred
+            added = jnp.where(local.tensor_index() == 0, added, 0)
+        return local.scatter_sequence(x_BTD + added), deferred
 
 
 @jax.custom_vjp
@@ -168,9 +176,10 @@ def qkv_projection(
     return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
 
 
-def _block(
+def one_layer(
     block: Block[Weight], x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local
 ) -> jax.Array:
+    """One block, the residual stream [B, S, D] in and out, with the attention that it is given."""
     block = block.map(Weight.gathered)
     h_BSD = layer_norm(x_BSD, block.ln_1_scale.as_array(), block.ln_1_bias.as_array(), config.norm_eps)
     h_BTD = local.gather_sequence(h_BSD, length)
@@ -246,7 +255,7 @@ def blocks(
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                 return lax.switch(kind, branches, q, k, v)  # type: ignore[no-any-return]
 
-            return _block(layer, x_BSD, length, attend, config, local)
+            return one_layer(layer, x_BSD, length, attend, config, local)
 
         step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
@@ -260,7 +269,7 @@ def blocks(
             # The layer is sliced in here: a slice made outside would be kept for the backward pass, in every block.
             def one_block(x_BSD: jax.Array, layers: Block[Weight], i: int = i, attend: Attend = attend) -> jax.Array:
                 layer: Block[Weight] = jax.tree.map(lambda leaf: leaf[i], layers)
-                return _block(layer, x_BSD, length, attend, config, local)
+                return one_layer(layer, x_BSD, length, attend, config, local)
 
             x_BSD = with_remat(one_block)(x_BSD, layers)
         return x_BSD, None

@@ -13,6 +13,9 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
+
+from gpt3_jax.parallel.mesh import TENSOR, active_axes, mesh_platform
 
 Tree = TypeVar("Tree")
 
@@ -34,6 +37,12 @@ class Local:
     """The tensor axis, or None when it has one device."""
     tensor_size: int = 1
 
+    @classmethod
+    def of(cls, mesh: Mesh) -> Local:
+        """What the code of each device of this mesh knows."""
+        active = active_axes(mesh)
+        return cls(mesh_platform(mesh), active, TENSOR if TENSOR in active else None, mesh.shape[TENSOR])
+
     def vary(self, tree: Tree) -> Tree:
         """Types replicated values as varying over all axes, so that autodiff leaves their gradients unreduced."""
         return jax.tree.map(lambda leaf: vary(leaf, self.axes), tree)
@@ -52,6 +61,21 @@ class Local:
     def max_tensor(self, x: jax.Array) -> jax.Array:
         """Maximum over tensor shards; the same on each of them, and typed so."""
         return lax.pmax(x, self.tensor) if self.tensor else x
+
+    def sum_partials(self, x: jax.Array) -> jax.Array:
+        """All-reduces partial sums, the result of a row-parallel matmul, over tensor shards; in the dtype of `x`."""
+        if self.tensor is None:
+            return x
+        return self.sum_tensor(x.astype(reduction_dtype(x.dtype, self.platform))).astype(x.dtype)
+
+    def gather_columns(self, x: jax.Array) -> jax.Array:
+        """All-gathers the last dimension over tensor shards; the same on each of them, and typed so."""
+        return lax.all_gather(x, self.tensor, axis=x.ndim - 1, tiled=True, to="invarying") if self.tensor else x
+
+    def gather_rows(self, x: jax.Array) -> jax.Array:
+        """All-gathers the first dimension over every axis but tensor; the same on each device, and typed so."""
+        axes = tuple(axis for axis in self.axes if axis != self.tensor)
+        return lax.all_gather(x, axes, axis=0, tiled=True, to="invarying") if axes else x
 
     def gather_sequence(self, x_BSD: jax.Array, length: int) -> jax.Array:
         """All-gathers the residual stream: its shard [1, B × T / tensor, D] to whole rows of `length` positions,

@@ -35,7 +35,7 @@ def check_picture(path: str) -> None:
         raise UserError(f"the picture {path!r} has no known format; expected a name that ends in {', '.join(FORMATS)}")
     if not Path(path).resolve().parent.is_dir():
         raise UserError(f"the folder of the picture {path!r} does not exist; make it first")
-    _pyplot()
+    pyplot()
 
 
 def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -> None:
@@ -44,7 +44,7 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
     Raises:
         RunError: the picture cannot be written.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 1.6 + 0.55 * len(receipts)), layout="constrained")
     places = range(len(receipts))
     for name, colour in _COLOURS.items():
@@ -63,12 +63,17 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
     axes.margins(x=0.12)
     figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: Any, path: str) -> None:
+    """Writes a figure and closes it. Raises RunError if it cannot be written."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise RunError(f"the picture {path!r} cannot be written: {error.strerror or error}") from None
     finally:
-        plt.close(figure)
+        pyplot().close(figure)
 
 
 def _size(receipt: Receipt, name: str) -> int:
@@ -82,12 +87,13 @@ def _before(name: str) -> list[str]:
     return names[: names.index(name)]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files. Raises UserError if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
         raise UserError("a picture needs matplotlib; install it with pip install matplotlib") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as drawing
 
-    return pyplot
+    return drawing

@@ -175,8 +175,8 @@ def make_receipt(step: CompiledStep) -> Receipt:
         memory=memory,
         flops=flops,
         hbm_bytes=hbm_bytes(step.program),
-        traced=_rows((c.axes, c) for c in step.collectives),
-        compiled=_rows((c.axes(mesh.axes), c) for c in transfers),
+        traced=traffic_rows((c.axes, c) for c in step.collectives),
+        compiled=traffic_rows((c.axes(mesh.axes), c) for c in transfers),
         overlap=overlap,
         scheduled_seconds=seconds,
         zero_elements=_zero_elements(step),
@@ -233,7 +233,7 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
     return Receipt(**data)
 
 
-def _rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tuple[TrafficRow, ...]:
+def traffic_rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tuple[TrafficRow, ...]:
     """Adds up what moves, by mesh axes and kind."""
     rows: dict[tuple[str, str], TrafficRow] = {}
     for axes, one in moved:

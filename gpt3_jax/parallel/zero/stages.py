@@ -50,7 +50,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
-from gpt3_jax.parallel.mesh import DATA, TENSOR, active_axes, mesh_platform
+from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import partitions, sharded_axes
 from gpt3_jax.parallel.zero import transport
 from gpt3_jax.parallel.zero.weight import Gather, Weight
@@ -100,14 +100,13 @@ class Zero:
     def __init__(
         self, table: Params[ParamSpec], mesh: Mesh, parallel: ParallelConfig, compute: str, mlp_parts: int = 1
     ) -> None:
-        active, platform = active_axes(mesh), mesh_platform(mesh)
-        self.local = Local(platform, active, TENSOR if TENSOR in active else None, mesh.shape[TENSOR])
+        self.local = Local.of(mesh)
         self.specs = parameter_partitions(table, mesh, parallel.stage)
         if mlp_parts > 1:
             _check_parts(table, mesh, mlp_parts)
         self._table = table
         self._stage = stage = STAGES[parallel.stage]
-        self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), platform)
+        self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
 
         def gather(spec: ParamSpec) -> Gather:

@@ -1,0 +1,127 @@
+"""Answers requests with a model: the same engine on one device and on any mesh that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from jax.sharding import Mesh
+
+from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals.encoding import encode, windows
+from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Score, Text, TextScore
+from gpt3_jax.evals.scorer import Likelihood, Scorer
+from gpt3_jax.generation import Generator
+from gpt3_jax.interop.loading import Loaded
+from gpt3_jax.model.params import Params
+
+
+class Engine:
+    """A model and its tokenizer."""
+
+    def __init__(
+        self,
+        params: Params,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
+        parallel: ParallelConfig | None = None,
+        memory: MemoryConfig | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        """Arguments are those of `Scorer`.
+
+        Raises:
+            UserError: the tokenizer has more tokens than the model; a dimension that the mesh's axes do not divide.
+        """
+        if tokenizer.n_vocab > model.n_vocab:
+            raise UserError(
+                f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {model.n_vocab}; it "
+                "was trained with another one"
+            )
+        self.config, self.tokenizer = model, tokenizer
+        self._params, self._mesh = params, mesh
+        self._generator: Generator | None = None  # made when it is asked for: it holds its weights a second time
+        self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
+
+    @classmethod
+    def of(cls, loaded: Loaded, mesh: Mesh | None = None, parallel: ParallelConfig | None = None) -> Engine:
+        """The engine of a model that `interop.loading.load_model` has read, on the same mesh."""
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel)
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Pairs of a request's index and its answer, as soon as they are known.
+
+        Raises:
+            UserError: a request that does not fit the model's context, or has nothing to score.
+        """
+        yield from self._continuations({i: r for i, r in enumerate(requests) if isinstance(r, Continuation)})
+        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text)})
+        yield from self._completions({i: r for i, r in enumerate(requests) if isinstance(r, Completion)})
+
+    def _continuations(self, requests: dict[int, Continuation]) -> Iterator[tuple[int, Answer]]:
+        encoded = {i: encode(request.context, request.continuation, self.tokenizer) for i, request in requests.items()}
+        for i, request in requests.items():
+            if not request.continuation:
+                raise UserError(
+                    f"the continuation of {request.context[-60:]!r} is empty; expected at least a character"
+                )
+            length = len(encoded[i].context) + len(encoded[i].continuation) - 1
+            if length > self.config.n_ctx:
+                raise UserError(
+                    f"a context with its continuation {request.continuation[:60]!r} is {length} tokens long without "
+                    f"the last; the model's context, n_ctx, is {self.config.n_ctx}: shorten it"
+                )
+        order = list(encoded)
+        pairs = [(encoded[i].context, encoded[i].continuation) for i in order]
+        for n, likelihood in self._scorer.stream(pairs):
+            i = order[n]
+            yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
+
+    def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
+        pairs, owners, left = [], [], {}
+        for i, request in requests.items():
+            stride = self.config.n_ctx if request.stride is None else request.stride
+            if not 1 <= stride <= self.config.n_ctx:
+                raise UserError(f"the stride is {stride}; expected 1 to the model's context, {self.config.n_ctx}")
+            parts = windows(self.tokenizer.encode(request.text), self.tokenizer.eot, self.config.n_ctx, stride)
+            if not parts:
+                raise UserError("a text to score is empty; expected at least a character")
+            pairs += parts
+            owners += [i] * len(parts)
+            left[i] = len(parts)
+        sums = dict.fromkeys(left, 0.0)
+        tokens = dict.fromkeys(left, 0)
+        for n, likelihood in self._scorer.stream(pairs):
+            i = owners[n]
+            sums[i] += likelihood.logprob
+            tokens[i] += likelihood.tokens
+            left[i] -= 1
+            if not left[i]:
+                text = requests[i].text
+                yield i, TextScore(sums[i], tokens[i], len(text.encode(errors="replace")), len(text.split()))
+
+    def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, request in requests.items():
+            groups.setdefault((request.stop, request.max_tokens, request.decoding), []).append(i)
+        for group in groups.values():
+            like = requests[group[0]]
+            if self._generator is None:
+                self._generator = Generator(self._params, self.config, self.tokenizer, self._mesh)
+            prompts = [self.tokenizer.encode(requests[i].prompt) for i in group]
+            for n, completed in self._generator.complete(prompts, like.stop, like.max_tokens, like.decoding):
+                yield group[n], completed
+
+
+def _score(likelihood: Likelihood, context_tokens: int, straddles: bool) -> Score:
+    return Score(
+        likelihood.logprob,
+        likelihood.tokens,
+        likelihood.greedy,
+        likelihood.token_logprobs,
+        likelihood.token_greedy,
+        context_tokens,
+        straddles,
+    )

@@ -1,0 +1,297 @@
+"""Completes prompts with a trained model: as texts, as a stream, or as answers with their log-likelihoods."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.environment import start_devices
+from gpt3_jax.errors import UserError, require_type
+from gpt3_jax.generation.beams import BeamSearch
+from gpt3_jax.generation.completion import Completed, Piece, Row
+from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampling, require_seed
+from gpt3_jax.generation.stops import StopStrings
+from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference.generate import Candidates, Draw, Drawn
+from gpt3_jax.interop.loading import load_model
+from gpt3_jax.model.params import Params
+
+_ROWS = 16
+"""Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
+beam searches. More are computed in turn, to limit the memory of their caches."""
+_SHORTEST = 32
+"""Prompts and caches are padded to powers of two of at least this, so that few shapes are compiled."""
+
+
+class Generator:
+    """A loaded model that completes prompts, on one device or over a mesh."""
+
+    def __init__(
+        self, params: Params[Any], config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh | None = None
+    ) -> None:
+        """Casts the weights and places them; `params` may be deleted afterwards.
+
+        Args:
+            params: fp32, in any place: ZeRO's shards on this mesh, on one device, in the host's memory as numpy arrays.
+            mesh: rows are split over replica and data; weights and caches over tensor. None: the one device that holds
+                `params`. In a run of several processes each must make the same calls.
+
+        Raises:
+            UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it.
+        """
+        if tokenizer.n_vocab > config.n_vocab:
+            raise UserError(
+                f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
+                "it was trained with another one"
+            )
+        start_devices()
+        self.config = config
+        self.tokenizer = tokenizer
+        self._weights = programs.place_weights(params, config, mesh)
+        self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights)
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
+        """Loads a run's or a Hugging Face folder. Raises the errors of `load_model`."""
+        loaded = load_model(checkpoint)
+        return cls(loaded.params, loaded.config, loaded.tokenizer)
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int = 128,
+        sampling: Sampling = AS_IT_IS,
+        samples: int = 1,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """Completes each prompt `samples` times. Yields one piece per token and completion, as they are generated.
+
+        An empty prompt is the beginning of a document. A completion ends at end-of-text or in front of a stop string,
+        which are not part of it, after `max_tokens`, or when prompt and completion fill the context. Sample n of a
+        prompt is a function of the prompt, the sampling settings, the seed and n (up to rounding, which depends on the
+        batch size and the mesh).
+
+        Raises:
+            UserError: a prompt is not a text or leaves no room in the context, a stop string is empty, or a number is
+                out of range. Raised before anything is computed.
+        """
+        _require_positive("max_tokens", max_tokens)
+        _require_positive("samples", samples)
+        require_seed(seed)
+        stops = StopStrings(stop)
+        rows = [
+            self._row(prompt, sample, ids, max_tokens, stops)
+            for prompt, ids in enumerate(self._fitting(self.encode(prompts)))
+            for sample in range(samples)
+        ]
+
+        groups = _batched(rows, self._rows_at_once)
+        return (piece for group in groups for _, piece in self._grow(group, sampling, seed))
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], stop: str | Sequence[str], max_tokens: int, decoding: Decoding
+    ) -> Iterator[tuple[int, Completed]]:
+        """Completes each prompt once. Yields its index and completion, as they are ready: prompts of similar length
+        are computed together, the shortest first.
+
+        Args:
+            prompts: token ids. An empty prompt is the beginning of a document.
+            stop: texts in front of which a completion ends.
+
+        Raises:
+            UserError: as `stream`.
+        """
+        _require_positive("max_tokens", max_tokens)
+        stops = StopStrings(stop)
+        encoded = self._fitting([list(ids) or [self.tokenizer.eot] for ids in prompts])
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        if isinstance(decoding, Beam):
+            return self._search_all(encoded, order, stops, max_tokens, decoding)
+        sampling = Sampling(temperature=0) if isinstance(decoding, Greedy) else decoding
+        seed = 0 if isinstance(decoding, Greedy) else decoding.seed
+        rows = [self._row(i, 0, encoded[i], max_tokens, stops) for i in order]
+        return (
+            (row.prompt, row.completed())
+            for group in _batched(rows, self._rows_at_once)
+            for row, piece in self._grow(group, sampling, seed)
+            if piece.finish
+        )
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each prompt; of an empty one, end-of-text. Raises UserError for one that is no text."""
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"prompt {number} is of type {type(prompt).__name__}; expected text (`gpt3_jax.model.prefill` and "
+                    "`decode_step` take token ids)"
+                )
+        return [self.tokenizer.encode(prompt) or [self.tokenizer.eot] for prompt in prompts]
+
+    def _fitting(self, encoded: list[list[int]]) -> list[list[int]]:
+        n_ctx = self.config.n_ctx
+        for number, ids in enumerate(encoded, start=1):
+            if len(ids) >= n_ctx:
+                raise UserError(
+                    f"prompt {number} is {len(ids)} tokens long; the model's context is {n_ctx} tokens and has to hold "
+                    f"the completion too: shorten it to {n_ctx - 1} at most"
+                )
+        return encoded
+
+    # -- one token a row -------------------------------------------------------------------------------------------
+
+    def _row(self, prompt: int, sample: int, ids: list[int], max_tokens: int, stops: StopStrings) -> Row:
+        return Row(self.tokenizer, prompt, sample, ids, max_tokens, self.config.n_ctx, stops)
+
+    def _grow(self, rows: list[Row], sampling: Sampling, seed: int) -> Iterator[tuple[Row, Piece]]:
+        """Completes the rows together; each piece with its row."""
+        padded = self._padded(rows)
+        tokens_BT, lengths_B, capacity = self._batch([row.prompt_ids for row in padded], [row.limit for row in padded])
+        draw = Draw(
+            np.uint32(seed),
+            np.array([row.stream for row in padded], np.int32),
+            np.float32(sampling.temperature),
+            np.int32(sampling.top_k),
+            np.float32(sampling.top_p),
+        )
+        n_tokens = max(row.limit for row in rows)
+        drawn, cache = programs.begin(self._weights, tokens_BT, lengths_B, draw, self._place, capacity)
+        for n in range(n_tokens):
+            found: Drawn = drawn
+            if n + 1 < n_tokens:
+                # The next token is dispatched before this one is read, so the device never waits for the reader.
+                drawn, cache = programs.advance(self._weights, cache, found.tokens_B, draw, self._place)
+            ids, logprobs = np.asarray(found.tokens_B), np.asarray(found.logprobs_B)
+            for row, token, logprob in zip(rows, ids, logprobs, strict=False):
+                if not row.finished:
+                    yield row, row.add(int(token), float(logprob))
+            if all(row.finished for row in rows):
+                return
+
+    # -- beams -----------------------------------------------------------------------------------------------------
+
+    def _search_all(
+        self, encoded: list[list[int]], order: list[int], stops: StopStrings, max_tokens: int, beam: Beam
+    ) -> Iterator[tuple[int, Completed]]:
+        at_once = max(1, _ROWS // beam.width) * self._place.shards
+        for group in _batched(order, at_once):
+            searches = [
+                BeamSearch(beam, self.tokenizer, stops, len(encoded[i]), max_tokens, self.config.n_ctx) for i in group
+            ]
+            for place, search in self._search([encoded[i] for i in group], searches, beam.width):
+                yield group[place], search.completed()
+
+    def _search(
+        self, prompts: list[list[int]], searches: list[BeamSearch], width: int
+    ) -> Iterator[tuple[int, BeamSearch]]:
+        """Runs the searches together; each with its place when it is finished."""
+        count = len(searches)
+        tokens_PT, lengths_P, capacity = self._batch(self._padded(prompts), [search.limit for search in searches])
+        found: Candidates
+        found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width)
+        left = dict(enumerate(searches))
+        while True:
+            scores_PC, parents_PC, tokens_PC = (
+                np.asarray(array).tolist() for array in (found.scores_PC, found.parents_PC, found.tokens_PC)
+            )
+            for place, search in list(left.items()):
+                search.offer(scores_PC[place], parents_PC[place], tokens_PC[place])
+                if search.finished:
+                    yield place, left.pop(place)
+            if not left:
+                return
+            # A finished search, like a row of padding, has no hypothesis.
+            places = [searches[min(i, count - 1)].places() for i in range(len(lengths_P))]
+            scores, parents, tokens = (list(column) for column in zip(*places, strict=True))
+            found, cache = programs.advance_beams(
+                self._weights,
+                cache,
+                np.array(scores, np.float32),
+                np.array(parents, np.int32),
+                np.array(tokens, np.int32),
+                self._place,
+            )
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _rows_at_once(self) -> int:
+        return _ROWS * self._place.shards
+
+    def _padded(self, rows: list[Any]) -> list[Any]:
+        """As many for each shard, a power of two. What is past the end repeats the first one and is ignored."""
+        shards = self._place.shards
+        return rows + [rows[0]] * (shards * _round_up(-(-len(rows) // shards), 1) - len(rows))
+
+    def _batch(self, prompts: list[Sequence[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Tokens [B, T] and lengths [B] of the prompts, and the capacity of their cache."""
+        lengths_B = np.array([len(ids) for ids in prompts], np.int32)
+        n_ctx = self.config.n_ctx
+        needed = max(length + limit for length, limit in zip(lengths_B.tolist(), limits, strict=False))
+        capacity = min(_round_up(needed, _SHORTEST), n_ctx)
+        tokens_BT = np.zeros((len(prompts), min(_round_up(int(lengths_B.max()), _SHORTEST), capacity)), np.int32)
+        for i, ids in enumerate(prompts):
+            tokens_BT[i, : len(ids)] = ids
+        return tokens_BT, lengths_B, capacity
+
+
+def generate(
+    checkpoint: str | os.PathLike[str],
+    prompts: str | Sequence[str],
+    *,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+) -> list[str]:
+    """Completes prompts with a run's newest checkpoint. Returns all samples of the first prompt, then of the second, …
+
+    Args:
+        checkpoint: a run's folder (``train.run_dir``), or a folder in Hugging Face's format.
+        prompts: one text or several. Completions do not repeat them.
+        max_tokens: maximum tokens of a completion. It also ends at end-of-text and when the context is full.
+        temperature, top_k, top_p: see `Sampling`.
+        samples: number of completions of each prompt.
+        seed: equal seeds give equal texts.
+        stop: texts, or one, in front of which a completion ends; they are not part of it.
+
+    Raises:
+        UserError: there is no checkpoint, a prompt is longer than the context, a stop string is empty, or a number is
+            out of range.
+        RunError: no checkpoint can be read.
+    """
+    require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    sampling = Sampling(temperature, top_k, top_p)
+    generator = Generator.load(checkpoint)
+    texts = [""] * (len(prompts) * samples)
+    pieces = generator.stream(prompts, max_tokens=max_tokens, sampling=sampling, samples=samples, seed=seed, stop=stop)
+    for piece in pieces:
+        texts[piece.prompt * samples + piece.sample] += piece.text
+    return texts
+
+
+def _require_positive(name: str, value: int) -> None:
+    require_type(name, value, numbers.Integral, "a whole number")
+    if value < 1:
+        raise UserError(f"{name} is {value}; expected at least 1")
+
+
+def _batched(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _round_up(n: int, least: int) -> int:
+    """The next power of two that is at least `least`."""
+    return max(least, 1 << (n - 1).bit_length())
