@@ -183,7 +183,7 @@ def test_every_text_option_of_a_command_is_resolved_or_known_to_be_no_path(
         ["evaluate", "r", "--tasks", "gs://b/x"],
         ["evaluate", "r", "--words", "gs://b/x"],
         ["evaluate", "--show", "analogies:gs://b/x"],
-        ["evaluate", "--show", "words", "--tokenizer", "gs://b/x"],
+        ["evaluate", "--show", "two_digit_addition", "--tokenizer", "gs://b/x"],
         ["report", "compare", "gs://b/x", "a"],
         ["plan", "--config", "gs://b/x", "--topology", "v5p:2x2x2"],
         ["plan", "--config", "gpt3-xl", "--topology", "v5p:2x2x2", "--picture", "gs://b/x"],
