@@ -57,7 +57,6 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
     plan_on_cpu()
     config = load_config(args.config, overrides)
-    from gpt3_jax.parallel.mesh import DATA, REPLICA
     from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.table import render
@@ -81,7 +80,7 @@ def main(argv: list[str]) -> int:
         return _search(config, topology, keep, cache, args.json)
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, kept = plan(config, topology, cache)
-    shards = receipt.mesh[REPLICA] * receipt.mesh[DATA]
+    shards = receipt.mesh.batch_shards
     for deviation in deviations(config, batch_schedule(config, shards), shards):
         log.info(deviation)
     if kept:

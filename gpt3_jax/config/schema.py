@@ -245,8 +245,10 @@ class TrainConfig:
         0, paper=Paper("appendix B: by size; which within these is not published", between=RAMP_TOKENS)
     )
     """The batch grows linearly from ramp_start_tokens to batch_tokens over this many tokens; 0: no ramp."""
-    ramp_stages: int = setting(
-        16, paper=Paper("appendix B: linear; in how many sizes is not published", published=False)
+    ramp_sizes: int = setting(
+        16,
+        paper=Paper("appendix B: linear; in how many sizes is not published", published=False),
+        was="train.ramp_stages",
     )
     """Maximum number of batch sizes on the ramp, spaced by ratio. Each is compiled before training starts."""
     log_tokens: int = setting(0, changes_run=False)
@@ -265,7 +267,7 @@ class TrainConfig:
             "tokens",
             "batch_tokens",
             "ramp_start_tokens",
-            "ramp_stages",
+            "ramp_sizes",
             "eval_tokens",
         ):
             value = getattr(self, name)

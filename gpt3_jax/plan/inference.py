@@ -22,7 +22,7 @@ from gpt3_jax.inference import generate, score
 from gpt3_jax.model.params import count_params
 from gpt3_jax.model.scoring import Tree
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.parallel.mesh import batch_shards, make_mesh
+from gpt3_jax.parallel.mesh import MeshShape, batch_shards, make_mesh, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan import roofline
 from gpt3_jax.plan.predict import place, predict
@@ -122,7 +122,7 @@ class InferenceReceipt:
 
     use: Use
     model: dict[str, Any]
-    mesh: dict[str, int]
+    mesh: MeshShape
     topology: dict[str, Any]
     batch: Batch
     programs: tuple[ProgramReceipt, ...]
@@ -198,7 +198,7 @@ def plan_inference(
             "weights": config.model.dtype if use == "generate" or weights == "compute" else "float32",
             "parameters": count_params(config.model),
         },
-        mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        mesh=shape_of(mesh),
         topology={
             "name": topology.name,
             "devices": len(topology.devices),
@@ -321,7 +321,7 @@ def _memory(found: Outcome, call: _Call) -> Bytes:
 
 def _time_of_a_batch(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:
     """Of many tokens a row: matmuls at the share of the peak that training reaches."""
-    found = predict(work, config, topology, dict(mesh.shape))
+    found = predict(work, config, topology, shape_of(mesh))
     if found is None:
         return None
     links = {f"{link.medium} of {' × '.join(link.axes)}": link.seconds for link in found.links}
@@ -341,7 +341,7 @@ def _time_of_a_token(work: Work, memory: Bytes, config: Config, topology: Topolo
     device = topology.device
     if device is None:
         return None
-    placed = place(topology, dict(mesh.shape), config)
+    placed = place(topology, shape_of(mesh), config)
     matmul, hbm = roofline.MATMUL[device.family], roofline.HBM
     read = (memory.weights + memory.cache) / (device.hbm_bandwidth * hbm.share)
     compute = work.matmul_flops / (device.bf16_flops * matmul.share)
@@ -382,6 +382,8 @@ def inference_from_json(data: dict[str, Any]) -> InferenceReceipt:
         KeyError, TypeError, ValueError: data of another form.
     """
     data = {key: value for key, value in data.items() if key != "fits"}
+
+    data["mesh"] = MeshShape(**data["mesh"])
 
     def program(found: dict[str, Any]) -> ProgramReceipt:
         timed = found["time"]

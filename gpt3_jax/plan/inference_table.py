@@ -15,17 +15,13 @@ _DOES = {
 def render_inference(r: InferenceReceipt) -> str:
     """The whole receipt: memory, traffic and time of each program."""
     m, b = r.model, r.batch
-    mesh = " × ".join(f"{axis} {n}" for axis, n in r.mesh.items())
-    kept = (
-        "weights over tensor"
-        if r.use == "generate"
-        else f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
-    )
+    sharded = f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
+    kept = "weights over tensor" if r.use == "generate" else sharded
     tokens = f"prompts of {b.prompt_tokens:,} tokens, room for {b.new_tokens:,} new ones"
     head = [
         f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "
         f"on {r.topology['name']}: {r.topology['devices']:,} × {r.topology['device']}, to {r.use}",
-        f"mesh {mesh}, {m['dtype']}, {kept}",
+        f"mesh {r.mesh}, {m['dtype']}, {kept}",
         f"{b.rows:,} rows at once, {tokens if r.use == 'generate' else f'of {b.prompt_tokens:,} tokens'}",
     ]
     parts = ["\n".join(head), *(_program(program, r) for program in r.programs)]

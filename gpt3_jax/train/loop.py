@@ -18,17 +18,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from gpt3_jax.cluster import compilation_cache
-from gpt3_jax.cluster.agreement import is_lead, together
+from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.run_lock import RunLock
-from gpt3_jax.cluster.same_run import require_same_program
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
-from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
@@ -76,7 +74,7 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
     Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
 
     Args:
-        checked: the result of `setup.check`, if it has been called already.
+        checked: the result of `setup.check`, if the processes have joined and it has been called already.
         hooks: more actions of the loop, each made from the run and its telemetry once both exist. The evaluation of
             `config.evals` is one of them: ``hooks=[gpt3_jax.evals.EvaluateTasks]``.
 
@@ -91,13 +89,10 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
             f"evals.tasks is {', '.join(config.evals.tasks)}, and no hook evaluates them; call train.run(config, "
             "hooks=[gpt3_jax.evals.EvaluateTasks]), or leave evals.tasks empty"
         )
-    start(config.distributed)
-    start_devices(compiles_ahead=True)
-    require_same_program(config)
-    compilation_cache.keep_if_shared()
     if checked is None:
-        with together("checking the configuration"):
-            checked = check(config)
+        start(config.distributed)
+        checked = check(config)
+    compilation_cache.keep_if_shared()
     run = open_run(config, checked)
     require_shared(run.folder)
     try:
