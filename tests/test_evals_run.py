@@ -150,6 +150,13 @@ def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     assert loss.stderr is None and "–" in results.table()
 
 
+def test_a_perplexity_without_bound_is_said_as_such(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a" * 1000)
+    results = evaluate_subjects([subject(ExactModel())], load_tasks(select([f"text:{tmp_path / 'long.txt'}"])), [0])
+    assert results.cells[1].value == math.inf and " inf " in results.table()
+    assert json.loads(results.to_json(), parse_constant=lambda name: pytest.fail(name))["cells"][1]["value"] is None
+
+
 def test_choices_have_a_chance_level(tmp_path: Path) -> None:
     file = tmp_path / "sat.jsonl"
     row = {"stem": ["a", "b"], "choices": [["c", "d"], ["ee", "f"], ["g", "h"], ["i", "j"]], "answer": 0}

@@ -309,6 +309,7 @@ def test_names_are_joined_by_commas_and_each_task_is_taken_once() -> None:
         (["zzz"], [], "unknown task 'zzz'; there are arithmetic, words, two_digit_addition, "),
         (["gs://b/x.jsonl"], [], "'gs://b/x.jsonl' is an address"),
         (["text:gs://b/x"], [], "'gs://b/x' is an address"),
+        (["text:a/b.txt", "text:c/b.txt"], [], "two tasks are named text:b.txt; evaluate one of them at a time"),
         (["words"], ["stop"], "--set 'stop' has no value"),
         (["words"], ["step=1"], "no task has an open setting 'step'; there are decoding, instructed, item_seed"),
         (["words"], ["two_digit_addition.stop=x"], "'two_digit_addition' is not among the tasks"),

@@ -45,9 +45,8 @@ def select(names: Sequence[str], settings: Sequence[str] = ()) -> list[Task]:
     for each in names:
         for name in [each] if os.path.exists(each) else each.split(","):
             for task in _named(name.strip()):
-                if task.name in found and _FILE.search(name):
-                    raise UserError(f"task {task.name} is given twice; evaluate one of them at a time")
-                found.setdefault(task.name, task)
+                if found.setdefault(task.name, task) is not task:
+                    raise UserError(f"two tasks are named {task.name}; evaluate one of them at a time")
     return [_set(task, settings) for task in found.values()] if _known(found, settings) else []
 
 
