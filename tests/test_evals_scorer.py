@@ -55,10 +55,10 @@ def mixed() -> list[Request]:
     ):
         context = ids(rng, length)
         requests += [(context, ids(rng, size)) for size in sizes]
-    common = ids(rng, 70)
-    for sizes in ((2, 5), (1, 1), (3,), (1,), (2, 2, 2)):
-        context = common + ids(rng, 20)
-        requests += [(context, ids(rng, size)) for size in sizes]
+    for common in (ids(rng, 70), ids(rng, 70)):
+        for sizes in ((2, 5), (1, 1), (3,), (1,), (2, 2, 2)):
+            context = common + ids(rng, 20)
+            requests += [(context, ids(rng, size)) for size in sizes]
     return requests
 
 

@@ -108,12 +108,9 @@ def _show(args: argparse.Namespace, shots: list[Shots | None]) -> int:
 
     if args.tasks or len(args.models) > 1:
         raise UserError("--show takes one task, and at most one model for its tokenizer; leave the others out")
+    tasks = load_tasks(select([args.show], args.set), args.data, args.words, args.limit)
     tokenizer, n_ctx = context_of(args.models[0] if args.models else None, args.tokenizer)
-    shown = [
-        prepared_prompts(loaded, k, args.item, tokenizer, n_ctx)
-        for loaded in load_tasks(select([args.show], args.set), args.data, args.words, args.limit)
-        for k in shots
-    ]
+    shown = [prepared_prompts(loaded, k, args.item, tokenizer, n_ctx) for loaded in tasks for k in shots]
     if args.json:
         print(json.dumps([each.as_data() for each in shown], indent=1, ensure_ascii=False))
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt3_jax.cluster.log import log
@@ -23,7 +24,9 @@ _EPILOG = """examples:
   gpt3-jax report zero --topology h100:1x8 --picture zero.png
   gpt3-jax report scaling                                      # 175B: compile time against depth and devices; 1 / N
   gpt3-jax report remat --topology h100:1x8 --model gpt3-xl    # memory and predicted time of each remat
-  gpt3-jax report compare evals/a evals/b                      # two evaluations, item by item"""
+  gpt3-jax report compare evals/a evals/b                      # two evaluations, item by item
+  gpt3-jax report in-context --out runs/in-context             # trains a small model that learns from its context
+  gpt3-jax report in-context --out runs/in-context --sizes small middle large --seeds 3"""
 
 _OPTIONS = {
     "paper": ("compiled", "devices", "reduce_dtype", "no_cache", "json"),
@@ -32,6 +35,7 @@ _OPTIONS = {
     "scaling": ("compiled", "devices", "json"),
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
+    "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
 }
 """The options of each report."""
 
@@ -53,12 +57,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "what",
-        choices=["paper", "zero", "published", "scaling", "remat", "compare"],
+        choices=list(_OPTIONS),
         help="paper: ZeRO's Tables 1 and 2 and Figure 1, GPT-3's Tables 2.1 and D.1, the papers' figures beside ours; "
         "zero: model state of stages 0 to 3, compiled, beside the formula; published: step times that plan's roofline "
         "predicts for published runs, beside those measured; scaling: 175B's compile time against depth and devices, "
         "and its model state against 1 / N; remat: memory and predicted time with each setting of memory.remat; "
-        "compare: two evaluations item by item: the difference, its standard error, a sign test",
+        "compare: two evaluations item by item: the difference, its standard error, a sign test; "
+        "in-context: trains small models on examples of rules, and draws their accuracy on words and rules "
+        "never seen against the number of examples (GPT-3 Figure 1.2); what is trained already is not trained again",
     )
     parser.add_argument(
         "folders",
@@ -107,6 +113,29 @@ def main(argv: list[str]) -> int:
         help="for zero, remat and paper --compiled: compile even if a cached result exists",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        metavar="DIR",
+        help="for in-context: folder of the runs, of in_context.csv and in_context.svg (default: runs/in-context)",
+    )
+    parser.add_argument(
+        "--sizes",
+        choices=["small", "middle", "large"],
+        nargs="+",
+        help="for in-context: sizes of the model (default: middle)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="for in-context: seeds 0 to N - 1 (default: 1)")
+    parser.add_argument(
+        "--items", type=int, metavar="N", help="for in-context: questions of each kind of rule (default: 200)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        metavar=("SECTION.KEY", "VALUE"),
+        help="for in-context: a setting of the training, as gpt3-jax train takes it; may be given several times",
+    )
     args = parser.parse_args(argv)
     _refuse_unheeded(args)
     if args.what == "paper":
@@ -130,6 +159,8 @@ def main(argv: list[str]) -> int:
         return _scaling(args)
     if args.what == "compare":
         return _compare(args)
+    if args.what == "in-context":
+        return _in_context(args, argv)
     if not args.topology:
         raise UserError(
             f"report {args.what} needs a topology: --topology v5p:2x2x2; gpt3-jax plan --list-topologies lists them"
@@ -234,6 +265,32 @@ def _zero(args: argparse.Namespace) -> int:
     if args.picture:
         memory_bars(receipts, [f"stage {stage}" for stage in STAGES], args.picture)
         log.info(f"wrote {args.picture}")
+    return 0
+
+
+def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
+    from gpt3_jax.plan.picture import check_picture
+    from gpt3_jax.reports import in_context, in_context_picture
+
+    seeds, items = args.seeds or 1, args.items or in_context.ITEMS
+    if min(seeds, items) < 1:
+        raise UserError(f"--seeds is {seeds} and --items {items}; expected at least 1")
+    out = Path(args.out or "runs/in-context")
+    out.mkdir(parents=True, exist_ok=True)
+    picture = str(out / "in_context.svg")
+    check_picture(picture)
+    overrides = [part for name, value in args.set or () for part in (f"--{name}", value)]
+    runs = [
+        (size, in_context.config_of(size, seed, out, overrides))
+        for seed in range(seeds)
+        for size in args.sizes or ["middle"]
+    ]
+    rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
+    text = in_context.to_csv(rows, in_context.notes(argv))
+    (out / "in_context.csv").write_text(text, encoding="utf-8")
+    in_context_picture.draw(rows, picture)
+    print(json.dumps([vars(row) for row in rows], indent=1) if args.json else in_context.table(rows))
+    log.info(f"wrote {out / 'in_context.csv'} and {picture}")
     return 0
 
 

@@ -8,18 +8,13 @@ import hashlib
 import lzma
 import os
 import sysconfig
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from gpt3_jax.config import SourceConfig
-from gpt3_jax.data.files import read_errors, reason, status
-from gpt3_jax.data.shards import ShardSource
-from gpt3_jax.data.tokenizer import ByteTokenizer
-from gpt3_jax.data.writer import ShardWriter
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.data import made_text
+from gpt3_jax.data.files import read_errors
+from gpt3_jax.errors import UserError
 
 HELDOUT_FRACTION = 0.04
 HELDOUT_BYTES = 300_000
@@ -75,7 +70,8 @@ def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText
     train, heldout = split(read_library(root))
     folder = Path(folder)
     for name, files in (("train", train), ("heldout", heldout)):
-        _ensure(folder / name, files)
+        recipe = {"text_sha256": _text_sha256(files), "files": len(files)}
+        made_text.ensure(folder / name, recipe, files.values())
     return StdlibText(
         train=SourceConfig(path=str(folder / "train")),
         heldout=SourceConfig(path=str(folder / "heldout")),
@@ -128,50 +124,6 @@ def split(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes
         size += len(files[name])
     train = {name: data for name, data in files.items() if name not in chosen}
     return train, {name: data for name, data in files.items() if name in chosen}
-
-
-def _ensure(folder: Path, files: Mapping[str, bytes]) -> None:
-    recipe = {"text_sha256": _text_sha256(files), "files": len(files)}
-    if _intact(folder, recipe):
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written under a unique name and then renamed, because another process may be doing the same.
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            _write(Path(temporary) / "new", files, recipe)
-            if folder.exists():
-                os.rename(folder, Path(temporary) / "old")
-            try:
-                os.rename(Path(temporary) / "new", folder)
-            except OSError:
-                if not _intact(folder, recipe):
-                    raise
-    except FileNotFoundError:
-        # Another process moved the old folder away first. It will also put the same text in place.
-        if not _intact(folder, recipe):
-            raise RunError(f"{folder} was taken away while it was being written; run again") from None
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {reason(error)}; free space or choose another folder") from error
-
-
-def _intact(folder: Path, recipe: Mapping[str, object]) -> bool:
-    if status(folder) is None:
-        return False
-    try:
-        source = ShardSource(folder)
-        source.verify()
-    except (UserError, RunError):
-        return False
-    return source.index.recipe == recipe
-
-
-def _write(folder: Path, files: Mapping[str, bytes], recipe: dict[str, object]) -> None:
-    tokenizer = ByteTokenizer()
-    with ShardWriter(folder, tokenizer, dict(recipe)) as writer:
-        for data in files.values():
-            tokens = np.append(np.frombuffer(data, np.uint8).astype(np.uint16), np.uint16(tokenizer.eot))
-            writer.append(tokens, np.array([len(tokens)]), len(data))
-        writer.finish()
 
 
 def _text_sha256(files: Mapping[str, bytes]) -> str:

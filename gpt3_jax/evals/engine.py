@@ -50,6 +50,11 @@ class Engine:
         """The engine of a model that `interop.loading.load_model` has read, on the same mesh."""
         return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel)
 
+    def use(self, params: Params) -> None:
+        """Takes other parameters of the same model from now on. What was compiled stays."""
+        self._params, self._generator = params, None
+        self._scorer.use(params)
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
 

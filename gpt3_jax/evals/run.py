@@ -69,6 +69,7 @@ def run(
     seeds: int,
     kept: KeptAnswers | None = None,
     on_record: Callable[[dict[str, Any]], None] = lambda _: None,
+    progress: bool = True,
 ) -> list[Cell]:
     """The numbers of one model.
 
@@ -78,11 +79,12 @@ def run(
             nothing to draw, and one seed is run.
         kept: answers of earlier runs are taken from it, and new ones added.
         on_record: gets one record for each item, K and seed.
+        progress: whether to log what is done and how much time is left.
     """
     cells: list[Cell] = []
     places = [(each, k) for each in loaded for k in columns(each.task, shots)]
     for number, (each, k) in enumerate(places, start=1):
-        where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})"
+        where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})" if progress else ""
         cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where)
     return cells
 
@@ -154,7 +156,7 @@ def _evaluate(
 def answer_all(
     subject: Subject, requests: Sequence[Request], kept: KeptAnswers | None, where: str
 ) -> dict[Request, Answer]:
-    """The answers to requests, equal ones asked once. Logs progress with the time left."""
+    """The answers to requests, equal ones asked once. Logs progress with the time left, unless `where` is empty."""
     answers: dict[Request, Answer] = {}
     missing: list[Request] = []
     for request in dict.fromkeys(requests):
@@ -164,14 +166,15 @@ def answer_all(
         else:
             answers[request] = known
     before = f", {len(answers):,} more were answered before" if answers else ""
-    log.info(f"{where}: {len(missing):,} requests{before}")
+    if where:
+        log.info(f"{where}: {len(missing):,} requests{before}")
     start = last = time.monotonic()
     for done, (index, answer) in enumerate(subject.answer(missing) if missing else (), start=1):
         answers[missing[index]] = answer
         if kept:
             kept.add(missing[index], answer)
         now = time.monotonic()
-        if now - last >= _EVERY_SECONDS:
+        if where and now - last >= _EVERY_SECONDS:
             last, left = now, (now - start) / done * (len(missing) - done)
             log.info(f"{where}: {done:,} of {len(missing):,} requests, {duration(left)} left")
     return answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.model.params import Params, param_table
@@ -33,7 +33,9 @@ def make_score(model: ModelConfig, mesh: Mesh, parallel: ParallelConfig, memory:
         specs = (zero.specs, by_row, None if past is None else prefix)
         return jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=by_row)(params, tree, past)
 
-    return jax.jit(sharded, compiler_options=compiler_options(mesh) if parallel.overlap else {})
+    # Whole on every device, so that each process of a run reads all of them.
+    options = compiler_options(mesh) if parallel.overlap else {}
+    return jax.jit(sharded, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
 
 
 def make_read_prefix(

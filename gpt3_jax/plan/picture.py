@@ -94,6 +94,6 @@ def pyplot() -> Any:
     except ImportError:
         raise UserError("a picture needs matplotlib; install it with pip install matplotlib") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as drawing
 
-    return pyplot
+    return drawing
