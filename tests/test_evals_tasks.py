@@ -182,6 +182,7 @@ def test_another_file_is_taken_as_it_is(tmp_path: Path) -> None:
             b'\n{"context": "a", "compl',
             r"F, line 2 is not JSON \(Unterminated string.*\): \{\"context\": \"a\",",
         ),
+        (b'{"context": "a\\ud83d", "completion": "b"}', r"F, line 1: 'context' has half a character, '\\ud83d'"),
         (b"[1, 2]", r"F, line 1 is a list; expected an object: \[1, 2\]"),
         (b"[" * 100_000, r"F, line 1 is not JSON \(RecursionError\): \[\[\[.*\.\.\.; expected one object a line"),
         (b'{"context": "a",\n"completion": "caf\xe9"}', r"F, line 2 is not UTF-8 text \(byte 35\)"),
