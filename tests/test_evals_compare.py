@@ -15,7 +15,7 @@ from exact_model import ExactModel, subject
 from gpt3_jax.cli import main as front
 from gpt3_jax.evals import picture
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
-from gpt3_jax.evals.results import Results
+from gpt3_jax.evals.results import Results, by_task
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source
 from gpt3_jax.reports import paired
@@ -124,3 +124,16 @@ def test_pictures_are_drawn_where_results_are_enough(tmp_path: Path) -> None:
     assert picture.draw(results, tmp_path) == ["shots.png", "size.png", "tokens.png"]
     for name in ("shots.png", "size.png", "tokens.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_mean_over_tasks_is_of_what_all_of_them_have() -> None:
+    loaded = load_tasks(select([f"{TASK},three_digit_addition,four_digit_addition"]), limit=4)
+    knows = ExactModel(lambda a, b: a < 100 or b % 2 == 0)
+    results = evaluate_subjects([subject(knows)], loaded, [0, 1])
+    groups = by_task(results.cells)
+    assert not picture._mean(dict(list(groups.items())[:2])), "too few"
+    ((name, means),) = picture._mean(groups).items()
+    assert name == ("mean of 3 tasks", "exact match") and [cell.shots for cell in means] == [0, 1]
+    of_k0 = [cell for cell in results.cells if cell.shots == 0]
+    assert means[0].value == pytest.approx(sum(cell.value for cell in of_k0) / 3)
+    assert means[0].stderr == pytest.approx(math.sqrt(sum((cell.stderr or 0) ** 2 for cell in of_k0)) / 3)

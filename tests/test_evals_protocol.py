@@ -164,9 +164,13 @@ def test_an_item_that_does_not_fit_alone_is_left_out() -> None:
 def test_too_few_demonstrations_are_refused() -> None:
     for items, shots, message in (
         (Items(POOL, None, "f.jsonl"), 1, "f.jsonl: task squares has no test split to draw 1 demonstrations from"),
-        (Items(POOL, POOL, "f.jsonl"), 12, "f.jsonl: 11 examples other than the item itself to draw from, and 12"),
-        (Items(POOL, POOL[:2], "f.jsonl"), 3, "f.jsonl: 2 examples to draw from, and 3"),
-        (Items(POOL[:1], POOL[:1], "f.jsonl"), "max", "0 examples other"),
+        (
+            Items(POOL, POOL, "f.jsonl"),
+            12,
+            "f.jsonl: 12 demonstrations were asked for, and there are 11 other",
+        ),
+        (Items(POOL, POOL[:2], "f.jsonl"), 3, "f.jsonl: 3 demonstrations were asked for, and there are 2 to draw from"),
+        (Items(POOL[:1], POOL[:1], "f.jsonl"), "max", "there are 0 other"),
     ):
         if items.test is items.train or items.train is None or len(items.train) == 2:
             with pytest.raises(UserError, match=message):

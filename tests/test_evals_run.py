@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,16 @@ def test_the_papers_value_is_that_of_the_same_shape_and_k() -> None:
 
 
 @pytest.mark.parametrize("stop_with", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path, stop_with: type[BaseException]) -> None:
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    tmp_path: Path, stop_with: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gpt3_jax")
     whole = run(ExactModel(even), tmp_path / "whole")
     first = ExactModel(even, stop_after=17, stop_with=stop_with)
     with pytest.raises(stop_with):
         run(first, tmp_path / "again")
     assert not (tmp_path / "again" / RESULTS).exists()
+    assert re.search(r"17 answers are kept in .*answers\.jsonl; the same command goes on from there", caplog.text)
     second = ExactModel(even)
     assert run(second, tmp_path / "again").cells == whole.cells
     assert len(first.asked) == 17 and not set(first.asked) & set(second.asked)
@@ -148,6 +153,13 @@ def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     assert words.value == pytest.approx(math.exp(-LOGPROB * 19 / 4))
     assert model.asked[0].stride == 7  # type: ignore[union-attr]
     assert loss.stderr is None and "–" in results.table()
+
+
+def test_a_perplexity_without_bound_is_said_as_such(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a" * 1000)
+    results = evaluate_subjects([subject(ExactModel())], load_tasks(select([f"text:{tmp_path / 'long.txt'}"])), [0])
+    assert results.cells[1].value == math.inf and " inf " in results.table()
+    assert json.loads(results.to_json(), parse_constant=lambda name: pytest.fail(name))["cells"][1]["value"] is None
 
 
 def test_choices_have_a_chance_level(tmp_path: Path) -> None:

@@ -141,6 +141,18 @@ def test_generated_rows_and_openais_files_are_read_alike(tmp_path: Path) -> None
     assert task.row == "Reversed Words" and load(str(packed)).test == [Item("0", "taefed =", "defeat")]
 
 
+def test_a_published_file_is_taken_from_the_folder_of_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "two_digit_addition.jsonl", pairs([("\n\nQ: What is 98 plus 45?\n\nA:", " 143")]))
+    caplog.set_level("INFO", "gpt3_jax")
+    names = ["two_digit_addition,two_digit_subtraction", "two_digit_addition"]
+    first, second = select(names, data=str(tmp_path))
+    assert first.load(Source(), first.options).test == [Item("0", "Q: What is 98 plus 45?\n\nA:", "143")]
+    assert second is TASKS["two_digit_subtraction"]
+    assert "has no two_digit_subtraction.jsonl or .jsonl.gz; the task is generated" in caplog.text
+    with pytest.raises(UserError, match="the folder of data sets 'none' is not there"):
+        select(["two_digit_addition"], data="none")
+
+
 def test_another_file_is_taken_as_it_is(tmp_path: Path) -> None:
     file = write(tmp_path / "capitals.jsonl", pairs([("\nFrance:", " Paris"), ("\n\nSpain:", " Madrid")]))
     (task,) = select([file])
@@ -170,6 +182,7 @@ def test_another_file_is_taken_as_it_is(tmp_path: Path) -> None:
             b'\n{"context": "a", "compl',
             r"F, line 2 is not JSON \(Unterminated string.*\): \{\"context\": \"a\",",
         ),
+        (b'{"context": "a\\ud83d", "completion": "b"}', r"F, line 1: 'context' has half a character, '\\ud83d'"),
         (b"[1, 2]", r"F, line 1 is a list; expected an object: \[1, 2\]"),
         (b"[" * 100_000, r"F, line 1 is not JSON \(RecursionError\): \[\[\[.*\.\.\.; expected one object a line"),
         (b'{"context": "a",\n"completion": "caf\xe9"}', r"F, line 2 is not UTF-8 text \(byte 35\)"),
@@ -309,6 +322,8 @@ def test_names_are_joined_by_commas_and_each_task_is_taken_once() -> None:
         (["zzz"], [], "unknown task 'zzz'; there are arithmetic, words, two_digit_addition, "),
         (["gs://b/x.jsonl"], [], "'gs://b/x.jsonl' is an address"),
         (["text:gs://b/x"], [], "'gs://b/x' is an address"),
+        (["./README.jsonl,x"], [], "README.jsonl is not there"),
+        (["text:a/b.txt", "text:c/b.txt"], [], "two tasks are named text:b.txt; evaluate one of them at a time"),
         (["words"], ["stop"], "--set 'stop' has no value"),
         (["words"], ["step=1"], "no task has an open setting 'step'; there are decoding, instructed, item_seed"),
         (["words"], ["two_digit_addition.stop=x"], "'two_digit_addition' is not among the tasks"),

@@ -72,7 +72,7 @@ def test_a_prompt_is_printed_byte_for_byte(tmp_path: Path, capsys: pytest.Captur
         (["--show", "text:x"], "task text:x has no prompt: the model reads the text itself"),
         (["--show", "two_digit_addition", "--item", "x"], "has no item 'x'; they are 0 to 1999"),
         (["--show", "two_digit_addition", "--tasks", "words"], "--show takes one task"),
-        (["--show", "two_digit_addition", "--shots", "2000"], "1999 examples other than the item itself"),
+        (["--show", "two_digit_addition", "--shots", "2000"], "there are 1999 other than the item itself"),
         (["m", "--tokenizer", "bytes"], "--tokenizer and --item are for --show"),
         (["m", "--tasks", "nothing"], "unknown task 'nothing'"),
         (["m", "--tasks", "arithmetic", "--set", "stop"], "--set 'stop' has no value"),

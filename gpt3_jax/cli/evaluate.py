@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
     config = load_config([], dotted)
     parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
-    tasks = load_tasks(select(args.tasks or ["arithmetic"], args.set), args.data, args.words, args.limit)
+    tasks = load_tasks(select(args.tasks or ["arithmetic"], args.set, args.data), args.data, args.words, args.limit)
     from gpt3_jax.cluster import compilation_cache
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
@@ -108,7 +108,7 @@ def _show(args: argparse.Namespace, shots: list[Shots | None]) -> int:
 
     if args.tasks or len(args.models) > 1:
         raise UserError("--show takes one task, and at most one model for its tokenizer; leave the others out")
-    tasks = load_tasks(select([args.show], args.set), args.data, args.words, args.limit)
+    tasks = load_tasks(select([args.show], args.set, args.data), args.data, args.words, args.limit)
     tokenizer, n_ctx = context_of(args.models[0] if args.models else None, args.tokenizer)
     shown = [prepared_prompts(loaded, k, args.item, tokenizer, n_ctx) for loaded in tasks for k in shots]
     if args.json:
@@ -185,7 +185,13 @@ def _parser() -> argparse.ArgumentParser:
         "results.json lists them, each with its default and the reason",
     )
     parser.add_argument("--words", type=local_path, metavar="FILE", help="list of words for the word tasks, one a line")
-    parser.add_argument("--data", type=local_path, metavar="DIR", help="folder of data sets, for tasks that read them")
+    parser.add_argument(
+        "--data",
+        type=local_path,
+        metavar="DIR",
+        help="folder of data sets: a task is read from its published file there, such as two_digit_addition.jsonl, and "
+        "generated only if there is none",
+    )
     parser.add_argument(
         "--out",
         type=local_path,

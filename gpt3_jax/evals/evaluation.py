@@ -22,6 +22,7 @@ from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
+from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
 
@@ -46,7 +47,7 @@ def evaluate(
         shots: each K; "max" for as many demonstrations as fit, None for the paper's K of each task.
         seeds: how often demonstrations are drawn.
         limit: evaluate the first so many items of each task.
-        data: folder with data sets' own files, for tasks that read them.
+        data: folder of data sets' own files, such as OpenAI's; a task is read from its file where it is there.
         words: list of words for the word tasks.
         settings: ``NAME=VALUE`` or ``TASK.NAME=VALUE``, for what the paper leaves open.
         out: folder for results, records of items and kept answers; None: nothing is written.
@@ -59,7 +60,9 @@ def evaluate(
     from gpt3_jax.evals.loading import load
 
     folders = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
-    chosen = load_tasks(select([tasks] if isinstance(tasks, str) else list(tasks), settings), data, words, limit)
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    folder_of_data = None if data is None else local_path(data, "folder of data sets")
+    chosen = load_tasks(select(names, settings, folder_of_data), data, words, limit)
     return evaluate_subjects((load(folder, parallel) for folder in folders), chosen, shots, seeds, out)
 
 

@@ -84,7 +84,7 @@ def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     count, bottom = len(scored), sum(bottoms)
     found = sum(tops) / bottom if bottom else math.nan
     value = metric.of_ratio(found)
-    if count < 2:
+    if count < 2 or not math.isfinite(value):
         return Estimate(value, None, None, count)
     rest = [(top - found * part) for top, part in zip(tops, bottoms, strict=True)]
     stderr = (
@@ -126,6 +126,10 @@ def _minus_logprob(_: Item, judgement: Judgement) -> float:
     return -(judgement.logprob or 0.0)
 
 
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
 def _same(value: float) -> float:
     return value
 
@@ -136,7 +140,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("accuracy", "%", 1, accuracy, mean),
         Metric("exact match", "%", 1, exact_match, mean),
         Metric("loss per token", "nats", -1, _minus_logprob, ratio, lambda j: j.tokens, _same),
-        Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, math.exp),
+        Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, _exp),
         Metric("bits per byte", "bits", -1, _minus_logprob, ratio, lambda j: j.bytes * math.log(2), _same),
     )
 }

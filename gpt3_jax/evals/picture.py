@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,31 @@ def draw(results: Results, folder: Path) -> list[str]:
     tokens = {model["tokens"] for model in results.models if model.get("tokens")}
     made = []
     if several:
+        several = _mean(several) | several
         made.append(_grid(results, several, folder / BY_SHOTS, "demonstrations in the prompt (K)", _by_shots))
     if sizes and known:
         made.append(_grid(results, known, folder / BY_SIZE, "parameters", _by("parameters", paper=True)))
     if len(tokens) > 1:
         made.append(_grid(results, groups, folder / BY_TOKENS, "training tokens", _by("tokens", paper=False)))
     return made
+
+
+def _mean(groups: dict[tuple[str, str], list[Cell]]) -> dict[tuple[str, str], list[Cell]]:
+    """The mean over all tasks that are measured in per cent, as a group of its own, if there are three or more."""
+    tasks = [cells for (_, metric), cells in groups.items() if METRICS[metric].unit == "%"]
+    if len(tasks) < 3:
+        return {}
+    by_place = [{(cell.model, cell.shots): cell for cell in cells} for cells in tasks]
+    means = []
+    for place in by_place[0]:
+        cells = [found[place] for found in by_place if place in found]
+        if len(cells) == len(tasks):
+            stderr = math.sqrt(sum((cell.stderr or 0.0) ** 2 for cell in cells)) / len(cells)
+            value = statistics.fmean(cell.value for cell in cells)
+            shots = statistics.fmean(cell.shots_mean for cell in cells)
+            mean = dataclasses.replace(cells[0], value=value, stderr=stderr, shots_mean=shots, row=None, chance=None)
+            means.append(mean)
+    return {(f"mean of {len(tasks)} tasks", tasks[0][0].metric): means} if means else {}
 
 
 _Panel = Callable[[Any, Results, Sequence[Cell]], None]

@@ -151,8 +151,8 @@ def check_shots(task: Task, items: Items, shots: Shots) -> None:
     if there < (1 if shots == "max" else shots):
         of = "other than the item itself " if items.train is items.test else ""
         raise UserError(
-            f"{items.source}: {there} example{'s' if there != 1 else ''} {of}to draw from, and {shots} demonstrations "
-            f"were asked for; give more, or --shots {there} at most"
+            f"{items.source}: {shots} demonstrations were asked for, and there {'is' if there == 1 else 'are'} {there} "
+            f"{of}to draw from; give more examples, or --shots {there} at most"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ class Cell:
         return None if self.shots == "max" else paper_value(self.row, self.metric, self.shots, self.size)
 
     def as_data(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"unit": METRICS[self.metric].unit, "paper": self.paper}
+        """For JSON, which has no infinity: null stands for a value that is not finite."""
+        finite = {"value": _finite(self.value), "by_seed": [_finite(value) for value in self.by_seed]}
+        return dataclasses.asdict(self) | finite | {"unit": METRICS[self.metric].unit, "paper": self.paper}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +123,13 @@ class Results:
         return json.dumps(self.as_data(), indent=1, ensure_ascii=False) + "\n"
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else str(value)
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 

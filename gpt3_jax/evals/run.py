@@ -123,7 +123,7 @@ def _evaluate(
         scored.append(Scored(each.item, each.seed, judgement))
         on_record(_record(subject, task, shots, each, scored[-1], answers))
     asked = {request for each in prepared for request in each.requests}
-    straddling = sum(isinstance(answers[request], Score) and answers[request].straddles for request in asked)  # type: ignore[union-attr]
+    straddling = sum(isinstance(found := answers[request], Score) and found.straddles for request in asked)
     cells = []
     for name in task.metrics:
         metric = METRICS[name]

@@ -64,6 +64,7 @@ def text(row: dict[str, Any], field: str, where: str) -> str:
         raise UserError(f"{where}: {field!r} is {_kind(value)}; expected text")
     if not value.strip():
         raise UserError(f"{where}: {field!r} is empty; expected text")
+    _require_characters(value, field, where)
     return value
 
 
@@ -78,7 +79,18 @@ def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[s
     for each in value:
         if not isinstance(each, str) or not each.strip():
             raise UserError(f"{where}: {field!r} holds {_short(json.dumps(each))}; expected texts")
+        _require_characters(each, field, where)
     return tuple(value)
+
+
+def _require_characters(value: str, field: str, where: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = value[error.start]
+        raise UserError(
+            f"{where}: {field!r} has half a character, {found!a}; write the other half, or neither"
+        ) from None
 
 
 def required(row: dict[str, Any], field: str, where: str) -> Any:

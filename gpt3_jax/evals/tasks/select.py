@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from gpt3_jax.data.files import regular
+from gpt3_jax.cluster.log import log
+from gpt3_jax.data.files import is_file, is_folder, regular
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import analogies, arithmetic, openai_files, text, words
@@ -31,23 +32,27 @@ _DELIMITER = Open(
 _FILE = re.compile(r"\.(jsonl|ndjson)(\.(gz|zst))?$", re.IGNORECASE)
 
 
-def select(names: Sequence[str], settings: Sequence[str] = ()) -> list[Task]:
+def select(names: Sequence[str], settings: Sequence[str] = (), data: str | None = None) -> list[Task]:
     """The tasks of names such as ``arithmetic`` or ``text:book.txt``, in their order, each once.
 
     Args:
         names: may be joined by commas, unless what is between the commas together is a file.
         settings: ``NAME=VALUE`` or ``TASK.NAME=VALUE``, values for what the paper leaves open.
+        data: a folder; a task that would be generated is read from its published file, if it is there.
 
     Raises:
         UserError: an unknown task or setting, or a file that is not there.
     """
     found: dict[str, Task] = {}
+    given: dict[str, str] = {}
     for each in names:
-        for name in [each] if os.path.exists(each) else each.split(","):
-            for task in _named(name.strip()):
-                if task.name in found and _FILE.search(name):
-                    raise UserError(f"task {task.name} is given twice; evaluate one of them at a time")
-                found.setdefault(task.name, task)
+        for name in [each] if os.path.exists(each) else map(str.strip, each.split(",")):
+            by_name = name in GROUPS or name in TASKS
+            for task in _named(name):
+                if given.setdefault(task.name, "" if by_name else name) != ("" if by_name else name):
+                    raise UserError(f"two tasks are named {task.name}; evaluate one of them at a time")
+                if task.name not in found:
+                    found[task.name] = _published(task, data) if by_name else task
     return [_set(task, settings) for task in found.values()] if _known(found, settings) else []
 
 
@@ -65,6 +70,19 @@ def _named(name: str) -> Sequence[Task]:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(known)}, and files PATH.jsonl"
     raise UserError(f"unknown task {name!r}; {hint}")
+
+
+def _published(task: Task, data: str | None) -> Task:
+    """The task from its file in the folder `data`, or as it is."""
+    if data is None:
+        return task
+    if not is_folder(data):
+        raise UserError(f"the folder of data sets {data!r} is not there; give one that is")
+    for name in (f"{task.name}.jsonl", f"{task.name}.jsonl.gz"):
+        if is_file(path := os.path.join(data, name)):
+            return _of_file(path)
+    log.info(f"{data} has no {task.name}.jsonl or .jsonl.gz; the task is generated")
+    return task
 
 
 def _of_file(path: str) -> Task:
