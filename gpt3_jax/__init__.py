@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpt3_jax import environment
 
 if TYPE_CHECKING:
-    from gpt3_jax import interop, model, train
+    from gpt3_jax import evals, interop, model, train
     from gpt3_jax.config import Config, load_config, preset, presets
     from gpt3_jax.errors import RunError, UserError
     from gpt3_jax.generation import generate
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "RunError",
     "UserError",
+    "evals",
     "generate",
     "interop",
     "load_config",
@@ -35,7 +36,7 @@ __all__ = [
 # Here, because every import of the package runs this file, and it must be done before JAX starts.
 environment.hush_absent_devices()
 
-_PACKAGES = frozenset({"interop", "model", "train"})
+_PACKAGES = frozenset({"evals", "interop", "model", "train"})
 _HOMES = {
     "Config": "gpt3_jax.config",
     "RunError": "gpt3_jax.errors",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from gpt3_jax.errors import RunError, UserError
 
-_TPU_NODES = ("accel*", "vfio/[0-9]*")
-_GPU_NODES = ("nvidia[0-9]*", "dxg", "kfd")
+TPU_NODES = ("accel*", "vfio/[0-9]*")
+GPU_NODES = ("nvidia[0-9]*", "dxg", "kfd")
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -56,9 +56,9 @@ def hush_absent_devices() -> None:
     """Silences libtpu and JAX's CUDA plugin if they are installed for planning and there is no such device. Otherwise
     they print errors at every start of JAX. Keeps variables that are already set, and does nothing if the device
     exists."""
-    if importlib.util.find_spec("libtpu") is not None and not _have(_TPU_NODES):
+    if importlib.util.find_spec("libtpu") is not None and not has_devices(TPU_NODES):
         _set_defaults(_WITHOUT_TPU)
-    if importlib.util.find_spec("jax_plugins") is not None and not _have(_GPU_NODES):
+    if importlib.util.find_spec("jax_plugins") is not None and not has_devices(GPU_NODES):
         _set_defaults(_WITHOUT_GPU)
 
 
@@ -77,7 +77,7 @@ def cpu_only() -> bool:
     if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None:
         return True
     # A plugin without a device may be installed for planning.
-    return not _have(_TPU_NODES + _GPU_NODES)
+    return not has_devices(TPU_NODES + GPU_NODES)
 
 
 def start_devices(*, compiles_ahead: bool = False) -> None:
@@ -148,7 +148,8 @@ def _held_back_log() -> Iterator[list[str]]:
                 logging.getLogger(record.name).handle(record)
 
 
-def _have(nodes: tuple[str, ...]) -> bool:
+def has_devices(nodes: tuple[str, ...]) -> bool:
+    """Whether the machine has one of the device files, `TPU_NODES` or `GPU_NODES`."""
     return any(any(Path("/dev").glob(node)) for node in nodes)
 
 

@@ -68,6 +68,17 @@ STOPS: dict[str, dict[Place, str]] = {
         **_saving("run"),
     },
     "generate": {**_TRAINED, **_RUN},
+    "evaluate": {
+        **_TRAINED,
+        **_RUN,
+        ("open to read", "pairs.jsonl"): "the task",
+        ("mkdir", "evals"): "the folder of results",
+        ("open to write", "evals/items.partial"): "what each item was asked and answered",
+        ("rename", "evals/items.partial"): "the same, put in its place",
+        ("open to write", "evals/answers.jsonl"): "answers as they come",
+        ("open to write", "evals/results.partial"): "the results",
+        ("rename", "evals/results.partial"): "the same, put in its place",
+    },
     "data tokenize": {
         ("open to read", "book.txt"): "the text",
         ("mkdir", "shards.partial"): "the folder of what is not complete",

@@ -311,7 +311,7 @@ def test_a_state_that_the_memory_does_not_hold_is_not_made(
     for room, fits in ((2 * 12 * padded / 8 + 100, True), (2 * 12 * padded / 8 - 100, False)):
         monkeypatch.setattr(checkpoint, "capacity", lambda device, room=room: room)
         if fits:
-            checkpoint._require_memory(abstract_state(config, mesh := make_mesh(config.parallel)), mesh)
+            checkpoint.require_memory(abstract_state(config, mesh := make_mesh(config.parallel)), mesh)
         else:
             with pytest.raises(UserError, match=r"the training state needs .* GiB on a device"):
                 checkpoint.measure(config, str(folder), repeat=1)

@@ -203,6 +203,11 @@ def test_names_of_earlier_versions_are_read_and_said(tmp_path: Path, caplog: pyt
     assert said == [f"train.{name} is now called memory.{name}; the old name still works" for name in BEFORE]
 
 
+def test_the_ramps_sizes_were_called_stages(tmp_path: Path) -> None:
+    assert load(tmp_path, "train: {ramp_stages: 4}").train.ramp_sizes == 4
+    assert from_dict({"train": {"ramp_stages": 4}}) == load_config([], ["--train.ramp_stages", "4"])
+
+
 def test_a_record_without_newer_settings_had_their_defaults() -> None:
     record: dict[str, Any] = to_dict(Config())
     record["train"] |= record.pop("memory")

@@ -14,7 +14,7 @@ import pytest
 import tiktoken
 
 from gpt3_jax.data.long_runs import LETTER, NUMBER, OTHER, SPACE, encode_piece, segments
-from gpt3_jax.data.tokenizer import GPT2_PATTERN, BpeTokenizer, _classes, load_tokenizer
+from gpt3_jax.data.tokenizer import GPT2_PATTERN, BpeTokenizer, character_classes, load_tokenizer
 from gpt3_jax.errors import UserError
 
 # Merges that overlap, so that where a run is cut matters: tokens of 2, 4, 8 blanks, words with and without a blank.
@@ -80,7 +80,7 @@ def test_parts_of_a_text_are_encoded_as_the_whole(run: int) -> None:
     for _ in range(4000):
         few = rng.sample(alphabet, rng.randrange(1, 6))
         text = "".join(rng.choice(few) * rng.choice([1, 1, 2, 3, 5, 9]) for _ in range(rng.randrange(1, 40)))
-        parts = list(segments(text, _classes(), run))
+        parts = list(segments(text, character_classes(), run))
         assert "".join(part for part, _ in parts) == text
         ids = [tokenizer._merge(p) if whole else tokenizer._encode(tokenizer._encoding, p) for p, whole in parts]
         assert np.concatenate(ids).tolist() == tokenizer._encode(tokenizer._encoding, text).tolist(), repr(text)
@@ -94,7 +94,7 @@ def test_every_neighbourhood_of_a_long_run(tokenizer: BpeTokenizer) -> None:
         text = before + middle + after
         ids = [
             tokenizer._merge(p) if whole else tokenizer._encode(tokenizer._encoding, p)
-            for p, whole in segments(text, _classes(), 3)
+            for p, whole in segments(text, character_classes(), 3)
         ]
         assert np.concatenate(ids).tolist() == tokenizer._encode(tokenizer._encoding, text).tolist(), repr(text)
 
@@ -149,7 +149,7 @@ def test_a_million_blanks(end: str, tokenizer: BpeTokenizer) -> None:
 
 
 def test_classes_are_those_of_the_pattern(tokenizer: BpeTokenizer) -> None:
-    classes = _classes()
+    classes = character_classes()
     expected = {"a": LETTER, "é": LETTER, "日": LETTER, "1": NUMBER, "½": NUMBER, "٣": NUMBER, "!": OTHER, "\0": OTHER}
     expected |= {" ": SPACE, "\n": SPACE, "\x85": SPACE, "\u3000": SPACE, "\x1c": OTHER, "\u200b": OTHER, "🎉": OTHER}
     assert {character: int(classes[ord(character)]) for character in expected} == expected

@@ -56,7 +56,7 @@ _ENTRIES = {
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: nothing to be quiet")
-@pytest.mark.skipif(environment._have(environment._TPU_NODES), reason="this machine has a TPU")
+@pytest.mark.skipif(environment.has_devices(environment.TPU_NODES), reason="this machine has a TPU")
 @pytest.mark.parametrize(
     "entry", [entry if entry == "generate" else pytest.param(entry, marks=pytest.mark.slow) for entry in _ENTRIES]
 )
@@ -71,10 +71,10 @@ def test_libtpu_without_a_tpu_says_nothing(run_dir: Path, entry: str) -> None:
     ("installed", "nodes", "hushed"),
     [
         ({"libtpu"}, (), "TPU_SKIP_MDS_QUERY"),
-        ({"libtpu"}, environment._TPU_NODES, ""),
-        ({"libtpu"}, environment._GPU_NODES, "TPU_SKIP_MDS_QUERY"),
+        ({"libtpu"}, environment.TPU_NODES, ""),
+        ({"libtpu"}, environment.GPU_NODES, "TPU_SKIP_MDS_QUERY"),
         ({"jax_plugins"}, (), "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"),
-        ({"jax_plugins"}, environment._GPU_NODES, ""),
+        ({"jax_plugins"}, environment.GPU_NODES, ""),
         (set(), (), ""),
     ],
 )
@@ -86,7 +86,7 @@ def test_only_absent_devices_are_hushed(
     for name in ("TPU_SKIP_MDS_QUERY", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"):
         monkeypatch.delenv(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
-    monkeypatch.setattr(environment, "_have", lambda asked: asked == nodes)
+    monkeypatch.setattr(environment, "has_devices", lambda asked: asked == nodes)
     environment.hush_absent_devices()
     assert {name for name in _HUSHED if os.environ.get(name, "as it was") != "as it was"} == ({hushed} - {""})
 
@@ -108,7 +108,7 @@ _SETTINGS: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.skipif(environment._have(environment._GPU_NODES), reason="this machine has a GPU")
+@pytest.mark.skipif(environment.has_devices(environment.GPU_NODES), reason="this machine has a GPU")
 @pytest.mark.parametrize(
     ("env", "line"),
     [
@@ -224,7 +224,7 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 _UNTYPED: Any = gpt3_jax  # as a caller sees it who has no type checker
 _MISUSE: dict[str, tuple[Any, str]] = {
-    "a folder that is None": (lambda run: _UNTYPED.generate(None, "a"), "run folder is None, of type NoneType; expect"),
+    "a folder that is None": (lambda run: _UNTYPED.generate(None, "a"), "folder is None, of type NoneType; expected"),
     "a prompt that is a number": (lambda run: _UNTYPED.generate(run, 5), "prompts is 5, of type int; expected a text"),
     "prompts that are numbers": (lambda run: _UNTYPED.generate(run, [5]), "prompt 1 is of type int; expected text"),
     "max_tokens as text": (lambda run: _UNTYPED.generate(run, "a", max_tokens="4"), "max_tokens is '4', of type str"),

@@ -21,6 +21,8 @@ from gpt3_jax.config import to_dict
 COMMANDS = {
     "train": "train --config {d}/run.yaml --train.run_dir {d}/run --train.tokens 256 --checkpoint.keep_last 1",
     "generate": "generate {d}/run --prompt a --max-tokens 2",
+    "evaluate": "evaluate {d}/run --tasks {d}/pairs.jsonl --shots 0 --set max_tokens=2 --set decoding=greedy "
+    "--out {d}/evals",
     "data tokenize": "data tokenize {d}/book.txt --out {d}/shards --tokenizer bytes --workers 1",
     "data inspect": "data inspect {d}/tokens --verify",
     "bench loader": "bench loader {d}/tokens --batches 1 --repeat 1 --batch 2 --n-ctx 16",
@@ -31,6 +33,7 @@ QUICK = ("data tokenize", "data inspect", "bench loader")
 KEPT_PARTS = {
     "train": ("run/checkpoints/tokens-256/",),
     "data tokenize": ("shards.partial/", "shards/"),
+    "evaluate": ("evals/",),
     "convert from-hf": ("run2/config.yaml", "run2/checkpoints/tokens-0/"),
 }
 """What a command may leave when it fails: it goes on from there, or writes it again. A checkpoint that was put in its
@@ -49,6 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_tokens(folder / "tokens", 4000)
     (folder / "book.txt").write_text("a text\n" * 50)
+    pairs = ('{"context": "a", "completion": "b"}\n', '{"context": "c", "completion": "d"}\n')
+    (folder / "pairs.jsonl").write_text("".join(pairs))
     config = tiny(
         folder,
         folder / "run",

@@ -15,6 +15,7 @@ from gpt3_jax.cli import main as command_line
 from gpt3_jax.cli.generate import main
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.errors import UserError
+from gpt3_jax.generation import Beam, Generator
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.state import init_state
@@ -105,6 +106,29 @@ def test_json_says_all_about_each_completion(run_dir: Path, capsys: pytest.Captu
     assert (records[1]["finish"], records[1]["completion_tokens"]) == ("context", 2)
 
 
+def test_a_stop_text_ends_a_completion(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = greedy(run_dir, "hello", tokens=12)
+    stop = text[5:7]
+    assert main([str(run_dir), "--prompt", "hello", "--stop", stop, "--max-tokens", "12", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == text[: text.index(stop)] + "\n"
+    found = gpt3_jax.generate(run_dir, "hello", max_tokens=12, temperature=0, stop=["never there", stop])
+    assert found == [text[: text.index(stop)]]
+    arguments = [str(run_dir), "--prompt", "hello", "--stop", stop, "--json", "--max-tokens", "12"]
+    assert main([*arguments, "--temperature", "0"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["finish"]) == (text[: text.index(stop)], "stop")
+
+
+def test_beams_are_those_of_the_library(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["hello", "a", "two words"]
+    assert main([str(run_dir), *(f"--prompt={text}" for text in prompts), "--beams", "3", "--max-tokens", "6"]) == 0
+    generator = Generator.load(run_dir)
+    found = dict(generator.complete(generator.encode(prompts), (), 6, Beam(3)))
+    shown = "".join(f"--- prompt {i + 1} of 3 ---\n{found[i].text}\n" for i in range(3))
+    assert capsys.readouterr().out == shown
+    assert [found[i].text for i in range(3)] != greedy(run_dir, *prompts)
+
+
 def test_a_full_context_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--prompt", "x" * 30, *OPTIONS]) == 0
     assert "the context of 32 tokens is full" in capsys.readouterr().err
@@ -117,6 +141,9 @@ def test_a_full_context_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str
         (["{run}", "--prompt", "a" * 40], "prompt 1 is 40 tokens long; the model's context is 32 tokens"),
         (["{run}", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0"),
         (["{run}", "--prompt", "a", "--top-p", "2"], "top_p is 2.0"),
+        (["{run}", "--prompt", "a", "--stop", ""], "stop string 1 is empty"),
+        (["{run}", "--prompt", "a", "--beams", "0"], "beam width is 0"),
+        (["{run}", "--prompt", "a", "--beams", "2", "--top-k", "3"], "leave out --top-k, or --beams"),
         (["{run}", "--file", "absent.txt"], "prompt file 'absent.txt' cannot be read: No such file"),
         (["{tmp}", "--prompt", "a"], "holds no checkpoint"),
     ],

@@ -272,8 +272,16 @@ def test_documents_begin_with_the_instruction_or_an_example(held_out: bool) -> N
 # The text in a run, and the command
 # ---------------------------------------------------------------------------------------------------------------
 
-TINY = ("model.n_layers 3", "model.attention_pattern [banded,banded,dense]", "model.d_model 32", "model.n_heads 2")
-TINY += ("model.n_ctx 128", "train.tokens 2048", "train.batch_tokens 1024", "optimizer.warmup_tokens 256")
+TINY = (
+    "model.n_layers 3",
+    "model.attention_pattern [banded,banded,dense]",
+    "model.d_model 32",
+    "model.n_heads 2",
+    "model.n_ctx 128",
+    "train.tokens 2048",
+    "train.batch_tokens 1024",
+    "optimizer.warmup_tokens 256",
+)
 
 
 def test_a_training_sequence_is_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

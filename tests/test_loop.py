@@ -107,7 +107,7 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
         tmp_path / "run",
         parallel={"data": 8},
         train={
-            "tokens": 4096, "batch_tokens": 512, "ramp_start_tokens": 128, "ramp_tokens": 1536, "ramp_stages": 3,
+            "tokens": 4096, "batch_tokens": 512, "ramp_start_tokens": 128, "ramp_tokens": 1536, "ramp_sizes": 3,
             "eval_tokens": 1024, "tensorboard": True,
         },
         checkpoint={"every_tokens": 2048},

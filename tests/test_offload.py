@@ -19,6 +19,7 @@ from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
 from gpt3_jax import devices
 from gpt3_jax.config import load_config
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import estimate, placement, roofline
 from gpt3_jax.plan.predict import rates
 from gpt3_jax.plan.receipt import make_receipt
@@ -320,7 +321,8 @@ def test_a_loops_copies_are_one_for_each_block() -> None:
 def test_the_estimate_knows_its_copies_and_its_work(cell: Cell) -> None:
     settings = config(cell)
     ours, full = (
-        estimate.work(c, *cell.mesh, cell.microbatches) for c in (settings, config(cell._replace(remat="full")))
+        estimate.work(c, MeshShape(*cell.mesh), cell.microbatches)
+        for c in (settings, config(cell._replace(remat="full")))
     )
     assert ours.matmul_flops == full.matmul_flops and ours.hbm_bytes == full.hbm_bytes
     found = {part.kind: part for part in ours.traffic if part.axes == (HOST,)}

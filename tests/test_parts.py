@@ -46,8 +46,8 @@ def assert_parts_change_nothing() -> None:
     """Stages 2 and 3 make gradients of kernels, and every stage that of the embedding, in parts of this many."""
     unchanged()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "_PART", 600)
-        patch.setattr(transformer, "_TABLE_PART", 3000)
+        patch.setattr(matmul, "GRADIENT_PART", 600)
+        patch.setattr(transformer, "TABLE_PART", 3000)
         for stage in (2, 3):
             assert_same(train(CELL._replace(stage=stage)))
 
@@ -100,8 +100,8 @@ def test_parts_of_the_mlp_come_in_steps_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_parts_move_the_same_volume_in_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     want = of_step(CELL)
-    monkeypatch.setattr(matmul, "_PART", 600)
-    monkeypatch.setattr(transformer, "_TABLE_PART", 3000)
+    monkeypatch.setattr(matmul, "GRADIENT_PART", 600)
+    monkeypatch.setattr(transformer, "TABLE_PART", 3000)
     found = of_step(CELL)
     for kind in ("all-gather", "reduce-scatter"):
         assert sent(found, kind, axis="data") == sent(want, kind, axis="data")

@@ -18,12 +18,14 @@ from gpt3_jax.config import Config, SourceConfig, load_config
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
-PATH_FIELDS = {"train.run_dir", "data.tokenizer", "data.train[].path", "data.eval[].path"}
+PATH_FIELDS = {"train.run_dir", "data.tokenizer", "data.train[].path", "data.eval[].path", "evals.words"}
 OTHER_TEXT_FIELDS = {"distributed.coordinator"}
 OTHER_OPTIONS = {
-    "what", "--prompt", "--text-key", "--split-on", "--topology", "--model",
+    "what", "--prompt", "--text-key", "--split-on", "--topology", "--model", "--tasks", "--show", "--shots", "--set",
+    "--item", "--tokenizer", "--stop",
 }  # fmt: skip
-"""Text that is no path. `report --model` is given to `load_config`."""
+"""Text that is no path. `report --model` is given to `load_config`, `evaluate --tasks` and `--show` to `select`, which
+resolves the paths in them."""
 
 
 @pytest.fixture
@@ -102,6 +104,7 @@ def test_fields_of_the_configuration_are_resolved(home: Path, tmp_path: Path) ->
         ["--data.tokenizer", "gs://b/r"],
         ["--data.train", "[{path: 'gs://b/r'}]"],
         ["--data.eval", "[{path: 'gs://b/r'}]"],
+        ["--evals.words", "gs://b/r"],
     ):
         with pytest.raises(UserError, match="'gs://b/r' is an address"):
             load_config([], overrides)
@@ -114,6 +117,7 @@ COMMAND_LINES = {
     "data": (["tokenize", "x.txt", "--out", "o"], ["inspect", "x"]),
     "convert": (["to-hf", "a", "b"], ["from-hf", "a", "b"]),
     "generate": (["a"],),
+    "evaluate": (["a"],),
     "plan": ([],),
     "report": (["paper"],),
     "bench": ([],),
@@ -173,6 +177,14 @@ def test_every_text_option_of_a_command_is_resolved_or_known_to_be_no_path(
         ["convert", "from-hf", "h", "gs://b/x"],
         ["generate", "gs://b/x"],
         ["generate", "r", "--file", "gs://b/x"],
+        ["evaluate", "gs://b/x"],
+        ["evaluate", "r", "--out", "gs://b/x"],
+        ["evaluate", "r", "--tasks", "text:gs://b/x"],
+        ["evaluate", "r", "--tasks", "gs://b/x"],
+        ["evaluate", "r", "--words", "gs://b/x"],
+        ["evaluate", "--show", "analogies:gs://b/x"],
+        ["evaluate", "--show", "two_digit_addition", "--tokenizer", "gs://b/x"],
+        ["report", "compare", "gs://b/x", "a"],
         ["plan", "--config", "gs://b/x", "--topology", "v5p:2x2x2"],
         ["plan", "--config", "gpt3-xl", "--topology", "v5p:2x2x2", "--picture", "gs://b/x"],
         ["report", "zero", "--topology", "v5p:2x2x2", "--picture", "gs://b/x"],

@@ -86,8 +86,7 @@ def test_a_small_step_compiled_now_moves_what_is_traced(stage: int) -> None:
 def test_the_estimate_is_near_enough_to_prune_by(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     config = load_config(kept.configs, kept.overrides)
-    mesh = receipt.mesh
-    need = estimate.memory(config, mesh["replica"], mesh["data"], mesh["tensor"], receipt.batch["microbatches"])
+    need = estimate.memory(config, receipt.mesh, receipt.batch["microbatches"])
     # Too high by more than the search's slack, and what fits would not be tried.
     assert 0.6 * receipt.memory.total < need < SLACK * receipt.memory.total
 
@@ -96,8 +95,7 @@ def test_the_estimate_is_near_enough_to_prune_by(kept: Kept) -> None:
 def test_the_estimate_orders_by_what_a_step_does(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     config = load_config(kept.configs, kept.overrides)
-    mesh = receipt.mesh
-    work = estimate.work(config, mesh["replica"], mesh["data"], mesh["tensor"], receipt.batch["microbatches"])
+    work = estimate.work(config, receipt.mesh, receipt.batch["microbatches"])
     # The estimate leaves out what kernels compute of masked blocks, and what of a block no gradient needs again.
     assert 0.95 * receipt.flops.device < work.matmul_flops < 1.15 * receipt.flops.device
     for axis, near in (("data", 0.01), ("tensor", 0.1), (HOST, 1e-9)):

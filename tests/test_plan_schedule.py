@@ -10,6 +10,7 @@ from compilers import NEEDS_GPU, NEEDS_TPU
 
 from gpt3_jax.config import load_config
 from gpt3_jax.model.transformer import band_shares
+from gpt3_jax.parallel.mesh import shape_of
 from gpt3_jax.plan.predict import place, rates
 from gpt3_jax.plan.receipt import make_receipt
 from gpt3_jax.plan.step import CompiledStep, compile_step
@@ -234,10 +235,10 @@ def test_the_schedule_holds_all_matmuls_and_all_traffic(case: tuple[tuple[str, .
     work = sum(calls * instruction_flops(step.program, i) for i, calls, _ in step.program.running())
     assert work == pytest.approx(matmul_flops(step.jaxpr, shares), rel=1e-3)
 
-    shape = dict(step.mesh.shape)
+    shape = shape_of(step.mesh)
     assert step.topology.device is not None
     seconds, found = read_schedule(
-        step.program, rates(step.topology.device, place(step.topology, shape, step.config), shape)
+        step.program, rates(step.topology.device, place(step.topology, shape, step.config), shape.axes)
     )
     sent = [sum(c.bytes_sent for c in cs) for cs in ([one.collective for one in found], step.program.collectives())]
     assert sent[0] == pytest.approx(sent[1], rel=1e-9)

@@ -16,6 +16,7 @@ from step_cells import CONTEXT, Cell, config
 from gpt3_jax import devices
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
@@ -58,16 +59,16 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
     seen = set()
     for candidate in found:
         mesh = candidate.mesh
-        assert mesh["replica"] * mesh["data"] * mesh["tensor"] == 8
-        assert SEQUENCES % (mesh["replica"] * mesh["data"]) == 0
-        assert model.n_heads % mesh["tensor"] == 0 and model.n_vocab_padded % mesh["tensor"] == 0
-        per_shard = SEQUENCES // (mesh["replica"] * mesh["data"])
+        assert mesh.devices == 8
+        assert SEQUENCES % mesh.batch_shards == 0
+        assert model.n_heads % mesh.tensor == 0 and model.n_vocab_padded % mesh.tensor == 0
+        per_shard = SEQUENCES // mesh.batch_shards
         assert candidate.config.memory.microbatch * candidate.microbatches == per_shard
         assert tuple(candidate.settings.values()) not in seen
         seen.add(tuple(candidate.settings.values()))
     steps = [candidate.prediction.step_seconds for candidate in found]
     assert steps == sorted(steps)
-    meshes = {tuple(candidate.mesh.values()) for candidate in found}
+    meshes = {candidate.mesh.sizes for candidate in found}
     assert meshes == {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}
     assert {candidate.config.parallel.stage for candidate in found} == {0, 1, 2, 3}
     assert {candidate.config.memory.remat for candidate in found} == {"none", "dots", "full"}
@@ -95,7 +96,7 @@ def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else
     usable = int(needs[len(needs) // 2] / searching.TIGHT)  # half of them are short of it
 
     def place(c: searching.Candidate) -> tuple[object, ...]:
-        return (*c.mesh.values(), c.config.parallel.stage, c.config.memory.microbatch)
+        return (*c.mesh.sizes, c.config.parallel.stage, c.config.memory.microbatch)
 
     found = candidates(settings(), node(usable))
     need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
@@ -122,7 +123,7 @@ def test_of_equals_one_without_copies_to_the_host_comes_first() -> None:
     assert short.device is not None
     unknown = dataclasses.replace(short, device=dataclasses.replace(short.device, host_link=None))
     found = candidates(base, unknown)
-    places = [(*c.mesh.values(), c.config.parallel.stage, c.config.memory.microbatch) for c in found]
+    places = [(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.microbatch) for c in found]
     order = {
         (at, c.config.memory.remat, c.config.memory.mlp_parts): i
         for i, (at, c) in enumerate(zip(places, found, strict=True))
@@ -159,36 +160,36 @@ def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
     kinds: dict[tuple[object, ...], list[bool]] = {}
     for c in tried:
         remat = "full" if c.config.memory.remat == "offload" else c.config.memory.remat
-        at = (*c.mesh.values(), c.config.parallel.stage, remat)
+        at = (*c.mesh.sizes, c.config.parallel.stage, remat)
         kinds.setdefault(at, []).append(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1)
     assert all(saving.count(True) <= 1 and saving.count(False) <= 2 for saving in kinds.values())
 
 
 def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None:
     two_nodes = dataclasses.replace(node(), shape=(2, 4))
-    assert {tuple(c.mesh.values()) for c in candidates(settings(), two_nodes)} == {
+    assert {c.mesh.sizes for c in candidates(settings(), two_nodes)} == {
         (1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)
     }  # fmt: skip
     # ZeRO without a group to shard over is no stage of its own.
-    assert {c.config.parallel.stage for c in candidates(settings(), two_nodes) if c.mesh["data"] == 1} == {0}
+    assert {c.config.parallel.stage for c in candidates(settings(), two_nodes) if c.mesh.data == 1} == {0}
     odd = dataclasses.replace(settings().model, d_model=36, n_heads=4)
     narrow = candidates(dataclasses.replace(settings(), model=odd), two_nodes)
-    assert {c.mesh["data"] * c.mesh["tensor"] for c in narrow} == {4}, "8 do not divide a width of 36"
+    assert {c.mesh.data * c.mesh.tensor for c in narrow} == {4}, "8 do not divide a width of 36"
 
 
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
     tried = list(searching.worth_compiling(found, settings()))
-    kinds = [(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in tried]
+    kinds = [(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
-    assert set(kinds) == {(*c.mesh.values(), c.config.parallel.stage, c.config.memory.remat) for c in found}
+    assert set(kinds) == {(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in found}
     assert tried == sorted(tried, key=lambda c: c.prediction.step_seconds)
 
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[searching.Candidate] = []
     monkeypatch.setattr(searching, "confirm", lambda found, *args: tried.extend(found))
-    mesh = {"replica": 1, "data": 8, "tensor": 1}
+    mesh = MeshShape(data=8)
     now = _now(settings(), mesh)
     del now["parallel.data"]
     searching.nearest(settings(), mesh, node(), 2, None)
@@ -202,7 +203,7 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     hbm = {}
     for stage in formulas.STAGES:
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
-        work = estimate.work(dataclasses.replace(base, parallel=parallel), 2, 4, 1, 1)
+        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1)
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
         assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"
@@ -256,10 +257,10 @@ def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:
     assert 1 <= len(changed) <= 2
 
 
-def _now(config: Config, mesh: dict[str, int]) -> dict[str, object]:
+def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
     return {
         "parallel.stage": config.parallel.stage,
-        **{f"parallel.{axis}": size for axis, size in mesh.items()},
+        **{f"parallel.{axis}": size for axis, size in mesh.axes.items()},
         "memory.remat": config.memory.remat,
         "memory.microbatch": config.memory.microbatch,
         "memory.mlp_parts": config.memory.mlp_parts,

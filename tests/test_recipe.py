@@ -48,7 +48,7 @@ UNPUBLISHED = {
     "model.residual_init",
     "optimizer.decay_after_warmup",
     "optimizer.weight_decay_on",
-    "train.ramp_stages",
+    "train.ramp_sizes",
     "dropout",
 }
 RAMP = {"train.ramp_start_tokens", "updates", "updates.warmup"}
@@ -119,9 +119,9 @@ DEVIATIONS: list[tuple[str, dict[str, dict[str, object]], set[str]]] = [
     ("gpt3-small", {"optimizer": {"weight_decay_on": "all"}}, set()),
     ("gpt3-small", {"model": {"residual_init": "none"}}, {"model.residual_init"}),
     # How the ramp climbs is not published either, but it is a line.
-    ("gpt3-small", {"train": {"ramp_stages": 32}}, set()),
-    ("gpt3-small", {"train": {"ramp_stages": 2}}, {"train.ramp_stages"}),
-    ("gpt3-175b", {"train": {"ramp_stages": 4}}, {"train.ramp_stages"}),
+    ("gpt3-small", {"train": {"ramp_sizes": 32}}, set()),
+    ("gpt3-small", {"train": {"ramp_sizes": 2}}, {"train.ramp_sizes"}),
+    ("gpt3-175b", {"train": {"ramp_sizes": 4}}, {"train.ramp_sizes"}),
     # A shape that is not the paper's is held against the nearest.
     ("gpt3-small", {"model": {"n_layers": 14}}, SHAPE),
     ("gpt3-xl", {"model": {"n_layers": 20}, "optimizer": {"beta1": 0.95}}, SHAPE | {"optimizer.beta1"}),

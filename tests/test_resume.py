@@ -64,7 +64,7 @@ def ramped(data: Path, run_dir: Path, tokens: int) -> Config:
         data,
         run_dir,
         train={
-            "tokens": tokens, "batch_tokens": 64, "ramp_start_tokens": 32, "ramp_tokens": tokens // 2, "ramp_stages": 3,
+            "tokens": tokens, "batch_tokens": 64, "ramp_start_tokens": 32, "ramp_tokens": tokens // 2, "ramp_sizes": 3,
             "eval_tokens": tokens // 4, "tensorboard": True,
         },
         checkpoint={"every_tokens": 96},
@@ -135,7 +135,7 @@ def test_ten_kills_leave_no_trace(tmp_path: Path, data: Path) -> None:
 def test_each_resume_on_another_mesh_and_stage(tmp_path: Path, data: Path) -> None:
     """Three meshes in turn give the losses and the parameters of one to rounding, and the ramp goes on as the first one
     laid it out: 8 and 16 sequences, where 4 data shards would by themselves begin with 4."""
-    train = {"tokens": 2048, "batch_tokens": 256, "ramp_start_tokens": 16, "ramp_tokens": 1024, "ramp_stages": 3}
+    train = {"tokens": 2048, "batch_tokens": 256, "ramp_start_tokens": 16, "ramp_tokens": 1024, "ramp_sizes": 3}
     whole = tiny(data, tmp_path / "whole", train=train, parallel=EIGHT, data={"eval": []})
     loop.run(whole)
     turns = [

@@ -11,7 +11,7 @@ import pytest
 
 from gpt3_jax import devices
 from gpt3_jax.errors import UserError
-from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
+from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import placement, roofline
 from gpt3_jax.plan.placement import Interconnect
 from gpt3_jax.plan.roofline import HBM, LINK, MATMUL, Traffic, Work
@@ -123,7 +123,7 @@ def test_a_group_over_several_axes_runs_at_the_slowest() -> None:
 
 def test_assumptions_state_every_number() -> None:
     parts = [Traffic((DATA,), "all-gather", 1e9, 8), Traffic((TENSOR,), "all-gather", 1e9, 8)]
-    placed = placement.torus(V5P, (8, 8, 8), {DATA: 64, TENSOR: 8})
+    placed = placement.torus(V5P, (8, 8, 8), MeshShape(data=64, tensor=8))
     text = "\n".join(roofline.predict(with_traffic(*parts), V5P, placed).assumptions)
     for stated in (
         f"{MATMUL['TPU'].share:.0%} of the 459 TFLOP/s",
@@ -183,39 +183,41 @@ def links(placed: dict[str, Interconnect], of: devices.Device) -> dict[str, floa
 def test_axes_on_a_torus(
     chip: devices.Device, dims: tuple[int, ...], axes: dict[str, int], expected: dict[str, int]
 ) -> None:
-    assert links(placement.torus(chip, dims, axes), chip) == expected
+    assert links(placement.torus(chip, dims, MeshShape(**axes)), chip) == expected
 
 
 def test_axes_never_share_a_link() -> None:
     for dims in ((4, 4, 4), (8, 8, 8), (4, 8, 12), (2, 4, 4), (16, 16, 24)):
         chips = math.prod(dims)
         for tensor in (size for size in range(1, chips + 1) if chips % size == 0):
-            placed = links(placement.torus(V5P, dims, {DATA: chips // tensor, TENSOR: tensor}), V5P)
+            placed = links(placement.torus(V5P, dims, MeshShape(data=chips // tensor, tensor=tensor)), V5P)
             assert sum(placed.values()) <= 6, (dims, tensor)
             assert min(placed.values()) >= 1, (dims, tensor)
 
 
 def test_more_links_never_slow_an_axis() -> None:
     for smaller, larger in itertools.pairwise(((4, 4, 4), (8, 4, 4), (8, 8, 4), (8, 8, 8))):
-        before, after = (placement.torus(V5P, dims, {DATA: math.prod(dims)})[DATA] for dims in (smaller, larger))
+        before, after = (
+            placement.torus(V5P, dims, MeshShape(data=math.prod(dims)))[DATA] for dims in (smaller, larger)
+        )
         assert after.bandwidth >= before.bandwidth
 
 
 def test_two_devices_on_a_chip() -> None:
-    placed = links(placement.torus(TPU7X, (4, 4, 4), {DATA: 16, TENSOR: 8}, devices_per_chip=2), TPU7X)
+    placed = links(placement.torus(TPU7X, (4, 4, 4), MeshShape(data=16, tensor=8), devices_per_chip=2), TPU7X)
     assert placed == {DATA: 4, TENSOR: 2}
-    placed = links(placement.torus(TPU7X, (4, 4, 4), {DATA: 64, TENSOR: 2}, devices_per_chip=2), TPU7X)
+    placed = links(placement.torus(TPU7X, (4, 4, 4), MeshShape(data=64, tensor=2), devices_per_chip=2), TPU7X)
     assert placed == {DATA: 6, TENSOR: 1}
 
 
 def test_an_axis_that_would_cut_a_chip_in_two() -> None:
     with pytest.raises(UserError, match="tensor 3 is not divisible by the 2 devices of a chip"):
-        placement.torus(TPU7X, (3, 4, 4), {DATA: 32, TENSOR: 3}, devices_per_chip=2)
+        placement.torus(TPU7X, (3, 4, 4), MeshShape(data=32, tensor=3), devices_per_chip=2)
 
 
 def test_a_mesh_that_does_not_fill_the_slice() -> None:
-    with pytest.raises(UserError, match=r"data 32 × tensor 8 = 256 devices, but a slice of 8x8x8 has 512"):
-        placement.torus(V5P, (8, 8, 8), {DATA: 32, TENSOR: 8})
+    with pytest.raises(UserError, match=r"replica 1 × data 32 × tensor 8 = 256 devices, but a slice of 8x8x8 has 512"):
+        placement.torus(V5P, (8, 8, 8), MeshShape(data=32, tensor=8))
 
 
 @pytest.mark.parametrize(
@@ -235,13 +237,13 @@ def test_a_mesh_that_does_not_fill_the_slice() -> None:
     ],
 )
 def test_axes_on_nodes(axes: dict[str, int], expected: dict[str, tuple[str, float]]) -> None:
-    placed = placement.nodes(H100, axes)
+    placed = placement.nodes(H100, MeshShape(**axes))
     assert {axis: (link.medium, link.bandwidth) for axis, link in placed.items()} == expected
 
 
 def test_network_cards_carry_no_more_than_nvlink() -> None:
     fast = dataclasses.replace(H100, network=100e9)
-    assert placement.nodes(fast, {DATA: 64})[DATA].bandwidth == 450e9
+    assert placement.nodes(fast, MeshShape(data=64))[DATA].bandwidth == 450e9
 
 
 def test_slices_talk_over_the_data_center_network() -> None:

@@ -18,7 +18,6 @@ from gpt3_jax.train.schedule import (
     describe,
     deviations,
     line_updates,
-    ramp_sizes,
     updates,
 )
 
@@ -99,7 +98,7 @@ def test_the_ramp_as_a_table() -> None:
     """Five sizes a factor of 2 apart, 16 to 256 sequences. The line reaches them at 0, 1/15, 3/15, 7/15 and all of
     1,953,125 sequences. The next size begins where the line is at 2 ln 2 of the one before: with a/b = 1/2,
     (m - 1) / 1 + (2 - m) / 2 = ln 2. At 22.18, 44.36, 88.72 and 177.45 sequences that is, in whole batches."""
-    found = sizes(batch_schedule(ramp(ramp_stages=5), shards=1))
+    found = sizes(batch_schedule(ramp(ramp_sizes=5), shards=1))
     assert [size for _, size in found] == [16, 32, 64, 128, 256]
     wanted = [1_953_125 * (2 * math.log(2) * size - 16) / 240 for size in (16, 32, 64, 128)]
     for (first, _), (_, before), at in zip(found[1:], found[:-1], wanted, strict=True):
@@ -156,7 +155,7 @@ def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | N
     if shards <= 16:
         assert ours.total == pytest.approx(line.total, rel=1e-4)
         assert ours.warmup == pytest.approx(line.warmup, rel=0.01)
-        assert ramp_sizes(config, shards)[0] == 32_768
+        assert schedule.sizes[0].sequences * 2048 == 32_768
         assert list(deviations(config, schedule, shards)) == []
     else:
         assert -fewer < ours.total / line.total - 1 < 0
@@ -164,7 +163,7 @@ def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | N
         [*_, said] = deviations(config, schedule, shards)
         assert f"begins at {shards * 2048:,} tokens" in said
         assert f"{ours.warmup / line.warmup - 1:+.1%} in the warm-up" in said
-    assert len(schedule.sizes) <= config.train.ramp_stages == 16
+    assert len(schedule.sizes) <= config.train.ramp_sizes == 16
     assert f"{ours.total:,} updates in 300,000,000,000 tokens, {ours.warmup:,} of them" in describe(config, schedule)
     assert f"line: {line.total:,.0f} and {line.warmup:,.0f})" in describe(config, schedule)
 
@@ -187,7 +186,7 @@ CASES = [
 
 @pytest.mark.parametrize(("shards", "microbatch", "count", "length"), CASES)
 def test_the_ramp_follows_the_line_in_whole_batches(shards: int, microbatch: int, count: int, length: int) -> None:
-    config = ramp(ramp_stages=count, ramp_tokens=length, microbatch=microbatch)
+    config = ramp(ramp_sizes=count, ramp_tokens=length, microbatch=microbatch)
     schedule = batch_schedule(config, shards)
     assert len(schedule.sizes) <= count
     assert schedule.sizes[0].first_sequence == 0
@@ -232,7 +231,7 @@ def test_updates_are_counted_as_the_batches_are() -> None:
 def test_a_start_below_the_smallest_batch_of_the_mesh_is_rounded_to_the_nearest() -> None:
     """20 sequences on 16 shards: 16 is nearer than 32, and the count still fits; 28 begin at 32."""
     low, high = (ramp(ramp_start_tokens=2048 * n) for n in (20, 28))
-    assert (ramp_sizes(low, 16)[0], ramp_sizes(high, 16)[0]) == (2048 * 16, 2048 * 32)
+    assert [batch_schedule(config, 16).sizes[0].sequences for config in (low, high)] == [16, 32]
     assert updates(low, batch_schedule(low, 16)).total == pytest.approx(line_updates(low).total, rel=1e-4)
 
 
@@ -253,7 +252,7 @@ def test_without_a_ramp_there_is_one_size() -> None:
         ),
         ({"ramp_start_tokens": 32_768}, 64, ["the batch ramp begins at 131,072 tokens, not at"]),
         ({"microbatch": 5}, 256, ["1 sequences per shard;", "the batch ramp begins at 524,288 tokens"]),
-        ({"ramp_stages": 2}, 8, ["on the batch ramp's 2 sizes, updates beside the paper's line: +"]),
+        ({"ramp_sizes": 2}, 8, ["on the batch ramp's 2 sizes, updates beside the paper's line: +"]),
     ],
 )
 def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int, said: list[str]) -> None:
@@ -265,7 +264,7 @@ def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int,
 
 
 def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:
-    schedule = batch_schedule(ramp(ramp_stages=4, ramp_tokens=8_000_000, tokens=20_000_000), shards=8)
+    schedule = batch_schedule(ramp(ramp_sizes=4, ramp_tokens=8_000_000, tokens=20_000_000), shards=8)
     assert schedule.total_sequences == math.ceil(20_000_000 / 2048)
     plan = list(schedule.batches(0))
     for (first, sequences), (following, _) in itertools.pairwise(plan):
@@ -281,7 +280,7 @@ def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:
 
 def test_a_resumed_run_keeps_its_batches_on_another_mesh(said: list[str]) -> None:
     """On 2 shards the sizes would be others; those of 16 divide, so they stay. 6 shards do not divide them."""
-    config = replace(ramp(ramp_stages=5), model={"n_ctx": 2048}, train={"batch_tokens": 2048 * 192})
+    config = replace(ramp(ramp_sizes=5), model={"n_ctx": 2048}, train={"batch_tokens": 2048 * 192})
     first = batch_schedule(config, shards=16)
     assert sizes(first) != sizes(batch_schedule(config, shards=2))
     assert sizes(batch_schedule(config, 2, sizes(first))) == sizes(first) and said == []
@@ -296,7 +295,7 @@ def test_a_resumed_run_keeps_its_batches_on_another_mesh(said: list[str]) -> Non
         ({}, 24, "524288 is 256 sequences of 2048 tokens, which 24 .* nearest that they do: 491520 and 540672"),
         ({}, 512, "nearest that they do: 1048576$"),
         ({"microbatch": 24}, 8, "microbatch 24 does not divide the 32 .* choose one of 1, 2, 4, 8, 16, 32"),
-        ({"ramp_stages": 1}, 8, "ramp_stages is 1; a ramp has at least 2"),
+        ({"ramp_sizes": 1}, 8, "ramp_sizes is 1; a ramp has at least 2"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(train: dict[str, int], shards: int, message: str) -> None:

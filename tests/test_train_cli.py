@@ -22,7 +22,7 @@ import yaml
 from tiny_run import finish, losses, metrics, start, tiny, write_data, write_tokens
 
 from gpt3_jax.cli.main import main
-from gpt3_jax.cli.train import _command
+from gpt3_jax.cli.train import same_command
 from gpt3_jax.config import to_dict
 
 
@@ -190,8 +190,8 @@ BAD: list[Case] = [
     ),
     (
         "ramp of one stage",
-        ["--train.ramp_tokens", "1000", "--train.ramp_start_tokens", "16", "--train.ramp_stages", "1"],
-        r"ramp_stages is 1; a ramp has at least 2",
+        ["--train.ramp_tokens", "1000", "--train.ramp_start_tokens", "16", "--train.ramp_sizes", "1"],
+        r"ramp_sizes is 1; a ramp has at least 2",
         2,
         nothing,
     ),
@@ -424,7 +424,7 @@ def test_print_config_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )  # fmt: skip
 def test_a_printed_command_has_each_option_once(argv: list[str], command: str) -> None:
-    assert _command(argv, tokens="20") == command
+    assert same_command(argv, tokens="20") == command
 
 
 def test_the_commands_that_come_next(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

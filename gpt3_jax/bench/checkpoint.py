@@ -56,7 +56,7 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
         raise UserError("bench checkpoint runs in one process: its temporary folder is not shared with others")
     mesh = make_mesh(config.parallel)
     abstract = abstract_state(config, mesh)
-    _require_memory(abstract, mesh)
+    require_memory(abstract, mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     # The previous checkpoint is deleted only after the new one is complete.
     require_room(folder, 2.1 * size, "two checkpoints", "take a smaller model")
@@ -87,7 +87,8 @@ def measure(config: Config, folder: str, repeat: int) -> CheckpointTimes:
     return CheckpointTimes(Spread.of(blocking), Spread.of(complete), Spread.of(restore), written, folder)
 
 
-def _require_memory(abstract: Any, mesh: Mesh) -> None:
+def require_memory(abstract: Any, mesh: Mesh) -> None:
+    """Raises UserError if the devices of the mesh cannot hold a state of these shapes and shardings."""
     device = mesh.devices.flat[0]
     # On a CPU the copy being written is in the same memory.
     copies = 2 if device.platform == "cpu" else 1

@@ -14,7 +14,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model.attention import choose
 from gpt3_jax.model.params import count_params
 from gpt3_jax.model.transformer import bands
-from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, batch_shards, mesh_platform
+from gpt3_jax.parallel.mesh import batch_shards, mesh_platform, shape_of
 from gpt3_jax.plan import estimate
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
 
@@ -119,13 +119,13 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
 def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
     """Estimated bytes on a device for one microbatch of `shard_sequences` sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
-    return estimate.memory(run, mesh.shape[REPLICA], mesh.shape[DATA], mesh.shape[TENSOR], 1)
+    return estimate.memory(run, shape_of(mesh), 1)
 
 
 def attention_choices(work: Workload) -> dict[str, str]:
     """The implementation of attention for each kind of layer: ``{"dense": "cudnn", ...}``."""
     model = work.config.model
-    heads = model.n_heads // work.mesh.shape[TENSOR]
+    heads = model.n_heads // shape_of(work.mesh).tensor
     shape = (work.shard_sequences, model.n_ctx, heads, model.d_head)
     found = {}
     for band in dict.fromkeys(bands(model)):
@@ -147,7 +147,7 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "n_ctx": model.n_ctx,
         "n_vocab": model.n_vocab,
         "attention": attention_choices(work),
-        "mesh": {axis: int(size) for axis, size in work.mesh.shape.items()},
+        "mesh": shape_of(work.mesh).axes,
         **cost_settings(config),
         "batch_tokens": work.tokens,
         "sequences": work.batch.sequences,

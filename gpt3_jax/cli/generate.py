@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Completes prompts with the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's
 format, token by token. Prompts come from --prompt, a --file, or standard input: piped input is one prompt; at a
-terminal each line is one, until Ctrl-D. Only the completion is printed. It ends at end-of-text, after --max-tokens, or
-when prompt and completion fill the model's context. An empty prompt begins a document."""
+terminal each line is one, until Ctrl-D. Only the completion is printed. It ends at end-of-text, in front of a --stop
+text, after --max-tokens, or when prompt and completion fill the model's context. An empty prompt begins a document."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,24 +29,35 @@ def main(argv: list[str]) -> int:
         UserError: no checkpoint, a prompt longer than the context, an option out of range.
         RunError: no checkpoint can be read.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.beams is not None:
+        for name in ("temperature", "top_k", "top_p", "samples", "seed"):
+            if getattr(arguments, name) != parser.get_default(name):
+                raise UserError(f"--beams draws no samples; leave out --{name.replace('_', '-')}, or --beams")
     prompts = _prompts(arguments)
 
     from gpt3_jax.cluster import compilation_cache
-    from gpt3_jax.generation import Generator, Sampling
+    from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 
     start_devices()
     compilation_cache.enable()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    beam = None if arguments.beams is None else Beam(arguments.beams)
     generator = Generator.load(arguments.run_dir)
 
     def stream(prompts: list[str]) -> Iterator[Piece]:
+        if beam is not None:
+            encoded = generator.encode(prompts)
+            found = generator.complete(encoded, arguments.stop, arguments.max_tokens, beam)
+            return (Piece(i, 0, answer.text, answer.tokens, answer.finish) for i, answer in found)
         return generator.stream(
             prompts,
             max_tokens=arguments.max_tokens,
             sampling=sampling,
             samples=arguments.samples,
             seed=arguments.seed,
+            stop=arguments.stop,
         )
 
     if prompts is not None:
@@ -87,6 +98,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-tokens", type=int, default=128, metavar="N", help="maximum tokens per completion (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a completion ends in front of this text, also where it begins or ends inside a token; may be given "
+        "several times (default: none)",
+    )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="beam search with N hypotheses and GPT-3's length penalty, ((5 + tokens) / 6)^0.6, instead of samples; "
+        "each completion is printed when it is finished (default: samples)",
     )
     parser.add_argument(
         "--temperature",

@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "convert text to token shards and inspect them (data tokenize, data inspect)",
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
+    "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }

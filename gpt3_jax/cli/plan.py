@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Compiles the training step of a configuration for a TPU or GPU topology, on any machine with a CPU;
 the hardware need not be attached. Prints what the compiled program needs and costs: memory per device by purpose,
-arithmetic, traffic over each mesh axis beside ZeRO's formulas, and the time that a roofline predicts."""
+arithmetic, traffic over each mesh axis beside ZeRO's formulas, and the time that a roofline predicts. With --for, the
+same for the programs of generation (prompts read, one token appended) or evaluation (log-likelihoods)."""
 
 _EPILOG = """examples:
   gpt3-jax plan --config gpt3-175b --config mesh-v5p-512 --topology v5p:8x8x8
   gpt3-jax plan --config gpt3-xl --topology h100:1x8 --parallel.stage 2 --memory.microbatch 8
   gpt3-jax plan --config gpt3-6.7b --topology v5e:16x16 --search
+  gpt3-jax plan --config gpt3-175b --topology h100:1x8 --parallel.tensor 8 --for generate
 
 TPU topologies need libtpu (pip install libtpu), GPU topologies JAX's CUDA plugin (pip install 'jax[cuda13]'); neither
 needs an accelerator. exit codes: 0 it fits; 1 it does not fit, or the compiler failed; 2 what was asked for is wrong"""
@@ -47,13 +50,13 @@ def main(argv: list[str]) -> int:
         return 0
     if args.keep is not None and not args.search:
         raise UserError(f"--keep {args.keep} is for a search; add --search, or leave it out")
+    _check_use(args)
     if not args.config:
         raise UserError("plan needs a configuration: --config gpt3-xl, or the path of a YAML file")
     if not args.topology:
         raise UserError("plan needs a topology: --topology v5p:8x8x8; gpt3-jax plan --list-topologies lists them")
     plan_on_cpu()
     config = load_config(args.config, overrides)
-    from gpt3_jax.parallel.mesh import DATA, REPLICA
     from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.table import render
@@ -69,13 +72,15 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--keep is {keep}; expected at least 1")
     topology = open_topology(args.topology, args.slices)
     cache = None if args.no_cache else default_cache()
+    if args.use != "train":
+        return _inference(config, topology, args, cache)
     if args.search and args.picture:
         raise UserError("--picture draws one plan; leave out --search, or plan what it found with --picture")
     if args.search:
         return _search(config, topology, keep, cache, args.json)
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, kept = plan(config, topology, cache)
-    shards = receipt.mesh[REPLICA] * receipt.mesh[DATA]
+    shards = receipt.mesh.batch_shards
     for deviation in deviations(config, batch_schedule(config, shards), shards):
         log.info(deviation)
     if kept:
@@ -92,6 +97,45 @@ def main(argv: list[str]) -> int:
     if receipt.memory.fits is False and not args.json:
         _suggest(config, receipt, topology, cache)
     return 1 if receipt.memory.fits is False else 0
+
+
+def _check_use(args: argparse.Namespace) -> None:
+    """Raises UserError for an option of another use."""
+    if args.use == "train":
+        for option in ("rows", "prompt_tokens", "new_tokens"):
+            if (value := getattr(args, option)) is not None:
+                raise UserError(f"--{option.replace('_', '-')} {value} is for --for generate or --for evaluate")
+        return
+    for option in ("search", "picture"):
+        if getattr(args, option):
+            raise UserError(f"--{option} is for training; leave it out, or --for {args.use}")
+
+
+def _inference(config: Config, topology: Topology, args: argparse.Namespace, cache: Path | None) -> int:
+    from gpt3_jax.config import to_yaml
+    from gpt3_jax.parallel.mesh import make_mesh
+    from gpt3_jax.plan.cache import kept
+    from gpt3_jax.plan.inference import batch_of, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference_table import render_inference
+
+    mesh = make_mesh(config.parallel, topology.devices)
+    batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens)
+    log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
+    receipt, from_cache = kept(
+        [to_yaml(config), topology.name, args.use, dataclasses.asdict(batch)],
+        topology,
+        cache,
+        lambda: plan_inference(config, topology, args.use, batch),
+        inference_to_json,
+        inference_from_json,
+    )
+    if from_cache:
+        log.info("using the cached plan; --no-cache compiles again")
+    if args.json:
+        print(json.dumps(inference_to_json(receipt), indent=1))
+    else:
+        print(render_inference(receipt), end="")
+    return 1 if receipt.fits is False else 0
 
 
 def _search(config: Config, topology: Topology, keep: int, cache: Path | None, as_json: bool) -> int:
@@ -165,6 +209,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that size (default: 1)")
     parser.add_argument(
         "--list-topologies", action="store_true", help="print the topology families with examples, and exit"
+    )
+    parser.add_argument(
+        "--for",
+        dest="use",
+        choices=("train", "evaluate", "generate"),
+        default="train",
+        help="what is planned: the training step; log-likelihoods, with the parameters as the stage keeps them; or "
+        "generation, with weights in the compute dtype over tensor (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="for --for generate and evaluate: rows that each data shard computes at once (default: 16 to generate; to "
+        "evaluate, as many as make 16,384 tokens)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="for --for generate and evaluate: tokens of each row (default: half the context to generate, the whole to "
+        "evaluate)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        metavar="N",
+        help="for --for generate: tokens that a row's cache has room for behind its prompt (default: the rest of the "
+        "context)",
     )
     parser.add_argument(
         "--search",

@@ -24,6 +24,7 @@ _EPILOG = """examples:
   gpt3-jax report zero --topology h100:1x8 --picture zero.png
   gpt3-jax report scaling                                      # 175B: compile time against depth and devices; 1 / N
   gpt3-jax report remat --topology h100:1x8 --model gpt3-xl    # memory and predicted time of each remat
+  gpt3-jax report compare evals/a evals/b                      # two evaluations, item by item
   gpt3-jax report in-context --out runs/in-context             # trains a small model that learns from its context
   gpt3-jax report in-context --out runs/in-context --sizes small middle large --seeds 3"""
 
@@ -33,6 +34,7 @@ _OPTIONS = {
     "published": ("json",),
     "scaling": ("compiled", "devices", "json"),
     "remat": ("topology", "model", "no_cache", "json"),
+    "compare": ("folders", "json"),
     "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
 }
 """The options of each report."""
@@ -60,8 +62,16 @@ def main(argv: list[str]) -> int:
         "zero: model state of stages 0 to 3, compiled, beside the formula; published: step times that plan's roofline "
         "predicts for published runs, beside those measured; scaling: 175B's compile time against depth and devices, "
         "and its model state against 1 / N; remat: memory and predicted time with each setting of memory.remat; "
+        "compare: two evaluations item by item: the difference, its standard error, a sign test; "
         "in-context: trains small models on examples of rules, and draws their accuracy on words and rules "
         "never seen against the number of examples (GPT-3 Figure 1.2); what is trained already is not trained again",
+    )
+    parser.add_argument(
+        "folders",
+        type=local_path,
+        nargs="*",
+        metavar="FOLDER",
+        help="for compare: two folders written by gpt3-jax evaluate --out, or one that holds two models",
     )
     parser.add_argument(
         "--topology", metavar="NAME", help="for zero, remat: the topology to compile for, as in gpt3-jax plan"
@@ -147,6 +157,8 @@ def main(argv: list[str]) -> int:
         return 0
     if args.what == "scaling":
         return _scaling(args)
+    if args.what == "compare":
+        return _compare(args)
     if args.what == "in-context":
         return _in_context(args, argv)
     if not args.topology:
@@ -154,6 +166,16 @@ def main(argv: list[str]) -> int:
             f"report {args.what} needs a topology: --topology v5p:2x2x2; gpt3-jax plan --list-topologies lists them"
         )
     return _zero(args) if args.what == "zero" else _remat(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from gpt3_jax.reports import paired
+
+    if not 1 <= len(args.folders) <= 2:
+        raise UserError(f"report compare got {len(args.folders)} folders; expected two, or one that holds two models")
+    found = paired.compare(*args.folders, *[None] * (2 - len(args.folders)))
+    print(json.dumps(paired.as_data(*found), indent=1) if args.json else paired.table(*found), end="")
+    return 0
 
 
 def _scaling(args: argparse.Namespace) -> int:
@@ -176,8 +198,8 @@ def _scaling(args: argparse.Namespace) -> int:
 def _refuse_unheeded(args: argparse.Namespace) -> None:
     """Refuses options that this report would ignore."""
     for name, value in vars(args).items():
-        option = "--" + name.replace("_", "-")
-        if name == "what" or value in (None, False):
+        option = "FOLDER" if name == "folders" else "--" + name.replace("_", "-")
+        if name == "what" or value in (None, False, []):
             continue
         if name not in _OPTIONS[args.what]:
             theirs = " and ".join(f"report {what}" for what, names in _OPTIONS.items() if name in names)

@@ -9,7 +9,7 @@ import textwrap
 
 from gpt3_jax.config import Config, load_config, to_yaml
 from gpt3_jax.config.explain import entry, options_help
-from gpt3_jax.environment import cpu_only, start_devices
+from gpt3_jax.environment import cpu_only
 from gpt3_jax.errors import UserError
 
 _USAGE = """gpt3-jax train [--config FILE ...] [--SECTION.KEY VALUE ...]
@@ -126,28 +126,34 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.log import log
-    from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import builtin, loop
     from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
+    from gpt3_jax.train.setup import check
 
     if cpu_only():
         keep_freed_memory(step_bytes(config))
     start(config.distributed)
     with NoneLeftWaiting():
-        start_devices(compiles_ahead=True)
-        require_same_program(config)
+        checked = check(config)  # before a file is written
         compilation_cache.enable()
         started = builtin.prepare(config) if builtin.wanted(config) else None
-        result = loop.run(started.config, started.checked) if started else loop.run(config)
+        hooks: list[loop.MakeHook] = []
+        if config.evals.tasks:
+            from gpt3_jax.evals import EvaluateTasks
+
+            hooks.append(EvaluateTasks)
+        result = loop.run(started.config if started else config, checked, hooks)
         if is_lead():
             if result.stopped and not result.tokens:
                 log.info(
                     f"stopped by {result.stopped} before the first step: nothing to save; start again with\n"
-                    f"  {_command(argv)}"
+                    f"  {same_command(argv)}"
                 )
             elif result.stopped:
-                log.info(f"stopped by {result.stopped} at {result.tokens:,} tokens; resume with\n  {_command(argv)}")
+                log.info(
+                    f"stopped by {result.stopped} at {result.tokens:,} tokens; resume with\n  {same_command(argv)}"
+                )
             else:
                 # The last batch may end slightly beyond train.tokens.
                 reached = config.train.tokens if result.steps else result.tokens
@@ -165,7 +171,7 @@ def _train(config: Config, argv: list[str]) -> int:
     return 0
 
 
-def _command(argv: list[str], **changed: str) -> str:
+def same_command(argv: list[str], **changed: str) -> str:
     """The same command line with some options set once: ``tokens="2"`` stands for ``--train.tokens 2``."""
     options = {f"--train.{key}": value for key, value in changed.items()}
     kept: list[str] = []
@@ -183,7 +189,7 @@ def _command(argv: list[str], **changed: str) -> str:
 def _next_steps(config: Config, argv: list[str], tokens: int, prompt: str) -> str:
     commands = {
         shlex.join(["gpt3-jax", "generate", config.train.run_dir, "--prompt", prompt]): "generate text",
-        _command(argv, tokens=str(2 * tokens)): "train on, to twice as many tokens",
+        same_command(argv, tokens=str(2 * tokens)): "train on, to twice as many tokens",
         "gpt3-jax train --config gpt3-small --verify-recipe": "the paper's sizes and their recipe",
     }
     width = min(60, max(map(len, commands)))

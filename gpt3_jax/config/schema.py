@@ -245,8 +245,10 @@ class TrainConfig:
         0, paper=Paper("appendix B: by size; which within these is not published", between=RAMP_TOKENS)
     )
     """The batch grows linearly from ramp_start_tokens to batch_tokens over this many tokens; 0: no ramp."""
-    ramp_stages: int = setting(
-        16, paper=Paper("appendix B: linear; in how many sizes is not published", published=False)
+    ramp_sizes: int = setting(
+        16,
+        paper=Paper("appendix B: linear; in how many sizes is not published", published=False),
+        was="train.ramp_stages",
     )
     """Maximum number of batch sizes on the ramp, spaced by ratio. Each is compiled before training starts."""
     log_tokens: int = setting(0, changes_run=False)
@@ -265,7 +267,7 @@ class TrainConfig:
             "tokens",
             "batch_tokens",
             "ramp_start_tokens",
-            "ramp_stages",
+            "ramp_sizes",
             "eval_tokens",
         ):
             value = getattr(self, name)
@@ -335,6 +337,31 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalsConfig:
+    """Tasks that are evaluated during training, by the paper's protocol (section 2.4), as `gpt3-jax evaluate` does."""
+
+    tasks: tuple[str, ...] = setting((), changes_run=False)
+    """Tasks, as in gpt3-jax evaluate --tasks: arithmetic, words, text:FILE, …; empty: none."""
+    shots: tuple[int, ...] = setting((0, 1, 10), changes_run=False)
+    """Numbers of demonstrations, K."""
+    every_tokens: int = setting(1_000_000_000, changes_run=False)
+    """Tokens between evaluations. One more runs before the first step, and one at the end."""
+    limit: int = setting(100, changes_run=False)
+    """Items of each task that are evaluated, the first ones."""
+    words: str = setting("", changes_run=False)
+    """List of words for the word tasks, one a line; empty: the machine's."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_tokens", "limit"):
+            value = getattr(self, name)
+            _require(value >= 1, f"evals.{name} is {value}; expected at least 1")
+        for k in self.shots:
+            _require(k >= 0, f"evals.shots has {k}; expected 0 or more")
+        _require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
+        object.__setattr__(self, "words", local_path(self.words, "evals.words") if self.words else "")
+
+
+@dataclasses.dataclass(frozen=True)
 class DistributedConfig:
     """Multi-process settings. By default JAX detects the cluster (Cloud TPU, SLURM, Kubernetes, Open MPI)."""
 
@@ -379,6 +406,7 @@ class Config:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evals: EvalsConfig = dataclasses.field(default_factory=EvalsConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ VERSION = 2
 DEFAULT_SHARD_TOKENS = 2**28
 DOCUMENT_DTYPE = np.dtype("<u8")
 
-_OPEN_FILES = 256  # the usual limit of a process is 1,024
+OPEN_FILES = 256  # the usual limit of a process is 1,024
 _THREADS = 16  # read at once, to hide the latency of remote storage
 _PART = 1 << 20
 
@@ -169,7 +169,7 @@ class ShardSource:
       RunError: a file is missing, unreadable, or not the one that the index describes.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, open_files: int = OPEN_FILES) -> None:
         self.path = str(path)
         folder = Path(path)
         if not is_file(folder / INDEX):
@@ -197,7 +197,7 @@ class ShardSource:
                 digest.update(f"{self._found[shard.file]}\n".encode())
         self.fingerprint = digest.hexdigest()
         # Bound here instead of decorating the method, so that the cache is freed with this object.
-        self._shard = functools.lru_cache(maxsize=_OPEN_FILES)(self._open_shard)
+        self._shard = functools.lru_cache(maxsize=open_files)(self._open_shard)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens start .. start + count - 1, in their type on disk [count]; may span several shards."""

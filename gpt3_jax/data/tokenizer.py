@@ -125,7 +125,7 @@ class BpeTokenizer(Tokenizer):
         window = max(WINDOW, 4 * int(self._lengths.max()))
         parts = [
             encode_piece(part, self._merge, self._lengths, window) if whole else self._encode(self._encoding, part)
-            for part, whole in segments(text, _classes(), RUN)
+            for part, whole in segments(text, character_classes(), RUN)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -155,7 +155,7 @@ class BpeTokenizer(Tokenizer):
 
 
 @functools.cache
-def _classes() -> np.ndarray:
+def character_classes() -> np.ndarray:
     """The class of each code point, uint8 [0x110000], according to tiktoken's regular expressions, whose Unicode tables
     differ from Python's. Takes a second."""
     classes = np.zeros(0x110000, np.uint8)

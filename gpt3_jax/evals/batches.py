@@ -15,7 +15,7 @@ Ids = tuple[int, ...]
 _LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
 """Lengths that contexts are padded to; beyond the last, multiples of 512. From 64 tokens on a third at most is
 padding."""
-_MOST_BRANCHES = 16
+MOST_BRANCHES = 16
 """Continuations of one context in a row; more of them get rows of their own."""
 _SHORTEST_PREFIX = 64
 _PREFIX_USERS = 4
@@ -112,7 +112,7 @@ def _items(requests: Sequence[tuple[Ids, Ids]]) -> list[Item]:
     return [
         Item(context, tuple(requests[i][1] for i in part), tuple(part))
         for context, which in by_context.items()
-        for part in (which[n : n + _MOST_BRANCHES] for n in range(0, len(which), _MOST_BRANCHES))
+        for part in (which[n : n + MOST_BRANCHES] for n in range(0, len(which), MOST_BRANCHES))
     ]
 
 

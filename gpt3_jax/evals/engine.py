@@ -50,6 +50,11 @@ class Engine:
         """The engine of a model that `interop.loading.load_model` has read, on the same mesh."""
         return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel)
 
+    def use(self, params: Params) -> None:
+        """Takes other parameters of the same model from now on. What was compiled stays."""
+        self._params, self._generator = params, None
+        self._scorer.use(params)
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
 
@@ -82,7 +87,7 @@ class Engine:
     def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
         pairs, owners, left = [], [], {}
         for i, request in requests.items():
-            stride = request.stride or self.config.n_ctx
+            stride = self.config.n_ctx if request.stride is None else request.stride
             if not 1 <= stride <= self.config.n_ctx:
                 raise UserError(f"the stride is {stride}; expected 1 to the model's context, {self.config.n_ctx}")
             parts = windows(self.tokenizer.encode(request.text), self.tokenizer.eot, self.config.n_ctx, stride)

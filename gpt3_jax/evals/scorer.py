@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.config import Config, MemoryConfig, ModelConfig, ParallelConfig
+from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.batches import Batch, Ids, arrange
 from gpt3_jax.inference.score import make_read_prefix, make_score
@@ -77,16 +77,19 @@ class Scorer:
             mesh = make_mesh(ParallelConfig(data=1), [next(iter(_devices(params)))])
             parallel = ParallelConfig(data=1, stage=0)
         self.model, self.mesh = model, mesh
-        config = dataclasses.replace(
-            Config(model=model), parallel=parallel or ParallelConfig(), memory=memory or MemoryConfig()
-        )
-        specs = parameter_partitions(param_table(model), mesh, config.parallel.stage)
-        self._params: Params = jax.device_put(params, shardings(specs, mesh))
-        self._score, self._read_prefix = make_score(config, mesh), make_read_prefix(config, mesh)
+        parallel, memory = parallel or ParallelConfig(), memory or MemoryConfig()
+        self._shardings = shardings(parameter_partitions(param_table(model), mesh, parallel.stage), mesh)
+        self.use(params)
+        self._score = make_score(model, mesh, parallel, memory)
+        self._read_prefix = make_read_prefix(model, mesh, parallel, memory)
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         platform = mesh_platform(mesh)
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(platform, _BATCH_TOKENS)
         self._multiple = int(np.lcm(_KERNEL_BLOCK.get(platform, 1), mesh.shape[TENSOR]))
+
+    def use(self, params: Params) -> None:
+        """Takes other parameters of the same model from now on. What was compiled stays."""
+        self._params: Params = jax.device_put(params, self._shardings)
         self._past: tuple[Ids, Past] | None = None
 
     def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:

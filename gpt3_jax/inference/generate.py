@@ -25,11 +25,11 @@ from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, prefill
-from gpt3_jax.model.params import Params, param_table
+from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, init_cache, prefill
+from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, platform_of
+from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
 
 
@@ -127,6 +127,24 @@ def cache_partitions(config: ModelConfig, mesh: Mesh) -> Cache:
     layers: Any = (PartitionSpec(everything or None),) * config.n_layers
     lengths: Any = batch_partition(mesh)
     return Cache(layers, layers, lengths)
+
+
+def abstract_weights(config: ModelConfig, mesh: Mesh) -> DecodeWeights:
+    """Shapes, dtypes and shardings of the weights, for compilation. Raises the errors of `weight_partitions`."""
+    made = jax.eval_shape(lambda params: decode_weights(params, config), abstract(config))
+    return _with_shardings(made, shardings(weight_partitions(config, mesh), mesh))  # type: ignore[no-any-return]
+
+
+def abstract_cache(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> Cache:
+    """Shapes, dtypes and shardings of a cache for so many rows, for compilation."""
+    made = jax.eval_shape(lambda: init_cache(config, rows, mesh_platform(mesh), capacity))
+    return _with_shardings(made, shardings(cache_partitions(config, mesh), mesh))  # type: ignore[no-any-return]
+
+
+def _with_shardings(shapes: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
+    )
 
 
 def place_weights(params: Params[Any], config: ModelConfig, mesh: Mesh | None) -> DecodeWeights:

@@ -92,7 +92,7 @@ def _linear_backward(platform: str, saved: tuple[jax.Array, Weight], ct: jax.Arr
 
 _linear.defvjp(lambda x, kernel, platform: _linear_forward(x, kernel), _linear_backward)
 
-_PART = 2**24
+GRADIENT_PART = 2**24
 """Elements of a kernel's gradient above which it is made in parts, where it is reduced as it is made: 64 MB in fp32."""
 _MOST_PARTS = 8
 
@@ -105,7 +105,7 @@ def _kernel_gradient(x_NI: jax.Array, ct_NO: jax.Array, kernel: Weight, platform
     while (
         kernel.partitioned
         and parts < _MOST_PARTS
-        and n_inputs * n_outputs > parts * _PART
+        and n_inputs * n_outputs > parts * GRADIENT_PART
         and n_outputs % (2 * parts) == 0
     ):
         parts *= 2

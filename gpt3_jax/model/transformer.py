@@ -138,7 +138,7 @@ def _lookup_backward(
     table, ids_BT = saved
     ct_BTD, deferred = cts
     vocab, d = table.target.shape[0], ct_BTD.shape[-1]
-    parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and vocab * d <= n * _TABLE_PART)
+    parts = next(n for n in range(1, vocab + 1) if vocab % n == 0 and vocab * d <= n * TABLE_PART)
     size = vocab // parts
 
     def part(first: jax.Array | int) -> jax.Array:
@@ -154,7 +154,7 @@ def _lookup_backward(
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
-_TABLE_PART = 2**25
+TABLE_PART = 2**25
 """Elements of the token embedding's gradient that are made, and reduced, at once: 128 MB in fp32."""
 
 

@@ -29,17 +29,32 @@ class MeshShape:
     data: int = 1
     tensor: int = 1
 
+    @classmethod
+    def asked(cls, parallel: ParallelConfig) -> MeshShape:
+        """As configured; `data` may be -1 (`ParallelConfig.data`)."""
+        return cls(**{field.name: getattr(parallel, field.name) for field in dataclasses.fields(cls)})
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """In the order of `AXES`."""
         return dataclasses.astuple(self)
 
     @property
+    def axes(self) -> dict[str, int]:
+        """Sizes by name, in the order of `AXES`."""
+        return dict(zip(AXES, self.sizes, strict=True))
+
+    @property
     def devices(self) -> int:
         return math.prod(self.sizes)
 
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts that the rows of a batch are split into."""
+        return math.prod(self.axes[axis] for axis in BATCH_AXES)
+
     def __str__(self) -> str:
-        return " × ".join(f"{axis} {size}" for axis, size in zip(AXES, self.sizes, strict=True))
+        return " × ".join(f"{axis} {size}" for axis, size in self.axes.items())
 
 
 AXES = REPLICA, DATA, TENSOR = tuple(field.name for field in dataclasses.fields(MeshShape))
@@ -110,7 +125,7 @@ def _platform(device: jax.Device) -> str:
 
 
 def _shape(parallel: ParallelConfig, n_devices: int) -> MeshShape:
-    asked = MeshShape(**{axis: getattr(parallel, axis) for axis in AXES})
+    asked = MeshShape.asked(parallel)
     fixed = dataclasses.replace(asked, data=1)
     if asked.data == -1:
         if n_devices % fixed.devices:
@@ -132,9 +147,14 @@ def active_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
 
 
+def shape_of(mesh: Mesh) -> MeshShape:
+    """The shape of a mesh that `make_mesh` made."""
+    return MeshShape(**mesh.shape)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Number of parts that the rows of a batch are split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return shape_of(mesh).batch_shards
 
 
 Groups = tuple[tuple[int, ...], ...]

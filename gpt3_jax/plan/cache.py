@@ -6,12 +6,16 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from gpt3_jax.config import Config, to_yaml
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json, receipt_to_json, versions
 from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.topologies import Topology
+
+T = TypeVar("T")
 
 
 def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receipt, bool]:
@@ -21,20 +25,43 @@ def plan(config: Config, topology: Topology, cache: Path | None) -> tuple[Receip
     Raises:
         UserError, RunError: as `compile_step`.
     """
+    return kept(
+        [to_yaml(config), topology.name],
+        topology,
+        cache,
+        lambda: make_receipt(compile_step(config, topology)),
+        receipt_to_json,
+        receipt_from_json,
+    )
+
+
+def kept(
+    key: list[Any],
+    topology: Topology,
+    cache: Path | None,
+    make: Callable[[], T],
+    to_json: Callable[[T], dict[str, Any]],
+    from_json: Callable[[dict[str, Any]], T],
+) -> tuple[T, bool]:
+    """What `make` makes, and whether it came from the cache.
+
+    Args:
+        key: what is planned. That the plan is this code's, these compilers' and these flags' is seen to here.
+    """
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    key = json.dumps([to_yaml(config), topology.name, versions(topology.platform), _code_version(), flags])
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache else None
+    whole = json.dumps([*key, versions(topology.platform), _code_version(), flags])
+    path = cache / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.json" if cache else None
     if path is not None and path.is_file():
         try:
-            return receipt_from_json(json.loads(path.read_text())), True
+            return from_json(json.loads(path.read_text())), True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # unreadable or of another form: made anew
-    receipt = make_receipt(compile_step(config, topology))
+    receipt = make()
     if path is not None:
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(receipt_to_json(receipt)))
+            part.write_text(json.dumps(to_json(receipt)))
             part.replace(path)
         except OSError:
             with contextlib.suppress(OSError):  # a plan that cannot be kept is still a plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.params import count_params, train_flops_per_token
-from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR
+from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.formulas import psi_of_shard
 from gpt3_jax.plan.roofline import Traffic, Work
@@ -22,15 +22,15 @@ _WORKING = 44
 """Bytes alive within one block, forward and backward, per token and unit of D."""
 
 
-def memory(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> float:
+def memory(config: Config, mesh: MeshShape, microbatches: int) -> float:
     """Estimates the bytes that a device needs."""
     model, stage = config.model, config.parallel.stage
-    psi = psi_of_shard(config.model, tensor)
-    group = data if stage else 1
-    tokens = _tokens_of_microbatch(config, replica, data, microbatches)
+    psi = psi_of_shard(config.model, mesh.tensor)
+    group = mesh.data if stage else 1
+    tokens = _tokens_of_microbatch(config, mesh, microbatches)
     width = 2 if model.dtype == "bfloat16" else 4
     state = 12 * psi / group
-    table = model.n_vocab_padded * model.d_model / tensor
+    table = model.n_vocab_padded * model.d_model / mesh.tensor
     block = (psi - table) / model.n_layers
     # Of an MLP in parts, two are there; it has two thirds of a block's weights.
     parts = config.memory.mlp_parts
@@ -40,26 +40,26 @@ def memory(config: Config, replica: int, data: int, tensor: int, microbatches: i
     gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**25) + width * there
     if microbatches > 1:
         gradients += 4 * (psi if stage < 2 else psi / group)
-    kept = _KEPT[config.memory.remat] * width / 2 * tokens * model.d_model * model.n_layers / tensor
-    working = _WORKING * tokens * model.d_model / tensor
-    logits = 10 * min(config.memory.loss_chunk, tokens) * model.n_vocab_padded / tensor
+    kept = _KEPT[config.memory.remat] * width / 2 * tokens * model.d_model * model.n_layers / mesh.tensor
+    working = _WORKING * tokens * model.d_model / mesh.tensor
+    logits = 10 * min(config.memory.loss_chunk, tokens) * model.n_vocab_padded / mesh.tensor
     return state + gathered + gradients + kept + max(working, logits)
 
 
-def work(config: Config, replica: int, data: int, tensor: int, microbatches: int) -> Work:
+def work(config: Config, mesh: MeshShape, microbatches: int) -> Work:
     """Estimates what a step computes and moves."""
     model, stage = config.model, config.parallel.stage
-    devices = replica * data * tensor
+    devices = mesh.devices
     tokens = config.train.batch_tokens
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
     again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.memory.remat]
-    psi = psi_of_shard(config.model, tensor)
+    psi = psi_of_shard(config.model, mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     remat = config.memory.remat
     block = elementwise.block_bytes(model.d_model, model.d_ff, remat) + elementwise.flash_bytes(model.d_model, remat)
     moved = (block * model.n_layers + elementwise.loss_bytes(model.n_vocab_padded)) * tokens / devices
-    hbm = moved + elementwise.optimizer_bytes(psi / (data if stage else 1))
+    hbm = moved + elementwise.optimizer_bytes(psi / (mesh.data if stage else 1))
     return Work(
         tokens=tokens,
         devices=devices,
@@ -67,39 +67,37 @@ def work(config: Config, replica: int, data: int, tensor: int, microbatches: int
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
-        traffic=tuple(_traffic(config, replica, data, tensor, microbatches, psi, width)),
+        traffic=tuple(_traffic(config, mesh, microbatches, psi, width)),
     )
 
 
-def _traffic(
-    config: Config, replica: int, data: int, tensor: int, microbatches: int, psi: float, width: int
-) -> list[Traffic]:
+def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, width: int) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
-    ring = float(ring_share("all-gather", data))
+    ring = float(ring_share("all-gather", mesh.data))
     result = []
-    if data > 1 and stage == 0:
+    if mesh.data > 1 and stage == 0:
         result.append(Traffic((DATA,), "all-reduce", 2 * ring * reduce * psi, 1))
-    elif data > 1:
+    elif mesh.data > 1:
         gathers = 2 * microbatches if stage == 3 else 1
         scatters = microbatches if stage >= 2 else 1
         result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
         result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
-    if replica > 1:
-        reduced = reduce * psi / (data if stage else 1)
-        result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", replica)) * reduced, 1))
-    if tensor > 1:
-        tokens = _tokens_of_microbatch(config, replica, data, microbatches) * microbatches
+    if mesh.replica > 1:
+        reduced = reduce * psi / (mesh.data if stage else 1)
+        result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))
+    if mesh.tensor > 1:
+        tokens = _tokens_of_microbatch(config, mesh, microbatches) * microbatches
         passes = 6 if config.memory.remat in ("full", "offload") else 4
-        moved = float(ring_share("all-reduce", tensor)) * passes * width * tokens * model.d_model * model.n_layers
+        moved = float(ring_share("all-reduce", mesh.tensor)) * passes * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
     if config.memory.remat == "offload":
-        tokens = config.train.batch_tokens / (replica * data * tensor)
+        tokens = config.train.batch_tokens / mesh.devices
         moved = width * tokens * model.d_model * model.n_layers
         calls = model.n_layers * microbatches
         result += [Traffic((HOST,), "to host", moved, calls), Traffic((HOST,), "from host", moved, calls)]
     return result
 
 
-def _tokens_of_microbatch(config: Config, replica: int, data: int, microbatches: int) -> float:
-    return config.train.batch_tokens / (replica * data * microbatches)
+def _tokens_of_microbatch(config: Config, mesh: MeshShape, microbatches: int) -> float:
+    return config.train.batch_tokens / (mesh.batch_shards * microbatches)

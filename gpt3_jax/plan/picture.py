@@ -63,12 +63,17 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
     axes.margins(x=0.12)
     figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: Any, path: str) -> None:
+    """Writes a figure and closes it. Raises RunError if it cannot be written."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise RunError(f"the picture {path!r} cannot be written: {error.strerror or error}") from None
     finally:
-        plt.close(figure)
+        pyplot().close(figure)
 
 
 def _size(receipt: Receipt, name: str) -> int:
@@ -83,7 +88,7 @@ def _before(name: str) -> list[str]:
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, which draws into files. Raises UserError if there is no matplotlib."""
+    """matplotlib's pyplot, drawing to files. Raises UserError if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

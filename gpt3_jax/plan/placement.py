@@ -10,6 +10,7 @@ from typing import Literal
 
 from gpt3_jax.devices import Device
 from gpt3_jax.errors import UserError
+from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.program.traffic import HOST
 
 Medium = Literal["ICI", "NVLink", "network", "PCIe"]
@@ -31,9 +32,7 @@ Placement = Mapping[str, Interconnect]
 document states its bandwidth."""
 
 
-def torus(
-    device: Device, dims: Sequence[int], axes: Mapping[str, int], devices_per_chip: int = 1
-) -> dict[str, Interconnect]:
+def torus(device: Device, dims: Sequence[int], mesh: MeshShape, devices_per_chip: int = 1) -> dict[str, Interconnect]:
     """Mesh axes on the torus of a slice.
 
     An axis takes whole dimensions of the torus where some of them multiply to its size: two links in each that closes
@@ -43,25 +42,24 @@ def torus(
     Args:
         device: with a torus.
         dims: extents of the slice in chips, e.g. (8, 8, 8).
-        axes: sizes of the mesh axes inside the slice, the nearest neighbours last; axes of size 1 are left out.
+        mesh: its part inside the slice; axes of size 1 are left out.
         devices_per_chip: 2 where JAX shows a chip as two devices. They are the nearest neighbours of all: the last axis
             of more than one device begins inside the chip. An axis that does not leave it is counted as one link.
 
     Raises:
         UserError: the axes do not multiply to the devices of the slice.
     """
-    chips, devices = math.prod(dims), math.prod(axes.values())
-    if devices != chips * devices_per_chip:
-        shown = " × ".join(f"{name} {size}" for name, size in axes.items())
+    chips = math.prod(dims)
+    if mesh.devices != chips * devices_per_chip:
         raise UserError(
-            f"mesh {shown} = {devices} devices, but a slice of {_x(dims)} has {chips * devices_per_chip}; choose axes "
-            "that multiply to it"
+            f"mesh {mesh} = {mesh.devices} devices, but a slice of {_x(dims)} has {chips * devices_per_chip}; choose "
+            "axes that multiply to it"
         )
     links = device.links
     free = [_Dimension(extent, extent % links.wrap_multiple == 0) for extent in dims if extent > 1]
     inside = devices_per_chip
     placed: dict[str, Interconnect] = {}
-    for name, size in reversed(list(axes.items())):
+    for name, size in reversed(mesh.axes.items()):
         if size == 1:
             continue
         if size % inside:
@@ -77,7 +75,7 @@ def torus(
     return placed
 
 
-def nodes(device: Device, axes: Mapping[str, int]) -> dict[str, Interconnect]:
+def nodes(device: Device, mesh: MeshShape) -> dict[str, Interconnect]:
     """Mesh axes on nodes of GPUs, filled in order from the last axis on.
 
     An axis inside a node runs on NVLink. One that leaves the node shares the node's network cards with the other groups
@@ -86,12 +84,12 @@ def nodes(device: Device, axes: Mapping[str, int]) -> dict[str, Interconnect]:
 
     Args:
         device: with `links.node_devices` behind one switch.
-        axes: sizes of the mesh axes, the nearest neighbours last; axes of size 1 are left out.
+        mesh: axes of size 1 are left out.
     """
     links = device.links
     inner = 1
     placed: dict[str, Interconnect] = {}
-    for name, size in reversed(list(axes.items())):
+    for name, size in reversed(mesh.axes.items()):
         if size == 1:
             continue
         together = max(1, min(size, links.node_devices // inner))

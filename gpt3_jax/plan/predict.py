@@ -10,7 +10,7 @@ from gpt3_jax.config import Config
 from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, data_steps, make_mesh
+from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, MeshShape, data_steps, make_mesh, shape_of
 from gpt3_jax.plan import placement, roofline
 from gpt3_jax.plan.placement import Interconnect, Placement
 from gpt3_jax.plan.roofline import Prediction, Work
@@ -38,10 +38,10 @@ def predict_compiled(step: CompiledStep) -> Prediction | None:
         hbm_bytes=hbm_bytes(step.program),
         traffic=roofline.traffic_of(step.collectives),
     )
-    return predict(work, config, step.topology, dict(step.mesh.shape))
+    return predict(work, config, step.topology, shape_of(step.mesh))
 
 
-def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]) -> Prediction | None:
+def predict(work: Work, config: Config, topology: Topology, mesh: MeshShape) -> Prediction | None:
     """The roofline of this work; None for a device that is not in the table."""
     device = topology.device
     if device is None:
@@ -54,7 +54,7 @@ def predict(work: Work, config: Config, topology: Topology, mesh: dict[str, int]
     return found
 
 
-def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement:
+def place(topology: Topology, mesh: MeshShape, config: Config) -> Placement:
     """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the
     host."""
     device = topology.device
@@ -62,15 +62,13 @@ def place(topology: Topology, mesh: dict[str, int], config: Config) -> Placement
     if topology.has_nodes:
         links = dataclasses.replace(device.links, node_devices=topology.shape[1])
         return placement.nodes(dataclasses.replace(device, links=links), mesh) | placement.host(device)
-    inside = {axis: n for axis, n in mesh.items() if axis != REPLICA}
-    replica = mesh[REPLICA]
-    inside = {REPLICA: replica // topology.slices, **inside}
+    inside = dataclasses.replace(mesh, replica=mesh.replica // topology.slices)
     chips = math.prod(topology.shape) * topology.slices
     placed = dict(placement.torus(device, topology.shape, inside, len(topology.devices) // chips))
     if DATA in placed and (steps := data_steps(make_mesh(config.parallel, topology.devices))):
         placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
     if topology.slices > 1:
-        placed |= placement.slices(device, REPLICA, replica)
+        placed |= placement.slices(device, REPLICA, mesh.replica)
     return placed | placement.host(device)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpt3_jax.config import ModelConfig, cost_settings
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
-from gpt3_jax.parallel.mesh import DATA, TENSOR
+from gpt3_jax.parallel.mesh import DATA, MeshShape, shape_of
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.predict import place, predict_compiled, rates
 from gpt3_jax.plan.roofline import Exposed, Prediction
@@ -96,7 +96,7 @@ class Receipt:
 
     model: dict[str, Any]
     batch: dict[str, int]
-    mesh: dict[str, int]
+    mesh: MeshShape
     settings: dict[str, Any]
     topology: dict[str, Any]
     memory: Memory
@@ -123,12 +123,12 @@ class Receipt:
 
 def make_receipt(step: CompiledStep) -> Receipt:
     """Reads everything off a compiled step."""
-    config, mesh, peak = step.config, step.mesh, step.peak
+    config, mesh, peak = step.config, shape_of(step.mesh), step.peak
     parameters = count_params(config.model)
     tokens = step.batch.sequences * config.model.n_ctx
     device = step.topology.device
-    psi = formulas.psi_of_shard(config.model, mesh.shape[TENSOR])
-    state = formulas.model_state(psi, mesh.shape[DATA], config.parallel.stage)
+    psi = formulas.psi_of_shard(config.model, mesh.tensor)
+    state = formulas.model_state(psi, mesh.data, config.parallel.stage)
     memory = Memory(
         {str(purpose): size for purpose, size in peak.by_purpose().items()},
         peak.gaps,
@@ -141,14 +141,13 @@ def make_receipt(step: CompiledStep) -> Receipt:
         peak.host,
     )
     flops = step_flops(config.model, tokens, step.jaxpr)
-    mesh_shape = dict(mesh.shape)
     transfers: list[Transfer] = [*step.program.collectives(), *host_copies(step.program)]
     seconds: float | None = None
     overlap: tuple[Overlap, ...] = ()
     if device:
-        schedule_rates = rates(device, place(step.topology, mesh_shape, config), mesh_shape)
+        schedule_rates = rates(device, place(step.topology, mesh, config), mesh.axes)
         seconds, collectives = read_schedule(step.program, schedule_rates)
-        overlap = add_up(collectives, mesh_shape)
+        overlap = add_up(collectives, mesh.axes)
     return Receipt(
         model={
             "n_layers": config.model.n_layers,
@@ -164,7 +163,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "microbatches": step.batch.microbatches,
             "tokens_to_train": config.train.tokens,
         },
-        mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        mesh=mesh,
         settings=cost_settings(config),
         topology={
             "name": step.topology.name,
@@ -176,8 +175,8 @@ def make_receipt(step: CompiledStep) -> Receipt:
         memory=memory,
         flops=flops,
         hbm_bytes=hbm_bytes(step.program),
-        traced=_rows((c.axes, c) for c in step.collectives),
-        compiled=_rows((c.axes(mesh_shape), c) for c in transfers),
+        traced=traffic_rows((c.axes, c) for c in step.collectives),
+        compiled=traffic_rows((c.axes(mesh.axes), c) for c in transfers),
         overlap=overlap,
         scheduled_seconds=seconds,
         zero_elements=_zero_elements(step),
@@ -219,6 +218,7 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
     memory = dict(data["memory"])
     memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
     data["memory"] = Memory(**memory)
+    data["mesh"] = MeshShape(**data["mesh"])
     data["flops"] = Flops(**data["flops"])
     for key in ("traced", "compiled"):
         data[key] = tuple(TrafficRow(**row) for row in data[key])
@@ -233,7 +233,7 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
     return Receipt(**data)
 
 
-def _rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tuple[TrafficRow, ...]:
+def traffic_rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tuple[TrafficRow, ...]:
     """Adds up what moves, by mesh axes and kind."""
     rows: dict[tuple[str, str], TrafficRow] = {}
     for axes, one in moved:
@@ -246,15 +246,15 @@ def _rows(moved: Iterable[tuple[tuple[str, ...], Collective | Transfer]]) -> tup
 def _zero_elements(step: CompiledStep) -> dict[str, float]:
     """Elements over `data` in units of Ψ. The paper counts one backward pass a step; here each microbatch has its
     own."""
-    data = step.mesh.shape[DATA]
+    mesh = shape_of(step.mesh)
     stage, micro = step.config.parallel.stage, step.batch.microbatches
-    psi = formulas.psi_of_shard(step.config.model, step.mesh.shape[TENSOR])
+    psi = formulas.psi_of_shard(step.config.model, mesh.tensor)
     once = {0: 2, 1: 2, 2: 1, 3: 0}[stage]
     again = formulas.traffic(stage) - once
     sent = sum(c.elements_sent for c in step.collectives if DATA in c.axes)
     # The paper leaves out the ring's (N - 1) / N.
-    moved = float(sent * Fraction(data, data - 1)) if data > 1 else 0.0
-    return {"paper": float(once + again * micro) if data > 1 else 0.0, "program": moved / psi, "psi": float(psi)}
+    moved = float(sent * Fraction(mesh.data, mesh.data - 1)) if mesh.data > 1 else 0.0
+    return {"paper": float(once + again * micro) if mesh.data > 1 else 0.0, "program": moved / psi, "psi": float(psi)}
 
 
 def versions(platform: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.model.transformer import Remat
-from gpt3_jax.parallel.mesh import AXES, DATA, REPLICA, TENSOR
+from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.cache import plan
 from gpt3_jax.plan.predict import predict
@@ -38,7 +38,7 @@ class Candidate:
     """One configuration to try."""
 
     config: Config
-    mesh: dict[str, int]
+    mesh: MeshShape
     microbatches: int
     bytes: float
     """Estimated need of a device."""
@@ -51,7 +51,7 @@ class Candidate:
         parallel, memory = self.config.parallel, self.config.memory
         return {
             "parallel.stage": parallel.stage,
-            **{f"parallel.{axis}": self.mesh[axis] for axis in AXES},
+            **{f"parallel.{axis}": size for axis, size in self.mesh.axes.items()},
             "memory.remat": memory.remat,
             "memory.microbatch": memory.microbatch,
             "memory.mlp_parts": memory.mlp_parts,
@@ -77,16 +77,15 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     found = []
     for mesh in _meshes(config, topology):
         for microbatch, microbatches in _microbatches(config, mesh):
-            for stage in (0, 1, 2, 3) if mesh[DATA] > 1 else (0,):
-                shape = (mesh[REPLICA], mesh[DATA], mesh[TENSOR], microbatches)
+            for stage in (0, 1, 2, 3) if mesh.data > 1 else (0,):
                 tight = False
                 for remat, parts in _variants(config, mesh, stage):
                     changed = _changed(config, mesh, stage, remat, microbatch, parts)
                     if changed is None or (_saves_only(changed, config) and not tight):
                         continue
-                    need = estimate.memory(changed, *shape)
+                    need = estimate.memory(changed, mesh, microbatches)
                     tight = tight or (remat == "full" and need > TIGHT * usable)
-                    prediction = predict(estimate.work(changed, *shape), changed, topology, mesh)
+                    prediction = predict(estimate.work(changed, mesh, microbatches), changed, topology, mesh)
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
     # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
@@ -155,12 +154,12 @@ def search(config: Config, topology: Topology, keep: int, cache: Path | None) ->
 
 
 def nearest(
-    config: Config, mesh: dict[str, int], topology: Topology, keep: int, cache: Path | None
+    config: Config, mesh: MeshShape, topology: Topology, keep: int, cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
     """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
     now = {
         "parallel.stage": config.parallel.stage,
-        **{f"parallel.{axis}": mesh[axis] for axis in AXES},
+        **{f"parallel.{axis}": size for axis, size in mesh.axes.items()},
         "memory.remat": config.memory.remat,
         "memory.microbatch": config.memory.microbatch,
         "memory.mlp_parts": config.memory.mlp_parts,
@@ -225,10 +224,10 @@ def _of_other_remats(
     return list(fastest.values())
 
 
-def _variants(config: Config, mesh: dict[str, int], stage: int) -> Iterator[tuple[str, int]]:
+def _variants(config: Config, mesh: MeshShape, stage: int) -> Iterator[tuple[str, int]]:
     """Every remat, each with the configured number of MLP parts and then with more, where parts are allowed. Full remat
     comes before the variants that only save memory."""
-    units = config.model.d_ff // (mesh[DATA] * mesh[TENSOR])
+    units = config.model.d_ff // (mesh.data * mesh.tensor)
     asked = config.memory.mlp_parts
     for remat in REMATS:
         if stage != 3 or remat not in ("full", "offload"):
@@ -245,11 +244,9 @@ def _saves_only(candidate: Config, asked: Config) -> bool:
     return offload or candidate.memory.mlp_parts > asked.memory.mlp_parts
 
 
-def _changed(
-    config: Config, mesh: dict[str, int], stage: int, remat: str, microbatch: int, mlp_parts: int
-) -> Config | None:
+def _changed(config: Config, mesh: MeshShape, stage: int, remat: str, microbatch: int, mlp_parts: int) -> Config | None:
     """The configuration with these settings; None where they exclude each other."""
-    parallel: Any = {"stage": stage, **mesh}
+    parallel: Any = {"stage": stage, **mesh.axes}
     memory: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
     try:
         return dataclasses.replace(
@@ -261,7 +258,7 @@ def _changed(
         return None
 
 
-def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
+def _meshes(config: Config, topology: Topology) -> Iterator[MeshShape]:
     """Axes that multiply to the devices and divide the model: tensor groups inside a node, whole slices as replicas."""
     model, n = config.model, len(topology.devices)
     outer = topology.shape[0] if topology.has_nodes else topology.slices
@@ -274,14 +271,14 @@ def _meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
         for replica in sorted({topology.slices, outer}):
             if n // tensor % replica:
                 continue
-            data = n // tensor // replica
-            if sequences % (replica * data) == 0 and model.d_model % (data * tensor) == 0:
-                yield {REPLICA: replica, DATA: data, TENSOR: tensor}
+            shape = MeshShape(replica, n // tensor // replica, tensor)
+            if sequences % shape.batch_shards == 0 and model.d_model % (shape.data * tensor) == 0:
+                yield shape
 
 
-def _microbatches(config: Config, mesh: dict[str, int]) -> Iterator[tuple[int, int]]:
+def _microbatches(config: Config, mesh: MeshShape) -> Iterator[tuple[int, int]]:
     """Sequences of a microbatch, and how many microbatches they make."""
-    per_shard = config.train.batch_tokens // config.model.n_ctx // (mesh[REPLICA] * mesh[DATA])
+    per_shard = config.train.batch_tokens // config.model.n_ctx // mesh.batch_shards
     for sequences in range(1, per_shard + 1):
         if per_shard % sequences == 0:
             yield sequences, per_shard // sequences

@@ -25,14 +25,13 @@ def render(receipt: Receipt) -> str:
 
 def _head(r: Receipt) -> str:
     m, b, s = r.model, r.batch, r.settings
-    mesh = " × ".join(f"{axis} {n}" for axis, n in r.mesh.items())
     micro = f"{b['microbatches']} microbatches" if b["microbatches"] > 1 else "one microbatch"
     parts = f", MLPs in {s['mlp_parts']} parts" if s.get("mlp_parts", 1) > 1 else ""
     return "\n".join(
         [
             f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "
             f"on {r.topology['name']}: {r.topology['devices']:,} × {r.topology['device']}",
-            f"mesh {mesh}, ZeRO stage {s['stage']}, remat {s['remat']}{parts}, {s['dtype']}, "
+            f"mesh {r.mesh}, ZeRO stage {s['stage']}, remat {s['remat']}{parts}, {s['dtype']}, "
             f"reduced in {s['reduce_dtype']}",
             f"batch {b['tokens']:,} tokens: {b['sequences']:,} sequences in {micro}",
         ]

@@ -36,8 +36,8 @@ def work(row: Row) -> Work:
         moved += elementwise.score_bytes(shape.n_heads, shape.n_ctx, row.remat)
     moved = blocks * moved + elementwise.loss_bytes(shape.n_vocab)
 
-    shard = shape.params / row.tensor
-    ring = float(ring_share("all-gather", row.data))
+    shard = shape.params / row.mesh.tensor
+    ring = float(ring_share("all-gather", row.mesh.data))
     # ZeRO section 7; a microbatch gathers and scatters for itself, which the distributed optimizer (stage 1) need not.
     gathers = {1: 1, 2: row.microbatches, 3: 2 * row.microbatches}[row.stage]
     scatters = 1 if row.stage == 1 else row.microbatches
@@ -45,23 +45,23 @@ def work(row: Row) -> Work:
         Traffic((DATA,), "all-gather", gathers * 2 * shard * ring, gathers * blocks),
         Traffic((DATA,), "reduce-scatter", scatters * row.reduce_bytes * shard * ring, scatters * blocks),
     ]
-    if row.tensor > 1:
+    if row.mesh.tensor > 1:
         # Attention and MLP each gather their input and scatter their output, forward and backward. The inputs are
         # wanted again for the gradients of the weights: gathered again, or had from a block that runs again, which
         # needs all but the last scatter.
         calls = 4 + 4 + (3 if row.remat == "full" else 2)
-        activations = 2 * tokens * row.tensor * shape.d_model * float(ring_share("all-gather", row.tensor))
+        activations = 2 * tokens * row.mesh.tensor * shape.d_model * float(ring_share("all-gather", row.mesh.tensor))
         parts.append(Traffic((TENSOR,), "all-gather", calls * blocks * activations, calls * blocks))
-    if row.replica > 1:
-        gradients = 2 * shard / row.data
-        parts.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", row.replica)) * gradients, 1))
+    if row.mesh.replica > 1:
+        ring = float(ring_share("all-reduce", row.mesh.replica))
+        parts.append(Traffic((REPLICA,), "all-reduce", ring * (2 * shard / row.mesh.data), 1))
     return Work(
         tokens=row.tokens,
         devices=row.devices,
         matmul_flops=flops * tokens,
         model_flops=6 * shape.params * tokens,
         attention_flops=shape.attention_flops / 2 * tokens,
-        hbm_bytes=moved * tokens + elementwise.optimizer_bytes(shard / row.data),
+        hbm_bytes=moved * tokens + elementwise.optimizer_bytes(shard / row.mesh.data),
         traffic=tuple(parts),
     )
 
@@ -70,23 +70,15 @@ def place(row: Row) -> dict[str, Interconnect]:
     """What each axis of a published configuration runs on."""
     chip = device(row)
     if not row.slice_dims:
-        return placement.nodes(chip, {REPLICA: row.replica, DATA: row.data, TENSOR: row.tensor})
-    placed = placement.torus(chip, row.slice_dims, {DATA: row.data, TENSOR: row.tensor})
-    if row.replica > 1:
-        placed |= placement.slices(chip, REPLICA, row.replica)
+        return placement.nodes(chip, row.mesh)
+    placed = placement.torus(chip, row.slice_dims, dataclasses.replace(row.mesh, replica=1))
+    if row.mesh.replica > 1:
+        placed |= placement.slices(chip, REPLICA, row.mesh.replica)
     return placed
 
 
 def predict(row: Row) -> Prediction:
     return roofline.predict(work(row), device(row), place(row))
-
-
-def implied_share(row: Row) -> float:
-    """The matmul efficiency with which the prediction would be what was measured."""
-    prediction = predict(row)
-    ideal = prediction.compute_seconds * roofline.MATMUL[device(row).family].share
-    others = prediction.hbm_seconds + sum(link.exposed for link in prediction.links)
-    return ideal / (row.seconds - others)
 
 
 def miss(row: Row) -> float:
@@ -114,7 +106,7 @@ def groups() -> list[Group]:
     for name, rows in (
         ("all", ROWS),
         ("TPU", [row for row in ROWS if device(row).family == "TPU"]),
-        ("TPU, tensor up to 8", [row for row in ROWS if device(row).family == "TPU" and row.tensor <= 8]),
+        ("TPU, tensor up to 8", [row for row in ROWS if device(row).family == "TPU" and row.mesh.tensor <= 8]),
         ("GPU, XLA", [row for row in ROWS if device(row).family != "TPU" and row.xla]),
         ("GPU, PyTorch", [row for row in ROWS if not row.xla]),
     ):
@@ -131,9 +123,9 @@ def table() -> str:
     for row in ROWS:
         prediction = predict(row)
         name = device(row).name
-        slices = "x".join(map(str, row.slice_dims)) or str(row.data * row.tensor)
-        where = f"{row.replica} × {name} {slices}" if row.replica > 1 else f"{name} {slices}"
-        mesh = f"{row.replica}/{row.data}/{row.tensor}"
+        slices = "x".join(map(str, row.slice_dims)) or str(row.mesh.data * row.mesh.tensor)
+        where = f"{row.mesh.replica} × {name} {slices}" if row.mesh.replica > 1 else f"{name} {slices}"
+        mesh = "/".join(map(str, row.mesh.sizes))
         limits = f"{prediction.fastest_seconds:.2f} to {prediction.slowest_seconds:.2f}"
         lines.append(
             f"{row.system:<12}{row.model:<12}{where:<26}{mesh:<10}{row.seconds:>11.2f}{prediction.step_seconds:>12.2f}"

@@ -19,7 +19,6 @@ from gpt3_jax import __version__
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.start import start
 from gpt3_jax.config import Config, load_config
-from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.in_context import GROUPS, Accuracy, evaluate
@@ -28,6 +27,7 @@ from gpt3_jax.model.params import count_params
 from gpt3_jax.quantities import grid
 from gpt3_jax.train import builtin, loop
 from gpt3_jax.train.metrics import METRICS_FILE
+from gpt3_jax.train.setup import check
 
 CONFIG = "in-context"
 SIZES: dict[str, tuple[str, ...]] = {
@@ -71,9 +71,9 @@ def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
         RunError: training failed, or was stopped: the same call goes on with it.
     """
     start(config.distributed)
-    start_devices(compiles_ahead=True)
+    checked = check(config)
     made = builtin.prepare(config)
-    result = loop.run(made.config, made.checked)
+    result = loop.run(made.config, checked)
     if result.stopped:
         raise RunError(f"stopped by {result.stopped} at {result.tokens:,} tokens; the same command goes on from there")
     folder = Path(config.train.run_dir)

@@ -27,6 +27,7 @@ import dataclasses
 from typing import Literal, cast
 
 from gpt3_jax.model.transformer import Remat
+from gpt3_jax.parallel.mesh import AXES, MeshShape
 from gpt3_jax.reports.figures import read
 
 
@@ -88,10 +89,8 @@ class Row:
     device_kind: str
     slice_dims: tuple[int, ...]
     """Of one slice, in chips; empty for GPUs."""
-    replica: int
-    """Slices."""
-    data: int
-    tensor: int
+    mesh: MeshShape
+    """A replica is a slice."""
     sequences: float
     """Per device and step."""
     stage: Literal[1, 2, 3]
@@ -117,7 +116,7 @@ class Row:
 
     @property
     def devices(self) -> int:
-        return self.replica * self.data * self.tensor
+        return self.mesh.devices
 
     @property
     def tokens(self) -> int:
@@ -156,9 +155,7 @@ def _row(row: dict[str, str], models: dict[tuple[str, str], Shape]) -> Row:
         shape=models[row["system"], row["model"]],
         device_kind=row["device"],
         slice_dims=tuple(int(extent) for extent in row["slice"].split("x") if extent),
-        replica=int(row["replica"]),
-        data=int(row["data"]),
-        tensor=int(row["tensor"]),
+        mesh=MeshShape(**{axis: int(row.get(axis, 1)) for axis in AXES}),
         sequences=float(row["sequences"]),
         stage=cast(Literal[1, 2, 3], int(row["stage"])),
         microbatches=int(row["microbatches"]),

@@ -29,9 +29,8 @@ def table(model: str, receipts: Mapping[str, Receipt]) -> str:
         )
         for remat, r in receipts.items()
     ]
-    mesh = " × ".join(f"{axis} {n}" for axis, n in first.mesh.items())
     lines = [
-        f"{model} on {first.topology['name']}, {mesh}, ZeRO stage {first.settings['stage']}",
+        f"{model} on {first.topology['name']}, {first.mesh}, ZeRO stage {first.settings['stage']}",
         grid(rows, ("remat", "memory", "", "of the host", "work", "predicted step", "in the schedule's order")),
         "  work: matmuls that run, over the model's own (6N and visible attention)",
         *(

@@ -14,7 +14,6 @@ from gpt3_jax.data import stdlib_text
 from gpt3_jax.data.in_context import shards
 from gpt3_jax.errors import UserError
 from gpt3_jax.train.loop import Result
-from gpt3_jax.train.setup import Checked, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +21,6 @@ class Builtin:
     """A configuration with its data sources, and baselines for its result."""
 
     config: Config
-    checked: Checked
-    """For `loop.run`, which then skips its own check."""
     compressors: dict[str, float]
     """Bits per byte of general compressors on the quickstart's held-out text; empty except in the lead process."""
 
@@ -34,8 +31,7 @@ def wanted(config: Config) -> bool:
 
 
 def prepare(config: Config) -> Builtin:
-    """Writes the text's token shards into the run folder, or finds them there. Call after `cluster.start.start` and
-    `require_same_program`.
+    """Writes the text's token shards into the run folder, or finds them there. Call after `setup.check`.
 
     Raises:
         UserError: an invalid configuration; sources for only one of training and evaluation.
@@ -43,8 +39,6 @@ def prepare(config: Config) -> Builtin:
     """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
-    with together("checking the configuration"):
-        checked = check(config)  # before a file is written
     run_dir = Path(config.train.run_dir)
     require_shared(run_dir)
     compressors: dict[str, float] = {}
@@ -62,7 +56,7 @@ def prepare(config: Config) -> Builtin:
             log.info(f"text: {shards.DOCUMENTS:,} documents, each examples of one rule")
             shards.prepare(run_dir / "data", config.data.seed, config.model.n_ctx)
     train, heldout = (SourceConfig(path=str(run_dir / "data" / name)) for name in ("train", "heldout"))
-    return Builtin(replace(config, data={"train": (train,), "eval": (heldout,)}), checked, compressors)
+    return Builtin(replace(config, data={"train": (train,), "eval": (heldout,)}), compressors)
 
 
 def verdict(builtin: Builtin, result: Result) -> str:

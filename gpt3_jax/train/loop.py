@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from gpt3_jax.cluster import compilation_cache
-from gpt3_jax.cluster.agreement import is_lead, together
+from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.run_lock import RunLock
-from gpt3_jax.cluster.same_run import require_same_program
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config
 from gpt3_jax.data.loader import Loader
-from gpt3_jax.environment import start_devices
-from gpt3_jax.errors import RunError, require_type
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
@@ -48,6 +46,8 @@ from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
+
+MakeHook = Callable[[Run, Telemetry], Hook]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,31 +68,36 @@ class Result:
     """Why training stopped early, e.g. "SIGTERM"; empty if it reached its end."""
 
 
-def run(config: Config, checked: Checked | None = None) -> Result:
+def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook] = ()) -> Result:
     """Trains what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
     Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
 
     Args:
-        checked: the result of `setup.check`, if it has been called already.
+        checked: the result of `setup.check`, if the processes have joined and it has been called already.
+        hooks: more actions of the loop, each made from the run and its telemetry once both exist. The evaluation of
+            `config.evals` is one of them: ``hooks=[gpt3_jax.evals.EvaluateTasks]``.
 
     Raises:
-        UserError: data, mesh or batch do not fit together; the run folder has another configuration, or is in use.
+        UserError: `evals.tasks` without a hook; data, mesh or batch do not fit together; the run folder has another
+            configuration, or is in use.
         RunError: a loss that is not finite, a full disk, unreadable data or checkpoints.
     """
     require_type("config", config, Config, "a gpt3_jax.Config, as gpt3_jax.load_config gives it")
-    start(config.distributed)
-    start_devices(compiles_ahead=True)
-    require_same_program(config)
-    compilation_cache.keep_if_shared()
+    if config.evals.tasks and not hooks:
+        raise UserError(
+            f"evals.tasks is {', '.join(config.evals.tasks)}, and no hook evaluates them; call train.run(config, "
+            "hooks=[gpt3_jax.evals.EvaluateTasks]), or leave evals.tasks empty"
+        )
     if checked is None:
-        with together("checking the configuration"):
-            checked = check(config)
+        start(config.distributed)
+        checked = check(config)
+    compilation_cache.keep_if_shared()
     run = open_run(config, checked)
     require_shared(run.folder)
     try:
         with RunLock(run.folder):
-            return _run(run)
+            return _run(run, hooks)
     except jax.errors.JaxRuntimeError as error:
         line = device_error(error)
         if line is None:
@@ -100,7 +105,7 @@ def run(config: Config, checked: Checked | None = None) -> Result:
         raise RunError(line) from error
 
 
-def _run(run: Run) -> Result:
+def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     config, folder = run.config, run.folder / CHECKPOINTS
     store = CheckpointStore(
         folder, keep_last=config.checkpoint.keep_last, keep_every_tokens=config.checkpoint.keep_every_tokens
@@ -132,6 +137,7 @@ def _run(run: Run) -> Result:
     evaluate = Evaluate(run, telemetry)
     save = SaveCheckpoints(run, store, make_record(config, run.schedule, run.data), telemetry)
     hooks: list[Hook] = [StopIfNotFinite(run, store), telemetry, save, evaluate]
+    hooks += [make(run, telemetry) for make in more]
     if _on_cpu(run):
         hooks.append(GiveBackMemory())
     end, stopped = _train(run, Moment(step, tokens, state, False), hooks)

@@ -20,6 +20,7 @@ from gpt3_jax.config.paper import MIXTURE, PRINTED
 from gpt3_jax.config.setting import Paper, meanings
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import count_params
+from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.train.schedule import BatchSchedule, line_updates, updates
 
 _DERIVED = {
@@ -76,14 +77,15 @@ def data_shards(parallel: ParallelConfig, devices: int | None) -> int:
     Raises:
         UserError: the mesh does not have this many devices.
     """
-    fixed = parallel.replica * parallel.tensor
-    data = (devices or 0) // fixed if parallel.data == -1 else parallel.data
-    if not data or fixed * data != (devices or fixed * data):
+    shape = asked = MeshShape.asked(parallel)
+    if asked.data == -1:
+        shape = dataclasses.replace(asked, data=(devices or 0) // dataclasses.replace(asked, data=1).devices)
+    if not shape.devices or shape.devices != (devices or shape.devices):
         raise UserError(
-            f"mesh replica {parallel.replica} × data {parallel.data} × tensor {parallel.tensor} does not make "
-            f"{devices} devices; choose axes that do, or name the devices of the run by --devices"
+            f"mesh {asked} does not make {devices} devices; choose axes that do, or name the devices of the run by "
+            "--devices"
         )
-    return parallel.replica * data
+    return shape.batch_shards
 
 
 def check(config: Config, schedule: BatchSchedule) -> tuple[Size, list[Row]]:
@@ -137,7 +139,7 @@ def _effective(config: Config, quantity: str, schedule: BatchSchedule) -> Any:
     """What runs, if it is not the setting itself."""
     if quantity == "train.ramp_start_tokens":
         return schedule.sizes[0].sequences * config.model.n_ctx if config.train.ramp_tokens else None
-    if quantity == "train.ramp_stages":
+    if quantity == "train.ramp_sizes":
         return len(schedule.sizes)
     return _value(config, quantity)
 
@@ -149,7 +151,7 @@ def _excluded(config: Config, quantity: str, schedule: BatchSchedule) -> str:
         return "a band as wide as the context is dense attention"
     if quantity == "model.residual_init" and model.residual_init == "none":
         return "GPT-2's are scaled by depth"
-    if quantity == "train.ramp_stages" and (apart := _farthest_from_the_line(config, schedule)) > _BATCH_APART:
+    if quantity == "train.ramp_sizes" and (apart := _farthest_from_the_line(config, schedule)) > _BATCH_APART:
         return f"a batch is up to {apart:.1f} times the line's, or the line's of it"
     return ""
 

@@ -73,7 +73,7 @@ def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]
     """The batch sizes of a run whose batches are split into `shards` (replica × data).
 
     The paper's ramp is linear (GPT-3 appendix B): at t tokens the batch is start + (full - start) · t / ramp. Here the
-    ramp has at most `train.ramp_stages` sizes with about the same ratio between neighbours, rounded to the nearest
+    ramp has at most `train.ramp_sizes` sizes with about the same ratio between neighbours, rounded to the nearest
     whole number of sequences that the mesh and the microbatch divide. Each size begins where the number of updates
     equals the line's, counted from where the line reaches the previous size to where it reaches this one.
 
@@ -116,15 +116,6 @@ def batch_schedule(config: Config, shards: int, recorded: Sequence[Sequence[int]
                 f"{micro}: from here on the (first sequence, sequences) {saved} become {wanted}"
             )
     return BatchSchedule(tuple(sizes), _whole_sequences(train.tokens, ctx))
-
-
-def ramp_sizes(config: Config, shards: int) -> tuple[int, ...]:
-    """The batch sizes of a new run in tokens, in order, on `shards` data shards (replica × data).
-
-    Raises:
-        UserError: as `batch_schedule`.
-    """
-    return tuple(size.sequences * config.model.n_ctx for size in batch_schedule(config, shards).sizes)
 
 
 def updates(config: Config, schedule: BatchSchedule) -> Updates:
@@ -207,12 +198,12 @@ def _ramp(train: TrainConfig, ctx: int, shards: int, micro: int, full: int) -> l
     They make (m - a) / a + (b - m) / b updates where the line makes ln(b / a), both per ramp / (full - start) tokens.
     The two are equal for the m below. If the first size is below the start of the line, a is the start.
     """
-    if train.ramp_stages == 1:
-        raise UserError("train.ramp_stages is 1; a ramp has at least 2 batch sizes, or set train.ramp_tokens to 0")
+    if train.ramp_sizes == 1:
+        raise UserError("train.ramp_sizes is 1; a ramp has at least 2 batch sizes, or set train.ramp_tokens to 0")
     start, total = train.ramp_start_tokens / ctx, train.ramp_tokens / ctx  # in sequences
     if start >= full:
         return [_size(0, full, shards, micro)]
-    gaps = train.ramp_stages - 1
+    gaps = train.ramp_sizes - 1
     wanted = [start * (full / start) ** (i / gaps) for i in range(gaps)]
     sizes = sorted({*(_nearest(size, shards, micro) for size in wanted), full})
     ramp = [_size(0, sizes[0], shards, micro)]

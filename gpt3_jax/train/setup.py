@@ -8,10 +8,11 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.agreement import together
-from gpt3_jax.cluster.same_run import require_same_data
+from gpt3_jax.cluster.same_run import require_same_data, require_same_program
 from gpt3_jax.config import Config
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.train.checkpoint.arrays import require_own_name
@@ -51,11 +52,21 @@ class Run:
 
 
 def check(config: Config) -> Checked:
-    """Checks everything that does not need a file to be read or written.
+    """Starts the devices, and checks everything that does not need a file to be read or written. Call it after
+    `cluster.start.start`, in all processes.
 
     Raises:
-        UserError: mesh, batch, tokenizer or run folder do not fit the devices, the model, or each other.
+        UserError: the processes differ in what they run; mesh, batch, tokenizer or run folder do not fit the devices,
+            the model, or each other.
+        RunError: the devices cannot be started.
     """
+    start_devices(compiles_ahead=True)
+    require_same_program(config)
+    with together("checking the configuration"):
+        return _check(config)
+
+
+def _check(config: Config) -> Checked:
     require_own_name(Path(config.train.run_dir))
     mesh = make_mesh(config.parallel)
     schedule = batch_schedule(config, batch_shards(mesh))

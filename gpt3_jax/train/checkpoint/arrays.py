@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gpt3_jax.errors import UserError
 
 _STATE = "state"
 _SAVE_TIMEOUT_S = 3600  # Orbax's 20 minutes are too short for terabytes on a busy network disk
+_AT_ONCE = 32  # files looked at together: each is a round trip to a network disk, and every process wrote several
 _INSIDE = 100  # bytes; smaller chunks are stored in the index, which is compressed
 
 _OrbaxPath: Any = type(epath.Path("/"))
@@ -96,9 +98,10 @@ def require_files(path: Path) -> None:
     def fail(error: OSError) -> None:
         raise error
 
-    for folder, _, files in os.walk(path, onerror=fail):
-        for file in files:
-            os.close(os.open(os.path.join(folder, file), os.O_RDONLY))
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(path, onerror=fail) for file in names]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(lambda file: os.close(os.open(file, os.O_RDONLY)), files):
+            pass
 
 
 def missing(path: Path, leaves: Mapping[str, Mapping[str, Any]], *, whole: bool) -> str:
@@ -137,7 +140,8 @@ def missing(path: Path, leaves: Mapping[str, Mapping[str, Any]], *, whole: bool)
         if math.prod(chunk) * itemsize > _INSIDE:
             size += math.prod(shape) * itemsize
     files = [os.path.join(folder, file) for folder, _, names in os.walk(path / _STATE) for file in names]
-    there = sum(os.path.getsize(file) for file in files)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        there = sum(pool.map(os.path.getsize, files))
     return f"its files have {there:,} bytes, its arrays {size:,}" if there < size else ""
 
 

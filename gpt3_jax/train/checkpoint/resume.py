@@ -19,7 +19,7 @@ _BATCH = (
     ("train", "batch_tokens"),
     ("train", "ramp_start_tokens"),
     ("train", "ramp_tokens"),
-    ("train", "ramp_stages"),
+    ("train", "ramp_sizes"),
 )
 
 

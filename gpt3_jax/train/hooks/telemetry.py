@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 from gpt3_jax import devices
@@ -114,14 +114,15 @@ class Telemetry(Hook):
         ]
         return " · ".join(parts)
 
+    def record(self, kind: str, tokens: int, values: Mapping[str, float | None]) -> None:
+        """Writes a line of other metrics, where this process writes any."""
+        if self._writer is not None:
+            self._writer.write(kind, tokens, values)
+
     def evaluation(self, tokens: int, result: Evaluation) -> None:
         """Records and logs an evaluation."""
-        if self._writer is not None:
-            self._writer.write(
-                "eval",
-                tokens,
-                {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens},
-            )
+        values = {"loss": result.loss, "bits_per_byte": result.bits_per_byte, "eval_tokens": result.tokens}
+        self.record("eval", tokens, values)
         log.info(
             f"held out at {human(tokens)} tokens: loss {result.loss:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte"

@@ -1,0 +1,176 @@
+"""Evaluates checkpoints on tasks and writes what was found: the Python way in, and what the command does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt3_jax.cluster.agreement import is_lead
+from gpt3_jax.cluster.log import log
+from gpt3_jax.config import ParallelConfig
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.evals import protocol, run
+from gpt3_jax.evals.kept import KeptAnswers
+from gpt3_jax.evals.protocol import Shots
+from gpt3_jax.evals.results import RESULTS, Cell, Results
+from gpt3_jax.evals.run import TaskItems
+from gpt3_jax.evals.subject import Subject
+from gpt3_jax.evals.tasks.select import select
+from gpt3_jax.evals.tasks.task import Source, Task
+
+ITEMS = "items.jsonl"
+
+
+def evaluate(
+    checkpoint: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    tasks: str | Sequence[str],
+    shots: Sequence[Shots | None] = (0, 1, 10),
+    seeds: int = 1,
+    limit: int | None = None,
+    data: str | os.PathLike[str] | None = None,
+    words: str | os.PathLike[str] | None = None,
+    settings: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    parallel: ParallelConfig | None = None,
+) -> Results:
+    """Evaluates one or several checkpoints by the paper's protocol (GPT-3 section 2.4).
+
+    Args:
+        checkpoint: a run's folder (its newest checkpoint) or a Hugging Face folder; or several.
+        tasks: names as in ``gpt3-jax evaluate --tasks``: ``arithmetic``, ``words``, a task, ``text:FILE``, a file.
+        shots: each K; "max" for as many demonstrations as fit, None for the paper's K of each task.
+        seeds: how often demonstrations are drawn.
+        limit: evaluate the first so many items of each task.
+        data: folder with data sets' own files, for tasks that read them.
+        words: list of words for the word tasks.
+        settings: ``NAME=VALUE`` or ``TASK.NAME=VALUE``, for what the paper leaves open.
+        out: folder for results, records of items and kept answers; None: nothing is written.
+        parallel: the mesh over all devices, and the ZeRO stage by which it keeps the weights; None: one device.
+
+    Raises:
+        UserError: an unknown task, a file that cannot be read as one, or a checkpoint that is none.
+        RunError: a file or checkpoint cannot be read or written.
+    """
+    from gpt3_jax.evals.loading import load
+
+    folders = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
+    chosen = load_tasks(select([tasks] if isinstance(tasks, str) else list(tasks), settings), data, words, limit)
+    return evaluate_subjects((load(folder, parallel) for folder in folders), chosen, shots, seeds, out)
+
+
+def load_tasks(
+    tasks: Sequence[Task],
+    data: str | os.PathLike[str] | None = None,
+    words: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> list[TaskItems]:
+    """The examples of each task. Raises the loaders' errors."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; expected at least 1 item")
+    source = Source(*(None if path is None else os.fspath(path) for path in (data, words)))
+    loaded = []
+    for task in tasks:
+        items = task.load(source, task.options)
+        loaded.append(TaskItems(task, items, items.test if limit is None else items.test[:limit]))
+    return loaded
+
+
+def evaluate_subjects(
+    subjects: Iterable[Subject],
+    loaded: Sequence[TaskItems],
+    shots: Sequence[Shots | None],
+    seeds: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> Results:
+    """Evaluates models one after the other. With `out`, answers are kept there as they come, and results at the end."""
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; expected at least 1")
+    if not loaded or not shots:
+        raise UserError("there is nothing to evaluate; name at least one task and one K")
+    for each in loaded:
+        for k in run.columns(each.task, shots):
+            protocol.check_shots(each.task, each.items, k)
+    folder = _folder(out)
+    cells: list[Cell] = []
+    models: list[dict[str, Any]] = []
+    with _records(folder) as on_record:
+        for subject in subjects:
+            if subject.name in {model["name"] for model in models}:
+                subject = dataclasses.replace(subject, name=f"{subject.name} ({len(models) + 1})")
+            with KeptAnswers(folder, subject.depends_on()) if folder else contextlib.nullcontext() as kept:
+                cells += run.run(subject, loaded, shots, seeds, kept, on_record)
+            models.append(subject.as_data())
+    tasks = {each.task.name: each.as_data() for each in loaded}
+    results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **(made_by or {})})
+    if folder and is_lead():
+        _write(folder / RESULTS, results.to_json())
+        _draw(results, folder)
+    return results
+
+
+def _draw(results: Results, folder: Path) -> None:
+    from gpt3_jax.evals import picture  # imports what only pictures need
+
+    try:
+        for name in picture.draw(results, folder):
+            log.info(f"wrote {folder / name}")
+    except UserError as error:  # matplotlib is optional
+        log.info(f"no pictures: {error}")
+
+
+def _folder(out: str | os.PathLike[str] | None) -> Path | None:
+    if out is None:
+        return None
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from None
+    return folder
+
+
+@contextlib.contextmanager
+def _records(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Takes records and writes them to `ITEMS`, which appears when all are there."""
+    if folder is None or not is_lead():
+        yield lambda _: None
+        return
+    path = folder / ITEMS
+    with _writing(path):
+        file = open(_partial(path), "w", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
+
+    def write(record: dict[str, Any]) -> None:
+        with _writing(path):
+            print(json.dumps(record, ensure_ascii=False), file=file)
+
+    with contextlib.closing(file):
+        yield write
+        with _writing(path):
+            file.close()
+            _partial(path).replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with _writing(path):
+        _partial(path).write_text(text, encoding="utf-8", errors="surrogatepass")
+        _partial(path).replace(path)
+    log.info(f"wrote {path}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"cannot write {path}: {why}; free some space, or choose another --out") from None

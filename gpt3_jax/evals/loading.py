@@ -1,0 +1,49 @@
+"""Loads a model to evaluate, with the engine that answers for it."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from gpt3_jax.config import ParallelConfig
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.evals.engine import Engine
+from gpt3_jax.evals.subject import Subject
+from gpt3_jax.interop.loading import load_model
+from gpt3_jax.model.params import count_params
+from gpt3_jax.parallel.mesh import make_mesh
+
+
+def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Subject:
+    """The newest checkpoint of a run, or a model in Hugging Face's format, on a mesh over all devices.
+
+    Args:
+        parallel: the mesh, and the ZeRO stage that says how the weights are kept; None: the first device alone.
+
+    Raises:
+        UserError: as `load_model` and `make_mesh`.
+        RunError: as `load_model`.
+    """
+    mesh = None if parallel is None else make_mesh(parallel)
+    loaded = load_model(folder, mesh=mesh, parallel=parallel or ParallelConfig())
+    engine = Engine.of(loaded, mesh, parallel)
+    return Subject(
+        name=loaded.name,
+        answer=engine.answer,
+        tokenizer=loaded.tokenizer,
+        config=loaded.config,
+        weights=loaded.fingerprint,
+        settings={"platform": jax.default_backend()},
+        about={
+            "folder": os.path.abspath(folder),
+            "parameters": count_params(loaded.config),
+            "tokens": loaded.tokens_trained,
+        },
+    )
+
+
+def tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, int]:
+    """A model's tokenizer and the length of its context. Raises the errors of `load_model`."""
+    loaded = load_model(folder)
+    return loaded.tokenizer, loaded.config.n_ctx

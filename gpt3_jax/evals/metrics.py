@@ -1,0 +1,142 @@
+"""Metrics: what one item scores, and the value of all of them with its standard error.
+
+Items are the units of the standard error. With several seeds, an item's score is first averaged over the seeds, so
+that n stays the number of items; the scatter from drawing demonstrations is part of the scatter between items. For one
+seed and scores of 0 and 1 it is the binomial sqrt(p (1 - p) / (n - 1)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from gpt3_jax.evals.scoring import Judgement
+from gpt3_jax.evals.tasks.item import Item
+
+Z_LEVEL, Z_POWER = 1.959964, 0.841621
+"""Quantiles of the normal distribution: two-sided level 5 %, power 80 %."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What one item got with one seed."""
+
+    item: Item
+    seed: int
+    judgement: Judgement
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A metric over all items."""
+
+    value: float
+    stderr: float | None
+    """None for a single item."""
+    detectable: float | None
+    """Minimum detectable difference; see `detectable`."""
+    items: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric by name."""
+
+    name: str
+    unit: str
+    """``%`` for shares, which are given in per cent as the paper does; else what the value counts."""
+    better: int
+    """1 if more is better, -1 if less."""
+    score: Callable[[Item, Judgement], float]
+    """One item's score: 1 for right; for ratios the numerator."""
+    estimate: Callable[[Metric, Sequence[Scored]], Estimate]
+    weight: Callable[[Judgement], float] = lambda _: 1.0
+    """One item's part of the denominator, such as its tokens; 1 for means."""
+    of_ratio: Callable[[float], float] = lambda value: 100 * value
+    """What is reported of the sum of scores over the sum of weights: in per cent, or its exponential."""
+
+
+def accuracy(item: Item, judgement: Judgement) -> float:
+    """Whether the chosen completion is a right one."""
+    return float(judgement.chosen in item.right)
+
+
+def exact_match(item: Item, judgement: Judgement) -> float:
+    """Whether the generated text is an accepted answer, but for white space around both."""
+    text = (judgement.text or "").strip()
+    return float(any(text == answer.strip() for answer in item.accepted))
+
+
+def mean(metric: Metric, scored: Sequence[Scored]) -> Estimate:
+    """The mean over items of a score from 0 to 1, in per cent."""
+    scores = [100 * score for score in by_item(metric, scored).values()]
+    value = statistics.fmean(scores)
+    stderr = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+    return Estimate(value, stderr, detectable(stderr, value, len(scores)), len(scores))
+
+
+def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
+    """Sum of scores over sum of weights, as in loss per token; the standard error by linearisation."""
+    tops = [metric.score(each.item, each.judgement) for each in scored]
+    bottoms = [metric.weight(each.judgement) for each in scored]
+    count, bottom = len(scored), sum(bottoms)
+    found = sum(tops) / bottom if bottom else math.nan
+    value = metric.of_ratio(found)
+    if count < 2:
+        return Estimate(value, None, None, count)
+    rest = [(top - found * part) for top, part in zip(tops, bottoms, strict=True)]
+    stderr = (
+        math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * abs(ratio_slope(metric, found))
+    )
+    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, count)
+
+
+def ratio_slope(metric: Metric, value: float) -> float:
+    """Derivative of `Metric.of_ratio`."""
+    step = 1e-6 * (abs(value) or 1.0)
+    return (metric.of_ratio(value + step) - metric.of_ratio(value - step)) / (2 * step)
+
+
+def by_item(metric: Metric, scored: Sequence[Scored]) -> dict[str, float]:
+    """Each item's score, averaged over the seeds."""
+    found: dict[str, list[float]] = {}
+    for each in scored:
+        found.setdefault(each.item.id, []).append(metric.score(each.item, each.judgement))
+    return {name: statistics.fmean(scores) for name, scores in found.items()}
+
+
+def detectable(stderr: float | None, value: float, items: int) -> float | None:
+    """The difference between two models that a comparison would find with power 80 % at the two-sided level 5 %, if
+    each is evaluated on as many items drawn independently: (1.96 + 0.84) · sqrt(2) · standard error.
+
+    For shares, the standard error is at least that of two more right and two more wrong items (Agresti and Coull), so
+    that it is not 0 where all items or none are right. Two runs on the same items can be compared item by item, and
+    find smaller differences (`gpt3-jax report compare`).
+    """
+    if stderr is None:
+        return None
+    share = (value / 100 * items + 2) / (items + 4)
+    least = 100 * math.sqrt(share * (1 - share) / (items + 4)) if value in (0, 100) else 0.0
+    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * max(stderr, least)
+
+
+def _minus_logprob(_: Item, judgement: Judgement) -> float:
+    return -(judgement.logprob or 0.0)
+
+
+def _same(value: float) -> float:
+    return value
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "%", 1, accuracy, mean),
+        Metric("exact match", "%", 1, exact_match, mean),
+        Metric("loss per token", "nats", -1, _minus_logprob, ratio, lambda j: j.tokens, _same),
+        Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, math.exp),
+        Metric("bits per byte", "bits", -1, _minus_logprob, ratio, lambda j: j.bytes * math.log(2), _same),
+    )
+}

@@ -1,0 +1,163 @@
+"""The paper's protocol (GPT-3 section 2.4): K demonstrations for each item, and the requests that score it.
+
+Demonstrations are drawn without replacement from the task's training split, never the item itself, by a generator
+seeded by (seed, task, item). A draw for a smaller K is the beginning of the draw for a larger one. If a prompt does not
+fit into the context, demonstrations are dropped, the last drawn first; the item is never cut. An item that does not
+fit without any is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals import prompts
+from gpt3_jax.evals.encoding import encode
+from gpt3_jax.evals.requests import Completion, Continuation, Request
+from gpt3_jax.evals.tasks.item import Item, Items
+from gpt3_jax.evals.tasks.task import Task
+
+Shots = int | Literal["max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An item with its demonstrations and requests."""
+
+    item: Item
+    seed: int
+    shots: int
+    """Demonstrations in the prompt."""
+    dropped: int
+    """Demonstrations that did not fit."""
+    demonstrations: tuple[str, ...]
+    """Ids of the items shown, in their order."""
+    prompts: tuple[str, ...]
+    """One for each of the item's contexts; none for a text."""
+    requests: tuple[Request, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """An item that does not fit into the context even without demonstrations."""
+
+    item: Item
+    seed: int
+    tokens: int
+    """Of its longest request."""
+
+
+def draw(items: Items, item: Item, seed: int, task: Task) -> Iterator[Item]:
+    """Demonstrations for `item`, in the order in which they are drawn, until there are none left.
+
+    An example with the item's own text is left out as the item itself is, since generated and published sets repeat
+    some.
+    """
+    pool = items.train or ()
+    who = "" if task.draw == "fixed" else item.id
+    # random.random() of a text seed is the same in every version of Python.
+    generator = random.Random(f"{seed}\n{task.name}\n{who}")
+    moved: dict[int, int] = {}  # a Fisher-Yates shuffle of which only the places it touched are kept
+    for n in range(len(pool)):
+        k = n + int(generator.random() * (len(pool) - n))
+        picked = pool[moved.get(k, k)]
+        moved[k] = moved.get(n, n)
+        if not same(picked, item):
+            yield picked
+
+
+def same(one: Item, other: Item) -> bool:
+    """Whether two examples are the same one, or ask the same thing."""
+    return one is other or (one.context == other.context and one.contexts == other.contexts)
+
+
+class Preparer:
+    """Makes the prompts of one task for a tokenizer and a context of `n_ctx` tokens."""
+
+    def __init__(self, task: Task, items: Items, tokenizer: Tokenizer, n_ctx: int) -> None:
+        self._task, self._items, self._tokenizer, self._n_ctx = task, items, tokenizer, n_ctx
+        self._shown = functools.cache(lambda item: prompts.demonstration(task, item))
+        self._length = functools.cache(lambda item: self._count(task.delimiter + self._shown(item)))
+
+    def prepare(self, item: Item, shots: Shots, seed: int) -> Prepared | LeftOut:
+        """Draws demonstrations for an item, fits them into the context, and makes the item's requests."""
+        task = self._task
+        if not task.scoring.prompted:
+            return Prepared(item, seed, 0, 0, (), (), tuple(task.scoring.requests((), task.separator, item)))
+        made, longest = self._with(item, (), shots, seed)
+        if longest > self._n_ctx:
+            return LeftOut(item, seed, longest)
+        wanted = len(self._items.train or ()) if shots == "max" else shots
+        if not wanted:
+            return made
+        # First by the tokens of each demonstration alone, which is near, because few tokens merge at the borders.
+        top = [self._count(prompts.instruction(task, k)) for k in (0, 1)]
+        total = longest - top[0] + top[1]
+        shown: list[Item] = []
+        for candidate in draw(self._items, item, seed, task):
+            total += self._length(candidate)
+            if len(shown) == wanted or total > self._n_ctx + _SLACK:
+                break
+            shown.append(candidate)
+        while True:
+            made, longest = self._with(item, shown, shots, seed)
+            if longest <= self._n_ctx:
+                return made
+            shown.pop()
+
+    def _with(self, item: Item, shown: Sequence[Item], shots: Shots, seed: int) -> tuple[Prepared, int]:
+        """The item after these demonstrations, and the tokens of its longest request."""
+        task, texts = self._task, [self._shown(each) for each in shown]
+        whole = tuple(prompts.prompt(task, texts, each) for each in prompts.contexts(task, item, len(shown)))
+        requests = tuple(task.scoring.requests(whole, task.separator, item))
+        dropped = 0 if shots == "max" else shots - len(shown)
+        made = Prepared(item, seed, len(shown), dropped, tuple(each.id for each in shown), whole, requests)
+        return made, max(tokens_of(request, self._tokenizer) for request in requests)
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
+
+
+_SLACK = 16
+"""Tokens by which the estimate may be too high, because tokens merge at borders."""
+
+
+def tokens_of(request: Request, tokenizer: Tokenizer) -> int:
+    """Tokens of context that a request takes: the prompt and what is scored after it but its last token, which the
+    model need not read; or what may be generated after it."""
+    if isinstance(request, Continuation):
+        encoded = encode(request.context, request.continuation, tokenizer)
+        return len(encoded.context) + len(encoded.continuation) - 1
+    if isinstance(request, Completion):
+        return max(len(tokenizer.encode(request.prompt)), 1) + request.max_tokens
+    return 0
+
+
+def check_shots(task: Task, items: Items, shots: Shots) -> None:
+    """Raises UserError if K demonstrations cannot be drawn for the task."""
+    if shots == 0 or not task.scoring.prompted:
+        return
+    if items.train is None:
+        raise UserError(
+            f"{items.source}: task {task.name} has no {task.splits[1]} split to draw {shots} demonstrations from; "
+            "give one, or evaluate with --shots 0"
+        )
+    there = len(items.train) - (1 if items.train is items.test else 0)
+    if there < (1 if shots == "max" else shots):
+        of = "other than the item itself " if items.train is items.test else ""
+        raise UserError(
+            f"{items.source}: {there} example{'s' if there != 1 else ''} {of}to draw from, and {shots} demonstrations "
+            f"were asked for; give more, or --shots {there} at most"
+        )
+
+
+def chance(items: Sequence[Item]) -> float | None:
+    """Expected accuracy of a random choice, in per cent; None if the task has no choices."""
+    if not all(item.choices or item.contexts for item in items):
+        return None
+    return 100 * sum(len(item.right) / (len(item.choices) or len(item.contexts)) for item in items) / len(items)

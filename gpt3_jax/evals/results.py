@@ -1,0 +1,134 @@
+"""What an evaluation found: cells of a table, and the files that say how they came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpt3_jax import quantities
+from gpt3_jax.evals.metrics import METRICS
+from gpt3_jax.evals.protocol import Shots
+from gpt3_jax.evals.table_h1 import paper_value
+
+RESULTS = "results.json"
+STANDARD_ERROR = (
+    "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
+    "number; for ratios (loss, perplexity, bits) by linearisation over documents"
+)
+DETECTABLE = (
+    "(1.96 + 0.84) · sqrt(2) · standard error: two models evaluated on as many items each, two-sided level 5 %, power "
+    "80 %"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number: a model, a task, a metric, a K."""
+
+    model: str
+    task: str
+    metric: str
+    shots: Shots
+    value: float
+    stderr: float | None
+    detectable: float | None
+    """Minimum detectable difference."""
+    items: int
+    left_out: int
+    """Items that do not fit into the model's context."""
+    seeds: tuple[int, ...]
+    by_seed: tuple[float, ...]
+    """The value with each seed's demonstrations."""
+    chance: float | None
+    row: str | None
+    """Of Table H.1."""
+    size: str | None
+    """The paper's model of the same shape."""
+    shots_mean: float
+    """Demonstrations in a prompt, on average."""
+    prompts_with_fewer: int
+    """Prompts from which demonstrations were dropped, because they did not fit."""
+    straddling: int
+    """Requests in which a token straddles the border of context and completion."""
+
+    @property
+    def paper(self) -> float | None:
+        """The paper's value for the size of the same shape and this K."""
+        return None if self.shots == "max" else paper_value(self.row, self.metric, self.shots, self.size)
+
+    def as_data(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"unit": METRICS[self.metric].unit, "paper": self.paper}
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """An evaluation of one or several models."""
+
+    cells: tuple[Cell, ...]
+    models: tuple[Mapping[str, Any], ...]
+    """Each: name, folder, weights, tokenizer, parameters, tokens trained, configuration, engine settings."""
+    tasks: Mapping[str, Mapping[str, Any]]
+    """How each was set up: source, scoring, open settings, …"""
+    made_by: Mapping[str, Any]
+    """Versions, command, time, protocol."""
+
+    def table(self) -> str:
+        """All numbers as aligned text, with what was left out or dropped below."""
+        several = len(self.models) > 1
+        head = ["task", "metric", "K", "value", "± s.e.", "items", "paper", "chance", "detectable"]
+        rows = []
+        for cell in self.cells:
+            row = [cell.task, cell.metric, str(cell.shots), _number(cell.value), _number(cell.stderr)]
+            row += [f"{cell.items:,}", _number(cell.paper), _number(cell.chance), _number(cell.detectable)]
+            rows.append([cell.model, *row] if several else row)
+        return quantities.grid(rows, ["model", *head] if several else head, left=3 if several else 2) + self._notes()
+
+    def _notes(self) -> str:
+        lines = ["", "", "  accuracy and exact match in per cent; paper: Table H.1, the model of the same shape"]
+        for cell in self.cells:
+            if METRICS[cell.metric] is not METRICS[next(c.metric for c in self.cells if c.task == cell.task)]:
+                continue  # said once for each task
+            where = f"{cell.task}, K = {cell.shots}" + (f", {cell.model}" if len(self.models) > 1 else "")
+            if cell.left_out:
+                lines.append(f"  {where}: {cell.left_out} items left out: too long for the model's context")
+            if cell.prompts_with_fewer:
+                lines.append(
+                    f"  {where}: {cell.prompts_with_fewer} prompts with fewer demonstrations, which did not fit; "
+                    f"{cell.shots_mean:.1f} on average"
+                )
+            elif cell.shots == "max":
+                lines.append(f"  {where}: {cell.shots_mean:.1f} demonstrations on average")
+            if cell.straddling:
+                lines.append(f"  {where}: in {cell.straddling} requests a token straddles context and completion")
+        return "\n".join(lines)
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "format": "gpt3_jax evaluation",
+            "version": 1,
+            "made_by": dict(self.made_by),
+            "standard_error": STANDARD_ERROR,
+            "detectable": DETECTABLE,
+            "models": [dict(model) for model in self.models],
+            "tasks": {name: dict(task) for name, task in self.tasks.items()},
+            "cells": [cell.as_data() for cell in self.cells],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_data(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def by_task(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Cells by (task, metric)."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.task, cell.metric), []).append(cell)
+    return found

@@ -1,0 +1,234 @@
+"""Evaluates models on tasks: prepares the prompts, has the requests answered, turns answers into numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gpt3_jax import __version__
+from gpt3_jax.cluster.log import log
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals import protocol
+from gpt3_jax.evals.kept import KeptAnswers
+from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
+from gpt3_jax.evals.protocol import LeftOut, Prepared, Shots
+from gpt3_jax.evals.requests import Answer, Completed, Request, Score
+from gpt3_jax.evals.results import Cell
+from gpt3_jax.evals.subject import Subject
+from gpt3_jax.evals.table_h1 import size_of
+from gpt3_jax.evals.tasks.item import Item, Items
+from gpt3_jax.evals.tasks.task import Task
+from gpt3_jax.quantities import duration
+
+_EVERY_SECONDS = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskItems:
+    """A task with its examples."""
+
+    task: Task
+    items: Items
+    evaluated: Sequence[Item]
+    """The items of the test split that are evaluated: all, or the first `limit`."""
+
+    def as_data(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "row": task.row,
+            "source": self.items.source,
+            "splits": {"evaluated": task.splits[0], "demonstrations": task.splits[1]},
+            "items": len(self.items.test),
+            "evaluated": len(self.evaluated),
+            "fingerprint": dataclasses.replace(self.items, test=self.evaluated).fingerprint(),
+            "metrics": list(task.metrics),
+            "shots": task.shots,
+            "scoring": {"rule": type(task.scoring).__name__, **_fields(task.scoring)},
+            "delimiter": task.delimiter,
+            "separator": task.separator,
+            "instruction": task.instruction,
+            "instructed": task.instructed,
+            "draw": task.draw,
+            "open": task.settings(),
+        }
+
+
+def _fields(of: Any) -> dict[str, Any]:
+    return {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
+
+
+def run(
+    subject: Subject,
+    loaded: Sequence[TaskItems],
+    shots: Sequence[Shots | None],
+    seeds: int,
+    kept: KeptAnswers | None = None,
+    on_record: Callable[[dict[str, Any]], None] = lambda _: None,
+    progress: bool = True,
+) -> list[Cell]:
+    """The numbers of one model.
+
+    Args:
+        shots: K of each column; None: the paper's K of each task.
+        seeds: how often demonstrations are drawn: with the seeds 0 to `seeds` - 1. Without demonstrations there is
+            nothing to draw, and one seed is run.
+        kept: answers of earlier runs are taken from it, and new ones added.
+        on_record: gets one record for each item, K and seed.
+        progress: whether to log what is done and how much time is left.
+    """
+    cells: list[Cell] = []
+    places = [(each, k) for each in loaded for k in columns(each.task, shots)]
+    for number, (each, k) in enumerate(places, start=1):
+        where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})" if progress else ""
+        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where)
+    return cells
+
+
+def columns(task: Task, shots: Sequence[Shots | None]) -> list[Shots]:
+    """Each K of a task once, with the paper's in place of None."""
+    if not task.scoring.prompted:
+        return [0]  # a text has no demonstrations
+    return list(dict.fromkeys(task.shots if k is None else k for k in shots))
+
+
+def _evaluate(
+    subject: Subject,
+    loaded: TaskItems,
+    shots: Shots,
+    seeds: Sequence[int],
+    kept: KeptAnswers | None,
+    on_record: Callable[[dict[str, Any]], None],
+    where: str,
+) -> list[Cell]:
+    task = loaded.task
+    preparer = protocol.Preparer(task, loaded.items, subject.tokenizer, subject.config.n_ctx)
+    made = [preparer.prepare(item, shots, seed) for seed in seeds for item in loaded.evaluated]
+    prepared = [each for each in made if isinstance(each, Prepared)]
+    left_out = {each.item.id: each for each in made if isinstance(each, LeftOut)}
+    if not prepared:
+        shortest = min(each.tokens for each in left_out.values())
+        raise UserError(
+            f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
+            f"tokens of {subject.name}; the shortest takes {shortest}"
+        )
+    answers = answer_all(subject, [request for each in prepared for request in each.requests], kept, where)
+    scored = []
+    for each in prepared:
+        judgement = task.scoring.judge([answers[request] for request in each.requests], each.item)
+        scored.append(Scored(each.item, each.seed, judgement))
+        on_record(_record(subject, task, shots, each, scored[-1], answers))
+    asked = {request for each in prepared for request in each.requests}
+    straddling = sum(isinstance(answers[request], Score) and answers[request].straddles for request in asked)  # type: ignore[union-attr]
+    cells = []
+    for name in task.metrics:
+        metric = METRICS[name]
+        whole: Estimate = metric.estimate(metric, scored)
+        apart = [metric.estimate(metric, [each for each in scored if each.seed == seed]).value for seed in seeds]
+        cells.append(
+            Cell(
+                model=subject.name,
+                task=task.name,
+                metric=name,
+                shots=shots,
+                value=whole.value,
+                stderr=whole.stderr,
+                detectable=whole.detectable,
+                items=whole.items,
+                left_out=len(left_out),
+                seeds=tuple(seeds),
+                by_seed=tuple(apart),
+                chance=protocol.chance([each.item for each in prepared]) if metric.unit == "%" else None,
+                row=task.row,
+                size=size_of(subject.config),
+                shots_mean=statistics.fmean(each.shots for each in prepared),
+                prompts_with_fewer=sum(each.dropped > 0 for each in prepared),
+                straddling=straddling,
+            )
+        )
+    return cells
+
+
+def answer_all(
+    subject: Subject, requests: Sequence[Request], kept: KeptAnswers | None, where: str
+) -> dict[Request, Answer]:
+    """The answers to requests, equal ones asked once. Logs progress with the time left, unless `where` is empty."""
+    answers: dict[Request, Answer] = {}
+    missing: list[Request] = []
+    for request in dict.fromkeys(requests):
+        known = kept.get(request) if kept else None
+        if known is None:
+            missing.append(request)
+        else:
+            answers[request] = known
+    before = f", {len(answers):,} more were answered before" if answers else ""
+    if where:
+        log.info(f"{where}: {len(missing):,} requests{before}")
+    start = last = time.monotonic()
+    for done, (index, answer) in enumerate(subject.answer(missing) if missing else (), start=1):
+        answers[missing[index]] = answer
+        if kept:
+            kept.add(missing[index], answer)
+        now = time.monotonic()
+        if where and now - last >= _EVERY_SECONDS:
+            last, left = now, (now - start) / done * (len(missing) - done)
+            log.info(f"{where}: {done:,} of {len(missing):,} requests, {duration(left)} left")
+    return answers
+
+
+def _record(
+    subject: Subject,
+    task: Task,
+    shots: Shots,
+    prepared: Prepared,
+    scored: Scored,
+    answers: Mapping[Request, Answer],
+) -> dict[str, Any]:
+    """One item as it was asked and answered."""
+    item, judgement = prepared.item, scored.judgement
+    record: dict[str, Any] = {
+        "model": subject.name,
+        "task": task.name,
+        "shots": shots,
+        "seed": prepared.seed,
+        "item": item.id,
+        "demonstrations": list(prepared.demonstrations),
+        "prompts": list(prepared.prompts),
+        "expected": list(item.accepted) if not item.right else item.completion,
+        "scores": {name: METRICS[name].score(item, judgement) for name in task.metrics},
+        "weights": {name: METRICS[name].weight(judgement) for name in task.metrics},
+    }
+    if item.choices or item.contexts:
+        record |= {
+            "choices": list(item.choices or item.contexts),
+            "right": list(item.right),
+            "chosen": judgement.chosen,
+            "compared": list(judgement.values),
+        }
+    if judgement.text is not None:
+        record["generated"] = judgement.text
+    record["answers"] = [_short(answers[request]) for request in prepared.requests]
+    return record
+
+
+def _short(answer: Answer) -> dict[str, Any]:
+    """An answer without its single tokens."""
+    fields = dataclasses.asdict(answer)
+    if isinstance(answer, Completed):
+        fields.pop("text")
+    return {name: value for name, value in fields.items() if not name.startswith("token_")}
+
+
+def made_by() -> dict[str, Any]:
+    """Versions and time, for the result file."""
+    return {
+        "gpt3_jax": __version__,
+        "jax": importlib.metadata.version("jax"),
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "protocol": "paper",
+    }

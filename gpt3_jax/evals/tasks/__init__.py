@@ -1,0 +1,1 @@
+"""The tasks: one declarative entry each, and what reads or generates their examples."""

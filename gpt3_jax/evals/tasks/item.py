@@ -1,0 +1,59 @@
+"""One example of a task, in the strings that a prompt is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One example, as a demonstration and as what is scored.
+
+    A prompt shows ``context``, the task's separator and ``completion``. Neither has the delimiter between examples or
+    the separator in it.
+    """
+
+    id: str
+    """Unique within the task; the demonstrations are drawn by it."""
+    context: str
+    completion: str
+    """The right completion, as a demonstration shows it."""
+    choices: tuple[str, ...] = ()
+    """Completions that are compared; empty for tasks that are scored by generation or as text."""
+    right: tuple[int, ...] = ()
+    """Indices of the right choices, or of the right one of `contexts`; several may be right."""
+    contexts: tuple[str, ...] = ()
+    """For partial evaluation: the context with each candidate in its place. `completion` follows all of them."""
+    answers: tuple[str, ...] = ()
+    """All accepted answers of a generated completion; empty: `completion` alone."""
+    zero_shot: str | None = None
+    """The context without demonstrations, for tasks that have another form there; None: `context`."""
+    group: str = ""
+    """What belongs together in metrics that count groups, such as all answers of one question."""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        return self.answers or (self.completion,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A task's examples, read or generated."""
+
+    test: Sequence[Item]
+    train: Sequence[Item] | None
+    """Where demonstrations are drawn from: the training split; `test` itself for a task that has no other; None if
+    there is none, so that only K = 0 can be evaluated."""
+    source: str
+    """Where they come from, in words: a file, or a generator and its seed."""
+
+    def fingerprint(self) -> str:
+        """sha256 over all examples."""
+        digest = hashlib.sha256()
+        for split in (self.test, self.train or ()):
+            digest.update(f"{len(split)}\n".encode())
+            for item in split:
+                digest.update(repr(dataclasses.astuple(item)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""What the paper leaves open about several tasks, in words."""
+
+from __future__ import annotations
+
+from gpt3_jax.evals.tasks.task import Open
+
+STOP = Open(
+    "stop",
+    "The paper does not say where a generated completion ends; the default is the first newline, before which the "
+    "answers of these tasks end.",
+)
+MAX_TOKENS = Open("max_tokens", "The paper does not say how long a completion may get; the default holds any answer.")
+PENALTY = Open(
+    "penalty",
+    "The paper names beam width 4 and a length penalty of 0.6 but no formula; the default gnmt is ((5 + n) / 6)^0.6 as "
+    "in T5's code, power is n^0.6.",
+    ("gnmt", "power"),
+)
+DECODING = Open(
+    "decoding",
+    "Section 2.4 uses beam search for free-form answers and does not name these tasks; the default is beam search.",
+    ("beam", "greedy"),
+)
+SEED = Open("item_seed", "Which examples the paper used is known from OpenAI's files only; ours are generated from 0.")
+COUNT = Open("items", "Number of examples that are generated; the default is that of OpenAI's files.")
+LEADING = Open(
+    "leading",
+    "Whether the newlines that stand before each example in OpenAI's files also begin the prompt is not said; the "
+    "default keeps them, as the files have them.",
+)
+GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY)

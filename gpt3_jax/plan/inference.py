@@ -1,0 +1,389 @@
+"""What generation and evaluation need and cost on hardware that is not attached, from their compiled programs.
+
+Generation is two programs: one reads the prompts, the other appends a token to each row. Evaluation is one: the
+log-likelihoods of every token of a batch of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt3_jax.config import Config
+from gpt3_jax.errors import UserError
+from gpt3_jax.inference import generate, score
+from gpt3_jax.model.params import count_params
+from gpt3_jax.model.scoring import Tree
+from gpt3_jax.model.transformer import band_shares
+from gpt3_jax.parallel.mesh import MeshShape, batch_shards, make_mesh, shape_of
+from gpt3_jax.parallel.rules import batch_partition, shardings
+from gpt3_jax.plan import roofline
+from gpt3_jax.plan.predict import place, predict
+from gpt3_jax.plan.receipt import TrafficRow, traffic_rows, versions
+from gpt3_jax.plan.roofline import Work
+from gpt3_jax.plan.step import Outcome, compile_lowered
+from gpt3_jax.plan.topologies import Topology, missing_library
+from gpt3_jax.program.buffers import Shapes
+from gpt3_jax.program.compiled import lower, without_cache
+from gpt3_jax.program.flops import matmul_flops
+from gpt3_jax.program.memory_traffic import hbm_bytes
+from gpt3_jax.program.traffic import count
+from gpt3_jax.train.state import abstract_state
+
+Use = Literal["evaluate", "generate"]
+
+GENERATED_ROWS = 16
+"""Rows of a tensor group of devices, as `gpt3_jax.generation` computes at once."""
+EVALUATED_TOKENS = 16384
+"""Tokens of a batch shard, as `gpt3_jax.evals` computes at once on accelerators."""
+_LATENCY = (
+    "The latency of a collective is left out, for no document states it: with so few bytes a call it may be most of "
+    "its time."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What is computed at once."""
+
+    rows: int
+    """Of all devices."""
+    prompt_tokens: int
+    """Of a row; when evaluating, all its tokens."""
+    new_tokens: int
+    """That a row's cache has room for; when evaluating, 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """Memory of one device for one program."""
+
+    weights: int
+    cache: int
+    """Keys and values of all rows."""
+    temporaries: int
+    """Reserved for what the program computes in between, the gaps of the allocator included."""
+    other: int
+    """Tokens in and out, and the program itself."""
+    refused: bool
+    """Whether the compiler refused the program for its memory."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.temporaries + self.other
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """The roofline's time of one run of a program."""
+
+    seconds: float
+    tokens_per_second: float
+    """Of all devices: tokens read, or appended."""
+    parts: dict[str, float]
+    """Seconds of each resource."""
+    bound: str
+    """The resource that takes longest."""
+    assumptions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramReceipt:
+    """One compiled program."""
+
+    name: str
+    tokens: int
+    """That all devices read, or append, in one run."""
+    memory: Bytes
+    device_flops: float
+    """Of the matmuls of one device."""
+    traced: tuple[TrafficRow, ...]
+    """Sent by one device, from the traced program."""
+    time: Time | None
+    """None for a program that does not fit, and for a device that is not in the table."""
+    too_large: str
+    """The compiler's words when it refused the program for its memory, else empty."""
+    seconds: dict[str, float]
+    """To trace, lower and compile it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceReceipt:
+    """Everything that a plan says about one use of a configuration on one topology."""
+
+    use: Use
+    model: dict[str, Any]
+    mesh: MeshShape
+    topology: dict[str, Any]
+    batch: Batch
+    programs: tuple[ProgramReceipt, ...]
+    usable: int | None
+    """Bytes that a device has for a program; None for a device that is not in the table."""
+    versions: dict[str, str]
+
+    @property
+    def fits(self) -> bool | None:
+        """None when the device's capacity is not known."""
+        if any(program.memory.refused for program in self.programs):
+            return False
+        return None if self.usable is None else all(p.memory.total <= self.usable for p in self.programs)
+
+
+def batch_of(
+    config: Config, mesh: Mesh, use: Use, rows: int | None, prompt_tokens: int | None, new_tokens: int | None
+) -> Batch:
+    """The batch that these options ask for.
+
+    Args:
+        rows: of each data shard (default: 16 to generate; to evaluate as many contexts as make 16,384 tokens).
+        prompt_tokens: default: half the context; to evaluate, the whole.
+        new_tokens: default: what the prompt leaves of the context.
+
+    Raises:
+        UserError: they do not fit the context.
+    """
+    n_ctx, shards = config.model.n_ctx, batch_shards(mesh)
+    for option, value in (("--rows", rows), ("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}; expected at least 1")
+    if use == "evaluate":
+        if new_tokens is not None:
+            raise UserError(f"--new-tokens {new_tokens} is for --for generate; evaluation appends no token")
+        length = n_ctx if prompt_tokens is None else prompt_tokens
+        if length > n_ctx:
+            raise UserError(f"--prompt-tokens is {length}; expected at most {n_ctx} (model.n_ctx)")
+        return Batch(shards * (rows or max(1, EVALUATED_TOKENS // length)), length, 0)
+    prompt = max(1, n_ctx // 2) if prompt_tokens is None else prompt_tokens
+    new = n_ctx - prompt if new_tokens is None else new_tokens
+    if new < 1 or prompt + new > n_ctx:
+        raise UserError(
+            f"--prompt-tokens {prompt} and --new-tokens {new}: at least one new token is needed, and their sum may be "
+            f"at most {n_ctx} (model.n_ctx)"
+        )
+    return Batch(shards * (rows or GENERATED_ROWS), prompt, new)
+
+
+def plan_inference(config: Config, topology: Topology, use: Use, batch: Batch) -> InferenceReceipt:
+    """Compiles the programs and reads everything off them.
+
+    Raises:
+        UserError: a compiler's library is missing, or the mesh does not divide the devices or the model.
+        RunError: the compiler fails for another reason than memory.
+    """
+    mesh = make_mesh(config.parallel, topology.devices)
+    calls = _generating(config, mesh, batch) if use == "generate" else _evaluating(config, mesh, batch)
+    device = topology.device
+    return InferenceReceipt(
+        use=use,
+        model={
+            "n_layers": config.model.n_layers,
+            "d_model": config.model.d_model,
+            "n_ctx": config.model.n_ctx,
+            "dtype": config.model.dtype,
+            "stage": config.parallel.stage,
+            "parameters": count_params(config.model),
+        },
+        mesh=shape_of(mesh),
+        topology={
+            "name": topology.name,
+            "devices": len(topology.devices),
+            "device": device.name if device else f"{topology.devices[0].device_kind} (not in the device table)",
+        },
+        batch=batch,
+        programs=tuple(_compiled(call, config, mesh, topology) for call in calls),
+        usable=topology.usable,
+        versions=versions(topology.platform),
+    )
+
+
+class _Call(NamedTuple):
+    """One program, and what it is called with."""
+
+    name: str
+    tokens: int
+    function: Any
+    arguments: tuple[Any, ...]
+    cache_made: int
+    """Bytes of the cache that it returns, on one device."""
+    reads_weights: bool
+    """Whether reading weights and cache takes longer than its matmuls may: one token a row."""
+
+
+def _generating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
+    model, rows = config.model, batch.rows
+    where = generate.make_place(model, model.n_vocab, mesh)
+    weights = generate.abstract_weights(model, mesh)
+    capacity = batch.prompt_tokens + batch.new_tokens
+    cache = generate.abstract_cache(model, mesh, rows, capacity)
+    by_row = shardings(batch_partition(mesh), mesh)
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
+
+    draw = generate.Draw(np.uint32(0), ints(rows), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
+    prompts = (weights, ints(rows, batch.prompt_tokens), ints(rows), draw, where, capacity)
+    made = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize  # type: ignore[attr-defined]
+        for leaf in jax.tree.leaves(cache)
+    )
+    return [
+        _Call("prefill", rows * batch.prompt_tokens, generate.begin, prompts, made, False),
+        _Call("decode", rows, generate.advance, (weights, cache, ints(rows), draw, where), 0, True),
+    ]
+
+
+def _evaluating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
+    by_row = shardings(batch_partition(mesh), mesh)
+    rows, length = batch.rows, batch.prompt_tokens
+
+    def ints(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
+
+    tree = Tree(ints(rows, length), ints(rows), ints(rows, length), ints(rows, length), trunk=length, branches=0)
+    function = score.make_score(config.model, mesh, config.parallel, config.memory)
+    params = abstract_state(config, mesh).params
+    return [_Call("evaluate", rows * length, function, (params, tree, None), 0, False)]
+
+
+def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> ProgramReceipt:
+    try:
+        low = lower(call.function, *call.arguments)
+    except (NotImplementedError, RuntimeError) as error:
+        if line := missing_library(error):
+            raise UserError(line) from None
+        raise
+    started = time.perf_counter()
+    nothing: Any = frozenset()
+    with without_cache():
+        found = compile_lowered(low.lowered, Shapes(nothing, nothing, nothing, 0, False, nothing))
+    compiling = time.perf_counter() - started
+    memory = _memory(found, call)
+    collectives = count(low.jaxpr)
+    flops = float(matmul_flops(low.jaxpr, tuple(band_shares(config.model).values())))
+    work = Work(
+        tokens=call.tokens,
+        devices=mesh.size,
+        matmul_flops=flops,
+        model_flops=2.0 * count_params(config.model) * call.tokens / mesh.size,
+        attention_flops=0.0,
+        hbm_bytes=hbm_bytes(found.program),
+        traffic=roofline.traffic_of(collectives),
+    )
+    fits = not memory.refused and (topology.usable is None or memory.total <= topology.usable)
+    time_of: Callable[..., Time | None] = _time_of_a_token if call.reads_weights else _time_of_a_batch
+    return ProgramReceipt(
+        name=call.name,
+        tokens=call.tokens,
+        memory=memory,
+        device_flops=flops,
+        traced=traffic_rows((c.axes, c) for c in collectives),
+        time=time_of(work, memory, config, topology, mesh) if fits else None,
+        too_large=found.too_large,
+        seconds={
+            "trace": round(low.trace_seconds, 1),
+            "lower": round(low.lower_seconds, 1),
+            "compile": round(compiling, 1),
+        },
+    )
+
+
+def _memory(found: Outcome, call: _Call) -> Bytes:
+    weights = cache = 0
+    for buffer in found.peak.buffers:
+        name = buffer.op_name or buffer.instruction
+        if name.startswith(("weights", "params")):
+            weights += buffer.size
+        elif name.startswith("cache"):
+            cache += buffer.size
+    made = min(call.cache_made, found.results) if found.results else call.cache_made
+    other = found.peak.arguments - weights - cache + max(0, found.results - made) + found.code
+    return Bytes(weights, cache + made, found.peak.temporaries, other, bool(found.too_large))
+
+
+def _time_of_a_batch(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:
+    """Of many tokens a row: matmuls at the share of the peak that training reaches."""
+    found = predict(work, config, topology, shape_of(mesh))
+    if found is None:
+        return None
+    links = {f"{link.medium} of {' × '.join(link.axes)}": link.seconds for link in found.links}
+    parts = {"matmuls": found.compute_seconds, "memory, between matmuls": found.hbm_seconds} | links
+    *assumptions, _ = found.assumptions  # the last is about training
+    return Time(
+        found.step_seconds,
+        work.tokens / found.step_seconds,
+        parts,
+        max(parts, key=lambda name: parts[name]),
+        tuple(assumptions),
+    )
+
+
+def _time_of_a_token(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:
+    """Of one token a row: weights and cache are read once, whatever is computed with them."""
+    device = topology.device
+    if device is None:
+        return None
+    placed = place(topology, shape_of(mesh), config)
+    matmul, hbm = roofline.MATMUL[device.family], roofline.HBM
+    read = (memory.weights + memory.cache) / (device.hbm_bandwidth * hbm.share)
+    compute = work.matmul_flops / (device.bf16_flops * matmul.share)
+    links: dict[str, float] = {}
+    how: dict[str, str] = {}
+    for part in work.traffic:
+        link = min((placed[axis] for axis in part.axes), key=lambda link: link.bandwidth)
+        name = f"{link.medium} of {' × '.join(part.axes)}"
+        share = roofline.LINK[link.medium]
+        links[name] = links.get(name, 0.0) + part.bytes / (link.bandwidth * share.share)
+        how[name] = f"{link.how}: {link.bandwidth / 1e9:g} GB/s a device, of which {share.share:.0%} ({share.why})."
+    parts = {"reading weights and cache": read, "matmuls": compute} | links
+    seconds = max(read, compute) + sum(links.values())
+    return Time(
+        seconds,
+        work.tokens / seconds,
+        parts,
+        max(parts, key=lambda name: parts[name]),
+        (
+            f"Weights and the whole cache, {(memory.weights + memory.cache) / 1e9:.3g} GB, are read once a token, at "
+            f"{hbm.share:.0%} of {device.hbm_bandwidth / 1e9:g} GB/s ({hbm.why}); matmuls run beside.",
+            *how.values(),
+            "All collectives are waited for.",
+            *((_LATENCY,) if links else ()),
+        ),
+    )
+
+
+def inference_to_json(receipt: InferenceReceipt) -> dict[str, Any]:
+    """The receipt as plain data for JSON."""
+    return dataclasses.asdict(receipt) | {"fits": receipt.fits}
+
+
+def inference_from_json(data: dict[str, Any]) -> InferenceReceipt:
+    """The inverse of `inference_to_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError: data of another form.
+    """
+    data = {key: value for key, value in data.items() if key != "fits"}
+
+    data["mesh"] = MeshShape(**data["mesh"])
+
+    def program(found: dict[str, Any]) -> ProgramReceipt:
+        timed = found["time"]
+        return ProgramReceipt(
+            **found
+            | {
+                "memory": Bytes(**found["memory"]),
+                "traced": tuple(TrafficRow(**row) for row in found["traced"]),
+                "time": timed and Time(**timed | {"assumptions": tuple(timed["assumptions"])}),
+            }
+        )
+
+    return InferenceReceipt(
+        **data | {"batch": Batch(**data["batch"]), "programs": tuple(program(p) for p in data["programs"])}
+    )

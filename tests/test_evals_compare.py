@@ -1,0 +1,126 @@
+"""Two evaluations item by item, and the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from exact_model import ExactModel, subject
+
+from gpt3_jax.cli import main as front
+from gpt3_jax.evals import picture
+from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
+from gpt3_jax.evals.results import Results
+from gpt3_jax.evals.tasks.select import select
+from gpt3_jax.evals.tasks.task import Source
+from gpt3_jax.reports import paired
+
+TASK = "two_digit_addition"
+
+
+def run(out: Path, knows: Callable[[int, int], bool], name: str = "m", limit: int = 40, seeds: int = 1) -> Results:
+    loaded = load_tasks(select([TASK]), limit=limit)
+    return evaluate_subjects([subject(ExactModel(knows), name, weights=name)], loaded, [1], seeds, out)
+
+
+def test_a_comparison_is_of_pairs(tmp_path: Path) -> None:
+    run(tmp_path / "a", lambda a, b: a % 2 == 0, "a", seeds=2)
+    run(tmp_path / "b", lambda a, b: b % 2 == 0, "b", limit=30)
+    name_a, name_b, (found,) = paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (name_a, name_b, found.task, found.shots, found.items, found.only_one) == ("a", "b", TASK, "1", 30, 10)
+    (task,) = select([TASK])
+    contexts = [item.context for item in task.load(Source(), task.options).test[:30]]
+    numbers = [[int(n) for n in re.findall(r"\d+", context)] for context in contexts]
+    rights = [(a % 2 == 0, b % 2 == 0) for a, b in numbers]
+    gains = [b - a for a, b in rights]
+    assert found.difference == pytest.approx(100 * sum(gains) / 30)
+    mean = sum(gains) / 30
+    assert found.stderr == pytest.approx(100 * math.sqrt(sum((gain - mean) ** 2 for gain in gains) / 29 / 30))
+    assert (found.a_better, found.b_better) == (gains.count(-1), gains.count(1))
+    assert found.other_prompts == 30, "one of them had another seed too"
+
+
+def test_a_model_compared_with_itself_does_not_differ(tmp_path: Path) -> None:
+    for name in "ab":
+        run(tmp_path / name, lambda a, b: a < b)
+    _, _, (found,) = paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (found.difference, found.stderr, found.p, found.other_prompts) == (0, 0, 1, 0)
+
+
+def test_the_sign_test_is_exact() -> None:
+    assert paired.sign_test(0, 0) == paired.sign_test(3, 3) == 1
+    assert paired.sign_test(0, 5) == paired.sign_test(5, 0) == 2 / 32
+    assert paired.sign_test(1, 9) == pytest.approx(2 * 11 / 1024)
+    normal = math.erfc((400 - 1) / math.sqrt(2 * 8400))
+    assert paired.sign_test(4000, 4400) == pytest.approx(normal, rel=0.01)
+
+
+def test_texts_are_compared_by_the_ratio_of_sums(tmp_path: Path) -> None:
+    documents = tmp_path / "d.jsonl"
+    documents.write_text("".join(json.dumps({"text": "ab " * n}) + "\n" for n in (1, 5, 9)))
+    loaded = load_tasks(select([f"text:{documents}"]))
+    both = [subject(ExactModel(), "a"), subject(ExactModel(), "b", weights="v")]
+    evaluate_subjects(both, loaded, [0], 1, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / ITEMS).read_text().splitlines()]
+    for line in lines:
+        if line["model"] == "b" and line["item"] != "0":
+            line["scores"] = {metric: 0.5 * score for metric, score in line["scores"].items()}
+    (tmp_path / ITEMS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, _, found = paired.compare(str(tmp_path), None)
+    bits = next(each for each in found if each.metric == "bits per byte")
+    # 3 bytes at 8 bits and 42 at 4.
+    assert bits.a == pytest.approx(8) and bits.b == pytest.approx((3 * 8 + 42 * 4) / 45)
+    assert (bits.a_better, bits.b_better) == (0, 2)
+    gains = [0, -4 * 15, -4 * 27]
+    rest = [(gain - sum(gains) / 45 * size) / 45 for gain, size in zip(gains, (3, 15, 27), strict=True)]
+    assert bits.stderr == pytest.approx(math.sqrt(1.5 * sum(each**2 for each in rest)), rel=1e-4)
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, knows in (("a", lambda a, b: a % 2 == 0), ("b", lambda a, b: True)):
+        run(tmp_path / name, knows, name)
+    capsys.readouterr()
+    assert front.main(["report", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "B better" in capsys.readouterr().out
+    assert front.main(["report", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["b"] == 100
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "a", lambda a, b: True, "a")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / ITEMS).write_text('{"model": "m", "task": "t"}\n')
+    loaded = load_tasks(select(["three_digit_addition"]), limit=2)
+    evaluate_subjects([subject(ExactModel())], loaded, [0], 1, tmp_path / "other")
+    for argv, code, message in (
+        ([], 2, "report compare got 0 folders; expected two"),
+        (["a"], 2, "a holds 1 models; expected two folders, or one with two models"),
+        (["a", "none"], 2, "none has no items.jsonl; expected a folder that gpt3-jax evaluate --out wrote"),
+        (["a", "broken"], 1, "line 1 is damaged (KeyError: 'scores'); evaluate again"),
+        (["a", "other"], 2, "have no task with the same K in common"),
+    ):
+        capsys.readouterr()
+        assert front.main(["report", "compare", *(str(tmp_path / name) for name in argv)]) == code
+        assert message in capsys.readouterr().err
+    assert front.main(["report", "paper", "a"]) == 2
+    assert "FOLDER is not an option of report paper, but of report compare" in capsys.readouterr().err
+
+
+def test_pictures_are_drawn_where_results_are_enough(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    loaded = load_tasks(select([f"{TASK},three_digit_addition"]), limit=5)
+    one = subject(ExactModel())
+    results = evaluate_subjects([one], loaded, [0])
+    assert picture.draw(results, tmp_path) == []
+    many = [
+        dataclasses.replace(one, name=str(n), about={"parameters": 10**n, "tokens": 5 * 10**n}) for n in range(7, 10)
+    ]
+    results = evaluate_subjects(many, loaded, [0, 2, "max"])
+    assert picture.draw(results, tmp_path) == ["shots.png", "size.png", "tokens.png"]
+    for name in ("shots.png", "size.png", "tokens.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,64 @@
+"""Tasks evaluated during training: on their cadence, with the trained weights, into the run's metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import CTX, losses, metrics, tiny, write_data
+
+from gpt3_jax import evals, train
+from gpt3_jax.config import Config
+from gpt3_jax.errors import UserError
+
+SHAPE = {"n_layers": 2, "attention_pattern": ["dense", "banded"], "n_ctx": 4 * CTX, "band_width": CTX, "n_heads": 2}
+TASK = "two_digit_addition"
+
+
+def config(folder: Path, **sections: Any) -> Config:
+    """16 batches of 512 tokens at stage 3 over four data and two tensor shards."""
+    data = write_data(folder / "data")
+    wanted: dict[str, Any] = {
+        "model": SHAPE,
+        "train": {"tokens": 8192, "batch_tokens": 512, "eval_tokens": 100_000},
+        "parallel": {"data": 4, "tensor": 2, "stage": 3},
+        "evals": {"tasks": [TASK], "shots": [0], "every_tokens": 3000, "limit": 3},
+    }
+    return tiny(data, folder / "run", **{**wanted, **sections})
+
+
+def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    train.run(made, hooks=[evals.EvaluateTasks])
+    lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "tasks"]
+    # Before the first step, at the first batches past 3,000 and 6,000, and at the end.
+    assert [line["tokens"] for line in lines] == [0, 3072, 6144, 8192]
+    (name,) = (name for name in lines[0] if name.startswith(TASK))
+    results = evals.evaluate(tmp_path / "run", TASK, shots=[0], limit=3)
+    (cell,) = results.cells
+    assert lines[-1][name] == cell.value
+    assert name == f"{TASK}/{cell.metric}/K=0"
+    assert 0 < lines[-1]["share_of_time"] <= 1
+    assert lines[-1]["seconds"] > 0
+
+
+def test_an_evaluation_leaves_the_losses_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    train.run(config(tmp_path / "with"), hooks=[evals.EvaluateTasks])
+    train.run(config(tmp_path / "without", evals={}))
+
+    assert losses(tmp_path / "with" / "run") == losses(tmp_path / "without" / "run")
+
+
+def test_tasks_that_no_hook_evaluates_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"two_digit_addition, and no hook evaluates them; call train.run"):
+        train.run(config(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task_ends_before_training(tmp_path: Path) -> None:
+    made = config(tmp_path, evals={"tasks": ["two_digit_adition"], "shots": [0]})
+    with pytest.raises(UserError, match=r"unknown task 'two_digit_adition'; the nearest is two_digit_addition"):
+        train.run(made, hooks=[evals.EvaluateTasks])

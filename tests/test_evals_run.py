@@ -1,0 +1,174 @@
+"""Evaluations from end to end, with a model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exact_model import LOGPROB, ExactModel, subject
+
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals import evaluation
+from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
+from gpt3_jax.evals.protocol import Shots
+from gpt3_jax.evals.results import RESULTS, Results
+from gpt3_jax.evals.tasks.select import select
+
+TASK = "two_digit_addition"
+
+
+def even(a: int, b: int) -> bool:
+    return a % 2 == 0
+
+
+def run(
+    model: ExactModel,
+    out: Path | None = None,
+    shots: Sequence[Shots | None] = (0, 2),
+    limit: int = 30,
+    seeds: int = 2,
+    **of_subject: Any,
+) -> Results:
+    return evaluate_subjects([subject(model, **of_subject)], load_tasks(select([TASK]), limit=limit), shots, seeds, out)
+
+
+def test_results_say_what_the_model_answered(tmp_path: Path) -> None:
+    results = run(ExactModel(even), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / ITEMS).read_text().splitlines()]
+    assert len(records) == 30 + 2 * 30, "without demonstrations there is one seed"
+    right = 0
+    for record in records:
+        words = record["prompts"][0].split()
+        a, b = int(words[-4]), int(words[-2].rstrip("?"))
+        assert record["expected"] == [str(a + b)] and record["generated"] == (f" {a + b}" if even(a, b) else " no idea")
+        assert record["scores"] == {"exact match": float(even(a, b))}
+        assert record["item"] not in record["demonstrations"] and len(record["demonstrations"]) == record["shots"]
+        right += record["shots"] == 0 and even(a, b)
+    for cell in results.cells:
+        assert cell.value == pytest.approx(100 * right / 30) and cell.items == 30
+        assert cell.stderr == pytest.approx(100 * math.sqrt(right / 30 * (1 - right / 30) / 29))
+    assert [(cell.shots, cell.seeds) for cell in results.cells] == [(0, (0,)), (2, (0, 1))]
+
+    data = json.loads((tmp_path / RESULTS).read_text())
+    assert data == json.loads(results.to_json())
+    assert data["models"][0]["weights"] == "w" and data["models"][0]["tokenizer"]["name"] == "bytes"
+    how = data["tasks"][TASK]
+    assert how["scoring"]["rule"] == "Generated" and how["scoring"]["width"] == 4 and how["evaluated"] == 30
+    assert how["open"]["stop"]["value"] == "\n" and "does not say" in how["open"]["stop"]["why"]
+
+
+def test_the_papers_value_is_that_of_the_same_shape_and_k() -> None:
+    small = ModelConfig(n_vocab=257, n_layers=12, d_model=768, n_heads=12)
+    results = run(ExactModel(), shots=[0, 1, 2, None], limit=3, config=small)
+    assert [(cell.shots, cell.paper) for cell in results.cells] == [(0, 0.70), (1, 2.00), (2, None), (50, 2.00)]
+    other = run(ExactModel(), shots=[0], limit=3, config=ModelConfig(n_vocab=257, n_layers=2, d_model=64, n_heads=2))
+    assert other.cells[0].paper is None
+    assert "0.70" in results.table() and "0.70" not in other.table()
+
+
+@pytest.mark.parametrize("stop_with", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path, stop_with: type[BaseException]) -> None:
+    whole = run(ExactModel(even), tmp_path / "whole")
+    first = ExactModel(even, stop_after=17, stop_with=stop_with)
+    with pytest.raises(stop_with):
+        run(first, tmp_path / "again")
+    assert not (tmp_path / "again" / RESULTS).exists()
+    second = ExactModel(even)
+    assert run(second, tmp_path / "again").cells == whole.cells
+    assert len(first.asked) == 17 and not set(first.asked) & set(second.asked)
+    third = ExactModel(even)
+    run(third, tmp_path / "again")
+    assert not third.asked
+    for name in (ITEMS,):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_answers_are_kept_for_their_weights_tokenizer_and_settings(tmp_path: Path) -> None:
+    run(ExactModel(), tmp_path)
+    other = ExactModel(even)
+    results = run(other, tmp_path, weights="others")
+    assert other.asked and results.cells[0].value < 100
+    longer = ExactModel()
+    run(longer, tmp_path, config=ModelConfig(n_vocab=257, n_ctx=1024))
+    assert longer.asked, "the model's configuration changed"
+
+
+def test_equal_requests_are_asked_once() -> None:
+    model = ExactModel()
+    run(model, shots=[0, 0], seeds=5)
+    assert len(model.asked) == len(set(model.asked)) == 30
+
+
+def test_several_models_stand_beside_each_other(tmp_path: Path) -> None:
+    both = [subject(ExactModel(), "run"), subject(ExactModel(even), "run", weights="v")]
+    results = evaluate_subjects(both, load_tasks(select([TASK]), limit=9), [0], 1, tmp_path)
+    assert [cell.model for cell in results.cells] == ["run", "run (2)"]
+    assert results.cells[0].value == 100 > results.cells[1].value
+    assert results.table().splitlines()[1].split()[0] == "run"
+
+
+def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
+    # A question takes 33 to 35 bytes with its frame, 16 more are to be generated.
+    file = tmp_path / "two_digit_addition.jsonl"
+    rows = [
+        {"context": f"\n\nQ: What is {a} plus 1?\n\nA:", "completion": f" {a + 1}"} for a in (1, 12, 3333, 44444444)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_tasks(select([str(file)]))
+
+    def at(n_ctx: int) -> Results:
+        return evaluate_subjects([subject(ExactModel(), config=ModelConfig(n_vocab=257, n_ctx=n_ctx))], loaded, [0, 1])
+
+    zero, one = at(48).cells
+    assert (zero.items, zero.left_out) == (3, 1) and zero.value == 100
+    assert (one.prompts_with_fewer, one.shots_mean) == (3, 0)
+    text = at(48).table()
+    assert "two_digit_addition, K = 0: 1 items left out: too long for the model's context" in text
+    assert "K = 1: 3 prompts with fewer demonstrations, which did not fit; 0.0 on average" in text
+    with pytest.raises(UserError, match="none of its 4 items fits into the context of 20 tokens of exact; the short"):
+        at(20)
+
+
+def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("two wörds\nand more", encoding="utf-8")
+    loaded = load_tasks(select([f"text:{book}"], ["stride=7"]))
+    model = ExactModel()
+    results = evaluate_subjects([subject(model)], loaded, [0, 1, "max"], 3)
+    loss, words, bits = results.cells
+    assert {cell.metric: cell.shots for cell in results.cells} == dict.fromkeys(
+        ["loss per token", "perplexity per word", "bits per byte"], 0
+    )
+    assert loss.value == pytest.approx(-LOGPROB) and bits.value == pytest.approx(8)
+    assert words.value == pytest.approx(math.exp(-LOGPROB * 19 / 4))
+    assert model.asked[0].stride == 7  # type: ignore[union-attr]
+    assert loss.stderr is None and "–" in results.table()
+
+
+def test_choices_have_a_chance_level(tmp_path: Path) -> None:
+    file = tmp_path / "sat.jsonl"
+    row = {"stem": ["a", "b"], "choices": [["c", "d"], ["ee", "f"], ["g", "h"], ["i", "j"]], "answer": 0}
+    file.write_text("".join(json.dumps(row | {"stem": ["a", f"b{n}"]}) + "\n" for n in range(4)))
+    results = evaluate_subjects(
+        [subject(ExactModel())], load_tasks(select([f"analogies:{file}"])), [0, 2], 1, tmp_path / "out"
+    )
+    assert [cell.chance for cell in results.cells] == [25, 25]
+    assert [cell.value for cell in results.cells] == [100, 100], "all choices are equal: the first is taken"
+    record = json.loads((tmp_path / "out" / ITEMS).read_text().splitlines()[-1])
+    assert record["compared"] == pytest.approx([LOGPROB] * 4) and record["chosen"] == 0
+    assert record["choices"][1] == "ee is to f" and record["right"] == [0]
+
+
+def test_bad_numbers_are_refused() -> None:
+    loaded = load_tasks(select([TASK]), limit=2)
+    with pytest.raises(UserError, match="limit is 0"):
+        load_tasks(select([TASK]), limit=0)
+    with pytest.raises(UserError, match="seeds is 0"):
+        evaluate_subjects([subject(ExactModel())], loaded, [0], 0)
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluation.evaluate_subjects([subject(ExactModel())], loaded, [])

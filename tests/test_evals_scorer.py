@@ -1,0 +1,291 @@
+"""Log-likelihoods: equal to the model's own logits, whatever is batched, shared, sharded or shuffled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from gpt3_jax import model
+from gpt3_jax.config import ModelConfig, ParallelConfig
+from gpt3_jax.data.tokenizer import load_tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals import batches
+from gpt3_jax.evals.batches import Batch, Ids, arrange
+from gpt3_jax.evals.encoding import encode, windows
+from gpt3_jax.evals.engine import Engine
+from gpt3_jax.evals.requests import Continuation, Text
+from gpt3_jax.evals.scorer import Likelihood, Scorer
+from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.mesh import make_mesh
+
+CONFIG = ModelConfig(
+    n_layers=2, d_model=64, n_heads=8, n_ctx=192, n_vocab=257, band_width=20, vocab_multiple=64, dtype="float32"
+)
+Request = tuple[list[int], list[int]]
+
+
+@functools.cache
+def params() -> Params:
+    """Far from their initial values: a position or a bias that is forgotten must show."""
+    initial = model.init(CONFIG, jax.random.key(0))
+    return jax.tree.map(lambda x: 2 * x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), initial)
+
+
+def ids(rng: np.random.Generator, length: int) -> list[int]:
+    return rng.integers(0, CONFIG.n_vocab, length).tolist()
+
+
+def mixed() -> list[Request]:
+    """Contexts with one and with several continuations, of one token and of more; some with a long common prefix."""
+    rng = np.random.default_rng(0)
+    requests = []
+    for length, sizes in (
+        (1, (3,)),
+        (30, (1, 1, 1, 1)),
+        (31, (4, 1, 6)),
+        (90, (1,)),
+        (120, (9, 2)),
+        (191, (1, 1)),
+        (3, (150,)),
+    ):
+        context = ids(rng, length)
+        requests += [(context, ids(rng, size)) for size in sizes]
+    for common in (ids(rng, 70), ids(rng, 70)):
+        for sizes in ((2, 5), (1, 1), (3,), (1,), (2, 2, 2)):
+            context = common + ids(rng, 20)
+            requests += [(context, ids(rng, size)) for size in sizes]
+    return requests
+
+
+forward = jax.jit(model.forward, static_argnums=2)
+
+
+def all_logprobs(tokens: list[int]) -> np.ndarray:
+    """[T, V]. What fills up the row comes after every token, and is seen by none."""
+    row = np.zeros((1, CONFIG.n_ctx), np.int32)
+    row[0, : len(tokens)] = tokens
+    return np.asarray(jax.nn.log_softmax(forward(params(), row, CONFIG)[0, : len(tokens)], axis=-1))
+
+
+def by_logits(request: Request) -> Likelihood:
+    """From all logits of the context and the continuation as one row: the definition."""
+    context, continuation = request
+    rows = all_logprobs((context + continuation)[:-1])[len(context) - 1 :]
+    found = rows[np.arange(len(continuation)), continuation]
+    return Likelihood(tuple(found.tolist()), tuple((rows.argmax(-1) == continuation).tolist()))
+
+
+@functools.cache
+def expected() -> list[Likelihood]:
+    return [by_logits(request) for request in mixed()]
+
+
+def assert_equal(found: list[Likelihood], wanted: list[Likelihood], tolerance: float = 3e-5) -> None:
+    assert len(found) == len(wanted)
+    for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=tolerance, err_msg=f"request {i}")
+        assert one.token_greedy == other.token_greedy, i
+
+
+def test_likelihoods_are_those_of_the_models_logits() -> None:
+    assert_equal(Scorer(params(), CONFIG).score(mixed()), expected())
+
+
+def test_the_likeliest_tokens_are_flagged() -> None:
+    rng = np.random.default_rng(2)
+    context = ids(rng, 40)
+    best: list[int] = []
+    for _ in range(3):
+        best.append(int(all_logprobs(context + best)[-1].argmax()))
+    other = [best[0], (best[1] + 1) % CONFIG.n_vocab, best[2]]
+    found = Scorer(params(), CONFIG).score([(context, best), (context, other), (context, best[:1])])
+    assert [one.greedy for one in found] == [True, False, True]
+    assert found[1].token_greedy[:2] == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stage"), [((1, 8, 1), 1), ((1, 8, 1), 3), ((2, 2, 2), 1), ((2, 2, 2), 3), ((1, 1, 8), 3)]
+)
+def test_a_mesh_gives_the_likelihoods_of_one_device(shape: tuple[int, int, int], stage: int) -> None:
+    replica, data, tensor = shape
+    parallel = ParallelConfig(replica=replica, data=data, tensor=tensor, stage=stage)  # type: ignore[arg-type]
+    scorer = Scorer(params(), CONFIG, make_mesh(parallel), parallel)
+    assert_equal(scorer.score(mixed()), expected())
+
+
+def test_order_and_batch_size_do_not_matter() -> None:
+    requests = mixed()
+    order = np.random.default_rng(1).permutation(len(requests))
+    found = Scorer(params(), CONFIG, batch_tokens=300).score([requests[i] for i in order])
+    assert_equal(found, [expected()[i] for i in order])
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+def arranged(requests: list[Request], **options: Any) -> list[Batch]:
+    frozen: list[tuple[Ids, Ids]] = [(tuple(context), tuple(continuation)) for context, continuation in requests]
+    return list(arrange(frozen, CONFIG.n_ctx, **{"batch_tokens": 512, **options}))
+
+
+def test_a_context_is_computed_once_for_its_choices() -> None:
+    rng = np.random.default_rng(0)
+    contexts = [ids(rng, 40) for _ in range(5)]
+    made = arranged([(context, ids(rng, 3)) for context in contexts for _ in range(4)])
+    trunks = [
+        row[: batch.trunk][: batch.lengths_B[b]].tolist() for batch in made for b, row in enumerate(batch.tokens_BS)
+    ]
+    assert sorted(trunk for trunk in trunks if len(trunk) > 1) == sorted(contexts)
+    assert all(batch.branches == 4 for batch in made)
+
+
+def test_choices_of_one_token_need_no_tokens_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    made = arranged([(context, [choice]) for context in (ids(rng, 40), ids(rng, 50)) for choice in range(4)])
+    assert [(batch.branches, batch.tokens_BS.shape[1]) for batch in made] == [(0, 64)]
+
+
+def test_a_common_prefix_is_computed_once() -> None:
+    rng = np.random.default_rng(0)
+    common = ids(rng, 100)
+    made = arranged([(common + ids(rng, 8), ids(rng, 2)) for _ in range(20)])
+    assert [len(batch.prefix) for batch in made] == [96]
+    assert made[0].prefix == tuple(common[:96])
+    assert made[0].trunk == 16
+
+
+def test_rows_are_not_padded_to_the_context() -> None:
+    rng = np.random.default_rng(0)
+    made = arranged([(ids(rng, length), ids(rng, 1)) for length in range(1, 180)])
+    padded = sum(batch.tokens_BS.size for batch in made)
+    assert padded < 1.5 * sum(range(1, 180))
+    assert len({batch.shape for batch in made}) <= 9
+    assert all(batch.tokens_BS.size <= 512 for batch in made)
+
+
+def test_each_request_is_in_one_row() -> None:
+    made = arranged(mixed(), batch_tokens=200, shards=4, multiple=8)
+    found = sorted(request for batch in made for row in batch.places for request, _, _ in row)
+    assert found == list(range(len(mixed())))
+    assert all(batch.tokens_BS.shape[0] % 4 == 0 and batch.trunk % 8 == 0 for batch in made)
+
+
+def test_many_continuations_of_a_context_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    context = ids(rng, 20)
+    requests = [(context, ids(rng, 2)) for _ in range(40)]
+    assert max(batch.branches for batch in arranged(requests)) == batches.MOST_BRANCHES
+    assert_equal(Scorer(params(), CONFIG).score(requests[:20]), [by_logits(request) for request in requests[:20]])
+
+
+# -- strings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_that_straddles_the_border_counts_to_the_continuation() -> None:
+    tokenizer = load_tokenizer("bytes")
+    encoded = encode("né", "é", tokenizer)
+    assert (encoded.context, encoded.continuation) == (tuple("né".encode()), tuple("é".encode()))
+    assert not encoded.straddles
+    pairs: Any = _Pairs()
+    apart = encode("abc", "def", pairs)
+    assert (apart.context, apart.continuation, apart.straddles) == ((0, 1, 2), (3, 4, 5), False)
+    joined = encode("abc", "cab", pairs)  # "cc" is one token: it begins in the context
+    assert (joined.context, joined.continuation, joined.straddles) == ((0, 1), (6, 0, 1), True)
+    assert encode("c", "c", pairs) == dataclasses.replace(joined, context=(pairs.eot,), continuation=(6,))
+
+
+class _Pairs:
+    """Letters a to f, and one pair."""
+
+    pieces = ("a", "b", "c", "d", "e", "f", "cc")
+    eot = 7
+
+    def encode_array(self, text: str) -> np.ndarray:
+        found, at = [], 0
+        while at < len(text):
+            piece = next(piece for piece in reversed(self.pieces) if text.startswith(piece, at))
+            found.append(self.pieces.index(piece))
+            at += len(piece)
+        return np.array(found, np.uint32)
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        return np.array([len(self.pieces[i]) for i in ids], np.int64)
+
+
+def test_an_empty_context_is_the_beginning_of_a_document() -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert encode("", "ab", tokenizer).context == (tokenizer.eot,)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 40])
+def test_windows_score_each_token_once(length: int, stride: int) -> None:
+    stream = list(range(1, length + 1))
+    found = windows(stream, 0, 8, stride)
+    assert [token for _, scored in found for token in scored] == stream
+    for context, scored in found:
+        # A window is a piece of the text, no longer than the context, and has as much context as fits.
+        piece = [0, *stream][scored[0] - len(context) : scored[-1] + 1]
+        assert [*context, *scored] == piece
+        assert len(piece) - 1 == min(8, scored[-1])
+        assert len(scored) <= (8 if scored[0] == 1 else stride)
+
+
+def engine(**options: Any) -> Engine:
+    return Engine(params(), CONFIG, load_tokenizer("bytes"), **options)
+
+
+def test_a_text_is_scored_in_windows() -> None:
+    text = "The quick brown fox jümps over the lazy dog. " * 8
+    eot = load_tokenizer("bytes").eot
+    for stride in (None, 50):
+        ((_, answer),) = engine().answer([Text(text, stride)])
+        parts = windows(list(text.encode()), eot, CONFIG.n_ctx, stride or CONFIG.n_ctx)
+        wanted = sum(by_logits((list(context), list(scored))).logprob for context, scored in parts)
+        assert answer.logprob == pytest.approx(wanted, abs=2e-3)
+        assert dataclasses.astuple(answer)[1:] == (len(text.encode()), len(text.encode()), 72)
+
+
+def test_the_engine_answers_every_request_in_its_own_terms() -> None:
+    requests: list[Any] = [Continuation("ab", "cd"), Text("xyz"), Continuation("ab", "é"), Continuation("", "cd")]
+    answers: dict[int, Any] = dict(engine().answer(requests))
+    assert sorted(answers) == [0, 1, 2, 3]
+    wanted = by_logits(([97, 98], [99, 100]))
+    assert answers[0].logprob == pytest.approx(wanted.logprob, abs=1e-4)
+    assert (answers[2].tokens, answers[3].context_tokens) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Continuation("a", ""), "continuation of 'a' is empty"),
+        (Continuation("a" * 190, "bcde"), "193 tokens long without the last; the model's context, n_ctx, is 192"),
+        (Text(""), "a text to score is empty"),
+        (Text("a", stride=0), "the stride is 0; expected 1 to the model's context, 192"),
+        (Text("a", stride=193), "the stride is 193"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(request_: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(engine().answer([request_]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (([], [1]), "the context of request 0 has no tokens"),
+        (([1], []), "the continuation of request 0 has no tokens"),
+        (([1], [257]), "the continuation of request 0 has token id 257; expected 0 to 256"),
+        (([-1], [1]), "the context of request 0 has token id -1"),
+        (([1.5], [1]), "ids of type float64"),
+        (([1] * 192, [1, 1]), r"192 \+ 2 tokens; the model's context, n_ctx, is 192"),
+    ],
+)
+def test_wrong_ids_are_said(request_: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Scorer(params(), CONFIG).score([request_])

@@ -1,0 +1,153 @@
+"""`gpt3-jax evaluate` and `gpt3_jax.evals.evaluate` with a checkpoint on disk, on one device and on a mesh."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import CACHE
+
+import gpt3_jax
+from gpt3_jax.cli import main as front
+from gpt3_jax.config import Config, ParallelConfig, from_dict, to_dict
+from gpt3_jax.data.tokenizer import ByteTokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals.evaluation import ITEMS
+from gpt3_jax.evals.kept import FILE
+from gpt3_jax.evals.results import RESULTS
+from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.checkpoint.trained import load_trained
+from gpt3_jax.train.state import init_state
+
+MODEL = {
+    "n_layers": 1, "attention_pattern": ["dense"], "d_model": 16, "n_heads": 2, "n_ctx": 128, "n_vocab": 257,
+    "vocab_multiple": 16, "init_std": 0.5, "dtype": "float32",
+}  # fmt: skip
+QUESTIONS = [
+    {"stem": ["bird", "flock"], "choices": [["leaf", "tree"], ["wolf", "pack"], ["cow", "herd"]], "answer": 1},
+    {"stem": ["hand", "glove"], "choices": [["foot", "sock"], ["door", "key"]], "answer": 0},
+    {"stem": ["cat", "kitten"], "choices": [["dog", "bone"], ["cow", "calf"]], "answer": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has just begun, with random parameters, and task files."""
+    folder = tmp_path_factory.mktemp("made")
+    values = to_dict(Config())
+    values["model"] |= MODEL
+    values["data"]["tokenizer"] = "bytes"
+    values["parallel"]["data"] = 1
+    config = from_dict(values)
+    state = init_state(config, make_mesh(config.parallel, jax.devices()[:1]))
+    store = CheckpointStore(folder / "run" / "checkpoints", keep_last=1, keep_every_tokens=0)
+    store.save(0, 0, state, {"config": values}, wait=True)
+    (folder / "sat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    (folder / "book.txt").write_text("A text of more bytes than fit into the context of this model. " * 5)
+    return folder
+
+
+def tasks(made: Path) -> list[str]:
+    return [f"analogies:{made / 'sat.jsonl'}", f"text:{made / 'book.txt'}", "two_digit_addition"]
+
+
+SETTINGS = ["max_tokens=3", "items=4", "decoding=greedy"]  # other tests are about beams
+
+
+def logprobs(made: Path, context: str, continuation: str) -> np.ndarray:
+    """Of each byte of the continuation, by the model's plain forward pass."""
+    trained = load_trained(made / "run")
+    ids = ByteTokenizer().encode(context + continuation)
+    logits = gpt3_jax.model.forward(trained.params, jnp.array([ids]), trained.config.model)
+    of_next = jax.nn.log_softmax(logits[0].astype(jnp.float32))
+    n = len(continuation.encode())
+    return np.array([of_next[i - 1, ids[i]] for i in range(len(ids) - n, len(ids))])
+
+
+def test_a_checkpoint_is_evaluated_as_the_plain_model_says(made: Path, tmp_path: Path) -> None:
+    results = gpt3_jax.evals.evaluate(made / "run", tasks(made), (0, 1), out=tmp_path, settings=SETTINGS)
+    records = [json.loads(line) for line in (tmp_path / ITEMS).read_text().splitlines()]
+    choices = [record for record in records if record["task"] == "analogies:sat.jsonl"]
+    assert len(choices) == 6
+    for record in choices:
+        (prompt,) = record["prompts"]
+        expected = [logprobs(made, prompt, f" {choice}") for choice in record["choices"]]
+        np.testing.assert_allclose(record["compared"], [each.mean() for each in expected], rtol=1e-4)
+        assert record["chosen"] == int(np.argmax([each.mean() for each in expected]))
+    loss = next(cell for cell in results.cells if cell.metric == "loss per token")
+    bits = next(cell for cell in results.cells if cell.metric == "bits per byte")
+    assert bits.value == pytest.approx(loss.value / math.log(2)), "a token is a byte"
+    generated = [record for record in records if record["task"] == "two_digit_addition"]
+    assert len(generated) == 8 and all(len(record["generated"].encode()) <= 9 for record in generated)
+    data = json.loads((tmp_path / RESULTS).read_text())
+    assert data["models"][0]["name"] == "run" and len(data["models"][0]["weights"]) == 64
+    assert data["models"][0]["parameters"] == gpt3_jax.model.count_params(load_trained(made / "run").config.model)
+
+
+def test_a_mesh_gives_the_same(made: Path) -> None:
+    one = gpt3_jax.evals.evaluate(made / "run", tasks(made)[:2], (0, 1))
+    parallel = ParallelConfig(data=2, tensor=2, replica=2, stage=3)
+    meshed = gpt3_jax.evals.evaluate(made / "run", tasks(made)[:2], (0, 1), parallel=parallel)
+    assert [cell.value for cell in meshed.cells] == pytest.approx([cell.value for cell in one.cells], rel=1e-4)
+
+
+def test_the_command_prints_a_table_and_json(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", str(made / "run"), "--tasks", tasks(made)[0], "--shots", "0,max", "--out", str(tmp_path)]
+    assert front.main(line) == 0
+    table = capsys.readouterr().out
+    assert "analogies:sat.jsonl  accuracy  max" in table and "44.44" in table, table
+    assert front.main([*line, "--json", "--parallel.data", "8"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["cells"][1]["shots"] == "max"
+    assert "0 requests, " in captured.err, "the mesh changes no answer, so those kept are taken"
+
+
+def test_a_prompt_is_shown_with_the_models_own_tokenizer(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert front.main(["evaluate", str(made / "run"), "--show", "two_digit_addition", "--shots", "max"]) == 0
+    captured = capsys.readouterr()
+    assert "K = 2: 90 tokens of bytes, in a context of 128" in captured.err
+    assert captured.out.count("Q: What is") == 3
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+        gpt3_jax.evals.evaluate(tmp_path, "two_digit_addition")
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(made: Path, tmp_path: Path) -> None:
+    """Killed in a real process, while it writes an answer."""
+    out = tmp_path / "out"
+    program = f"""
+import os, signal
+from gpt3_jax.evals import kept
+from gpt3_jax.cli.main import main
+count, write = 0, kept.KeptAnswers.add
+def add(self, request, answer):
+    global count
+    count += 1
+    write(self, request, answer)
+    if count == 5:
+        self._file.write(b'{{"key": "abc", "ans')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+kept.KeptAnswers.add = add
+main(["evaluate", {str(made / "run")!r}, "--tasks", {tasks(made)[0]!r}, "--shots", "0,1", "--out", {str(out)!r}])
+"""
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name}
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=env).returncode == -9
+    assert (out / FILE).read_bytes().count(b"\n") == 5 and not (out / RESULTS).exists()
+    again = gpt3_jax.evals.evaluate(made / "run", tasks(made)[0], (0, 1), out=out)
+    whole = gpt3_jax.evals.evaluate(made / "run", tasks(made)[0], (0, 1))
+    assert again.cells == whole.cells
+    lines = (out / FILE).read_text().splitlines()
+    keys = {json.loads(line)["key"] for line in lines}
+    assert len(lines) == len(keys) == 14, "7 choices, with 0 and 1 demonstrations"

@@ -1,0 +1,200 @@
+"""Plans of generation and evaluation: on fake CPU devices, where what they say can be counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compilers import needs_compiler_of
+from fake_topologies import fake_topology, small_node
+
+from gpt3_jax.cli import main as front
+from gpt3_jax.config import Config, ModelConfig, ParallelConfig, load_config
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.params import param_table
+from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.parallel.rules import TENSOR_RULES
+from gpt3_jax.plan import topologies
+from gpt3_jax.plan.inference import (
+    Batch,
+    InferenceReceipt,
+    Use,
+    batch_of,
+    inference_from_json,
+    inference_to_json,
+    plan_inference,
+)
+from gpt3_jax.plan.inference_table import render_inference
+
+MODEL = ModelConfig(
+    n_layers=2,
+    d_model=64,
+    n_heads=8,
+    n_ctx=64,
+    n_vocab=257,
+    vocab_multiple=64,
+    band_width=8,
+    dtype="float32",
+)
+CONFIG = Config(model=MODEL, parallel=ParallelConfig(replica=1, data=2, tensor=4, stage=3))
+BATCH = Batch(rows=8, prompt_tokens=32, new_tokens=16)
+
+
+@functools.cache
+def receipt(use: Use) -> InferenceReceipt:
+    batch = BATCH if use == "generate" else Batch(rows=8, prompt_tokens=64, new_tokens=0)
+    return plan_inference(CONFIG, small_node(2**30), use, batch)
+
+
+def weight_bytes(parts: int = 1) -> int:
+    """Of one device: split over tensor where an axis is, and in so many parts over data."""
+    return sum(
+        4 * spec.size // (4 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1) // parts
+        for spec in param_table(MODEL).leaves()
+    )
+
+
+def test_generation_needs_its_weights_its_cache_and_what_is_made_in_between() -> None:
+    prefill, decode = receipt("generate").programs
+    # Rows 4 of a shard, heads 2, head width 8, keys and values: 48 positions of the dense layer, 8 of the band.
+    cache = 4 * 2 * 8 * 2 * 4 * (48 + 8)
+    for program in (prefill, decode):
+        assert program.memory.weights == weight_bytes()
+        assert program.memory.cache == cache
+        assert 0 < program.memory.other < 4096 and program.memory.temporaries > 0
+    assert (prefill.tokens, decode.tokens) == (8 * 32, 8)
+    assert receipt("generate").fits is True
+
+
+def test_a_tokens_traffic_is_that_of_its_program() -> None:
+    prefill, decode = ({(row.axes, row.kind): row for row in p.traced} for p in receipt("generate").programs)
+    ring, sums = 2 * 3 / 4, 2 * MODEL.n_layers + 1
+    assert decode["tensor", "all-reduce"].calls == prefill["tensor", "all-reduce"].calls == sums
+    assert decode["tensor", "all-reduce"].bytes == sums * ring * 4 * 4 * 64
+    assert prefill["tensor", "all-reduce"].bytes == 32 * decode["tensor", "all-reduce"].bytes
+    assert decode["tensor", "all-gather"].bytes == 3 / 4 * 4 * 4 * MODEL.n_vocab_padded
+
+
+def test_a_token_takes_as_long_as_its_weights_and_cache_take_to_read_and_its_sums_to_pass() -> None:
+    _, decode = receipt("generate").programs
+    assert decode.time is not None
+    read = (decode.memory.weights + decode.memory.cache) / (0.8 * 3350e9)
+    links = sum(seconds for name, seconds in decode.time.parts.items() if "NVLink" in name)
+    assert decode.time.parts["reading weights and cache"] == pytest.approx(read)
+    assert decode.time.seconds == pytest.approx(read + links) and links > 0
+    assert decode.time.tokens_per_second == pytest.approx(8 / decode.time.seconds)
+    assert any("latency" in line for line in decode.time.assumptions)
+
+
+def test_evaluation_keeps_its_parameters_as_training_does() -> None:
+    (program,) = receipt("evaluate").programs
+    assert program.memory.weights == weight_bytes(parts=2)
+    assert program.memory.cache == 0 and program.tokens == 8 * 64
+    gathered = next(row for row in program.traced if (row.axes, row.kind) == ("data", "all-gather"))
+    table = 4 * MODEL.n_vocab_padded * MODEL.d_model // 4
+    # Stage 3 gathers every weight, the token table twice.
+    assert gathered.bytes == pytest.approx((weight_bytes() + table) / 2)
+    assert program.time is not None and program.time.seconds > 0
+    assert not any("checkpoints" in line for line in program.time.assumptions)
+
+
+@pytest.mark.parametrize("use", ["generate", "evaluate"])
+def test_a_receipt_is_printed_whole_and_comes_back_from_json(use: Use) -> None:
+    found = receipt(use)
+    data = json.loads(json.dumps(inference_to_json(found)))
+    assert data["fits"] is True and inference_from_json(data) == found
+    text = render_inference(found)
+    for word in ("fits", "weights", "temporaries", "tokens/s", "assumed", *(p.name for p in found.programs)):
+        assert word in text
+    assert ("completions of 16 tokens" in text) == (use == "generate")
+
+
+def test_what_does_not_fit_has_no_time() -> None:
+    found = plan_inference(CONFIG, small_node(2**17), "generate", BATCH)
+    assert found.fits is False and all(program.time is None for program in found.programs)
+    text = render_inference(found)
+    assert "DOES NOT FIT" in text and "no prediction, because it does not fit" in text
+
+
+def test_a_device_without_figures_has_memory_and_no_time() -> None:
+    one = dataclasses.replace(CONFIG, parallel=ParallelConfig(data=1))
+    found = plan_inference(one, fake_topology(1), "generate", Batch(2, 32, 16))
+    assert found.fits is None and [p.traced for p in found.programs] == [(), ()]
+    assert "capacity not known" in render_inference(found)
+
+
+def test_a_batchs_defaults_fill_the_context() -> None:
+    mesh = make_mesh(CONFIG.parallel, fake_topology().devices)
+    assert batch_of(CONFIG, mesh, "generate", None, None, None) == Batch(32, 32, 32)
+    assert batch_of(CONFIG, mesh, "generate", 3, 10, None) == Batch(6, 10, 54)
+    assert batch_of(CONFIG, mesh, "evaluate", None, None, None) == Batch(2 * 256, 64, 0)
+    for arguments, message in (
+        (("generate", None, 60, 5), "their sum may be at most 64"),
+        (("generate", None, 64, None), "at least one new token"),
+        (("generate", 0, None, None), "--rows is 0"),
+        (("evaluate", None, 65, None), "--prompt-tokens is 65"),
+        (("evaluate", None, None, 3), "--new-tokens 3 is for --for generate"),
+    ):
+        with pytest.raises(UserError, match=message):
+            batch_of(CONFIG, mesh, *arguments)  # type: ignore[arg-type]
+
+
+TINY = ["plan", "--config", "gpt3-small", "--topology", "v5p:2x2x2", "--model.n_layers", "2", "--model.d_model", "64",
+        "--model.n_heads", "4", "--model.n_ctx", "32", "--model.n_vocab", "300", "--model.band_width", "8",
+        "--model.dtype", "float32", "--parallel.tensor", "4"]  # fmt: skip
+
+
+def test_the_command_prints_keeps_and_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(topologies, "open_topology", lambda name, slices=1: small_node(2**30))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = [*TINY, "--for", "generate", "--rows", "2"]
+    assert front.main(asked) == 0
+    assert "4 rows at once, prompts of 16 tokens" in capsys.readouterr().out
+    assert front.main([*asked, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "using the cached plan" in err and json.loads(out)["batch"]["rows"] == 4
+    assert front.main([*asked, "--new-tokens", "40"]) == 2
+    assert "their sum may be at most 32" in capsys.readouterr().err
+    monkeypatch.setattr(topologies, "open_topology", lambda name, slices=1: small_node(2**10))
+    assert front.main([*asked, "--no-cache"]) == 1
+    capsys.readouterr()
+    for arguments, message in (
+        ([*TINY, "--rows", "2"], "--rows 2 is for --for generate or --for evaluate"),
+        ([*TINY, "--for", "evaluate", "--search"], "--search is for training"),
+    ):
+        assert front.main(arguments) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("topology", "use"),
+    [
+        pytest.param(t, u, marks=needs_compiler_of(t))
+        for t in ("v5p:2x2x2", "h100:1x8")
+        for u in ("generate", "evaluate")
+    ],
+)
+def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use) -> None:
+    config = load_config(
+        ["gpt3-175b"],
+        ["--model.n_layers", "2", "--parallel.tensor", "8", "--parallel.stage", "3"],
+    )
+    machine = topologies.open_topology(topology)
+    found = plan_inference(config, machine, use, Batch(2, 256, 256 if use == "generate" else 0))
+    for program in found.programs:
+        size: Any = 2 if use == "generate" else 4
+        expected = sum(
+            size * spec.size // (8 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1)
+            for spec in param_table(config.model).leaves()
+        )
+        # Layouts may pad a little.
+        assert expected <= program.memory.weights < 1.01 * expected
+        assert (program.memory.cache > 0) == (use == "generate")
+        assert program.time is not None and program.time.seconds > 0
+        assert program.memory.temporaries < program.memory.weights
