@@ -307,7 +307,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     ):
         assert main(["report", "in-context", "--out", str(tmp_path / "out"), *wrong]) == 2
         assert line in capsys.readouterr().err
-        assert not (tmp_path / "out" / "middle-0").exists()
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_command_trains_evaluates_and_draws(

@@ -278,15 +278,15 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
         if value < 1:
             raise UserError(f"{option} is {value}; expected at least 1")
     out = Path(args.out or "runs/in-context")
-    out.mkdir(parents=True, exist_ok=True)
-    picture = str(out / "in_context.svg")
-    check_picture(picture)
     overrides = [part for name, value in args.set or () for part in (f"--{name}", value)]
     runs = [
         (size, in_context.config_of(size, seed, out, overrides))
         for seed in range(seeds)
         for size in args.sizes or ["middle"]
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    picture = str(out / "in_context.svg")
+    check_picture(picture)
     rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
     text = in_context.to_csv(rows, in_context.notes(argv))
     (out / "in_context.csv").write_text(text, encoding="utf-8")
