@@ -229,15 +229,17 @@ BUGS = (
     Bug(
         "weights are gathered in fp32",
         "parallel/zero/weight.py",
-        "shard = self.transport.cast(self.transport.stored(shard), self.compute)",
-        "shard = self.transport.stored(shard)",
+        "shard = self.transport.cast(self.transport.stored(shard), self.compute)\n"
+        "        return self.transport.all_gather(_flat(shard, self.dim), self.dim)",
+        "whole = self.transport.all_gather(_flat(self.transport.stored(shard), self.dim), self.dim)\n"
+        "        return whole.astype(self.compute)",
         ("test_traffic", "test_bf16_weights_are_gathered_in_bf16", ()),
     ),
     Bug(
         "every tensor shard brings the positions' embeddings",
         "model/transformer.py",
-        "jnp.where(local.tensor_index() == 0, positions_TD, 0)",
-        "jnp.where(local.tensor_index() >= 0, positions_TD, 0)",
+        "jnp.where(local.tensor_index() == 0, added, 0)",
+        "jnp.where(local.tensor_index() >= 0, added, 0)",
         EQUALS_ONE_DEVICE,
     ),
     Bug(

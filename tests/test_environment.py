@@ -64,7 +64,9 @@ def test_libtpu_without_a_tpu_says_nothing(run_dir: Path, entry: str) -> None:
     first, _, code = _ENTRIES[entry].rpartition("import jax; ")
     order = "import jax, gpt3_jax; " if first or "first" in entry else "import gpt3_jax; import jax; "
     result = python(order + code.format(run=str(run_dir)))
-    assert (result.returncode, result.stderr) == (0, "")
+    ours = "WARNING:gpt3_jax:no MFU is shown"  # training's own, of a CPU
+    others = [line for line in result.stderr.splitlines() if not line.startswith(ours)]
+    assert (result.returncode, others) == (0, [])
 
 
 @pytest.mark.parametrize(

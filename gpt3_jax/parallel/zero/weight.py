@@ -61,13 +61,13 @@ class Gather:
 
     @jax.named_scope("reduce_gradients")
     def reduce_scatter(self, gradient: jax.Array) -> jax.Array:
-        """The device's shard of the gradients' sum over the data axis. Nothing is rounded before.
+        """The device's shard of the gradients' sum over the data axis. Does not round: the caller has.
 
         Args:
             gradient: of the whole weight, [..., N × R, ...] where dimension `dim` is split.
 
         Returns:
-            The shard [..., R, ...] in the dtype `gradient`; the whole gradient where nothing is sharded.
+            The shard [..., R, ...] in the dtype `self.gradient`; the whole gradient where nothing is sharded.
         """
         if self.transport.axis is None:
             return gradient.astype(self.gradient)
