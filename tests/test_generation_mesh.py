@@ -79,7 +79,7 @@ def assert_like_one_device(shape: tuple[int, int, int], decoding: str) -> None:
         assert dataclasses.replace(found[i], logprob=answer.logprob) == answer
 
 
-@pytest.mark.parametrize(("shape", "decoding"), itertools.product(MESHES, DECODINGS), ids=str)
+@pytest.mark.parametrize(("shape", "decoding"), list(itertools.product(MESHES, DECODINGS)), ids=str)
 def test_a_mesh_generates_what_one_device_does(shape: tuple[int, int, int], decoding: str) -> None:
     assert_like_one_device(shape, decoding)
 
