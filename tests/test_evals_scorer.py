@@ -118,6 +118,16 @@ def test_a_mesh_gives_the_likelihoods_of_one_device(shape: tuple[int, int, int],
     assert_equal(scorer.score(mixed()), expected())
 
 
+def test_parameters_cast_ahead_give_the_same_likelihoods_to_the_bit() -> None:
+    """What `plan --for evaluate --weights compute` reckons with."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    parallel = ParallelConfig(replica=1, data=4, tensor=2, stage=3)
+    cast = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params())
+    requests = [([1, 2, 3], [4, 5]), ([7] * 9, [8]), (list(range(14)), [15, 16]), ([200], [3])]
+    found = [Scorer(given, config, make_mesh(parallel), parallel).score(requests) for given in (params(), cast)]
+    assert found[0] == found[1]
+
+
 def test_order_and_batch_size_do_not_matter() -> None:
     requests = mixed()
     order = np.random.default_rng(1).permutation(len(requests))

@@ -76,10 +76,10 @@ def grown(tokens: Sequence[bytes | int], stop: str | Sequence[str], max_tokens: 
     ],
 )
 def test_a_completion_ends_in_front_of_a_stop_string(
-    tokens: list[bytes | int], stop: list[str], texts: list[str], finish: str | None
+    tokens: Sequence[bytes | int], stop: Sequence[str], texts: Sequence[str], finish: str | None
 ) -> None:
     pieces, row = grown(tokens[: len(texts)], stop)
-    assert [piece.text for piece in pieces] == texts
+    assert [piece.text for piece in pieces] == list(texts)
     assert pieces[-1].finish == finish
     if finish:
         answer = row.completed()
@@ -197,6 +197,49 @@ def test_samples_and_beams_of_one_are_what_they_say() -> None:
         found = dict(generator().complete(prompts, "\n", 9, other))
         assert [found[i].text for i in found] == [greedy[i].text for i in found]
         assert [found[i].logprob for i in found] == pytest.approx([greedy[i].logprob for i in found], abs=1e-4)
+
+
+def searched_by_hand(prompt: list[int], stop: str, beam: Beam, max_tokens: int) -> Completed:
+    """Beam search as its definition: every hypothesis by the whole forward pass, every continuation looked at."""
+    running: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, float, list[int]]] = []
+    while running:
+        every = sorted(
+            (
+                (total + float(likely[token]), [*tokens, token])
+                for total, tokens in running
+                for likely in [logprobs(prompt + tokens)]
+                for token in range(EOT + 1)
+            ),
+            key=lambda pair: -pair[0],
+        )[: 2 * beam.width]
+
+        def over(tokens: list[int]) -> bool:
+            return tokens[-1] == EOT or stop in TOKENIZER.decode(tokens) or len(tokens) == max_tokens
+
+        ended += [
+            (total / beam.divisor(len(tokens)), total, tokens) for total, tokens in every[: beam.width] if over(tokens)
+        ]
+        ended = sorted(ended, key=lambda one: -one[0])[: beam.width]
+        running = [one for one in every if not over(one[1])][: beam.width]
+        if len(ended) == beam.width and running:
+            total, tokens = running[0]
+            if total / beam.divisor(len(tokens)) <= ended[-1][0]:
+                break
+    _, total, tokens = ended[0]
+    whole = [token for token in tokens if token != EOT]
+    text = TOKENIZER.decode(whole)
+    finish: Any = "end_of_text" if tokens[-1] == EOT else "stop" if stop in text else "max_tokens"
+    return Completed(text.partition(stop)[0], len(whole), finish, total, len(prompt))
+
+
+def test_beams_are_those_of_the_whole_forward_pass() -> None:
+    beam, prompts = Beam(3), [[0], [1, 3, 2, 5], [9, 8, 7, 6, 5, 4], [4, 4]]
+    found = dict(generator().complete(prompts, "\n", 8, beam))
+    for i, prompt in enumerate(prompts):
+        expected = searched_by_hand(prompt, "\n", beam, 8)
+        assert found[i].logprob == pytest.approx(expected.logprob, abs=1e-4)
+        assert dataclasses.replace(found[i], logprob=expected.logprob) == expected
 
 
 def test_a_stream_with_stop_strings_is_the_same_texts() -> None:

@@ -298,6 +298,18 @@ def test_a_training_sequence_is_a_document(tmp_path: Path, monkeypatch: pytest.M
     assert ShardSource(tmp_path / "train").fingerprint != before
 
 
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, line in (
+        (["--seeds", "0"], "--seeds is 0; expected at least 1"),
+        (["--items", "-1"], "--items is -1; expected at least 1"),
+        (["--set", "model.n_layer", "2"], "n_layer"),
+        (["--topology", "v5p:2x2x2"], "--topology is not an option of report in-context"),
+    ):
+        assert main(["report", "in-context", "--out", str(tmp_path / "out"), *wrong]) == 2
+        assert line in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_command_trains_evaluates_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,10 +102,12 @@ def main(argv: list[str]) -> int:
 def _check_use(args: argparse.Namespace) -> None:
     """Raises UserError for an option of another use."""
     if args.use == "train":
-        for option in ("rows", "prompt_tokens", "new_tokens"):
+        for option in ("rows", "prompt_tokens", "new_tokens", "weights"):
             if (value := getattr(args, option)) is not None:
                 raise UserError(f"--{option.replace('_', '-')} {value} is for --for generate or --for evaluate")
         return
+    if args.use == "generate" and args.weights is not None:
+        raise UserError(f"--weights {args.weights} is for --for evaluate; generation has its weights in model.dtype")
     for option in ("search", "picture"):
         if getattr(args, option):
             raise UserError(f"--{option} is for training; leave it out, or --for {args.use}")
@@ -115,17 +117,18 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     from gpt3_jax.config import to_yaml
     from gpt3_jax.parallel.mesh import make_mesh
     from gpt3_jax.plan.cache import kept
-    from gpt3_jax.plan.inference import batch_of, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference import Weights, batch_of, inference_from_json, inference_to_json, plan_inference
     from gpt3_jax.plan.inference_table import render_inference
 
     mesh = make_mesh(config.parallel, topology.devices)
     batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens)
+    weights: Weights = args.weights or "float32"
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, from_cache = kept(
-        [to_yaml(config), topology.name, args.use, dataclasses.asdict(batch)],
+        [to_yaml(config), topology.name, args.use, dataclasses.asdict(batch), weights],
         topology,
         cache,
-        lambda: plan_inference(config, topology, args.use, batch),
+        lambda: plan_inference(config, topology, args.use, batch, weights),
         inference_to_json,
         inference_from_json,
     )
@@ -238,6 +241,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="for --for generate: tokens that a row's cache has room for behind its prompt (default: the rest of the "
         "context)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "compute"),
+        help="for --for evaluate: parameters in fp32, as training keeps them, or cast once to model.dtype, as "
+        "evals.Engine takes them too: half the memory, the same results (default: float32)",
     )
     parser.add_argument(
         "--search",

@@ -272,19 +272,21 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
     from gpt3_jax.plan.picture import check_picture
     from gpt3_jax.reports import in_context, in_context_picture
 
-    seeds, items = args.seeds or 1, args.items or in_context.ITEMS
-    if min(seeds, items) < 1:
-        raise UserError(f"--seeds is {seeds} and --items {items}; expected at least 1")
+    seeds = 1 if args.seeds is None else args.seeds
+    items = in_context.ITEMS if args.items is None else args.items
+    for option, value in (("--seeds", seeds), ("--items", items)):
+        if value < 1:
+            raise UserError(f"{option} is {value}; expected at least 1")
     out = Path(args.out or "runs/in-context")
-    out.mkdir(parents=True, exist_ok=True)
-    picture = str(out / "in_context.svg")
-    check_picture(picture)
     overrides = [part for name, value in args.set or () for part in (f"--{name}", value)]
     runs = [
         (size, in_context.config_of(size, seed, out, overrides))
         for seed in range(seeds)
         for size in args.sizes or ["middle"]
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    picture = str(out / "in_context.svg")
+    check_picture(picture)
     rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
     text = in_context.to_csv(rows, in_context.notes(argv))
     (out / "in_context.csv").write_text(text, encoding="utf-8")

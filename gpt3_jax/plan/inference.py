@@ -38,6 +38,8 @@ from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 
 Use = Literal["evaluate", "generate"]
+Weights = Literal["float32", "compute"]
+"""float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result."""
 
 GENERATED_ROWS = 16
 """Rows of a tensor group of devices, as `gpt3_jax.generation` computes at once."""
@@ -170,15 +172,20 @@ def batch_of(
     return Batch(shards * (rows or GENERATED_ROWS), prompt, new)
 
 
-def plan_inference(config: Config, topology: Topology, use: Use, batch: Batch) -> InferenceReceipt:
+def plan_inference(
+    config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "float32"
+) -> InferenceReceipt:
     """Compiles the programs and reads everything off them.
+
+    Args:
+        weights: the dtype in which evaluation keeps its parameters. Generation has them in the compute dtype.
 
     Raises:
         UserError: a compiler's library is missing, or the mesh does not divide the devices or the model.
         RunError: the compiler fails for another reason than memory.
     """
     mesh = make_mesh(config.parallel, topology.devices)
-    calls = _generating(config, mesh, batch) if use == "generate" else _evaluating(config, mesh, batch)
+    calls = _generating(config, mesh, batch) if use == "generate" else _evaluating(config, mesh, batch, weights)
     device = topology.device
     return InferenceReceipt(
         use=use,
@@ -188,6 +195,7 @@ def plan_inference(config: Config, topology: Topology, use: Use, batch: Batch) -
             "n_ctx": config.model.n_ctx,
             "dtype": config.model.dtype,
             "stage": config.parallel.stage,
+            "weights": config.model.dtype if use == "generate" or weights == "compute" else "float32",
             "parameters": count_params(config.model),
         },
         mesh=shape_of(mesh),
@@ -239,7 +247,7 @@ def _generating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
     ]
 
 
-def _evaluating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
+def _evaluating(config: Config, mesh: Mesh, batch: Batch, weights: Weights) -> list[_Call]:
     by_row = shardings(batch_partition(mesh), mesh)
     rows, length = batch.rows, batch.prompt_tokens
 
@@ -248,7 +256,10 @@ def _evaluating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
 
     tree = Tree(ints(rows, length), ints(rows), ints(rows, length), ints(rows, length), trunk=length, branches=0)
     function = score.make_score(config.model, mesh, config.parallel, config.memory)
-    params = abstract_state(config, mesh).params
+    dtype = jnp.dtype(config.model.dtype if weights == "compute" else jnp.float32)
+    params = abstract_state(config, mesh).params.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+    )
     return [_Call("evaluate", rows * length, function, (params, tree, None), 0, False)]
 
 
@@ -296,7 +307,8 @@ def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> Pr
 
 def _memory(found: Outcome, call: _Call) -> Bytes:
     weights = cache = 0
-    for buffer in found.peak.buffers:
+    arguments = (buffer for buffer in found.peak.buffers if buffer.purpose in ("master weights", "batch"))
+    for buffer in arguments:  # copies of them bear their names, too
         name = buffer.op_name or buffer.instruction
         if name.startswith(("weights", "params")):
             weights += buffer.size

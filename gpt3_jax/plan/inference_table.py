@@ -15,7 +15,8 @@ _DOES = {
 def render_inference(r: InferenceReceipt) -> str:
     """The whole receipt: memory, traffic and time of each program."""
     m, b = r.model, r.batch
-    kept = "weights over tensor" if r.use == "generate" else f"parameters in fp32 as ZeRO's stage {m['stage']} has them"
+    sharded = f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
+    kept = "weights over tensor" if r.use == "generate" else sharded
     tokens = f"prompts of {b.prompt_tokens:,} tokens, room for {b.new_tokens:,} new ones"
     head = [
         f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "

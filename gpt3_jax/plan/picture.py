@@ -68,8 +68,9 @@ def memory_bars(receipts: Sequence[Receipt], labels: Sequence[str], path: str) -
 
 def save(figure: Any, path: str) -> None:
     """Writes a figure and closes it. Raises RunError if it cannot be written."""
+    undated = {"Date": None} if path.lower().endswith(".svg") else None  # what has not changed gives the same file
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, metadata=undated)
     except OSError as error:
         raise RunError(f"the picture {path!r} cannot be written: {error.strerror or error}") from None
     finally:

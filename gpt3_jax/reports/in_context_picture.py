@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpt3_jax.errors import RunError
-from gpt3_jax.plan.picture import pyplot
+from gpt3_jax.plan.picture import pyplot, save
 from gpt3_jax.reports.in_context import Row, curve
 
 _COLOURS = {"small": "#f29d38", "middle": "#5b9bd5", "large": "#1f4e79"}
@@ -26,7 +25,6 @@ def draw(rows: Sequence[Row], path: str) -> None:
         RunError: the picture cannot be written.
     """
     plt = pyplot()
-    # The same rows give the same bytes.
     with plt.rc_context({"svg.hashsalt": "gpt3-jax", "svg.fonttype": "none"}):
         figure, panels = plt.subplots(1, len(_GROUPS), figsize=(11, 3.9), sharey=True, layout="constrained")
         for axes, (group, title) in zip(panels, _GROUPS.items(), strict=True):
@@ -40,12 +38,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
         panels[0].set_ylim(-3, 103)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-        try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.lower().endswith(".svg") else None)
-        except OSError as error:
-            raise RunError(f"the picture {path!r} cannot be written: {error.strerror or error}") from None
-        finally:
-            plt.close(figure)
+        save(figure, path)
 
 
 def _lines(axes: Any, rows: Sequence[Row], size: str, group: str) -> None:
