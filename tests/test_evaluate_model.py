@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import CACHE
+from tiny_run import CACHE, finish
 
 import gpt3_jax
 from gpt3_jax.cli import main as front
@@ -151,3 +152,48 @@ main(["evaluate", {str(made / "run")!r}, "--tasks", {tasks(made)[0]!r}, "--shots
     lines = (out / FILE).read_text().splitlines()
     keys = {json.loads(line)["key"] for line in lines}
     assert len(lines) == len(keys) == 14, "7 choices, with 0 and 1 demonstrations"
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_and_go_on_together(made: Path, tmp_path: Path) -> None:
+    """Four devices each. Half of the answers are there before, in the file that both read."""
+    settings = ["max_tokens=2", "items=3"]
+    names = [tasks(made)[0], "two_digit_addition"]
+    one = gpt3_jax.evals.evaluate(made / "run", names, (0, 1), settings=settings, out=tmp_path / "one")
+    lines = (tmp_path / "one" / FILE).read_text().splitlines(keepends=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / FILE).write_text("".join(lines[: len(lines) // 2]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    command = [sys.executable, "-m", "gpt3_jax", "evaluate", str(made / "run"), "--tasks", ",".join(names)]
+    command += [*(part for each in settings for part in ("--set", each)), "--shots", "0,1", "--out"]
+    command += [str(tmp_path / "two"), "--parallel.tensor", "2", "--parallel.stage", "3", "--distributed.mode"]
+    command += ["manual", "--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--distributed.process_id", str(rank)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (code, out, err), (other_code, other_out, other_err) = (finish(process) for process in processes)
+    assert (code, other_code) == (0, 0), err + other_err
+    assert "detectable" in out and "detectable" not in other_out, "the lead process prints"
+    assert "more were answered before" in err
+    records = [
+        [json.loads(line) for line in (tmp_path / name / ITEMS).read_text().splitlines()] for name in ("one", "two")
+    ]
+    assert len(records[0]) == len(records[1]) == sum(cell.items for cell in one.cells)
+    for mine, theirs in zip(*records, strict=True):
+        assert (mine["prompts"], mine.get("generated")) == (theirs["prompts"], theirs.get("generated"))
+        np.testing.assert_allclose(mine.get("compared", []), theirs.get("compared", []), rtol=1e-4)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,13 @@ def everywhere(ok: bool, what: str = "agree", seconds: float | None = None) -> b
         return ok
     with deadline(what, seconds):
         return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+def to_host(arrays: Any) -> Any:
+    """A tree of global arrays as NumPy arrays, whole in every process. All processes call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 def gather(text: str, what: str = "send their values", seconds: float | None = None) -> list[str]:

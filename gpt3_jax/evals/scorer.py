@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from gpt3_jax.cluster.agreement import to_host
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.batches import Batch, Ids, arrange
@@ -154,7 +155,7 @@ class Scorer:
 
 
 def _read(batch: Batch, result: tuple[jax.Array, jax.Array]) -> Iterator[tuple[int, Likelihood]]:
-    logprobs_BN, greedy_BN = jax.device_get(result)
+    logprobs_BN, greedy_BN = to_host(result)
     for b, found in enumerate(batch.places):
         for request, first, end in found:
             logprobs, greedy = logprobs_BN[b, first:end].tolist(), greedy_BN[b, first:end].tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from gpt3_jax.cluster.agreement import to_host
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
@@ -169,7 +170,7 @@ class Generator:
             if n + 1 < n_tokens:
                 # The next token is dispatched before this one is read, so the device never waits for the reader.
                 drawn, cache = programs.advance(self._weights, cache, found.tokens_B, draw, self._place)
-            ids, logprobs = np.asarray(found.tokens_B), np.asarray(found.logprobs_B)
+            ids, logprobs = to_host((found.tokens_B, found.logprobs_B))
             for row, token, logprob in zip(rows, ids, logprobs, strict=False):
                 if not row.finished:
                     yield row, row.add(int(token), float(logprob))
@@ -200,7 +201,7 @@ class Generator:
         left = dict(enumerate(searches))
         while True:
             scores_PC, parents_PC, tokens_PC = (
-                np.asarray(array).tolist() for array in (found.scores_PC, found.parents_PC, found.tokens_PC)
+                array.tolist() for array in to_host((found.scores_PC, found.parents_PC, found.tokens_PC))
             )
             for place, search in list(left.items()):
                 search.offer(scores_PC[place], parents_PC[place], tokens_PC[place])
