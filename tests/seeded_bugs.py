@@ -658,6 +658,13 @@ BUGS = (
         ("test_evals_protocol", "test_answers_of_other_weights_are_not_taken", ()),
     ),
     Bug(
+        "a second evaluation writes into a folder in use",
+        "evals/evaluation.py",
+        "with alone_in(folder) if folder else contextlib.nullcontext():",
+        "with contextlib.nullcontext():",
+        ("test_evals_run", "test_a_second_evaluation_into_a_folder_in_use_changes_nothing", ()),
+    ),
+    Bug(
         "seeds count as items, which makes the standard error too small",
         "evals/metrics.py",
         "found.setdefault(each.item.id, [])",

@@ -13,7 +13,7 @@ import pytest
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import metrics, prompts, protocol
-from gpt3_jax.evals.kept import FILE, KeptAnswers
+from gpt3_jax.evals.kept import FILE, KeptAnswers, alone_in
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.requests import Answer, Beam, Completed, Completion, Continuation, Greedy, Request, Score, TextScore
 from gpt3_jax.evals.scoring import AnswerNormalised, Generated, Judgement, MeanLogLikelihood, PartialEvaluation
@@ -321,8 +321,16 @@ def test_answers_of_other_weights_are_not_taken() -> None:
 
 
 def test_two_evaluations_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    with KeptAnswers(tmp_path, {}), pytest.raises(UserError, match="is in use by another evaluation"):
-        KeptAnswers(tmp_path, {}).__enter__()
+    with alone_in(tmp_path):
+        with pytest.raises(UserError, match="is in use by another evaluation"), alone_in(tmp_path):
+            pass
+        keep(tmp_path, [])
+        with pytest.raises(UserError, match="is in use"), alone_in(tmp_path):
+            pass
+    with alone_in(tmp_path):
+        pass
+    with pytest.raises(RunError, match=r"cannot keep answers in .*none.*answers\.jsonl: No such file"):
+        alone_in(tmp_path / "none").__enter__()
     with pytest.raises(RunError, match=r"cannot keep answers in .*none.*answers\.jsonl: No such file"):
         KeptAnswers(tmp_path / "none", {}).__enter__()
 

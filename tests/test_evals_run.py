@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals import evaluation
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
 from gpt3_jax.evals.protocol import Shots
+from gpt3_jax.evals.requests import Answer, Request
 from gpt3_jax.evals.results import RESULTS, Results
+from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 
 TASK = "two_digit_addition"
@@ -115,6 +118,35 @@ def test_several_models_stand_beside_each_other(tmp_path: Path) -> None:
     assert [cell.model for cell in results.cells] == ["run", "run (2)"]
     assert results.cells[0].value == 100 > results.cells[1].value
     assert results.table().splitlines()[1].split()[0] == "run"
+
+
+def test_a_second_evaluation_into_a_folder_in_use_changes_nothing(tmp_path: Path) -> None:
+    """It is tried while the first is within each of its models, and between them."""
+    alone = [subject(ExactModel(even), "a"), subject(ExactModel(), "b", weights="v")]
+    loaded = load_tasks(select([TASK]), limit=9)
+    evaluate_subjects(alone, loaded, [0, 1], 1, tmp_path / "alone")
+
+    def intrude() -> None:
+        with pytest.raises(UserError, match="is in use by another evaluation; wait, or choose another --out"):
+            run(ExactModel(), tmp_path / "used", limit=2)
+
+    class Interrupted(ExactModel):
+        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+            for each in super().__call__(requests):
+                intrude()
+                yield each
+
+    def subjects() -> Iterator[Subject]:
+        for each, model in zip(alone, (Interrupted(even), Interrupted()), strict=True):
+            intrude()
+            yield dataclasses.replace(each, answer=model)
+        intrude()
+
+    evaluate_subjects(subjects(), loaded, [0, 1], 1, tmp_path / "used")
+    assert (tmp_path / "used" / ITEMS).read_bytes() == (tmp_path / "alone" / ITEMS).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "used").iterdir()) == sorted(
+        path.name for path in (tmp_path / "alone").iterdir()
+    )
 
 
 def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol, run
-from gpt3_jax.evals.kept import KeptAnswers
+from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.results import RESULTS, Cell, Results
 from gpt3_jax.evals.run import TaskItems
@@ -91,7 +91,12 @@ def evaluate_subjects(
     out: str | os.PathLike[str] | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Results:
-    """Evaluates models one after the other. With `out`, answers are kept there as they come, and results at the end."""
+    """Evaluates models one after the other. With `out`, answers are kept there as they come, and results at the end.
+
+    Raises:
+        UserError: nothing to evaluate, too few examples for the demonstrations, or `out` is in use.
+        RunError: a file cannot be read or written.
+    """
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
     if not loaded or not shots:
@@ -100,6 +105,19 @@ def evaluate_subjects(
         for k in run.columns(each.task, shots):
             protocol.check_shots(each.task, each.items, k)
     folder = _folder(out)
+    # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
+    with alone_in(folder) if folder else contextlib.nullcontext():
+        return _evaluate(subjects, loaded, shots, seeds, folder, made_by or {})
+
+
+def _evaluate(
+    subjects: Iterable[Subject],
+    loaded: Sequence[TaskItems],
+    shots: Sequence[Shots | None],
+    seeds: int,
+    folder: Path | None,
+    made_by: Mapping[str, Any],
+) -> Results:
     cells: list[Cell] = []
     models: list[dict[str, Any]] = []
     with _records(folder) as on_record:
@@ -110,7 +128,7 @@ def evaluate_subjects(
                 cells += run.run(subject, loaded, shots, seeds, kept, on_record)
             models.append(subject.as_data())
     tasks = {each.task.name: each.as_data() for each in loaded}
-    results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **(made_by or {})})
+    results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **made_by})
     if folder and is_lead():
         _write(folder / RESULTS, results.to_json())
         _draw(results, folder)

@@ -12,7 +12,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -26,8 +26,41 @@ FILE = "answers.jsonl"
 _KINDS: Mapping[str, type[Answer]] = {kind.__name__: kind for kind in (Score, TextScore, Completed)}
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other evaluations out of a folder: to be entered before any file in it is written.
+
+    In a multi-process run the lead process holds the lock, which is on `FILE`. It ends with the process.
+
+    Raises:
+        UserError: another evaluation writes into the folder.
+        RunError: the file cannot be opened or locked.
+    """
+    path = folder / FILE
+    with contextlib.ExitStack() as held:
+        # The lead process decides for all: the others must not wait for one that has stopped.
+        state, _, why = from_lead(_lock(path, held) if is_lead() else "").partition(" ")
+        if state == "busy":
+            raise UserError(f"{folder} is in use by another evaluation; wait, or choose another --out")
+        if state == "failed":
+            raise _failed(path, why)
+        yield
+
+
+def _lock(path: Path, held: contextlib.ExitStack) -> str:
+    """Locks the file until `held` is closed. Returns "ours", "busy", or "failed" and why."""
+    try:
+        file = held.enter_context(open(path, "ab"))  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "busy"
+    except OSError as error:
+        return f"failed {error.strerror or error}"
+    return "ours"
+
+
 class KeptAnswers:
-    """The answers in a folder, open for more. A context manager.
+    """The answers in a folder, open for more. A context manager, to be entered within `alone_in` the folder.
 
     In a multi-process run all processes read the file, and the lead process alone appends.
 
@@ -36,7 +69,6 @@ class KeptAnswers:
         depends_on: what answers depend on beside the request: weights', tokenizer's and engine's fingerprints.
 
     Raises:
-        UserError: another evaluation writes into the folder.
         RunError: the file cannot be read or written, or the processes do not see the same file.
     """
 
@@ -49,11 +81,9 @@ class KeptAnswers:
 
     def __enter__(self) -> KeptAnswers:
         # The lead process decides for all: the others must not wait for one that has stopped.
-        state, _, what = from_lead(self._open() if is_lead() else "").partition(" ")
-        if state == "busy":
-            raise UserError(f"{self._path.parent} is in use by another evaluation; wait, or choose another --out")
-        if state == "failed":
-            raise self._failed(what)
+        failed = from_lead(self._open() if is_lead() else "")
+        if failed:
+            raise _failed(self._path, failed)
         if not is_lead():
             with contextlib.suppress(OSError), open(self._path, "rb") as file:
                 self._read_all(file)
@@ -86,7 +116,7 @@ class KeptAnswers:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise self._failed(error.strerror or str(error)) from None
+            raise _failed(self._path, error.strerror or str(error)) from None
         self._added += 1
 
     def key(self, request: Request) -> str:
@@ -95,17 +125,14 @@ class KeptAnswers:
         return hashlib.sha256(f"{self._base}\n{asked}".encode()).hexdigest()
 
     def _open(self) -> str:
-        """In the lead process: locks, reads and repairs the file. Returns "ours", "busy", or "failed" and why."""
+        """In the lead process: reads and repairs the file. Returns why that failed, or nothing."""
         try:
             file = self._file = open(self._path, "a+b")  # noqa: SIM115
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.seek(0)
             file.truncate(self._read_all(file))
-        except BlockingIOError:
-            return "busy"
         except OSError as error:
-            return f"failed {error.strerror or error}"
-        return "ours"
+            return error.strerror or str(error)
+        return ""
 
     def _read_all(self, file: BinaryIO) -> int:
         """Reads all lines that are whole, and returns their bytes."""
@@ -127,5 +154,6 @@ class KeptAnswers:
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning(f"{self._path}, line {number} is damaged; its request is answered again")
 
-    def _failed(self, why: str) -> RunError:
-        return RunError(f"cannot keep answers in {self._path}: {why}; free some space, or choose another --out")
+
+def _failed(path: Path, why: str) -> RunError:
+    return RunError(f"cannot keep answers in {path}: {why}; free some space, or choose another --out")
