@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -21,9 +22,11 @@ from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ParallelConfig, from_dict, to_dict
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals import loading
 from gpt3_jax.evals.evaluation import ITEMS
 from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.results import RESULTS
+from gpt3_jax.evals.subject import Subject
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.checkpoint.trained import load_trained
@@ -92,6 +95,21 @@ def test_a_checkpoint_is_evaluated_as_the_plain_model_says(made: Path, tmp_path:
     data = json.loads((tmp_path / RESULTS).read_text())
     assert data["models"][0]["name"] == "run" and len(data["models"][0]["weights"]) == 64
     assert data["models"][0]["parameters"] == gpt3_jax.model.count_params(load_trained(made / "run").config.model)
+
+
+def test_an_engine_is_freed_before_the_next_model_is_loaded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[weakref.ref[object]] = []
+
+    def load(*args: object) -> Subject:
+        assert all(engine() is None for engine in engines)
+        subject = loading_load(*args)  # type: ignore[arg-type]
+        engines.append(weakref.ref(subject.answer.__self__))  # type: ignore[attr-defined]
+        return subject
+
+    loading_load = loading.load
+    monkeypatch.setattr(loading, "load", load)
+    gpt3_jax.evals.evaluate([made / "run"] * 2, [tasks(made)[0], "two_digit_addition"], [1], settings=SETTINGS)
+    assert len(engines) == 2
 
 
 def test_a_mesh_gives_the_same(made: Path) -> None:

@@ -127,6 +127,7 @@ def _evaluate(
             with KeptAnswers(folder, subject.depends_on()) if folder else contextlib.nullcontext() as kept:
                 cells += run.run(subject, loaded, shots, seeds, kept, on_record)
             models.append(subject.as_data())
+            del subject  # its weights are freed before the next model's are loaded
     tasks = {each.task.name: each.as_data() for each in loaded}
     results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **made_by})
     if folder and is_lead():
