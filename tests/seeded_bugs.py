@@ -665,6 +665,13 @@ BUGS = (
         ("test_evals_run", "test_a_second_evaluation_into_a_folder_in_use_changes_nothing", ()),
     ),
     Bug(
+        "likelihoods that are not numbers are compared",
+        "evals/run.py",
+        "if not math.isfinite(answer.logprob):",
+        "if False:",
+        ("test_evals_run", "test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept", ()),
+    ),
+    Bug(
         "seeds count as items, which makes the standard error too small",
         "evals/metrics.py",
         "found.setdefault(each.item.id, [])",

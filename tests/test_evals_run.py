@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 from exact_model import LOGPROB, ExactModel, subject
 
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import evaluation
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
+from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.requests import Answer, Request
+from gpt3_jax.evals.requests import Answer, Completed, Request, Score, TextScore
 from gpt3_jax.evals.results import RESULTS, Results
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
@@ -106,10 +108,55 @@ def test_answers_are_kept_for_their_weights_tokenizer_and_settings(tmp_path: Pat
     assert longer.asked, "the model's configuration changed"
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
+@pytest.mark.parametrize("kind", [Score, TextScore, Completed])
+def test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept(
+    bad: float, kind: type[Answer], tmp_path: Path
+) -> None:
+    class Broken(ExactModel):
+        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+            for count, (index, answer) in enumerate(super().__call__(requests)):
+                yield index, dataclasses.replace(answer, logprob=bad) if count == 1 else answer
+
+    (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n{"text": "c d"}\n{"text": "e f"}\n')
+    row = {"stem": ["a", "b"], "choices": [["c", "d"], ["e", "f"]], "answer": 1}
+    (tmp_path / "sat.jsonl").write_text("".join(json.dumps(row | {"stem": ["a", n]}) + "\n" for n in "xy"))
+    name, item = {
+        Score: (f"analogies:{tmp_path / 'sat.jsonl'}", "1"),
+        TextScore: (f"text:{tmp_path / 'b.jsonl'}", "1"),
+        Completed: (TASK, "1"),
+    }[kind]
+    loaded = load_tasks(select([name]), limit=3)
+    with pytest.raises(
+        RunError, match=rf"^exact: task {loaded[0].task.name}, item {item}: the log-likelihood is {bad}"
+    ):
+        evaluate_subjects([subject(Broken())], loaded, [0], 1, tmp_path / "out")
+    assert (tmp_path / "out" / FILE).read_text().count("\n") == 1, "the answer before it"
+    again = ExactModel()
+    evaluate_subjects([subject(again)], loaded, [0], 1, tmp_path / "out")
+    assert len(again.asked) == sum(len(each.choices) or 1 for each in loaded[0].evaluated) - 1
+
+
 def test_equal_requests_are_asked_once() -> None:
     model = ExactModel()
     run(model, shots=[0, 0], seeds=5)
     assert len(model.asked) == len(set(model.asked)) == 30
+
+
+def test_a_model_is_freed_before_the_next_is_loaded(tmp_path: Path) -> None:
+    loaded: list[weakref.ref[ExactModel]] = []
+
+    def subjects() -> Iterator[Subject]:
+        for _ in range(3):  # of one name, so that the second is renamed
+            assert all(model() is None for model in loaded)
+            model = ExactModel()
+            loaded.append(weakref.ref(model))
+            one = [subject(model)]
+            del model
+            yield one.pop()
+
+    results = evaluate_subjects(subjects(), load_tasks(select([TASK]), limit=3), [0], 1, tmp_path)
+    assert len(loaded) == len(results.models) == 3
 
 
 def test_several_models_stand_beside_each_other(tmp_path: Path) -> None:

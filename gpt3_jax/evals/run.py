@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import statistics
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from gpt3_jax import __version__
 from gpt3_jax.cluster.log import log
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol
 from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
@@ -116,13 +117,16 @@ def _evaluate(
             f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
             f"tokens of {subject.name}; the shortest takes {shortest}"
         )
-    answers = answer_all(subject, [request for each in prepared for request in each.requests], kept, where)
+    asked: dict[Request, str] = {}
+    for each in prepared:
+        for request in each.requests:
+            asked.setdefault(request, each.item.id)
+    answers = answer_all(subject, task.name, asked, kept, where)
     scored = []
     for each in prepared:
         judgement = task.scoring.judge([answers[request] for request in each.requests], each.item)
         scored.append(Scored(each.item, each.seed, judgement))
         on_record(_record(subject, task, shots, each, scored[-1], answers))
-    asked = {request for each in prepared for request in each.requests}
     straddling = sum(isinstance(found := answers[request], Score) and found.straddles for request in asked)
     cells = []
     for name in task.metrics:
@@ -154,12 +158,19 @@ def _evaluate(
 
 
 def answer_all(
-    subject: Subject, requests: Sequence[Request], kept: KeptAnswers | None, where: str
+    subject: Subject, task: str, asked: Mapping[Request, str], kept: KeptAnswers | None, where: str
 ) -> dict[Request, Answer]:
-    """The answers to requests, equal ones asked once. Logs progress with the time left, unless `where` is empty."""
+    """The answers to requests. Logs progress with the time left, unless `where` is empty.
+
+    Args:
+        asked: each request with the id of the first item that asks it.
+
+    Raises:
+        RunError: a likelihood is not a finite number. It is not kept.
+    """
     answers: dict[Request, Answer] = {}
     missing: list[Request] = []
-    for request in dict.fromkeys(requests):
+    for request in asked:
         known = kept.get(request) if kept else None
         if known is None:
             missing.append(request)
@@ -170,6 +181,11 @@ def answer_all(
         log.info(f"{where}: {len(missing):,} requests{before}")
     start = last = time.monotonic()
     for done, (index, answer) in enumerate(subject.answer(missing) if missing else (), start=1):
+        if not math.isfinite(answer.logprob):
+            raise RunError(
+                f"{subject.name}: task {task}, item {asked[missing[index]]}: the log-likelihood is {answer.logprob}; "
+                "expected a finite number: the model's weights are probably not finite; evaluate another checkpoint"
+            )
         answers[missing[index]] = answer
         if kept:
             kept.add(missing[index], answer)
