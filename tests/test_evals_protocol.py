@@ -266,10 +266,9 @@ def test_nothing_right_is_not_certainty() -> None:
 
 
 def test_ratios_are_of_sums() -> None:
-    item = Item("0", "", "")
     some = [
-        Scored(item, 0, Judgement(logprob=-logprob, tokens=tokens, bytes=2 * tokens, words=5))
-        for logprob, tokens in ((10.0, 4), (20.0, 16))
+        Scored(Item(name, "", ""), 0, Judgement(logprob=-logprob, tokens=tokens, bytes=2 * tokens, words=5))
+        for name, logprob, tokens in (("a", 10.0, 4), ("b", 20.0, 16))
     ]
     loss = metrics.ratio(METRICS["loss per token"], some)
     assert loss.value == pytest.approx(30 / 20)
@@ -279,6 +278,29 @@ def test_ratios_are_of_sums() -> None:
     words = metrics.ratio(METRICS["perplexity per word"], some)
     assert words.value == pytest.approx(math.exp(3)) and words.stderr is not None
     assert metrics.ratio(METRICS["loss per token"], some[:1]).stderr is None
+    again = [dataclasses.replace(each, seed=seed) for each in some for seed in range(5)]
+    for name in ("loss per token", "perplexity per word", "bits per byte"):
+        once, often = (metrics.ratio(METRICS[name], each) for each in (some, again))
+        assert dataclasses.astuple(often) == pytest.approx(dataclasses.astuple(once)), "seeds are not items"
+
+
+def test_a_standard_error_is_finite_as_far_as_its_value_is() -> None:
+    def words(nats: float) -> metrics.Estimate:
+        some = [
+            Scored(Item(name, "", ""), 0, Judgement(logprob=-total, tokens=1, bytes=1, words=1))
+            for name, total in (("a", nats - 1), ("b", nats + 1))
+        ]
+        return metrics.ratio(METRICS["perplexity per word"], some)
+
+    near = words(699.9999)  # a numerical derivative reaches over the cap of the exponential
+    assert near.stderr == pytest.approx(math.exp(699.9999)) and near.detectable == pytest.approx(
+        math.sqrt(2) * (metrics.Z_LEVEL + metrics.Z_POWER) * math.exp(699.9999)
+    )
+    assert (words(701).value, words(701).stderr, words(701).detectable) == (math.inf, None, None)
+    for metric in METRICS.values():
+        for at in (0.3, 2.0, 20.0):
+            slope = (metric.of_ratio(at + 1e-6) - metric.of_ratio(at - 1e-6)) / 2e-6
+            assert metric.slope(at) == pytest.approx(slope, rel=1e-6)
 
 
 # ---- kept answers

@@ -56,6 +56,8 @@ class Metric:
     """One item's part of the denominator, such as its tokens; 1 for means."""
     of_ratio: Callable[[float], float] = lambda value: 100 * value
     """What is reported of the sum of scores over the sum of weights: in per cent, or its exponential."""
+    slope: Callable[[float], float] = lambda _: 100.0
+    """The derivative of `of_ratio`."""
 
 
 def accuracy(item: Item, judgement: Judgement) -> float:
@@ -71,40 +73,35 @@ def exact_match(item: Item, judgement: Judgement) -> float:
 
 def mean(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     """The mean over items of a score from 0 to 1, in per cent."""
-    scores = [100 * score for score in by_item(metric, scored).values()]
+    scores = [100 * score for score, _ in by_item(metric, scored).values()]
     value = statistics.fmean(scores)
     stderr = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
     return Estimate(value, stderr, detectable(stderr, value, len(scores)), len(scores))
 
 
 def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
-    """Sum of scores over sum of weights, as in loss per token; the standard error by linearisation."""
-    tops = [metric.score(each.item, each.judgement) for each in scored]
-    bottoms = [metric.weight(each.judgement) for each in scored]
-    count, bottom = len(scored), sum(bottoms)
-    found = sum(tops) / bottom if bottom else math.nan
+    """Sum of scores over sum of weights, as in loss per token; the standard error by linearisation over the items."""
+    pairs = by_item(metric, scored).values()
+    count, bottom = len(pairs), sum(weight for _, weight in pairs)
+    found = sum(score for score, _ in pairs) / bottom if bottom else math.nan
     value = metric.of_ratio(found)
     if count < 2 or not math.isfinite(value):
         return Estimate(value, None, None, count)
-    rest = [(top - found * part) for top, part in zip(tops, bottoms, strict=True)]
-    stderr = (
-        math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * abs(ratio_slope(metric, found))
-    )
+    rest = [score - found * weight for score, weight in pairs]
+    stderr = math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * metric.slope(found)
     return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, count)
 
 
-def ratio_slope(metric: Metric, value: float) -> float:
-    """Derivative of `Metric.of_ratio`."""
-    step = 1e-6 * (abs(value) or 1.0)
-    return (metric.of_ratio(value + step) - metric.of_ratio(value - step)) / (2 * step)
-
-
-def by_item(metric: Metric, scored: Sequence[Scored]) -> dict[str, float]:
-    """Each item's score, averaged over the seeds."""
-    found: dict[str, list[float]] = {}
+def by_item(metric: Metric, scored: Sequence[Scored]) -> dict[str, tuple[float, float]]:
+    """Each item's score and weight, averaged over the seeds."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for each in scored:
-        found.setdefault(each.item.id, []).append(metric.score(each.item, each.judgement))
-    return {name: statistics.fmean(scores) for name, scores in found.items()}
+        pair = metric.score(each.item, each.judgement), metric.weight(each.judgement)
+        found.setdefault(each.item.id, []).append(pair)
+    return {
+        name: (statistics.fmean(score for score, _ in pairs), statistics.fmean(weight for _, weight in pairs))
+        for name, pairs in found.items()
+    }
 
 
 def detectable(stderr: float | None, value: float, items: int) -> float | None:
@@ -134,13 +131,17 @@ def _same(value: float) -> float:
     return value
 
 
+def _one(_: float) -> float:
+    return 1.0
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "%", 1, accuracy, mean),
         Metric("exact match", "%", 1, exact_match, mean),
-        Metric("loss per token", "nats", -1, _minus_logprob, ratio, lambda j: j.tokens, _same),
-        Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, _exp),
-        Metric("bits per byte", "bits", -1, _minus_logprob, ratio, lambda j: j.bytes * math.log(2), _same),
+        Metric("loss per token", "nats", -1, _minus_logprob, ratio, lambda j: j.tokens, _same, _one),
+        Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, _exp, _exp),
+        Metric("bits per byte", "bits", -1, _minus_logprob, ratio, lambda j: j.bytes * math.log(2), _same, _one),
     )
 }

@@ -17,7 +17,7 @@ from typing import Any
 from gpt3_jax import quantities
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals.evaluation import ITEMS
-from gpt3_jax.evals.metrics import METRICS, Metric, ratio_slope
+from gpt3_jax.evals.metrics import METRICS, Metric
 from gpt3_jax.evals.tasks import rows
 
 _Key = tuple[str, str, str]
@@ -178,7 +178,7 @@ def _value(metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float,
     """The metric over items, and what each item adds to its error, by linearisation."""
     bottom = sum(weight for _, weight in pairs) or math.nan
     found = sum(score for score, _ in pairs) / bottom
-    slope = ratio_slope(metric, found)
+    slope = metric.slope(found)
     return metric.of_ratio(found), [slope * (score - found * weight) / bottom for score, weight in pairs]
 
 
