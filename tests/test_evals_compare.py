@@ -81,6 +81,31 @@ def test_texts_are_compared_by_the_ratio_of_sums(tmp_path: Path) -> None:
     assert bits.stderr == pytest.approx(math.sqrt(1.5 * sum(each**2 for each in rest)), rel=1e-4)
 
 
+def test_perplexities_without_bound_are_compared_and_written_as_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = tmp_path / "d.jsonl"
+    # A word of n bytes costs 5.545 n nats: more than a number holds, and so much that its square is.
+    for name, bytes_of in (("more", 1000), ("square", 100)):
+        documents.write_text("".join(json.dumps({"text": "a" * (bytes_of + n)}) + "\n" for n in (0, 20)))
+        both = [subject(ExactModel(), "a"), subject(ExactModel(), "b", weights="v")]
+        evaluate_subjects(both, load_tasks(select([f"text:{documents}"])), [0], 1, tmp_path / name)
+        lines = [json.loads(line) for line in (tmp_path / name / ITEMS).read_text().splitlines()]
+        for line in lines:
+            if line["model"] == "b" and line["item"] == "0":
+                line["scores"]["perplexity per word"] *= 0.9
+        (tmp_path / name / ITEMS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        capsys.readouterr()
+        assert front.main(["report", "compare", str(tmp_path / name), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))["comparisons"]
+        words = next(each for each in found if each["metric"] == "perplexity per word")
+        if name == "more":
+            assert (words["a"], words["difference"], words["stderr"]) == (None, None, None)
+        else:
+            assert words["stderr"] > 1e200
+        assert front.main(["report", "compare", str(tmp_path / name)]) == 0
+
+
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, knows in (("a", lambda a, b: a % 2 == 0), ("b", lambda a, b: True)):
         run(tmp_path / name, knows, name)

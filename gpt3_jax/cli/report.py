@@ -174,7 +174,7 @@ def _compare(args: argparse.Namespace) -> int:
     if not 1 <= len(args.folders) <= 2:
         raise UserError(f"report compare got {len(args.folders)} folders; expected two, or one that holds two models")
     found = paired.compare(*args.folders, *[None] * (2 - len(args.folders)))
-    print(json.dumps(paired.as_data(*found), indent=1) if args.json else paired.table(*found), end="")
+    print(paired.to_json(*found) if args.json else paired.table(*found), end="")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol, run
 from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.results import RESULTS, Cell, Results
+from gpt3_jax.evals.results import RESULTS, Cell, Results, to_json
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
@@ -169,7 +168,7 @@ def _records(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     def write(record: dict[str, Any]) -> None:
         with _writing(path):
-            print(json.dumps(record, ensure_ascii=False), file=file)
+            print(to_json(record), file=file)
 
     with contextlib.closing(file):
         yield write

@@ -60,9 +60,7 @@ class Cell:
         return None if self.shots == "max" else paper_value(self.row, self.metric, self.shots, self.size)
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: null stands for a value that is not finite."""
-        finite = {"value": _finite(self.value), "by_seed": [_finite(value) for value in self.by_seed]}
-        return dataclasses.asdict(self) | finite | {"unit": METRICS[self.metric].unit, "paper": self.paper}
+        return dataclasses.asdict(self) | {"unit": METRICS[self.metric].unit, "paper": self.paper}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +118,20 @@ class Results:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.as_data(), indent=1, ensure_ascii=False) + "\n"
+        return to_json(self.as_data(), indent=1) + "\n"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def to_json(data: Any, indent: int | None = None) -> str:
+    """JSON, which has no infinity: null stands for a number that is not finite."""
+    return json.dumps(_finite(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _number(value: float | None) -> str:

@@ -12,10 +12,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpt3_jax import quantities
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.evals import results
 from gpt3_jax.evals.evaluation import ITEMS
 from gpt3_jax.evals.metrics import METRICS, Metric
 from gpt3_jax.evals.tasks import rows
@@ -109,8 +109,9 @@ def table(name_a: str, name_b: str, found: Sequence[Comparison]) -> str:
     return text
 
 
-def as_data(name_a: str, name_b: str, found: Sequence[Comparison]) -> dict[str, Any]:
-    return {"a": name_a, "b": name_b, "comparisons": [dataclasses.asdict(each) for each in found]}
+def to_json(name_a: str, name_b: str, found: Sequence[Comparison]) -> str:
+    data = {"a": name_a, "b": name_b, "comparisons": [dataclasses.asdict(each) for each in found]}
+    return results.to_json(data, indent=1) + "\n"
 
 
 def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
@@ -152,8 +153,8 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     value_b, rest_b = _value(metric, pairs_b)
     stderr = None
     if len(common) > 1:
-        squares = sum((x - y) ** 2 for x, y in zip(rest_b, rest_a, strict=True))
-        stderr = math.sqrt(len(common) / (len(common) - 1) * squares)
+        apart = math.hypot(*(x - y for x, y in zip(rest_b, rest_a, strict=True)))  # holds what squares would not
+        stderr = math.sqrt(len(common) / (len(common) - 1)) * apart
     # Compared per item by score over weight, which a tokenizer that cuts finer would change for loss per token.
     ahead = [metric.better * (y / v - x / w) for (x, w), (y, v) in zip(pairs_a, pairs_b, strict=True) if w and v]
     b_better, a_better = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
