@@ -637,6 +637,13 @@ BUGS = (
         ("test_evals_protocol", "test_demonstrations_are_dropped_until_the_prompt_fits_and_no_further", (8,)),
     ),
     Bug(
+        "fewer demonstrations are shown than fit, where tokens merge at their borders",
+        "evals/protocol.py",
+        "while not over and (more",
+        "while False and (more",
+        ("test_evals_protocol", "test_as_many_fit_as_the_whole_prompt_says_not_the_sum_of_its_parts", ()),
+    ),
+    Bug(
         "the likelihood of a choice is summed over its tokens, not averaged",
         "evals/scoring.py",
         "_choose([score.logprob / score.tokens for score in scores], scores, item)",

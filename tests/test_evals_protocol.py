@@ -156,6 +156,52 @@ def test_demonstrations_are_dropped_until_the_prompt_fits_and_no_further(shots: 
             assert protocol.tokens_of(more, BYTES) > n_ctx
 
 
+class Runs(ByteTokenizer):
+    """A run of one character is one token, so that demonstrations merge at their borders."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0 for _ in itertools.groupby(text)]
+
+
+def test_as_many_fit_as_the_whole_prompt_says_not_the_sum_of_its_parts() -> None:
+    pool = [Item(str(n), f"{' ' * (n + 1)}x", "y  ") for n in range(60)]
+    items, task = Items(pool, pool, ""), squares(delimiter=" ", scoring=Generated(max_tokens=1), open=())
+    for n_ctx in range(4, 250):
+        made = protocol.Preparer(task, items, Runs(), n_ctx).prepare(pool[7], "max", 0)
+        assert isinstance(made, protocol.Prepared) and protocol.tokens_of(made.requests[0], Runs()) <= n_ctx
+        if made.shots < 59:
+            more = protocol.Preparer(task, items, Runs(), 1000).prepare(pool[7], made.shots + 1, 0)
+            assert isinstance(more, protocol.Prepared) and protocol.tokens_of(more.requests[0], Runs()) > n_ctx
+    assert made.shots == 59
+
+
+def test_what_fits_after_demonstrations_is_measured_in_the_form_that_stands_there() -> None:
+    pool = [Item(str(n), f"Q: {n}", "x", zero_shot=f"A question that is much longer: {n}") for n in range(9)]
+    items = Items(pool, pool, "")
+    whole = protocol.Preparer(squares(), items, BYTES, 1000).prepare(pool[0], 3, 0)
+    assert isinstance(whole, protocol.Prepared)
+    enough = protocol.tokens_of(whole.requests[0], BYTES)
+    assert enough < len(str(pool[0].zero_shot)), "alone it would not fit"
+    assert protocol.Preparer(squares(), items, BYTES, enough).prepare(pool[0], 3, 0) == whole
+    assert isinstance(protocol.Preparer(squares(), items, BYTES, enough).prepare(pool[0], 0, 0), protocol.LeftOut)
+    for n_ctx in range(45, 90):
+        made = protocol.Preparer(squares(), items, BYTES, n_ctx).prepare(pool[0], "max", 0)
+        assert isinstance(made, protocol.Prepared)
+        assert made.shots == min((n_ctx - 8) // 7, 8), "7 tokens each"
+
+
+def test_demonstrations_that_there_are_not_are_no_ones_that_do_not_fit() -> None:
+    twins = [Item(f"twin {n}", POOL[0].context, "other") for n in range(3)]
+    items = Items([*POOL, *twins], [*POOL, *twins], "")
+    made = protocol.Preparer(squares(), items, BYTES, 1000).prepare(POOL[0], 13, 0)
+    assert isinstance(made, protocol.Prepared)
+    assert (made.shots, made.dropped, made.lacking) == (11, 0, 2)
+    most = protocol.Preparer(squares(), items, BYTES, 1000).prepare(POOL[0], "max", 0)
+    assert isinstance(most, protocol.Prepared) and (most.shots, most.dropped, most.lacking) == (11, 0, 0)
+    short = protocol.Preparer(squares(), items, BYTES, 40).prepare(POOL[0], 13, 0)
+    assert isinstance(short, protocol.Prepared) and short.dropped == 13 - short.shots > 2 and not short.lacking
+
+
 def test_an_item_that_does_not_fit_alone_is_left_out() -> None:
     made = protocol.Preparer(squares(), ITEMS, BYTES, 7).prepare(POOL[4], 2, 0)
     assert made == protocol.LeftOut(POOL[4], 0, 8)  # "Q: 4" and 4 tokens to generate

@@ -218,6 +218,20 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
         at(20)
 
 
+def test_examples_that_there_are_not_are_counted_apart_from_those_that_do_not_fit(tmp_path: Path) -> None:
+    file = tmp_path / "two_digit_addition.jsonl"
+    rows = [{"context": f"\n\nQ: What is {a} plus 1?\n\nA:", "completion": f" {a + 1}"} for a in (1, 1, 1, 2)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = evaluate_subjects([subject(ExactModel())], load_tasks(select([str(file)])), [0, 2], 1)
+    zero, two = results.cells
+    assert (zero.prompts_lacking, two.prompts_with_fewer, two.prompts_lacking) == (0, 0, 3)
+    assert (
+        "K = 2: 3 prompts with fewer demonstrations, because no other example was left to draw; 1.2"
+        in (results.table())
+        and "did not fit" not in results.table()
+    )
+
+
 def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("two wörds\nand more", encoding="utf-8")

@@ -20,13 +20,13 @@ def demonstration(task: Task, item: Item) -> str:
     return item.context + separate(item.context, task.separator) + item.completion
 
 
-def prompt(task: Task, demonstrations: Sequence[str], context: str) -> str:
+def prompt(task: Task, demonstrations: Sequence[str], context: str, shots: int | None = None) -> str:
     """Everything up to the completion: instruction, demonstrations and context, joined by the task's delimiter.
 
     Where the task's files have the delimiter in front of each example (`Task.leading`), it stands before the first
-    one too.
+    one too. The instruction is that of K = `shots`; None: of as many demonstrations as there are.
     """
-    top = instruction(task, len(demonstrations))
+    top = instruction(task, len(demonstrations) if shots is None else shots)
     parts = [*([top] if top else []), *demonstrations, context]
     return (task.delimiter if task.leading and not top else "") + task.delimiter.join(parts)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -35,6 +36,8 @@ class Prepared:
     """Demonstrations in the prompt."""
     dropped: int
     """Demonstrations that did not fit."""
+    lacking: int
+    """Demonstrations that there were not: no other example was left to draw."""
     demonstrations: tuple[str, ...]
     """Ids of the items shown, in their order."""
     prompts: tuple[str, ...]
@@ -88,43 +91,55 @@ class Preparer:
         """Draws demonstrations for an item, fits them into the context, and makes the item's requests."""
         task = self._task
         if not task.scoring.prompted:
-            return Prepared(item, seed, 0, 0, (), (), tuple(task.scoring.requests((), task.separator, item)))
-        made, longest = self._with(item, (), shots, seed)
-        if longest > self._n_ctx:
-            return LeftOut(item, seed, longest)
+            return Prepared(item, seed, 0, 0, 0, (), (), tuple(task.scoring.requests((), task.separator, item)))
         wanted = len(self._items.train or ()) if shots == "max" else shots
-        if not wanted:
-            return made
+        drawn = itertools.islice(draw(self._items, item, seed, task), wanted)
         # First by the tokens of each demonstration alone, which is near, because few tokens merge at the borders.
-        top = [self._count(prompts.instruction(task, k)) for k in (0, 1)]
-        total = longest - top[0] + top[1]
-        shown: list[Item] = []
-        for candidate in draw(self._items, item, seed, task):
-            total += self._length(candidate)
-            if len(shown) == wanted or total > self._n_ctx + _SLACK:
-                break
-            shown.append(candidate)
-        while True:
-            made, longest = self._with(item, shown, shots, seed)
-            if longest <= self._n_ctx:
-                return made
-            shown.pop()
+        shown = self._estimated(item, drawn) if wanted else []
+        # Then by the tokens of the whole: dropped until it fits, or added until it does not.
+        over: list[Item] = []
+        while shown and self._tokens(item, shown) > self._n_ctx:
+            over = [shown.pop()]
+        while not over and (more := next(drawn, None)) is not None:
+            if self._tokens(item, [*shown, more]) > self._n_ctx:
+                over = [more]
+            else:
+                shown.append(more)
+        whole, requests = self._requests(item, shown)
+        if not shown and (tokens := self._longest(requests)) > self._n_ctx:
+            return LeftOut(item, seed, tokens)
+        missing = 0 if shots == "max" else wanted - len(shown)
+        # Where one was drawn that did not fit, that is why; else there was none left to draw.
+        dropped, lacking = (missing, 0) if over else (0, missing)
+        return Prepared(item, seed, len(shown), dropped, lacking, tuple(each.id for each in shown), whole, requests)
 
-    def _with(self, item: Item, shown: Sequence[Item], shots: Shots, seed: int) -> tuple[Prepared, int]:
-        """The item after these demonstrations, and the tokens of its longest request."""
+    def _estimated(self, item: Item, drawn: Iterator[Item]) -> list[Item]:
+        """As many of the demonstrations drawn as fit by the sum of their own tokens; the next is left in `drawn`."""
+        left = self._n_ctx - self._longest(self._requests(item, (), after_some=True)[1])
+        shown: list[Item] = []
+        while left > 0 and (candidate := next(drawn, None)) is not None:
+            shown.append(candidate)
+            left -= self._length(candidate)
+        return shown
+
+    def _tokens(self, item: Item, shown: Sequence[Item]) -> int:
+        return self._longest(self._requests(item, shown)[1])
+
+    def _longest(self, requests: Sequence[Request]) -> int:
+        return max(tokens_of(request, self._tokenizer) for request in requests)
+
+    def _requests(
+        self, item: Item, shown: Sequence[Item], after_some: bool = False
+    ) -> tuple[tuple[str, ...], tuple[Request, ...]]:
+        """The prompts and requests of an item after these demonstrations. With `after_some`, instruction and context
+        have the form that they have after some, though none are shown."""
         task, texts = self._task, [self._shown(each) for each in shown]
-        whole = tuple(prompts.prompt(task, texts, each) for each in prompts.contexts(task, item, len(shown)))
-        requests = tuple(task.scoring.requests(whole, task.separator, item))
-        dropped = 0 if shots == "max" else shots - len(shown)
-        made = Prepared(item, seed, len(shown), dropped, tuple(each.id for each in shown), whole, requests)
-        return made, max(tokens_of(request, self._tokenizer) for request in requests)
+        shots = 1 if after_some else len(shown)
+        whole = tuple(prompts.prompt(task, texts, each, shots) for each in prompts.contexts(task, item, shots))
+        return whole, tuple(task.scoring.requests(whole, task.separator, item))
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
-
-
-_SLACK = 16
-"""Tokens by which the estimate may be too high, because tokens merge at borders."""
 
 
 def tokens_of(request: Request, tokenizer: Tokenizer) -> int:

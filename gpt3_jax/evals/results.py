@@ -51,6 +51,8 @@ class Cell:
     """Demonstrations in a prompt, on average."""
     prompts_with_fewer: int
     """Prompts from which demonstrations were dropped, because they did not fit."""
+    prompts_lacking: int
+    """Prompts with fewer demonstrations, because no other example was left to draw."""
     straddling: int
     """Requests in which a token straddles the border of context and completion."""
 
@@ -99,7 +101,12 @@ class Results:
                     f"  {where}: {cell.prompts_with_fewer} prompts with fewer demonstrations, which did not fit; "
                     f"{cell.shots_mean:.1f} on average"
                 )
-            elif cell.shots == "max":
+            if cell.prompts_lacking:
+                lines.append(
+                    f"  {where}: {cell.prompts_lacking} prompts with fewer demonstrations, because no other example "
+                    f"was left to draw; {cell.shots_mean:.1f} on average"
+                )
+            if cell.shots == "max":
                 lines.append(f"  {where}: {cell.shots_mean:.1f} demonstrations on average")
             if cell.straddling:
                 lines.append(f"  {where}: in {cell.straddling} requests a token straddles context and completion")

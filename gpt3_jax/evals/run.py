@@ -151,6 +151,7 @@ def _evaluate(
                 size=size_of(subject.config),
                 shots_mean=statistics.fmean(each.shots for each in prepared),
                 prompts_with_fewer=sum(each.dropped > 0 for each in prepared),
+                prompts_lacking=sum(each.lacking > 0 for each in prepared),
                 straddling=straddling,
             )
         )
