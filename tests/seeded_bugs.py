@@ -679,6 +679,13 @@ BUGS = (
         ("test_evals_run", "test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept", ()),
     ),
     Bug(
+        "items of one id are compared that are not the same example",
+        "reports/paired.py",
+        "if a[item] != b[item]]",
+        "if False]",
+        ("test_evals_compare", "test_items_of_one_id_that_are_not_the_same_example_are_refused", ()),
+    ),
+    Bug(
         "seeds count as items, which makes the standard error too small",
         "evals/metrics.py",
         "found.setdefault(each.item.id, [])",

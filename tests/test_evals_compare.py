@@ -13,6 +13,7 @@ import pytest
 from exact_model import ExactModel, subject
 
 from gpt3_jax.cli import main as front
+from gpt3_jax.errors import UserError
 from gpt3_jax.evals import picture
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
 from gpt3_jax.evals.results import Results, by_task
@@ -50,6 +51,23 @@ def test_a_model_compared_with_itself_does_not_differ(tmp_path: Path) -> None:
         run(tmp_path / name, lambda a, b: a < b)
     _, _, (found,) = paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
     assert (found.difference, found.stderr, found.p, found.other_prompts) == (0, 0, 1, 0)
+
+
+def test_items_of_one_id_that_are_not_the_same_example_are_refused(tmp_path: Path) -> None:
+    for name, items in (("a", []), ("b", ["item_seed=1"])):
+        loaded = load_tasks(select([TASK], items), limit=40)
+        evaluate_subjects([subject(ExactModel(), name)], loaded, [1], 1, tmp_path / name)
+    with pytest.raises(
+        UserError, match=rf"^task {TASK}: 40 of 40 items are other examples for a than for b \(the first: '0'\); eval"
+    ):
+        paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    documents = tmp_path / "d.jsonl"
+    for text in ("one", "two"):  # a text has no prompt that could differ
+        documents.write_text(json.dumps({"text": text}) + "\n")
+        loaded = load_tasks(select([f"text:{documents}"]))
+        evaluate_subjects([subject(ExactModel(), text)], loaded, [0], 1, tmp_path / text)
+    with pytest.raises(UserError, match=r"task text:d\.jsonl: 1 of 1 items are other examples for one than for two"):
+        paired.compare(str(tmp_path / "one"), str(tmp_path / "two"))
 
 
 def test_the_sign_test_is_exact() -> None:

@@ -213,6 +213,7 @@ def _record(
         "shots": shots,
         "seed": prepared.seed,
         "item": item.id,
+        "fingerprint": item.fingerprint(),
         "demonstrations": list(prepared.demonstrations),
         "prompts": list(prepared.prompts),
         "expected": list(item.accepted) if not item.right else item.completion,

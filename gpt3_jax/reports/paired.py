@@ -32,6 +32,8 @@ class Scores:
     """Score and weight by item, each averaged over the seeds."""
     prompts: Mapping[str, frozenset[str]]
     """The item's prompts with all seeds."""
+    fingerprints: Mapping[str, str]
+    """Of the item."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,8 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
         first, second: folders of ``gpt3-jax evaluate --out``; without the second, the first must hold two models.
 
     Raises:
-        UserError: a folder without items, with another number of models, or nothing in common.
+        UserError: a folder without items, with another number of models, or nothing in common; items of the same task
+            and id that are not the same example.
         RunError: the file of items cannot be read or is damaged.
     """
     models = [*_read(first).items()]
@@ -83,7 +86,20 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
     if not common:
         both = f"{first} and {second}" if second else f"the models of {first}"
         raise UserError(f"{both} have no task with the same K in common; nothing can be compared")
+    for key in common:
+        _require_same(key[0], name_a, a[key].fingerprints, name_b, b[key].fingerprints)
     return name_a, name_b, [_compare(key, a[key], b[key]) for key in common]
+
+
+def _require_same(task: str, name_a: str, a: Mapping[str, str], name_b: str, b: Mapping[str, str]) -> None:
+    """Raises UserError if items of one id differ. Only items are compared: one set may be a part of the other."""
+    common = [item for item in a if item in b]
+    different = [item for item in common if a[item] != b[item]]
+    if different:
+        raise UserError(
+            f"task {task}: {len(different):,} of {len(common):,} items are other examples for {name_a} than for {name_b} "
+            f"(the first: {different[0]!r}); evaluate both on the same file, with the same settings"
+        )
 
 
 def table(name_a: str, name_b: str, found: Sequence[Comparison]) -> str:
@@ -119,14 +135,15 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
     path = Path(folder) / ITEMS
     if not path.is_file():
         raise UserError(f"{folder} has no {ITEMS}; expected a folder that gpt3-jax evaluate --out wrote")
-    gathered: dict[str, dict[_Key, dict[str, list[tuple[float, float, str]]]]] = {}
+    gathered: dict[str, dict[_Key, dict[str, list[tuple[float, float, str, str]]]]] = {}
     for where, row in rows.rows(str(path)):
         try:
             for metric, score in row["scores"].items():
                 key = str(row["task"]), str(row["shots"]), str(metric)
-                pair = float(score), float(row["weights"][metric]), "\n".join(row["prompts"])
+                prompts, fingerprint = "\n".join(row["prompts"]), str(row["fingerprint"])
+                found = float(score), float(row["weights"][metric]), prompts, fingerprint
                 items = gathered.setdefault(str(row["model"]), {}).setdefault(key, {})
-                items.setdefault(str(row["item"]), []).append(pair)
+                items.setdefault(str(row["item"]), []).append(found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{where} is damaged ({type(error).__name__}: {error}); evaluate again") from None
     return {
@@ -137,6 +154,7 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
                     for item, pairs in items.items()
                 },
                 {item: frozenset(p[2] for p in pairs) for item, pairs in items.items()},
+                {item: pairs[0][3] for item, pairs in items.items()},
             )
             for key, items in of_model.items()
         }

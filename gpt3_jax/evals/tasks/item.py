@@ -37,6 +37,10 @@ class Item:
     def accepted(self) -> tuple[str, ...]:
         return self.answers or (self.completion,)
 
+    def fingerprint(self) -> str:
+        """sha256 over all of the example."""
+        return hashlib.sha256(repr(dataclasses.astuple(self)).encode("utf-8", "surrogatepass")).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Items:
