@@ -1,6 +1,6 @@
 """Evaluation by the paper's protocol: requests, the engine that answers them, prompts, scoring and tasks.
 
-Names are imported when they are first used: prompts can be shown without JAX.
+Names are imported when they are first used.
 """
 
 from __future__ import annotations
