@@ -168,11 +168,12 @@ def test_as_many_fit_as_the_whole_prompt_says_not_the_sum_of_its_parts() -> None
     items, task = Items(pool, pool, ""), squares(delimiter=" ", scoring=Generated(max_tokens=1), open=())
     for n_ctx in range(4, 250):
         made = protocol.Preparer(task, items, Runs(), n_ctx).prepare(pool[7], "max", 0)
-        assert isinstance(made, protocol.Prepared) and protocol.tokens_of(made.requests[0], Runs()) <= n_ctx
+        assert isinstance(made, protocol.Prepared)
+        assert protocol.tokens_of(made.requests[0], Runs()) <= n_ctx
         if made.shots < 59:
             more = protocol.Preparer(task, items, Runs(), 1000).prepare(pool[7], made.shots + 1, 0)
             assert isinstance(more, protocol.Prepared) and protocol.tokens_of(more.requests[0], Runs()) > n_ctx
-    assert made.shots == 59
+        assert (made.shots == 59) == (n_ctx >= 4 * 59 + 3), "4 tokens each, and those of the item"
 
 
 def test_what_fits_after_demonstrations_is_measured_in_the_form_that_stands_there() -> None:

@@ -17,6 +17,7 @@ from exact_model import LOGPROB, ExactModel, subject
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import evaluation
+from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
 from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
@@ -135,6 +136,19 @@ def test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept(
     again = ExactModel()
     evaluate_subjects([subject(again)], loaded, [0], 1, tmp_path / "out")
     assert len(again.asked) == sum(len(each.choices) or 1 for each in loaded[0].evaluated) - 1
+
+
+def test_answers_of_an_earlier_version_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(ExactModel(), tmp_path)
+    monkeypatch.setattr(evals_subject, "ANSWERS", evals_subject.ANSWERS + 1)
+    newer = ExactModel()
+    run(newer, tmp_path)
+    assert newer.asked
+    meshed = ExactModel()
+    one = dataclasses.replace(subject(meshed), computed={"stage": 3})
+    results = evaluate_subjects([one], load_tasks(select([TASK]), limit=30), (0, 2), 2, tmp_path)
+    assert not meshed.asked, "what changes answers by rounding only is in the results alone"
+    assert results.models[0]["engine"] == {"dtype": "exact", "stage": 3}
 
 
 def test_equal_requests_are_asked_once() -> None:

@@ -126,7 +126,10 @@ def test_the_command_prints_a_table_and_json(made: Path, tmp_path: Path, capsys:
     assert "analogies:sat.jsonl  accuracy  max" in table and "44.44" in table, table
     assert front.main([*line, "--json", "--parallel.data", "8"]) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["cells"][1]["shots"] == "max"
+    written = json.loads(captured.out)
+    assert written["cells"][1]["shots"] == "max"
+    engine = written["models"][0]["engine"]
+    assert (engine["platform"], engine["mesh"], engine["stage"]) == ("cpu", {"replica": 1, "data": 8, "tensor": 1}, 2)
     assert "0 requests, " in captured.err, "the mesh changes no answer, so those kept are taken"
 
 

@@ -1,8 +1,8 @@
 """Answers kept on disk, so that an interrupted evaluation goes on where it stopped.
 
 ``answers.jsonl`` holds one answer a line, appended as it comes: ``{"key": ..., "answer": {...}}``. The key is the
-sha256 of the request and of all else that the answer depends on: the weights, the tokenizer, the engine's settings. A
-line that a kill cut short is removed when the file is opened again.
+sha256 of the request and of all else that the answer depends on (`Subject.depends_on`). A line that a kill cut short
+is removed when the file is opened again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class KeptAnswers:
 
     Args:
         folder: exists; `FILE` is made in it. Shared by all processes.
-        depends_on: what answers depend on beside the request: weights', tokenizer's and engine's fingerprints.
+        depends_on: what answers depend on beside the request, such as fingerprints of weights and tokenizer.
 
     Raises:
         RunError: the file cannot be read or written, or the processes do not see the same file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import jax
@@ -12,7 +13,7 @@ from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import count_params
-from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.parallel.mesh import MeshShape, make_mesh
 
 
 def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Subject:
@@ -39,6 +40,11 @@ def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None)
             "folder": os.path.abspath(folder),
             "parameters": count_params(loaded.config),
             "tokens": loaded.tokens_trained,
+        },
+        computed={
+            "device": jax.devices()[0].device_kind,
+            "mesh": dict(mesh.shape) if mesh is not None else dataclasses.asdict(MeshShape()),
+            "stage": parallel.stage if parallel is not None else 0,
         },
     )
 

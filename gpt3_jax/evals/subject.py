@@ -14,6 +14,9 @@ from gpt3_jax.evals.table_h1 import size_of
 AnswerAll = Callable[[Sequence[Request]], Iterator[tuple[int, Answer]]]
 """Yields the index of a request and its answer, in the order in which they are ready."""
 
+ANSWERS = 1
+"""Version of the answers: raise it when an answer changes, so that those kept by an earlier version are not taken."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -26,13 +29,16 @@ class Subject:
     weights: str
     """Fingerprint of the weights."""
     settings: Mapping[str, Any]
-    """What else answers depend on, such as dtypes and the engine's batching."""
+    """What else answers depend on, such as the platform that computes them. Dtypes are in `config`."""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """For the result file: folder, parameters, tokens trained."""
+    computed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """For the result file: mesh, stage and other things that change answers by rounding only."""
 
     def depends_on(self) -> dict[str, Any]:
         """What an answer depends on beside its request."""
         return {
+            "answers": ANSWERS,
             "weights": self.weights,
             "tokenizer": self.tokenizer.fingerprint,
             "model": dataclasses.asdict(self.config),
@@ -47,5 +53,5 @@ class Subject:
             "tokenizer": {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint},
             "size": size_of(self.config),
             "model": dataclasses.asdict(self.config),
-            "engine": dict(self.settings),
+            "engine": {**self.settings, **self.computed},
         }

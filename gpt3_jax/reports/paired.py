@@ -97,8 +97,8 @@ def _require_same(task: str, name_a: str, a: Mapping[str, str], name_b: str, b: 
     different = [item for item in common if a[item] != b[item]]
     if different:
         raise UserError(
-            f"task {task}: {len(different):,} of {len(common):,} items are other examples for {name_a} than for {name_b} "
-            f"(the first: {different[0]!r}); evaluate both on the same file, with the same settings"
+            f"task {task}: {len(different):,} of {len(common):,} items are other examples for {name_a} than for "
+            f"{name_b} (the first: {different[0]!r}); evaluate both on the same file, with the same settings"
         )
 
 
