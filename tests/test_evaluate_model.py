@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,12 +23,13 @@ import gpt3_jax
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ParallelConfig, from_dict, to_dict
 from gpt3_jax.data.tokenizer import ByteTokenizer
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import loading
 from gpt3_jax.evals.evaluation import ITEMS
 from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.results import RESULTS
 from gpt3_jax.evals.subject import Subject
+from gpt3_jax.interop.loading import load_model
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.checkpoint.trained import load_trained
@@ -129,7 +132,7 @@ def test_the_command_prints_a_table_and_json(made: Path, tmp_path: Path, capsys:
     written = json.loads(captured.out)
     assert written["cells"][1]["shots"] == "max"
     engine = written["models"][0]["engine"]
-    assert (engine["platform"], engine["mesh"], engine["stage"]) == ("cpu", {"replica": 1, "data": 8, "tensor": 1}, 2)
+    assert (engine["platform"], engine["mesh"], engine["stage"]) == ("cpu", {"replica": 1, "data": 8, "tensor": 1}, 1)
     assert "0 requests, " in captured.err, "the mesh changes no answer, so those kept are taken"
 
 
@@ -138,6 +141,29 @@ def test_a_prompt_is_shown_with_the_models_own_tokenizer(made: Path, capsys: pyt
     captured = capsys.readouterr()
     assert "K = 2: 90 tokens of bytes, in a context of 128" in captured.err
     assert captured.out.count("Q: What is") == 3
+
+
+@pytest.mark.parametrize("kind", ["run", "hf"])
+def test_a_prompt_is_shown_without_reading_weights(
+    kind: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There are none: the folders that held them are gone, or their file is empty."""
+    if kind == "run":
+        shutil.copytree(made / "run", tmp_path / "model")
+        for folder in [*(tmp_path / "model" / "checkpoints").rglob("d")]:  # of the arrays, not of what describes them
+            shutil.rmtree(folder)
+        context = 128
+    else:
+        config = gpt3_jax.preset("gpt3-small").model
+        config = dataclasses.replace(config, n_layers=1, attention_pattern=("dense",), d_model=16, n_heads=2, n_ctx=256)
+        gpt3_jax.interop.to_hf(gpt3_jax.model.init(config, jax.random.key(0)), config, tmp_path / "model")
+        (weights,) = (tmp_path / "model").glob("*.safetensors")
+        weights.write_bytes(b"")
+        context = 256
+    with pytest.raises((RunError, UserError)):
+        load_model(tmp_path / "model")
+    assert front.main(["evaluate", str(tmp_path / "model"), "--show", "two_digit_addition", "--shots", "1"]) == 0
+    assert f"in a context of {context}" in capsys.readouterr().err
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import jax
 
 from gpt3_jax.config import ParallelConfig
-from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.interop.loading import load_model
@@ -47,9 +46,3 @@ def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None)
             "stage": parallel.stage if parallel is not None else 0,
         },
     )
-
-
-def tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, int]:
-    """A model's tokenizer and the length of its context. Raises the errors of `load_model`."""
-    loaded = load_model(folder)
-    return loaded.tokenizer, loaded.config.n_ctx

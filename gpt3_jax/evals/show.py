@@ -58,9 +58,10 @@ def context_of(folder: str | None, tokenizer: str | None) -> tuple[Tokenizer, in
         return load_tokenizer(tokenizer or "r50k_base"), ModelConfig().n_ctx
     if tokenizer is not None:
         raise UserError("--tokenizer is for --show without a model, which has its own; leave one of them out")
-    from gpt3_jax.evals.loading import tokenizer_of
+    from gpt3_jax.interop.loading import load_tokenizer_of
 
-    return tokenizer_of(folder)
+    found, config = load_tokenizer_of(folder)
+    return found, config.n_ctx
 
 
 def prepared_prompts(

@@ -91,14 +91,7 @@ def from_hf(
     require_type("the model's folder", path, (str, os.PathLike), "a path")
     folder = Path(local_path(path, "model folder"))
     start_devices()
-    settings = read_json(folder / _CONFIG)
-    kind = settings.get("model_type")
-    if not isinstance(kind, str) or kind not in _DEFAULTS:
-        raise UserError(f"{folder / _CONFIG}: model_type is {kind!r}; expected gpt2 or gpt_neo")
-    for alias, key in _ALIASES[kind].items():
-        if alias in settings:
-            settings.setdefault(key, settings[alias])
-    config = _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG)
+    config, kind, settings = _read_config(folder)
     shardings = parameter_shardings(config, mesh, parallel.stage) if mesh is not None else None
     with open_weights(folder) as (shapes, read):
         shapes, read = _prefixed(shapes, read)
@@ -114,6 +107,22 @@ def from_hf(
         lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, array.__getitem__),
         shardings,
     )
+
+
+def config_from_hf(folder: Path) -> ModelConfig:
+    """The configuration alone, from config.json. Raises UserError if it is none of GPT-2 or GPT-Neo."""
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
+    settings = read_json(folder / _CONFIG)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
+        raise UserError(f"{folder / _CONFIG}: model_type is {kind!r}; expected gpt2 or gpt_neo")
+    for alias, key in _ALIASES[kind].items():
+        if alias in settings:
+            settings.setdefault(key, settings[alias])
+    return _model_config(_SHARED_DEFAULTS | _DEFAULTS[kind] | settings, kind, folder / _CONFIG), kind, settings
 
 
 def to_hf(params: Params, config: ModelConfig, path: str | os.PathLike[str]) -> None:

@@ -14,12 +14,12 @@ from gpt3_jax.data.files import is_folder, status
 from gpt3_jax.data.hf_tokenizer import FILES, has_tokenizer
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import UserError, require_type
-from gpt3_jax.interop.huggingface import from_hf, is_hf
+from gpt3_jax.interop.huggingface import config_from_hf, from_hf, is_hf
 from gpt3_jax.model.params import Params
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
-from gpt3_jax.train.checkpoint.trained import load_trained
+from gpt3_jax.train.checkpoint.trained import config_of, load_trained
 
 GPT2_TOKENIZER = "r50k_base"
 
@@ -62,19 +62,12 @@ def load_model(
             the model; a dimension that the axes of the mesh do not divide.
         RunError: no checkpoint of the run can be read.
     """
-    require_type("the model's folder", folder, (str, os.PathLike), "a path")
-    path = Path(local_path(folder, "model folder"))
+    path = _path(folder)
     name = Path(os.path.abspath(path)).name
-    is_run = status(path / CHECKPOINTS) is not None
-    if not is_run and is_hf(path):
+    if _holds_hf(path):
         config, params = from_hf(path, mesh=mesh, parallel=parallel)
         found = load_tokenizer(tokenizer or hf_tokenizer_name(path, config))
         tokens = None
-    elif not is_run and is_folder(path):
-        raise UserError(
-            f"{str(path)!r} holds no checkpoint of a run (in its folder {CHECKPOINTS}) and no model in Hugging Face's "
-            "format (config.json); expected one of them"
-        )
     else:
         trained = load_trained(path, mesh=mesh, parallel=parallel)
         config, params = trained.config.model, trained.params
@@ -82,6 +75,38 @@ def load_model(
         tokens = trained.tokens or None  # a run at 0 tokens is a converted model
     require_fits(found, config, path)
     return Loaded(name, config, params, found, weights_fingerprint(params, config), tokens)
+
+
+def load_tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, ModelConfig]:
+    """A model's tokenizer and configuration, without its weights. Raises the errors of `load_model`."""
+    path = _path(folder)
+    if _holds_hf(path):
+        config = config_from_hf(path)
+        found = load_tokenizer(hf_tokenizer_name(path, config))
+    else:
+        of_run = config_of(path)
+        config, found = of_run.model, load_tokenizer(of_run.data.tokenizer)
+    require_fits(found, config, path)
+    return found, config
+
+
+def _path(folder: str | os.PathLike[str]) -> Path:
+    require_type("the model's folder", folder, (str, os.PathLike), "a path")
+    return Path(local_path(folder, "model folder"))
+
+
+def _holds_hf(path: Path) -> bool:
+    """Whether a folder holds a Hugging Face model; if not, it is a run's. Raises UserError for one that is neither."""
+    if status(path / CHECKPOINTS) is not None:
+        return False
+    if is_hf(path):
+        return True
+    if is_folder(path):
+        raise UserError(
+            f"{str(path)!r} holds no checkpoint of a run (in its folder {CHECKPOINTS}) and no model in Hugging Face's "
+            "format (config.json); expected one of them"
+        )
+    return False
 
 
 def hf_tokenizer_name(folder: Path, config: ModelConfig) -> str:

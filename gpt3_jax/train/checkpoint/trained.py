@@ -44,6 +44,27 @@ def load_trained(
         UserError: no such folder, or no checkpoint in it; a dimension that the axes of the mesh do not divide.
         RunError: the folder may not be read; there are checkpoints, but none can be read.
     """
+    reader, config = _newest(run_dir)
+    model = config.model
+    wanted = abstract(model)
+    if mesh is not None:
+        wanted = wanted.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            parameter_shardings(model, mesh, parallel.stage),
+        )
+    restored = reader.restore(wanted, only="params")
+    if restored is None:
+        raise UserError(f"{os.fspath(run_dir)!r} has lost its checkpoints while they were read; try again")
+    return Trained(from_dict(restored.record["config"]), restored.state, restored.tokens)
+
+
+def config_of(run_dir: str | os.PathLike[str]) -> Config:
+    """The configuration of a run's newest checkpoint, without its arrays. Raises as `load_trained`."""
+    return _newest(run_dir)[1]
+
+
+def _newest(run_dir: str | os.PathLike[str]) -> tuple[CheckpointReader, Config]:
+    """What reads a run's checkpoints, and the configuration of the newest."""
     require_type("the run folder", run_dir, (str, os.PathLike), "a path")
     run_dir = Path(local_path(run_dir, "run folder"))
     try:
@@ -61,14 +82,4 @@ def load_trained(
             f"{str(run_dir)!r} holds no checkpoint; expected the train.run_dir of a run, whose checkpoints are in its "
             f"folder {CHECKPOINTS}"
         )
-    model = from_dict(newest[1]["config"]).model
-    wanted = abstract(model)
-    if mesh is not None:
-        wanted = wanted.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            parameter_shardings(model, mesh, parallel.stage),
-        )
-    restored = reader.restore(wanted, only="params")
-    if restored is None:
-        raise UserError(f"{str(run_dir)!r} has lost its checkpoints while they were read; try again")
-    return Trained(from_dict(restored.record["config"]), restored.state, restored.tokens)
+    return reader, from_dict(newest[1]["config"])
