@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt3_jax.config import preset
 from gpt3_jax.data.tokenize import tokenize
+from gpt3_jax.data.tokenizer import ByteTokenizer
+from gpt3_jax.data.writer import ShardWriter
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import table_h1
 from gpt3_jax.evals.tasks import analogies, arithmetic, openai_files, words
@@ -289,6 +292,15 @@ def test_texts_are_documents_of_files_and_token_shards(tmp_path: Path) -> None:
     shards = load(f"text:{tmp_path / 'shards'}")
     assert [item.completion for item in shards.test] == ["first", "second é"] and shards.train is None
     assert [item.completion for item in shards.test[:1]] == ["first"]
+    with ShardWriter(tmp_path / "foreign", ByteTokenizer(), {}) as writer:
+        eot = ByteTokenizer().eot
+        tokens = [eot, *b"one", eot, eot, *b"2", eot, eot]
+        writer.append(np.array(tokens), np.array([1, 4, 1, 2, 1]), 4, 0)
+        writer.commit({})
+        writer.finish()
+    foreign = load(f"text:{tmp_path / 'foreign'}").test
+    assert [(item.id, item.completion) for item in foreign] == [("1", "one"), ("3", "2")], "empty ones are skipped"
+    assert [item.id for item in foreign[1:]] == ["3"] and len(foreign) == 2
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match=r"empty\.txt holds no text"):
         load(f"text:{tmp_path / 'empty.txt'}")

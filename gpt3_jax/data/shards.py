@@ -221,6 +221,10 @@ class ShardSource:
         """Position of the first token of a document."""
         return int(self._document_starts[document])
 
+    def document_starts(self) -> np.ndarray:
+        """Positions of the first tokens of all documents [documents]."""
+        return self._document_starts.read(0, self.index.n_documents)
+
     def check_files(self) -> None:
         """Raises RunError for a file that changed since it was opened, as far as samples show."""
         if self._stamp_files() == self._stamps:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+
 from gpt3_jax.cluster.log import log
 from gpt3_jax.data.documents import Cursor, Options, blocks, find_inputs
 from gpt3_jax.data.files import is_folder
@@ -23,7 +25,8 @@ _BLOCK_BYTES = 1 << 24
 
 
 class _ShardDocuments(Sequence[Item]):
-    """The documents of token shards as texts, each decoded when it is asked for."""
+    """The documents of token shards as texts, each decoded when it is asked for. Those without tokens but end-of-text
+    are left out; the others keep their number among all."""
 
     def __init__(self, path: str) -> None:
         self._source = ShardSource(path)
@@ -33,9 +36,20 @@ class _ShardDocuments(Sequence[Item]):
                 f"{path} was tokenized with another tokenizer than {self._tokenizer.name!r} is today; restore it, or "
                 "give the text"
             )
+        self._starts = np.append(self._source.document_starts().astype(np.int64), self._source.n_tokens)
+        lengths = np.diff(self._starts)
+        held = lengths > 1
+        held[lengths == 1] = [len(self._ids(n)) > 0 for n in np.flatnonzero(lengths == 1)]
+        self._numbers = np.flatnonzero(held)
 
     def __len__(self) -> int:
-        return self._source.index.n_documents
+        return len(self._numbers)
+
+    def _ids(self, number: int) -> np.ndarray:
+        """Tokens of a document, without its end-of-text."""
+        start, end = int(self._starts[number]), int(self._starts[number + 1])
+        ids = self._source.read(start, end - start)
+        return ids[:-1] if len(ids) and ids[-1] == self._tokenizer.eot else ids
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -46,14 +60,11 @@ class _ShardDocuments(Sequence[Item]):
             return [self[n] for n in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start = self._source.document_start(index)
-        last = index + 1 == len(self)
-        end = self._source.n_tokens if last else self._source.document_start(index + 1)
-        ids = self._source.read(start, end - start)
-        text = self._tokenizer.decode(ids[:-1] if len(ids) and ids[-1] == self._tokenizer.eot else ids)
+        number = int(self._numbers[index])
+        text = self._tokenizer.decode(self._ids(number))
         if "\ufffd" in text:
-            log.warning(f"{self._source.path}, document {index} is not all UTF-8 text; the rest is scored as U+FFFD")
-        return Item(str(index), "", text)
+            log.warning(f"{self._source.path}, document {number} is not all UTF-8 text; the rest is scored as U+FFFD")
+        return Item(str(number), "", text)
 
 
 def _documents(path: str) -> Iterator[Item]:
