@@ -93,7 +93,8 @@ def assert_equal(found: list[Likelihood], wanted: list[Likelihood], tolerance: f
 
 
 def test_likelihoods_are_those_of_the_models_logits() -> None:
-    assert_equal(Scorer(params(), CONFIG).score(mixed()), expected())
+    # Batches so small that both groups of contexts with a common prefix fill one.
+    assert_equal(Scorer(params(), CONFIG, batch_tokens=400).score(mixed()), expected())
 
 
 def test_the_likeliest_tokens_are_flagged() -> None:
@@ -114,7 +115,7 @@ def test_the_likeliest_tokens_are_flagged() -> None:
 def test_a_mesh_gives_the_likelihoods_of_one_device(shape: tuple[int, int, int], stage: int) -> None:
     replica, data, tensor = shape
     parallel = ParallelConfig(replica=replica, data=data, tensor=tensor, stage=stage)  # type: ignore[arg-type]
-    scorer = Scorer(params(), CONFIG, make_mesh(parallel), parallel)
+    scorer = Scorer(params(), CONFIG, make_mesh(parallel), parallel, batch_tokens=400 // (replica * data))
     assert_equal(scorer.score(mixed()), expected())
 
 
@@ -169,6 +170,46 @@ def test_a_common_prefix_is_computed_once() -> None:
     assert made[0].trunk == 16
 
 
+def test_few_users_of_a_prefix_get_no_batches_of_their_own() -> None:
+    """As questions about one passage: apart they would leave the batches of each passage nearly empty."""
+    rng = np.random.default_rng(0)
+    passages = [ids(rng, 80) for _ in range(12)]
+    made = arranged([(passage + ids(rng, 8), ids(rng, 2)) for passage in passages for _ in range(4)], batch_tokens=4096)
+    assert {batch.prefix for batch in made} == {()}
+    assert len(made) == 2
+
+
+def test_a_prefix_that_is_a_small_part_of_the_contexts_is_not_apart() -> None:
+    rng = np.random.default_rng(0)
+    common = ids(rng, 70)
+    made = arranged([(common + ids(rng, 100), ids(rng, 2)) for _ in range(20)])
+    assert {batch.prefix for batch in made} == {()}
+
+
+def test_prefixes_are_multiples_of_the_tensor_axis() -> None:
+    rng = np.random.default_rng(0)
+    common = ids(rng, 80)
+    made = arranged([(common + ids(rng, 8), ids(rng, 2)) for _ in range(20)], tensor=3)
+    assert {len(batch.prefix) for batch in made} <= {0, 72, 75, 78}
+    common = ids(rng, 100)
+    made = arranged([(common + ids(rng, 8), ids(rng, 2)) for _ in range(20)], tensor=3)
+    assert [len(batch.prefix) for batch in made] == [96]
+
+
+@pytest.mark.parametrize("lengths", [(4, 150), (1, 40)])
+def test_branches_count_to_the_tokens_of_a_batch(lengths: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    requests = []
+    for _ in range(30):
+        context = ids(rng, int(rng.integers(5, 40)))
+        requests += [(context, ids(rng, int(rng.integers(*lengths)))) for _ in range(int(rng.integers(1, 6)))]
+    made = arranged(requests, batch_tokens=2048)
+    assert all(batch.tokens_BS.size <= 2048 for batch in made)
+    contexts = {tuple(context) for context, _ in requests}
+    real = sum(map(len, contexts)) + sum(len(continuation) - 1 for _, continuation in requests)
+    assert sum(batch.tokens_BS.size for batch in made) < 3 * real
+
+
 def test_rows_are_not_padded_to_the_context() -> None:
     rng = np.random.default_rng(0)
     made = arranged([(ids(rng, length), ids(rng, 1)) for length in range(1, 180)])
@@ -179,7 +220,7 @@ def test_rows_are_not_padded_to_the_context() -> None:
 
 
 def test_each_request_is_in_one_row() -> None:
-    made = arranged(mixed(), batch_tokens=200, shards=4, multiple=8)
+    made = arranged(mixed(), batch_tokens=200, shards=4, tensor=4, kernel_block=8)
     found = sorted(request for batch in made for row in batch.places for request, _, _ in row)
     assert found == list(range(len(mixed())))
     assert all(batch.tokens_BS.shape[0] % 4 == 0 and batch.trunk % 8 == 0 for batch in made)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +17,13 @@ Ids = tuple[int, ...]
 _LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
 """Lengths that contexts are padded to; beyond the last, multiples of 512. From 64 tokens on a third at most is
 padding."""
-MOST_BRANCHES = 16
+_BRANCH_LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Lengths that continuations are padded to; beyond the last as contexts."""
+_BRANCHES = (2, 3, 4, 5, 6, 8, 12, 16)
+MOST_BRANCHES = _BRANCHES[-1]
 """Continuations of one context in a row; more of them get rows of their own."""
 _SHORTEST_PREFIX = 64
-_PREFIX_USERS = 4
-"""A common prefix is computed apart if it has so many tokens, and so many contexts begin with it."""
+"""Tokens that contexts have in common before they are looked at as users of one prefix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,12 @@ class Batch:
 
 
 def arrange(
-    requests: Sequence[tuple[Ids, Ids]], n_ctx: int, batch_tokens: int, shards: int = 1, multiple: int = 1
+    requests: Sequence[tuple[Ids, Ids]],
+    n_ctx: int,
+    batch_tokens: int,
+    shards: int = 1,
+    tensor: int = 1,
+    kernel_block: int = 1,
 ) -> Iterator[Batch]:
     """All requests, (context ids, continuation ids), each in one batch, the longest first.
 
@@ -81,28 +90,53 @@ def arrange(
         requests: context and continuation have at least one token each, and without its last token fit n_ctx.
         batch_tokens: tokens of a batch on one device, padding included; a longer row is a batch of its own.
         shards: the number of rows is a multiple of it.
-        multiple: trunk and branches are padded to multiples of it (a kernel's block, the tensor axis).
+        tensor: lengths are padded to multiples of it, the tensor axis.
+        kernel_block: trunks also to multiples of this, which the attention kernel takes.
     """
-    for prefix, items in _with_prefixes(_items(requests)):
+    multiple = math.lcm(tensor, kernel_block)
+    for prefix, items in _with_prefixes(_items(requests), batch_tokens * shards, multiple):
         room = n_ctx - len(prefix)
-
-        def size(item: Item, room: int = room) -> tuple[int, int, int]:
-            trunk = _round(len(item.trunk), multiple, room)
-            if not item.branches:
-                return trunk, 0, 0
-            return trunk, _power(len(item.branches)), _round(item.branch_tokens, multiple, n_ctx)
-
-        items = sorted(items, key=lambda item: (size(item), item.asked, item.which), reverse=True)
+        sizes = {id(item): _size(item, multiple, tensor, room) for item in items}
+        items = sorted(items, key=lambda item: (sizes[id(item)], item.asked, item.which), reverse=True)
         first = 0
         while first < len(items):
-            trunk, branches, tokens = size(items[first])
-            rows = max(1, batch_tokens // (trunk + branches * tokens)) * shards
-            # Rows that are left take shorter items too: less padding than a program of their own would cost.
-            group = [item for item in items[first : first + rows] if 3 * size(item)[0] >= 2 * trunk]
+            row = sizes[id(items[first])]
+            group: list[Item] = []
+            for item in items[first:]:
+                grown = row.holding(sizes[id(item)])
+                fits = grown.tokens * -(-(len(group) + 1) // shards) <= batch_tokens or not group
+                # Rows that are left take shorter items too: less padding than a program of their own would cost.
+                if not fits or 2 * sizes[id(item)].tokens < grown.tokens:
+                    break
+                row = grown
+                group.append(item)
             first += len(group)
-            branches = max(size(item)[1] for item in group)
-            tokens = max(size(item)[2] for item in group)
-            yield _batch(group, prefix, trunk, branches, tokens, min(rows, _rows(len(group), shards)))
+            most = max(1, batch_tokens // row.tokens, -(-len(group) // shards))
+            yield _batch(group, prefix, row, min(_rows(len(group), shards), most * shards))
+
+
+class _Row(NamedTuple):
+    """Sizes of a row."""
+
+    trunk: int
+    branches: int
+    branch_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.trunk + self.branches * self.branch_tokens
+
+    def holding(self, other: _Row) -> _Row:
+        """A row that both fit into."""
+        return _Row(*(max(pair) for pair in zip(self, other, strict=True)))
+
+
+def _size(item: Item, multiple: int, tensor: int, room: int) -> _Row:
+    trunk = _round(len(item.trunk), _LENGTHS, multiple, room)
+    if not item.branches:
+        return _Row(trunk, 0, 0)
+    branches = next(n for n in _BRANCHES if n >= len(item.branches))
+    return _Row(trunk, branches, _round(item.branch_tokens, _BRANCH_LENGTHS, tensor, room))
 
 
 def _items(requests: Sequence[tuple[Ids, Ids]]) -> list[Item]:
@@ -116,8 +150,11 @@ def _items(requests: Sequence[tuple[Ids, Ids]]) -> list[Item]:
     ]
 
 
-def _with_prefixes(items: list[Item]) -> Iterator[tuple[Ids, list[Item]]]:
-    """Items in groups that share a prefix; those that share none in a group with an empty one."""
+def _with_prefixes(items: list[Item], batch_tokens: int, multiple: int) -> Iterator[tuple[Ids, list[Item]]]:
+    """Items in groups that share a prefix; those that share none in a group with an empty one.
+
+    A prefix is worth batches of its own if its contexts fill one, and if it is at least half of them.
+    """
     groups: dict[Ids, list[Item]] = {}
     for item in items:
         groups.setdefault(item.context[:_SHORTEST_PREFIX], []).append(item)
@@ -125,8 +162,9 @@ def _with_prefixes(items: list[Item]) -> Iterator[tuple[Ids, list[Item]]]:
     for group in groups.values():
         prefix = _common_prefix([item.context for item in group])
         # A context keeps its last token, whose hidden state the first token of a continuation is asked from.
-        fitting = [n for n in _LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix)]
-        if len(group) < _PREFIX_USERS or not fitting:
+        fitting = [n for n in _LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix) and n % multiple == 0]
+        tokens = sum(len(item.trunk) for item in group)
+        if not fitting or len(group) == 1 or tokens < batch_tokens or 2 * fitting[-1] * len(group) < tokens:
             alone += group
             continue
         n = fitting[-1]
@@ -143,7 +181,8 @@ def _common_prefix(contexts: list[Ids]) -> Ids:
     return low[:n]
 
 
-def _batch(group: list[Item], prefix: Ids, trunk: int, branches: int, tokens: int, rows: int) -> Batch:
+def _batch(group: list[Item], prefix: Ids, row: _Row, rows: int) -> Batch:
+    trunk, branches, tokens = row
     asked = _power(max(item.asked for item in group))
     tokens_BS = np.zeros((rows, trunk + branches * tokens), np.int32)
     lengths_B = np.ones(rows, np.int32)
@@ -169,9 +208,9 @@ def _batch(group: list[Item], prefix: Ids, trunk: int, branches: int, tokens: in
     return Batch(prefix, trunk, branches, tokens_BS, lengths_B, at_BN, labels_BN, tuple(places))
 
 
-def _round(length: int, multiple: int, room: int) -> int:
+def _round(length: int, lengths: tuple[int, ...], multiple: int, room: int) -> int:
     """The length that `length` is padded to: at most `room`, unless the multiple wants more."""
-    padded = next((n for n in _LENGTHS if n >= length), -(-length // 512) * 512)
+    padded = next((n for n in lengths if n >= length), -(-length // 512) * 512)
     padded = max(min(padded, room), length)
     return -(-padded // multiple) * multiple
 

@@ -55,6 +55,12 @@ class Engine:
         self._params, self._generator = params, None
         self._scorer.use(params)
 
+    def release(self) -> None:
+        """Lets go of the parameters and of what was made from them, until `use`: their memory is the caller's again."""
+        del self._params
+        self._generator = None
+        self._scorer.release()
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
 

@@ -46,10 +46,10 @@ class EvaluateTasks(Hook):
     def prepare(self, moment: Moment) -> None:
         """Evaluates once. That compiles every program: later evaluations ask the same."""
         run = self._run
+        started = time.monotonic()
         self._engine = Engine(
             moment.state.params, run.config.model, run.tokenizer, run.mesh, run.config.parallel, run.config.memory
         )
-        started = time.monotonic()
         cells = self._cells()
         # Between here and the start of the loop nothing else writes; the time is not the run's, it compiles.
         self._telemetry.record("tasks", moment.tokens, _values(cells))
@@ -81,7 +81,10 @@ class EvaluateTasks(Hook):
         subject = Subject(
             run.folder.name, self._engine.answer, run.tokenizer, run.config.model, weights="", settings={}
         )
-        return evaluate(subject, self._tasks, run.config.evals.shots, seeds=1, progress=False)
+        try:
+            return evaluate(subject, self._tasks, run.config.evals.shots, seeds=1, progress=False)
+        finally:
+            self._engine.release()  # the next step is to have the memory, and takes the parameters
 
     def _say(self, tokens: int, cells: list[Cell], took: str) -> None:
         found = ", ".join(f"{name} {value:.4g}" for name, value in _values(cells).items())

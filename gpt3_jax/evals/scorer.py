@@ -86,12 +86,17 @@ class Scorer:
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         platform = mesh_platform(mesh)
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(platform, _BATCH_TOKENS)
-        self._multiple = int(np.lcm(_KERNEL_BLOCK.get(platform, 1), mesh.shape[TENSOR]))
+        self._kernel_block = _KERNEL_BLOCK.get(platform, 1)
 
     def use(self, params: Params) -> None:
         """Takes other parameters of the same model from now on. What was compiled stays."""
         self._params: Params = jax.device_put(params, self._shardings)
         self._past: tuple[Ids, Past] | None = None
+
+    def release(self) -> None:
+        """Lets go of the parameters and of what was made from them, until `use`."""
+        del self._params
+        self._past = None
 
     def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
         """The likelihood of each request's continuation; a request is (context ids, continuation ids).
@@ -106,7 +111,14 @@ class Scorer:
     def stream(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
         """As `score`: pairs of a request's index and its likelihood, as soon as they are known."""
         checked = [self._checked(i, *request) for i, request in enumerate(requests)]
-        batches = arrange(checked, self.model.n_ctx, self._batch_tokens, batch_shards(self.mesh), self._multiple)
+        batches = arrange(
+            checked,
+            self.model.n_ctx,
+            self._batch_tokens,
+            batch_shards(self.mesh),
+            self.mesh.shape[TENSOR],
+            self._kernel_block,
+        )
         late: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
         for batch in batches:
             # One batch is read while the next is computed.
@@ -119,7 +131,10 @@ class Scorer:
 
     def _dispatch(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         arrays = (batch.tokens_BS, batch.lengths_B, batch.at_BN, batch.labels_BN)
-        tokens, lengths, at, labels = jax.device_put(arrays, self._rows)
+        # Not `device_put`, which compares the arrays of all processes, and waits for them, each time.
+        tokens, lengths, at, labels = (
+            jax.make_array_from_callback(array.shape, self._rows, array.__getitem__) for array in arrays
+        )
         tree = Tree(tokens, lengths, at, labels, trunk=batch.trunk, branches=batch.branches)
         result: tuple[jax.Array, jax.Array] = self._score(self._params, tree, self._prefix(batch.prefix))
         return result
