@@ -295,7 +295,7 @@ def test_texts_are_documents_of_files_and_token_shards(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "foreign", ByteTokenizer(), {}) as writer:
         eot = ByteTokenizer().eot
         tokens = [eot, *b"one", eot, eot, *b"2", eot, eot]
-        writer.append(np.array(tokens), np.array([1, 4, 1, 2, 1]), 4, 0)
+        writer.append(np.array(tokens), np.array([1, 4, 1, 2, 1]), 4)
         writer.commit({})
         writer.finish()
     foreign = load(f"text:{tmp_path / 'foreign'}").test

@@ -39,7 +39,7 @@ class _ShardDocuments(Sequence[Item]):
         self._starts = np.append(self._source.document_starts().astype(np.int64), self._source.n_tokens)
         lengths = np.diff(self._starts)
         held = lengths > 1
-        held[lengths == 1] = [len(self._ids(n)) > 0 for n in np.flatnonzero(lengths == 1)]
+        held[lengths == 1] = [len(self._ids(int(n))) > 0 for n in np.flatnonzero(lengths == 1)]
         self._numbers = np.flatnonzero(held)
 
     def __len__(self) -> int:
