@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import re
+import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
 from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.requests import Answer, Completed, Request, Score, TextScore
+from gpt3_jax.evals.requests import Answer, Request
 from gpt3_jax.evals.results import RESULTS, Results
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
@@ -42,6 +43,15 @@ def run(
     **of_subject: Any,
 ) -> Results:
     return evaluate_subjects([subject(model, **of_subject)], load_tasks(select([TASK]), limit=limit), shots, seeds, out)
+
+
+def error_of(do: Callable[[], object]) -> str:
+    """What the error says that it ends with; nothing if it ends well."""
+    try:
+        do()
+    except (RunError, UserError) as error:
+        return str(error)
+    return ""
 
 
 def test_results_say_what_the_model_answered(tmp_path: Path) -> None:
@@ -110,32 +120,31 @@ def test_answers_are_kept_for_their_weights_tokenizer_and_settings(tmp_path: Pat
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
-@pytest.mark.parametrize("kind", [Score, TextScore, Completed])
-def test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept(
-    bad: float, kind: type[Answer], tmp_path: Path
-) -> None:
-    class Broken(ExactModel):
-        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-            for count, (index, answer) in enumerate(super().__call__(requests)):
-                yield index, dataclasses.replace(answer, logprob=bad) if count == 1 else answer
+@pytest.mark.parametrize("kind", ["Score", "TextScore", "Completed"])
+def test_a_likelihood_that_is_no_number_ends_the_evaluation_and_is_not_kept(bad: float, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tmp_path = Path(folder)
 
-    (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n{"text": "c d"}\n{"text": "e f"}\n')
-    row = {"stem": ["a", "b"], "choices": [["c", "d"], ["e", "f"]], "answer": 1}
-    (tmp_path / "sat.jsonl").write_text("".join(json.dumps(row | {"stem": ["a", n]}) + "\n" for n in "xy"))
-    name, item = {
-        Score: (f"analogies:{tmp_path / 'sat.jsonl'}", "1"),
-        TextScore: (f"text:{tmp_path / 'b.jsonl'}", "1"),
-        Completed: (TASK, "1"),
-    }[kind]
-    loaded = load_tasks(select([name]), limit=3)
-    with pytest.raises(
-        RunError, match=rf"^exact: task {loaded[0].task.name}, item {item}: the log-likelihood is {bad}"
-    ):
-        evaluate_subjects([subject(Broken())], loaded, [0], 1, tmp_path / "out")
-    assert (tmp_path / "out" / FILE).read_text().count("\n") == 1, "the answer before it"
-    again = ExactModel()
-    evaluate_subjects([subject(again)], loaded, [0], 1, tmp_path / "out")
-    assert len(again.asked) == sum(len(each.choices) or 1 for each in loaded[0].evaluated) - 1
+        class Broken(ExactModel):
+            def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+                for count, (index, answer) in enumerate(super().__call__(requests)):
+                    yield index, dataclasses.replace(answer, logprob=bad) if count == 1 else answer
+
+        (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n{"text": "c d"}\n{"text": "e f"}\n')
+        row = {"stem": ["a", "b"], "choices": [["c", "d"], ["e", "f"]], "answer": 1}
+        (tmp_path / "sat.jsonl").write_text("".join(json.dumps(row | {"stem": ["a", n]}) + "\n" for n in "xy"))
+        name, item = {
+            "Score": (f"analogies:{tmp_path / 'sat.jsonl'}", "1"),
+            "TextScore": (f"text:{tmp_path / 'b.jsonl'}", "1"),
+            "Completed": (TASK, "1"),
+        }[kind]
+        loaded = load_tasks(select([name]), limit=3)
+        said = error_of(lambda: evaluate_subjects([subject(Broken())], loaded, [0], 1, tmp_path / "out"))
+        assert said.startswith(f"exact: task {loaded[0].task.name}, item {item}: the log-likelihood is {bad}"), said
+        assert (tmp_path / "out" / FILE).read_text().count("\n") == 1, "the answer before it"
+        again = ExactModel()
+        evaluate_subjects([subject(again)], loaded, [0], 1, tmp_path / "out")
+        assert len(again.asked) == sum(len(each.choices) or 1 for each in loaded[0].evaluated) - 1
 
 
 def test_answers_of_an_earlier_version_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,33 +190,35 @@ def test_several_models_stand_beside_each_other(tmp_path: Path) -> None:
     assert results.table().splitlines()[1].split()[0] == "run"
 
 
-def test_a_second_evaluation_into_a_folder_in_use_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_evaluation_into_a_folder_in_use_changes_nothing() -> None:
     """It is tried while the first is within each of its models, and between them."""
-    alone = [subject(ExactModel(even), "a"), subject(ExactModel(), "b", weights="v")]
-    loaded = load_tasks(select([TASK]), limit=9)
-    evaluate_subjects(alone, loaded, [0, 1], 1, tmp_path / "alone")
+    with tempfile.TemporaryDirectory() as folder:
+        tmp_path = Path(folder)
+        alone = [subject(ExactModel(even), "a"), subject(ExactModel(), "b", weights="v")]
+        loaded = load_tasks(select([TASK]), limit=9)
+        evaluate_subjects(alone, loaded, [0, 1], 1, tmp_path / "alone")
 
-    def intrude() -> None:
-        with pytest.raises(UserError, match="is in use by another evaluation; wait, or choose another --out"):
-            run(ExactModel(), tmp_path / "used", limit=2)
+        def intrude() -> None:
+            said = error_of(lambda: run(ExactModel(), tmp_path / "used", limit=2))
+            assert "is in use by another evaluation; wait, or choose another --out" in said
 
-    class Interrupted(ExactModel):
-        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-            for each in super().__call__(requests):
+        class Interrupted(ExactModel):
+            def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+                for each in super().__call__(requests):
+                    intrude()
+                    yield each
+
+        def subjects() -> Iterator[Subject]:
+            for each, model in zip(alone, (Interrupted(even), Interrupted()), strict=True):
                 intrude()
-                yield each
-
-    def subjects() -> Iterator[Subject]:
-        for each, model in zip(alone, (Interrupted(even), Interrupted()), strict=True):
+                yield dataclasses.replace(each, answer=model)
             intrude()
-            yield dataclasses.replace(each, answer=model)
-        intrude()
 
-    evaluate_subjects(subjects(), loaded, [0, 1], 1, tmp_path / "used")
-    assert (tmp_path / "used" / ITEMS).read_bytes() == (tmp_path / "alone" / ITEMS).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "used").iterdir()) == sorted(
-        path.name for path in (tmp_path / "alone").iterdir()
-    )
+        evaluate_subjects(subjects(), loaded, [0, 1], 1, tmp_path / "used")
+        assert (tmp_path / "used" / ITEMS).read_bytes() == (tmp_path / "alone" / ITEMS).read_bytes()
+        assert sorted(path.name for path in (tmp_path / "used").iterdir()) == sorted(
+            path.name for path in (tmp_path / "alone").iterdir()
+        )
 
 
 def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
