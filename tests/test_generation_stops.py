@@ -21,6 +21,8 @@ from gpt3_jax.generation import Beam, Completed, Generator, Greedy, Piece, Sampl
 from gpt3_jax.generation.beams import BeamSearch
 from gpt3_jax.generation.completion import Row
 from gpt3_jax.generation.stops import StopStrings
+from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference.lengths import padded_length
 
 EURO = "€".encode()
 PIECES = [b"a", b"b", b"\n", b"ab", b"b\nA", b"\n\n", b"Q:", b" ", EURO[:1], EURO[1:], b"x"]
@@ -93,6 +95,8 @@ def test_a_completion_ends_in_front_of_a_stop_string(
     [
         ([""], "stop string 1 is empty"),
         (["a", 3], "stop string 2 is of type int"),
+        # As Python gives a byte of the command line that is not UTF-8.
+        (["a", "\udcff"], r"stop string 2 is '\\udcff', which is not UTF-8"),
     ],
 )
 def test_stop_strings_that_are_none_are_refused(stop: Any, message: str) -> None:
@@ -278,6 +282,46 @@ def test_a_stream_with_stop_strings_is_the_same_texts() -> None:
     for piece in generator().stream(texts, max_tokens=9, sampling=Sampling(0), stop="\n"):
         streamed[piece.prompt] += piece.text
     assert streamed == [expected[0].text, expected[1].text]
+
+
+def test_a_place_of_the_batch_without_a_prompt_holds_no_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    advance = programs.advance_beams
+
+    def recorded(*arguments: Any) -> Any:
+        given.append(arguments[2])
+        return advance(*arguments)
+
+    monkeypatch.setattr(programs, "advance_beams", recorded)
+    found = dict(generator().complete([[0], [1, 3], [4, 4]], (), 4, Beam(4)))
+    assert len(found) == 3 and given
+    for scores_PW in given:
+        assert scores_PW.shape == (4, 4) and (scores_PW[3] == -np.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("needed", "room", "expected"),
+    [
+        (1, 2048, 32),
+        (65, 2048, 96),
+        (1025, 2048, 1280),
+        (1281, 2048, 1536),
+        (2049, 4096, 2560),
+        (1025, 1100, 1100),
+        (38, 40, 40),
+    ],
+)
+def test_a_length_is_padded_by_a_third_at_most_and_never_beyond_the_context(
+    needed: int, room: int, expected: int
+) -> None:
+    assert padded_length(needed, 32, room) == expected
+
+
+def test_a_long_batch_takes_those_lengths() -> None:
+    wide = dataclasses.replace(CONFIG, n_ctx=4096)
+    made = Generator(model.init(wide, jax.random.key(0)), wide, TOKENIZER)
+    tokens_BT, lengths_B, capacity = made._batch([[0] * 1025, [1]], [300, 300])
+    assert (tokens_BT.shape, lengths_B.tolist(), capacity) == ((2, 1280), [1025, 1], 1536)
 
 
 def test_shapes_are_few_and_sorted_by_length() -> None:

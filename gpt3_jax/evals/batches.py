@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gpt3_jax.inference.lengths import LENGTHS, padded_length
+
 Ids = tuple[int, ...]
 
-_LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
-"""Lengths that contexts are padded to; beyond the last, multiples of 512. From 64 tokens on a third at most is
-padding."""
 MOST_BRANCHES = 16
 """Continuations of one context in a row; more of them get rows of their own."""
 _SHORTEST_PREFIX = 64
@@ -125,7 +124,7 @@ def _with_prefixes(items: list[Item]) -> Iterator[tuple[Ids, list[Item]]]:
     for group in groups.values():
         prefix = _common_prefix([item.context for item in group])
         # A context keeps its last token, whose hidden state the first token of a continuation is asked from.
-        fitting = [n for n in _LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix)]
+        fitting = [n for n in LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix)]
         if len(group) < _PREFIX_USERS or not fitting:
             alone += group
             continue
@@ -171,8 +170,7 @@ def _batch(group: list[Item], prefix: Ids, trunk: int, branches: int, tokens: in
 
 def _round(length: int, multiple: int, room: int) -> int:
     """The length that `length` is padded to: at most `room`, unless the multiple wants more."""
-    padded = next((n for n in _LENGTHS if n >= length), -(-length // 512) * 512)
-    padded = max(min(padded, room), length)
+    padded = max(padded_length(length, 1, room), length)
     return -(-padded // multiple) * multiple
 
 

@@ -37,6 +37,11 @@ class Hypothesis:
     finish: Finish | None = None
 
 
+def empty_places(count: int) -> tuple[list[float], list[int], list[int]]:
+    """Scores, parents and tokens of so many places that hold no hypothesis."""
+    return [NO_HYPOTHESIS] * count, [0] * count, [0] * count
+
+
 class BeamSearch:
     """The hypotheses of one prompt."""
 
@@ -58,9 +63,12 @@ class BeamSearch:
 
     def places(self) -> tuple[list[float], list[int], list[int]]:
         """Scores, parents and tokens of the hypotheses that go on, W of each."""
-        none = Hypothesis(NO_HYPOTHESIS, 0, b"", 0, 0)
-        filled = self.running + [none] * (self._beam.width - len(self.running))
-        return [h.score for h in filled], [h.parent for h in filled], [h.token for h in filled]
+        scores, parents, tokens = empty_places(self._beam.width - len(self.running))
+        return (
+            [h.score for h in self.running] + scores,
+            [h.parent for h in self.running] + parents,
+            [h.token for h in self.running] + tokens,
+        )
 
     def offer(self, scores: Sequence[float], parents: Sequence[int], tokens: Sequence[int]) -> None:
         """Takes the candidates, the best first."""
