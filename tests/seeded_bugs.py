@@ -535,8 +535,19 @@ BUGS = (
         "for hypothesis in candidates if",
         (
             "test_generation_stops",
-            "test_a_beam_ends_in_a_stop_string_and_the_search_where_none_can_be_better",
+            "test_a_beam_ends_in_a_stop_string_and_the_search_where_none_seems_better",
             (),
+        ),
+    ),
+    Bug(
+        "beam search ends at the bound of its present length, although a longer hypothesis may win",
+        "generation/beams.py",
+        "reachable = max(now, best.score / self._beam.divisor(self.limit))",
+        "reachable = now",
+        (
+            "test_generation_stops",
+            "test_a_sure_continuation_still_wins_where_the_search_ends_at_its_bound",
+            ("bound", "xxxxxx"),
         ),
     ),
     Bug(

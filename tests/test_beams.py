@@ -6,7 +6,7 @@ import functools
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def prompts(count: int = 10) -> list[list[list[int]]]:
 
 
 def their_best(
-    kind: Layout, prompts: list[list[int]], ends: list[int], width: int = WIDTH
+    kind: Layout, prompts: list[list[int]], ends: list[int], width: int = WIDTH, early: bool | str = False
 ) -> list[tuple[list[int], float]]:
     """Their best hypothesis of each prompt, its last token included, and its log-likelihood over the length penalty.
     Prompts of one length, so that theirs need no padding."""
@@ -110,7 +110,7 @@ def their_best(
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW,
         num_beams=width,
-        **({"length_penalty": ALPHA, "early_stopping": False} if width > 1 else {}),
+        **({"length_penalty": ALPHA, "early_stopping": early} if width > 1 else {}),
         do_sample=False,
         eos_token_id=ends,
         pad_token_id=0,
@@ -138,14 +138,19 @@ def check(answer: Completed, prompt: list[int], tokens: list[int], score: float,
 
 @pytest.mark.parametrize("stop", [(), ("c",)], ids=["end-of-text", "a stop string"])
 @pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(("stopping", "early"), [("heuristic", False), ("bound", "never")])
 def test_beam_search_is_that_of_transformers(
-    ours: dict[Layout, Generator], kind: Layout, stop: tuple[str, ...]
+    ours: dict[Layout, Generator],
+    stopping: Literal["bound", "heuristic"],
+    early: bool | str,
+    kind: Layout,
+    stop: tuple[str, ...],
 ) -> None:
     ends = [LETTERS.eot, *(token for text in stop for token in LETTERS.encode(text))]
-    expected = [best for group in prompts() for best in their_best(kind, group, ends)]
+    expected = [best for group in prompts() for best in their_best(kind, group, ends, early=early)]
     asked = [prompt for group in prompts() for prompt in group]
     assert len(asked) == 50
-    found = dict(ours[kind].complete(asked, stop, NEW, Beam(WIDTH, ALPHA, "power")))
+    found = dict(ours[kind].complete(asked, stop, NEW, Beam(WIDTH, ALPHA, "power", stopping)))
     for i, (prompt, (tokens, score)) in enumerate(zip(asked, expected, strict=True)):
         check(found[i], prompt, tokens, score, stop)
     assert len({len(tokens) for tokens, _ in expected}) > 3, "hypotheses end at different lengths"

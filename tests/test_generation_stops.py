@@ -21,6 +21,8 @@ from gpt3_jax.generation import Beam, Completed, Generator, Greedy, Piece, Sampl
 from gpt3_jax.generation.beams import BeamSearch
 from gpt3_jax.generation.completion import Row
 from gpt3_jax.generation.stops import StopStrings
+from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference.lengths import padded_length
 
 EURO = "€".encode()
 PIECES = [b"a", b"b", b"\n", b"ab", b"b\nA", b"\n\n", b"Q:", b" ", EURO[:1], EURO[1:], b"x"]
@@ -89,7 +91,13 @@ def test_a_completion_ends_in_front_of_a_stop_string(
 
 
 @pytest.mark.parametrize(
-    ("stop", "message"), [([""], "stop string 1 is empty"), (["a", 3], "stop string 2 is of type int")]
+    ("stop", "message"),
+    [
+        ([""], "stop string 1 is empty"),
+        (["a", 3], "stop string 2 is of type int"),
+        # As Python gives a byte of the command line that is not UTF-8.
+        (["a", "\udcff"], r"stop string 2 is '\\udcff', which is not UTF-8"),
+    ],
 )
 def test_stop_strings_that_are_none_are_refused(stop: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -101,8 +109,8 @@ def offered(search: BeamSearch, *candidates: tuple[float, int, bytes | int]) -> 
     search.offer(scores, parents, [PIECES.index(t) if isinstance(t, bytes) else t for t in tokens])
 
 
-def test_a_beam_ends_in_a_stop_string_and_the_search_where_none_can_be_better() -> None:
-    search = BeamSearch(Beam(2, 1.0, "power"), TOKENIZER, StopStrings("\n"), 3, 20, 40)
+def test_a_beam_ends_in_a_stop_string_and_the_search_where_none_seems_better() -> None:
+    search = BeamSearch(Beam(2, 1.0, "power", "heuristic"), TOKENIZER, StopStrings("\n"), 3, 20, 40)
     offered(search, (-1.0, 0, b"a"), (-2.0, 0, b"b"), (-3.0, 0, b"x"), (-4.0, 0, EOT))
     assert search.places() == ([-1.0, -2.0], [0, 0], [0, 1])
     # The third is not among the two best: that it has ended does not count.
@@ -115,6 +123,29 @@ def test_a_beam_ends_in_a_stop_string_and_the_search_where_none_can_be_better() 
     offered(search, (-5.9, 0, b"a"), (-6.0, 1, b"a"), (-6.1, 1, b"x"), (-7.0, 0, b"x"))
     assert not search.running
     assert search.completed() == Completed("ab", 2, "stop", -1.5, 3)
+
+
+@pytest.mark.parametrize(("stopping", "text"), [("heuristic", "ab"), ("bound", "xxxxxx")])
+def test_a_sure_continuation_still_wins_where_the_search_ends_at_its_bound(stopping: Any, text: str) -> None:
+    """At its present length the one that goes on is worse than those that have ended; at its longest it is better."""
+    search = BeamSearch(Beam(2, 1.0, "power", stopping), TOKENIZER, StopStrings("\n"), 3, 6, 40)
+    offered(search, (-1.0, 0, b"ab"), (-1.8, 0, b"x"), (-3.0, 0, b"a"), (-4.0, 0, b"b"))
+    offered(search, (-1.2, 0, EOT), (-1.8, 0, b"\n"), (-1.8, 1, b"x"), (-4.0, 1, b"a"))
+    assert search.finished == (stopping == "heuristic")
+    while not search.finished:
+        offered(search, (-1.8, 0, b"x"), (-9.0, 0, b"a"))
+    assert search.completed().text == text
+
+
+def test_a_search_ends_at_its_bound_as_soon_as_the_best_is_certain() -> None:
+    """Before W have ended, and at a negative alpha, where the shortest is favoured, too."""
+    for alpha in (1.0, 0.0, -1.0):
+        search = BeamSearch(Beam(3, alpha, "power"), TOKENIZER, StopStrings(), 3, 4, 40)
+        offered(search, (-0.1, 0, EOT), (-0.5, 0, b"x"), (-3.0, 0, b"a"), (-4.0, 0, b"b"))
+        assert search.finished and search.completed().finish == "end_of_text"
+        search = BeamSearch(Beam(3, alpha, "power"), TOKENIZER, StopStrings(), 3, 4, 40)
+        offered(search, (-0.1, 0, b"x"), (-0.2, 0, EOT), (-3.0, 0, b"a"), (-4.0, 0, b"b"))
+        assert not search.finished
 
 
 def test_a_beam_whose_hypotheses_have_nearly_all_ended_goes_on_with_fewer() -> None:
@@ -200,7 +231,8 @@ def test_samples_and_beams_of_one_are_what_they_say() -> None:
 
 
 def searched_by_hand(prompt: list[int], stop: str, beam: Beam, max_tokens: int) -> Completed:
-    """Beam search as its definition: every hypothesis by the whole forward pass, every continuation looked at."""
+    """Beam search as its definition: every hypothesis by the whole forward pass, every continuation looked at, and
+    those that go on followed to the end but for the heuristic."""
     running: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, float, list[int]]] = []
     while running:
@@ -222,7 +254,7 @@ def searched_by_hand(prompt: list[int], stop: str, beam: Beam, max_tokens: int) 
         ]
         ended = sorted(ended, key=lambda one: -one[0])[: beam.width]
         running = [one for one in every if not over(one[1])][: beam.width]
-        if len(ended) == beam.width and running:
+        if beam.stopping == "heuristic" and len(ended) == beam.width and running:
             total, tokens = running[0]
             if total / beam.divisor(len(tokens)) <= ended[-1][0]:
                 break
@@ -234,12 +266,13 @@ def searched_by_hand(prompt: list[int], stop: str, beam: Beam, max_tokens: int) 
 
 
 def test_beams_are_those_of_the_whole_forward_pass() -> None:
-    beam, prompts = Beam(3), [[0], [1, 3, 2, 5], [9, 8, 7, 6, 5, 4], [4, 4]]
-    found = dict(generator().complete(prompts, "\n", 8, beam))
-    for i, prompt in enumerate(prompts):
-        expected = searched_by_hand(prompt, "\n", beam, 8)
-        assert found[i].logprob == pytest.approx(expected.logprob, abs=1e-4)
-        assert dataclasses.replace(found[i], logprob=expected.logprob) == expected
+    prompts = [[0], [1, 3, 2, 5], [9, 8, 7, 6, 5, 4], [4, 4]]
+    for beam in (Beam(3), Beam(3, 2.0), Beam(3, 2.0, stopping="heuristic")):
+        found = dict(generator().complete(prompts, "\n", 8, beam))
+        for i, prompt in enumerate(prompts):
+            expected = searched_by_hand(prompt, "\n", beam, 8)
+            assert found[i].logprob == pytest.approx(expected.logprob, abs=1e-4)
+            assert dataclasses.replace(found[i], logprob=expected.logprob) == expected
 
 
 def test_a_stream_with_stop_strings_is_the_same_texts() -> None:
@@ -249,6 +282,46 @@ def test_a_stream_with_stop_strings_is_the_same_texts() -> None:
     for piece in generator().stream(texts, max_tokens=9, sampling=Sampling(0), stop="\n"):
         streamed[piece.prompt] += piece.text
     assert streamed == [expected[0].text, expected[1].text]
+
+
+def test_a_place_of_the_batch_without_a_prompt_holds_no_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    advance = programs.advance_beams
+
+    def recorded(*arguments: Any) -> Any:
+        given.append(arguments[2])
+        return advance(*arguments)
+
+    monkeypatch.setattr(programs, "advance_beams", recorded)
+    found = dict(generator().complete([[0], [1, 3], [4, 4]], (), 4, Beam(4)))
+    assert len(found) == 3 and given
+    for scores_PW in given:
+        assert scores_PW.shape == (4, 4) and (scores_PW[3] == -np.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("needed", "room", "expected"),
+    [
+        (1, 2048, 32),
+        (65, 2048, 96),
+        (1025, 2048, 1280),
+        (1281, 2048, 1536),
+        (2049, 4096, 2560),
+        (1025, 1100, 1100),
+        (38, 40, 40),
+    ],
+)
+def test_a_length_is_padded_by_a_third_at_most_and_never_beyond_the_context(
+    needed: int, room: int, expected: int
+) -> None:
+    assert padded_length(needed, 32, room) == expected
+
+
+def test_a_long_batch_takes_those_lengths() -> None:
+    wide = dataclasses.replace(CONFIG, n_ctx=4096)
+    made = Generator(model.init(wide, jax.random.key(0)), wide, TOKENIZER)
+    tokens_BT, lengths_B, capacity = made._batch([[0] * 1025, [1]], [300, 300])
+    assert (tokens_BT.shape, lengths_B.tolist(), capacity) == ((2, 1280), [1025, 1], 1536)
 
 
 def test_shapes_are_few_and_sorted_by_length() -> None:
@@ -275,6 +348,7 @@ def test_impossible_decodings_are_refused() -> None:
     for make, message in (
         (lambda: Beam(0), "beam width is 0"),
         (lambda: Beam(penalty="none"), "beam penalty is 'none'"),  # type: ignore[arg-type]
+        (lambda: Beam(stopping="never"), "beam stopping is 'never'; expected bound or heuristic"),  # type: ignore[arg-type]
         (lambda: Sample(seed=-1), "seed is -1"),
         (lambda: Sample(temperature=-1), "temperature is -1"),
     ):

@@ -6,6 +6,7 @@ import json
 import random
 import tempfile
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,73 @@ def test_other_tokenizers_are_refused_in_one_line(tmp_path: Path, changed: dict[
     assert "\n" not in str(caught.value)
 
 
+OTHERS: tuple[Any, ...] = (
+    None,
+    5,
+    -1.5,
+    True,
+    "ByteLevel",
+    "a\nb",
+    "\ud800",
+    [],
+    [5],
+    [[]],
+    {},
+    {"a": 5},
+    {"content": 5},
+)
+SETTINGS = {"eos_token": {"content": "<|endoftext|>"}, "add_prefix_space": False}
+
+
+def changes(values: Any) -> Iterator[tuple[str, Any]]:
+    """Copies of nested values in which one part is missing or another thing; of vocabularies only the first token."""
+    parts = list(values.items()) if isinstance(values, dict) else list(enumerate(values))
+    for key, part in parts[:1] if len(parts) > 200 else parts:
+
+        def copy(*given: Any, key: Any = key) -> Any:
+            if isinstance(values, dict):
+                return {k: v for k, v in values.items() if k != key} | ({key: given[0]} if given else {})
+            return [*values[:key], *given, *values[key + 1 :]]
+
+        yield f"{key} missing", copy()
+        yield from ((f"{key} {other!r}", copy(other)) for other in OTHERS)
+        if isinstance(part, (dict, list)):
+            yield from ((f"{key}.{what}", copy(inner)) for what, inner in changes(part))
+
+
+def test_a_model_that_does_not_say_its_type_is_taken(tmp_path: Path) -> None:
+    """As the file that GPT-2's own repository has."""
+    said = write(tmp_path / "said", ["a b"])
+    values = json.loads((said / "tokenizer.json").read_text())
+    del values["model"]["type"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert load_tokenizer(str(tmp_path)).fingerprint == load_tokenizer(str(said)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"])
+def test_whatever_is_missing_or_of_another_type_is_taken_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    values = json.loads((write(tmp_path, ["a b", "ab c"]) / "tokenizer.json").read_text())
+    if name != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    parts = {"vocab.json": values["model"]["vocab"], "added_tokens.json": {"<|endoftext|>": 258}}
+    parts["tokenizer_config.json"] = SETTINGS | {"added_tokens_decoder": {"258": values["added_tokens"][0]}}
+    if name == "tokenizer.json":
+        parts = {name: values}
+    for file, content in parts.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    assert load_tokenizer(str(tmp_path)).eot == 258
+    lines = {}
+    for what, changed in changes(parts[name]):
+        (tmp_path / name).write_text(json.dumps(changed))
+        try:
+            read_bpe(tmp_path)
+        except UserError as error:
+            lines[what] = str(error)
+    assert lines
+    assert not {what: line for what, line in lines.items() if len(line.splitlines()) != 1 or len(line) > 400}
+
+
 def test_merges_out_of_the_order_of_their_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ids do not rise in the order of the merges"):
         load_tokenizer(str(write(tmp_path, ["a b", "c d"], {"ab": 257, "cd": 256})))
@@ -163,4 +231,7 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"tokenizer\.json is not UTF-8"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"tokenizer\.json is nested too deeply"):
         load_tokenizer(str(tmp_path))

@@ -43,9 +43,12 @@ CONFIG = Config(model=MODEL, parallel=ParallelConfig(replica=1, data=2, tensor=4
 BATCH = Batch(rows=8, prompt_tokens=32, new_tokens=16)
 
 
+BEAMS = dataclasses.replace(BATCH, beams=2)
+
+
 @functools.cache
-def receipt(use: Use) -> InferenceReceipt:
-    batch = BATCH if use == "generate" else Batch(rows=8, prompt_tokens=64, new_tokens=0)
+def receipt(use: Use, beams: bool = False) -> InferenceReceipt:
+    batch = BEAMS if beams else BATCH if use == "generate" else Batch(rows=8, prompt_tokens=64, new_tokens=0)
     return plan_inference(CONFIG, small_node(2**30), use, batch)
 
 
@@ -68,6 +71,32 @@ def test_generation_needs_its_weights_its_cache_and_what_is_made_in_between() ->
         assert 0 < program.memory.other < 4096 and program.memory.temporaries > 0
     assert (prefill.tokens, decode.tokens) == (8 * 32, 8)
     assert receipt("generate").fits is True
+
+
+def test_beam_search_is_planned_with_its_own_programs() -> None:
+    plain, (prefill, decode) = receipt("generate").programs, receipt("generate", beams=True).programs
+    cache = plain[1].memory.cache
+    assert [p.name for p in (prefill, decode)] == ["beam prefill", "beam decode"]
+    assert (prefill.tokens, decode.tokens) == (4 * 32, 8)
+    for program in (prefill, decode):
+        assert (program.memory.weights, program.memory.cache) == (weight_bytes(), cache)
+    gathered = [
+        next(row for row in p.traced if (row.axes, row.kind) == ("data", "all-gather")) for p in (*plain, decode)
+    ]
+    assert [row.calls for row in gathered] == [2, 2, 3], "candidates: their scores, parents and tokens"
+    assert decode.time is not None and plain[1].time is not None
+    assert decode.time.parts["reading weights, reordering and reading the cache"] == pytest.approx(
+        (weight_bytes() + 3 * cache) / (0.8 * 3350e9)
+    )
+    text = render_inference(receipt("generate", beams=True))
+    for words in (
+        "8 rows at once, beam search: 4 prompts × 2 hypotheses, prompts of 32 tokens",
+        "beam decode, which reorders the cache",
+        "the cache is copied in the order of the hypotheses",
+        "4 completions of 16 tokens",
+    ):
+        assert words in text
+    assert "beam" not in render_inference(receipt("generate"))
 
 
 def test_a_tokens_traffic_is_that_of_its_program() -> None:
@@ -102,9 +131,9 @@ def test_evaluation_keeps_its_parameters_as_training_does() -> None:
     assert not any("checkpoints" in line for line in program.time.assumptions)
 
 
-@pytest.mark.parametrize("use", ["generate", "evaluate"])
-def test_a_receipt_is_printed_whole_and_comes_back_from_json(use: Use) -> None:
-    found = receipt(use)
+@pytest.mark.parametrize(("use", "beams"), [("generate", False), ("generate", True), ("evaluate", False)])
+def test_a_receipt_is_printed_whole_and_comes_back_from_json(use: Use, beams: bool) -> None:
+    found = receipt(use, beams)
     data = json.loads(json.dumps(inference_to_json(found)))
     assert data["fits"] is True and inference_from_json(data) == found
     text = render_inference(found)
@@ -124,6 +153,9 @@ def test_a_batchs_defaults_fill_the_context() -> None:
     mesh = make_mesh(CONFIG.parallel, fake_topology().devices)
     assert batch_of(CONFIG, mesh, "generate", None, None, None) == Batch(32, 32, 32)
     assert batch_of(CONFIG, mesh, "generate", 3, 10, None) == Batch(6, 10, 54)
+    assert batch_of(CONFIG, mesh, "generate", None, None, None, 4) == Batch(32, 32, 32, 4)
+    assert batch_of(CONFIG, mesh, "generate", None, None, None, 5).rows == 2 * 15
+    assert batch_of(CONFIG, mesh, "generate", None, None, None, 20).rows == 2 * 20
     assert batch_of(CONFIG, mesh, "evaluate", None, None, None) == Batch(2 * 256, 64, 0)
     for arguments, message in (
         (("generate", None, 60, 5), "their sum may be at most 64"),
@@ -131,6 +163,9 @@ def test_a_batchs_defaults_fill_the_context() -> None:
         (("generate", 0, None, None), "--rows is 0"),
         (("evaluate", None, 65, None), "--prompt-tokens is 65"),
         (("evaluate", None, None, 3), "--new-tokens 3 is for --for generate"),
+        (("evaluate", None, None, None, 4), "--beams 4 is for --for generate"),
+        (("generate", None, None, None, 0), "--beams is 0"),
+        (("generate", 6, None, None, 4), "--rows 6 is not divisible by --beams 4"),
     ):
         with pytest.raises(UserError, match=message):
             batch_of(CONFIG, mesh, *arguments)  # type: ignore[arg-type]
@@ -154,12 +189,15 @@ def test_the_command_prints_keeps_and_refuses(
     assert "using the cached plan" in err and json.loads(out)["batch"]["rows"] == 4
     assert front.main([*asked, "--new-tokens", "40"]) == 2
     assert "their sum may be at most 32" in capsys.readouterr().err
+    assert front.main([*asked, "--beams", "2"]) == 0
+    assert "4 rows at once, beam search: 2 prompts × 2 hypotheses" in capsys.readouterr().out
     monkeypatch.setattr(topologies, "open_topology", lambda name, slices=1: small_node(2**10))
     assert front.main([*asked, "--no-cache"]) == 1
     out = capsys.readouterr().out
     assert out.count("DOES NOT FIT") == 2 and out.count("no prediction, because it does not fit") == 2
     for arguments, message in (
         ([*TINY, "--rows", "2"], "--rows 2 is for --for generate or --for evaluate"),
+        ([*TINY, "--beams", "2"], "--beams 2 is for --for generate or --for evaluate"),
         ([*TINY, "--for", "generate", "--weights", "compute"], "--weights compute is for --for evaluate"),
         ([*TINY, "--for", "evaluate", "--search"], "--search is for training"),
     ):
@@ -168,17 +206,19 @@ def test_the_command_prints_keeps_and_refuses(
 
 
 @pytest.mark.parametrize(
-    ("topology", "use"),
+    ("topology", "use", "beams"),
     [
-        pytest.param(name, use, marks=needs_compiler_of(name))
+        pytest.param(name, use, None, marks=needs_compiler_of(name))
         for name, use in (("v5p:2x2x2", "generate"), ("h100:1x8", "generate"), ("h100:1x8", "evaluate"))
-    ],
+    ]
+    + [pytest.param("h100:1x8", "generate", 4, marks=[pytest.mark.slow, needs_compiler_of("h100:1x8")])],
 )
-def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use) -> None:
+def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use, beams: int | None) -> None:
     model = dataclasses.replace(MODEL, d_model=1024, n_ctx=512, n_vocab=5000, band_width=128, dtype="bfloat16")
     config = Config(model=model, parallel=ParallelConfig(replica=1, data=1, tensor=8, stage=3))
     machine = topologies.open_topology(topology)
-    found = plan_inference(config, machine, use, Batch(2, 256, 256 if use == "generate" else 0), "compute")
+    batch = Batch(2 * (beams or 1), 256, 256 if use == "generate" else 0, beams)
+    found = plan_inference(config, machine, use, batch, "compute")
     for program in found.programs:
         expected = sum(
             2 * spec.size // (8 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1)
@@ -189,4 +229,7 @@ def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use) ->
         assert (program.memory.cache > 0) == (use == "generate")
         assert program.time is not None and program.time.seconds > 0
     if use == "generate":
-        assert found.programs[1].memory.temporaries < found.programs[1].memory.weights
+        decode = found.programs[1].memory
+        assert decode.temporaries < decode.weights
+        if topology.startswith("h100"):  # the hypotheses' cache is gathered into a second one
+            assert (decode.temporaries > decode.cache) == (beams is not None)

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 def _check_use(args: argparse.Namespace) -> None:
     """Raises UserError for an option of another use."""
     if args.use == "train":
-        for option in ("rows", "prompt_tokens", "new_tokens", "weights"):
+        for option in ("rows", "prompt_tokens", "new_tokens", "beams", "weights"):
             if (value := getattr(args, option)) is not None:
                 raise UserError(f"--{option.replace('_', '-')} {value} is for --for generate or --for evaluate")
         return
@@ -121,7 +121,7 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     from gpt3_jax.plan.inference_table import render_inference
 
     mesh = make_mesh(config.parallel, topology.devices)
-    batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens)
+    batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens, args.beams)
     weights: Weights = args.weights or "float32"
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, from_cache = kept(
@@ -241,6 +241,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="for --for generate: tokens that a row's cache has room for behind its prompt (default: the rest of the "
         "context)",
+    )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="for --for generate: beam search with N hypotheses, as evaluate decodes free answers with 4; --rows are "
+        "hypotheses then, a multiple of N (default: no search, as generate)",
     )
     parser.add_argument(
         "--weights",

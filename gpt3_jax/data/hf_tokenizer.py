@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ FILES = f"{_ONE}, or {_VOCABULARY} and {_MERGES}"
 
 # Settings of tokenizer.json that a byte-level BPE like GPT-2's does not use, and their values there.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
-    "type": ("BPE",),
-    "dropout": (None, 0, 0.0),
+    "type": (None, "BPE"),  # missing in older files, such as GPT-2's own
+    "dropout": (None, 0.0),
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
     "byte_fallback": (None, False),
@@ -94,10 +95,12 @@ def _one_file(path: Path) -> tuple[dict[str, int], Sequence[Any], dict[str, int]
         raise UserError(f"{path} has no model; expected a byte-level BPE")
     for key, known in _REQUIRED.items():
         if model.get(key) not in known:
-            raise UserError(f"{path}: model.{key} is {model[key]!r}; expected {known[0]!r}, as in a byte-level BPE")
+            raise UserError(
+                f"{path}: model.{key} is {_shown(model.get(key))}; expected {known[-1]!r}, as in a byte-level BPE"
+            )
     if values.get("normalizer") is not None:
         raise UserError(f"{path}: normalizer is {_kind(values['normalizer'])}; expected null, as in GPT-2's tokenizer")
-    if _kind(splitting) != "ByteLevel" or not splitting.get("use_regex", True):
+    if not isinstance(splitting, dict) or _kind(splitting) != "ByteLevel" or not splitting.get("use_regex", True):
         raise UserError(f"{path}: pre_tokenizer is {_kind(splitting)}; expected ByteLevel with GPT-2's pattern")
     if splitting.get("add_prefix_space"):
         raise UserError(f"{path}: add_prefix_space is true; expected false, as GPT-2's")
@@ -127,10 +130,12 @@ def _special(tokens: Any, path: Path) -> dict[str, int]:
     """Ids of added tokens by name. Those that are not special would cut texts before the pattern does."""
     try:
         for token in tokens:
+            if not isinstance(token["content"], str):
+                raise TypeError
             if not token.get("special", False):
                 raise UserError(
-                    f"{path} adds a token {token['content']!r} that is not special, at which texts are split; this "
-                    "project's tokenizers have no such tokens"
+                    f"{path} adds a token {_shown(token['content'])} that is not special, at which texts are split; "
+                    "this project's tokenizers have no such tokens"
                 )
         return _ids({token["content"]: token["id"] for token in tokens}, path)
     except (AttributeError, KeyError, TypeError):
@@ -142,7 +147,7 @@ def _ranks(vocabulary: dict[str, int], lines: Sequence[Any], path: Path) -> dict
     for line in lines:
         pair = tuple(line.split(" ")) if isinstance(line, str) else tuple(line) if isinstance(line, list) else ()
         if len(pair) != 2 or not all(isinstance(token, str) for token in pair):
-            raise UserError(f"{path.parent}: merge {line!r} is not two tokens")
+            raise UserError(f"{path.parent}: merge {_shown(line)} is not two tokens")
         missing = next((token for token in (*pair, "".join(pair)) if token not in vocabulary), None)
         if missing is not None:
             raise UserError(f"{path}: merge {' '.join(pair)!r} needs the token {missing!r}, which the vocabulary lacks")
@@ -193,6 +198,11 @@ _BYTES = _byte_characters()
 def _ids(values: Any, path: Path) -> dict[str, int]:
     if not isinstance(values, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in values.values()):
         raise UserError(f"{path} has no vocabulary; expected tokens and their ids, whole numbers from 0")
+    for token in values:
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path} has a token {_shown(token)}, half a surrogate pair; expected characters") from None
     return values
 
 
@@ -202,7 +212,13 @@ def _content(token: Any) -> str:
 
 
 def _kind(part: Any) -> str:
-    return str(part.get("type")) if isinstance(part, dict) else str(part)
+    kind = part.get("type") if isinstance(part, dict) else part
+    return kind if isinstance(kind, str) and kind.isidentifier() else _shown(kind)
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in one line, which is short whatever the file holds."""
+    return reprlib.repr(value)
 
 
 def _read(path: Path) -> str:
@@ -219,6 +235,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(_read(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; expected a tokenizer's settings") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected keys and values")
     return values

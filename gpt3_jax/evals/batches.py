@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt3_jax.inference.lengths import LENGTHS, padded_length
+
 Ids = tuple[int, ...]
 
-_LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
-"""Lengths that contexts are padded to; beyond the last, multiples of 512. From 64 tokens on a third at most is
-padding."""
 _BRANCH_LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Lengths that continuations are padded to; beyond the last as contexts."""
 _BRANCHES = (2, 3, 4, 5, 6, 8, 12, 16)
@@ -132,7 +131,7 @@ class _Row(NamedTuple):
 
 
 def _size(item: Item, multiple: int, tensor: int, room: int) -> _Row:
-    trunk = _round(len(item.trunk), _LENGTHS, multiple, room)
+    trunk = _round(len(item.trunk), LENGTHS, multiple, room)
     if not item.branches:
         return _Row(trunk, 0, 0)
     branches = next(n for n in _BRANCHES if n >= len(item.branches))
@@ -162,7 +161,7 @@ def _with_prefixes(items: list[Item], batch_tokens: int, multiple: int) -> Itera
     for group in groups.values():
         prefix = _common_prefix([item.context for item in group])
         # A context keeps its last token, whose hidden state the first token of a continuation is asked from.
-        fitting = [n for n in _LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix) and n % multiple == 0]
+        fitting = [n for n in LENGTHS if _SHORTEST_PREFIX <= n <= len(prefix) and n % multiple == 0]
         tokens = sum(len(item.trunk) for item in group)
         if not fitting or len(group) == 1 or tokens < batch_tokens or 2 * fitting[-1] * len(group) < tokens:
             alone += group
@@ -210,7 +209,7 @@ def _batch(group: list[Item], prefix: Ids, row: _Row, rows: int) -> Batch:
 
 def _round(length: int, lengths: tuple[int, ...], multiple: int, room: int) -> int:
     """The length that `length` is padded to: at most `room`, unless the multiple wants more."""
-    padded = next((n for n in lengths if n >= length), -(-length // 512) * 512)
+    padded = next((n for n in lengths if n >= length), padded_length(length, 1, room))
     padded = max(min(padded, room), length)
     return -(-padded // multiple) * multiple
 

@@ -136,6 +136,7 @@ class Generated:
     width: int = 4
     alpha: float = 0.6
     penalty: Literal["gnmt", "power"] = "gnmt"
+    stopping: Literal["bound", "heuristic"] = "bound"
     likelihood: bool = False
     """Whether the right completion's likelihood is asked for too."""
 
@@ -143,7 +144,7 @@ class Generated:
         return (item.context,)
 
     def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
-        how = Greedy() if self.decoding == "greedy" else Beam(self.width, self.alpha, self.penalty)
+        how = Greedy() if self.decoding == "greedy" else Beam(self.width, self.alpha, self.penalty, self.stopping)
         stop = (self.stop,) if self.stop else ()
         asked: list[Request] = [Completion(prompts[0], stop, self.max_tokens, how)]
         if self.likelihood:

@@ -1,9 +1,8 @@
-"""Beam search of one prompt: which of its candidates go on, which have ended, and when no better one can come.
+"""Beam search of one prompt: which of its candidates go on, which have ended, and when the search ends.
 
 The device proposes the 2W best continuations of W hypotheses; everything else is here, on the host. The rules are those
-of `transformers` with ``early_stopping=False``: of the W best candidates, those that have ended become finished
-hypotheses, ranked by their log-likelihood over the length penalty; the W best that have not ended go on; and the search
-ends when the best that goes on, at its present length, is no better than the worst of W finished ones.
+of `transformers`: of the W best candidates, those that have ended become finished hypotheses, ranked by their
+log-likelihood over the length penalty; the W best that have not ended go on. `Beam.stopping` says when the search ends.
 """
 
 from __future__ import annotations
@@ -38,6 +37,11 @@ class Hypothesis:
     finish: Finish | None = None
 
 
+def empty_places(count: int) -> tuple[list[float], list[int], list[int]]:
+    """Scores, parents and tokens of so many places that hold no hypothesis."""
+    return [NO_HYPOTHESIS] * count, [0] * count, [0] * count
+
+
 class BeamSearch:
     """The hypotheses of one prompt."""
 
@@ -59,9 +63,12 @@ class BeamSearch:
 
     def places(self) -> tuple[list[float], list[int], list[int]]:
         """Scores, parents and tokens of the hypotheses that go on, W of each."""
-        none = Hypothesis(NO_HYPOTHESIS, 0, b"", 0, 0)
-        filled = self.running + [none] * (self._beam.width - len(self.running))
-        return [h.score for h in filled], [h.parent for h in filled], [h.token for h in filled]
+        scores, parents, tokens = empty_places(self._beam.width - len(self.running))
+        return (
+            [h.score for h in self.running] + scores,
+            [h.parent for h in self.running] + parents,
+            [h.token for h in self.running] + tokens,
+        )
 
     def offer(self, scores: Sequence[float], parents: Sequence[int], tokens: Sequence[int]) -> None:
         """Takes the candidates, the best first."""
@@ -76,10 +83,19 @@ class BeamSearch:
         self._ended += [(h.score / self._beam.divisor(h.length), h) for h in ended]
         self._ended = sorted(self._ended, key=lambda pair: -pair[0])[:width]
         self.running = [hypothesis for hypothesis in candidates if not hypothesis.finish][:width]
-        if self.running and len(self._ended) == width:
-            best = self.running[0]
-            if best.score / self._beam.divisor(best.length) <= self._ended[-1][0]:
-                self.running = []
+        if self.running and self._over():
+            self.running = []
+
+    def _over(self) -> bool:
+        """Whether the search ends although hypotheses could go on."""
+        best, width = self.running[0], self._beam.width
+        now = best.score / self._beam.divisor(best.length)
+        if self._beam.stopping == "heuristic":
+            return len(self._ended) == width and now <= self._ended[-1][0]
+        # A log-likelihood never grows, so the most that it can reach is itself over the largest penalty to come:
+        # that of the longest completion, or with a negative alpha of the shortest.
+        reachable = max(now, best.score / self._beam.divisor(self.limit))
+        return bool(self._ended) and reachable <= self._ended[0][0]
 
     def _continued(self, hypothesis: Hypothesis, score: float, parent: int, token: int) -> Hypothesis:
         length, text = hypothesis.length + 1, hypothesis.text

@@ -65,6 +65,11 @@ class Beam:
     """What a hypothesis' log-likelihood is divided by; n is its length in tokens, end-of-text and those of a stop
     string included. gnmt: ((5 + n) / 6)^alpha, as T5's code has it. power: n^alpha, as transformers has it. The paper
     does not say."""
+    stopping: Literal["bound", "heuristic"] = "bound"
+    """When the search ends. bound: when no hypothesis that goes on can become better than the best that has ended,
+    however long it gets, as T5's code has it (in transformers ``early_stopping="never"``). heuristic: when W have ended
+    and the best that goes on, at its present length, is no better than the worst of them: transformers'
+    ``early_stopping=False``, which may miss a better one that is longer. The paper does not say."""
 
     def __post_init__(self) -> None:
         require_type("beam width", self.width, numbers.Integral, "a whole number")
@@ -73,6 +78,8 @@ class Beam:
             raise UserError(f"beam width is {self.width}; expected at least 1")
         if self.penalty not in ("gnmt", "power"):
             raise UserError(f"beam penalty is {self.penalty!r}; expected gnmt or power")
+        if self.stopping not in ("bound", "heuristic"):
+            raise UserError(f"beam stopping is {self.stopping!r}; expected bound or heuristic")
 
     def divisor(self, length: int) -> float:
         """The length penalty of a hypothesis of so many tokens."""

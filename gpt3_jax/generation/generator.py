@@ -15,20 +15,26 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError, require_type
-from gpt3_jax.generation.beams import BeamSearch
+from gpt3_jax.generation.beams import BeamSearch, empty_places
 from gpt3_jax.generation.completion import Completed, Piece, Row
 from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampling, require_seed
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
+from gpt3_jax.inference.lengths import padded_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import Params
 
 _ROWS = 16
 """Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
-beam searches. More are computed in turn, to limit the memory of their caches."""
+beam searches. More are computed in turn, to limit the memory of their caches.
+
+It is fixed, whatever the model and the memory, and this costs throughput: each token reads all weights, for 16 rows as
+for a hundred, so where caches leave room, most of an accelerator is idle. Where the caches of 16 rows do not fit, more
+tensor-parallel devices or fewer tokens are needed. ``gpt3-jax plan --for generate --rows N`` says what another number
+would need and take."""
 _SHORTEST = 32
-"""Prompts and caches are padded to powers of two of at least this, so that few shapes are compiled."""
+"""Prompts and caches are padded to one of `LENGTHS` of at least this, so that few shapes are compiled."""
 
 
 class Generator:
@@ -194,7 +200,6 @@ class Generator:
         self, prompts: list[list[int]], searches: list[BeamSearch], width: int
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
-        count = len(searches)
         tokens_PT, lengths_P, capacity = self._batch(self._padded(prompts), [search.limit for search in searches])
         found: Candidates
         found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width)
@@ -209,8 +214,8 @@ class Generator:
                     yield place, left.pop(place)
             if not left:
                 return
-            # A finished search, like a row of padding, has no hypothesis.
-            places = [searches[min(i, count - 1)].places() for i in range(len(lengths_P))]
+            # A place without a prompt holds no hypothesis, nor does that of a finished search.
+            places = [search.places() for search in searches] + [empty_places(width)] * (len(lengths_P) - len(searches))
             scores, parents, tokens = (list(column) for column in zip(*places, strict=True))
             found, cache = programs.advance_beams(
                 self._weights,
@@ -230,15 +235,16 @@ class Generator:
     def _padded(self, rows: list[Any]) -> list[Any]:
         """As many for each shard, a power of two. What is past the end repeats the first one and is ignored."""
         shards = self._place.shards
-        return rows + [rows[0]] * (shards * _round_up(-(-len(rows) // shards), 1) - len(rows))
+        return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
     def _batch(self, prompts: list[Sequence[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
         """Tokens [B, T] and lengths [B] of the prompts, and the capacity of their cache."""
         lengths_B = np.array([len(ids) for ids in prompts], np.int32)
         n_ctx = self.config.n_ctx
         needed = max(length + limit for length, limit in zip(lengths_B.tolist(), limits, strict=False))
-        capacity = min(_round_up(needed, _SHORTEST), n_ctx)
-        tokens_BT = np.zeros((len(prompts), min(_round_up(int(lengths_B.max()), _SHORTEST), capacity)), np.int32)
+        capacity = padded_length(needed, _SHORTEST, n_ctx)
+        longest = padded_length(int(lengths_B.max()), _SHORTEST, capacity)
+        tokens_BT = np.zeros((len(prompts), longest), np.int32)
         for i, ids in enumerate(prompts):
             tokens_BT[i, : len(ids)] = ids
         return tokens_BT, lengths_B, capacity
@@ -293,6 +299,6 @@ def _batched(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[first : first + size] for first in range(0, len(items), size))
 
 
-def _round_up(n: int, least: int) -> int:
-    """The next power of two that is at least `least`."""
-    return max(least, 1 << (n - 1).bit_length())
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()

@@ -12,14 +12,18 @@ class StopStrings:
     with the same byte, in front of the longest."""
 
     def __init__(self, stop: str | Sequence[str] = ()) -> None:
-        """Raises UserError for a stop string that is empty or no text."""
+        """Raises UserError for a stop string that is empty or no text, such as one that holds half a surrogate pair."""
         stop = [stop] if isinstance(stop, str) else list(stop)
+        self._stop: list[bytes] = []
         for number, text in enumerate(stop, start=1):
             if not isinstance(text, str):
                 raise UserError(f"stop string {number} is of type {type(text).__name__}; expected text")
             if not text:
                 raise UserError(f"stop string {number} is empty; expected at least one character")
-        self._stop = [text.encode(errors="replace") for text in stop]
+            try:
+                self._stop.append(text.encode())
+            except UnicodeEncodeError:
+                raise UserError(f"stop string {number} is {text!r}, which is not UTF-8; expected text") from None
         self._longest = max(map(len, self._stop), default=0)
 
     def cut(self, text: bytes, seen: int) -> int | None:

@@ -1,12 +1,13 @@
 """What generation and evaluation need and cost on hardware that is not attached, from their compiled programs.
 
-Generation is two programs: one reads the prompts, the other appends a token to each row. Evaluation is one: the
-log-likelihoods of every token of a batch of rows.
+Generation is two programs: one reads the prompts, the other appends a token to each row. Those of beam search also
+reorder the cache. Evaluation is one: the log-likelihoods of every token of a batch of rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -42,7 +43,7 @@ Weights = Literal["float32", "compute"]
 """float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result."""
 
 GENERATED_ROWS = 16
-"""Rows of a tensor group of devices, as `gpt3_jax.generation` computes at once."""
+"""Rows of a tensor group of devices, completions or hypotheses, as `gpt3_jax.generation` computes at once."""
 EVALUATED_TOKENS = 16384
 """Tokens of a batch shard, as `gpt3_jax.evals` computes at once on accelerators."""
 _LATENCY = (
@@ -61,6 +62,13 @@ class Batch:
     """Of a row; when evaluating, all its tokens."""
     new_tokens: int
     """That a row's cache has room for; when evaluating, 0."""
+    beams: int | None = None
+    """Hypotheses of each prompt, a row each; None: a token is drawn for each row, without a search."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that are read at once, of all devices."""
+        return self.rows // (self.beams or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,25 +147,40 @@ class InferenceReceipt:
 
 
 def batch_of(
-    config: Config, mesh: Mesh, use: Use, rows: int | None, prompt_tokens: int | None, new_tokens: int | None
+    config: Config,
+    mesh: Mesh,
+    use: Use,
+    rows: int | None,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    beams: int | None = None,
 ) -> Batch:
     """The batch that these options ask for.
 
     Args:
-        rows: of each data shard (default: 16 to generate; to evaluate as many contexts as make 16,384 tokens).
+        rows: of each data shard (default: 16 to generate, or as many whole prompts as fit 16 rows; to evaluate as many
+            contexts as make 16,384 tokens).
         prompt_tokens: default: half the context; to evaluate, the whole.
         new_tokens: default: what the prompt leaves of the context.
+        beams: hypotheses of each prompt (default: no beam search).
 
     Raises:
-        UserError: they do not fit the context.
+        UserError: they do not fit the context, or the rows are no whole prompts.
     """
     n_ctx, shards = config.model.n_ctx, batch_shards(mesh)
-    for option, value in (("--rows", rows), ("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens)):
+    for option, value in (
+        ("--rows", rows),
+        ("--prompt-tokens", prompt_tokens),
+        ("--new-tokens", new_tokens),
+        ("--beams", beams),
+    ):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}; expected at least 1")
     if use == "evaluate":
         if new_tokens is not None:
             raise UserError(f"--new-tokens {new_tokens} is for --for generate; evaluation appends no token")
+        if beams is not None:
+            raise UserError(f"--beams {beams} is for --for generate; evaluation's free answers are generated")
         length = n_ctx if prompt_tokens is None else prompt_tokens
         if length > n_ctx:
             raise UserError(f"--prompt-tokens is {length}; expected at most {n_ctx} (model.n_ctx)")
@@ -169,7 +192,10 @@ def batch_of(
             f"--prompt-tokens {prompt} and --new-tokens {new}: at least one new token is needed, and their sum may be "
             f"at most {n_ctx} (model.n_ctx)"
         )
-    return Batch(shards * (rows or GENERATED_ROWS), prompt, new)
+    width = beams or 1
+    if rows is not None and rows % width:
+        raise UserError(f"--rows {rows} is not divisible by --beams {beams}; each prompt has a row for each hypothesis")
+    return Batch(shards * (rows or max(1, GENERATED_ROWS // width) * width), prompt, new, beams)
 
 
 def plan_inference(
@@ -220,8 +246,8 @@ class _Call(NamedTuple):
     arguments: tuple[Any, ...]
     cache_made: int
     """Bytes of the cache that it returns, on one device."""
-    reads_weights: bool
-    """Whether reading weights and cache takes longer than its matmuls may: one token a row."""
+    cache_passes: int
+    """How often the whole cache is read or written. 0: many tokens a row, so that matmuls take longer than it."""
 
 
 def _generating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
@@ -235,15 +261,26 @@ def _generating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
 
-    draw = generate.Draw(np.uint32(0), ints(rows), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
-    prompts = (weights, ints(rows, batch.prompt_tokens), ints(rows), draw, where, capacity)
     made = sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize  # type: ignore[attr-defined]
         for leaf in jax.tree.leaves(cache)
     )
+    prompt_tokens = batch.prompts * batch.prompt_tokens
+    if width := batch.beams:
+        read = (weights, ints(batch.prompts, batch.prompt_tokens), ints(batch.prompts), where, capacity, width)
+        places = ints(batch.prompts, width)
+        scores = jax.ShapeDtypeStruct(places.shape, jnp.float32, sharding=by_row)
+        going_on = (weights, cache, scores, places, places, where)
+        return [
+            _Call("beam prefill", prompt_tokens, generate.begin_beams, read, made, 0),
+            # Gathered: read and written; then attention reads it.
+            _Call("beam decode", rows, generate.advance_beams, going_on, 0, 3),
+        ]
+    draw = generate.Draw(np.uint32(0), ints(rows), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
+    prompts = (weights, ints(rows, batch.prompt_tokens), ints(rows), draw, where, capacity)
     return [
-        _Call("prefill", rows * batch.prompt_tokens, generate.begin, prompts, made, False),
-        _Call("decode", rows, generate.advance, (weights, cache, ints(rows), draw, where), 0, True),
+        _Call("prefill", prompt_tokens, generate.begin, prompts, made, 0),
+        _Call("decode", rows, generate.advance, (weights, cache, ints(rows), draw, where), 0, 1),
     ]
 
 
@@ -260,7 +297,7 @@ def _evaluating(config: Config, mesh: Mesh, batch: Batch, weights: Weights) -> l
     params = abstract_state(config, mesh).params.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     )
-    return [_Call("evaluate", rows * length, function, (params, tree, None), 0, False)]
+    return [_Call("evaluate", rows * length, function, (params, tree, None), 0, 0)]
 
 
 def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> ProgramReceipt:
@@ -288,7 +325,9 @@ def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> Pr
         traffic=roofline.traffic_of(collectives),
     )
     fits = not memory.refused and (topology.usable is None or memory.total <= topology.usable)
-    time_of: Callable[..., Time | None] = _time_of_a_token if call.reads_weights else _time_of_a_batch
+    time_of: Callable[..., Time | None] = (
+        functools.partial(_time_of_a_token, cache_passes=call.cache_passes) if call.cache_passes else _time_of_a_batch
+    )
     return ProgramReceipt(
         name=call.name,
         tokens=call.tokens,
@@ -336,14 +375,17 @@ def _time_of_a_batch(work: Work, memory: Bytes, config: Config, topology: Topolo
     )
 
 
-def _time_of_a_token(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:
-    """Of one token a row: weights and cache are read once, whatever is computed with them."""
+def _time_of_a_token(
+    work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh, cache_passes: int
+) -> Time | None:
+    """Of one token a row: weights are read once and the cache passes so often, whatever is computed with them."""
     device = topology.device
     if device is None:
         return None
     placed = place(topology, shape_of(mesh), config)
     matmul, hbm = roofline.MATMUL[device.family], roofline.HBM
-    read = (memory.weights + memory.cache) / (device.hbm_bandwidth * hbm.share)
+    moved = memory.weights + cache_passes * memory.cache
+    read = moved / (device.hbm_bandwidth * hbm.share)
     compute = work.matmul_flops / (device.bf16_flops * matmul.share)
     links: dict[str, float] = {}
     how: dict[str, str] = {}
@@ -353,7 +395,9 @@ def _time_of_a_token(work: Work, memory: Bytes, config: Config, topology: Topolo
         share = roofline.LINK[link.medium]
         links[name] = links.get(name, 0.0) + part.bytes / (link.bandwidth * share.share)
         how[name] = f"{link.how}: {link.bandwidth / 1e9:g} GB/s a device, of which {share.share:.0%} ({share.why})."
-    parts = {"reading weights and cache": read, "matmuls": compute} | links
+    what = "reading weights and cache" if cache_passes == 1 else "reading weights, reordering and reading the cache"
+    parts = {what: read, "matmuls": compute} | links
+    again = "" if cache_passes == 1 else ", and before it the cache is copied in the order of the hypotheses"
     seconds = max(read, compute) + sum(links.values())
     return Time(
         seconds,
@@ -361,7 +405,7 @@ def _time_of_a_token(work: Work, memory: Bytes, config: Config, topology: Topolo
         parts,
         max(parts, key=lambda name: parts[name]),
         (
-            f"Weights and the whole cache, {(memory.weights + memory.cache) / 1e9:.3g} GB, are read once a token, at "
+            f"Weights and the whole cache are read once a token{again}, {moved / 1e9:.3g} GB in all, at "
             f"{hbm.share:.0%} of {device.hbm_bandwidth / 1e9:g} GB/s ({hbm.why}); matmuls run beside.",
             *how.values(),
             "All collectives are waited for.",

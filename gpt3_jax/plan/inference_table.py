@@ -8,6 +8,8 @@ from gpt3_jax.quantities import count, duration, grid, measured, share, size
 _DOES = {
     "prefill": "reads the prompts",
     "decode": "appends one token to each row",
+    "beam prefill": "reads the prompts, each once, and makes a cache for each hypothesis",
+    "beam decode": "reorders the cache to the hypotheses that go on and appends one token to each",
     "evaluate": "gives the log-likelihood of every token",
 }
 
@@ -18,11 +20,12 @@ def render_inference(r: InferenceReceipt) -> str:
     sharded = f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
     kept = "weights over tensor" if r.use == "generate" else sharded
     tokens = f"prompts of {b.prompt_tokens:,} tokens, room for {b.new_tokens:,} new ones"
+    search = f", beam search: {b.prompts:,} prompts × {b.beams} hypotheses" if b.beams else ""
     head = [
         f"{count(m['parameters'])} parameters ({m['n_layers']} layers × {m['d_model']}, context {m['n_ctx']}) "
         f"on {r.topology['name']}: {r.topology['devices']:,} × {r.topology['device']}, to {r.use}",
         f"mesh {r.mesh}, {m['dtype']}, {kept}",
-        f"{b.rows:,} rows at once, {tokens if r.use == 'generate' else f'of {b.prompt_tokens:,} tokens'}",
+        f"{b.rows:,} rows at once{search}, {tokens if r.use == 'generate' else f'of {b.prompt_tokens:,} tokens'}",
     ]
     parts = ["\n".join(head), *(_program(program, r) for program in r.programs)]
     if summary := _summary(r):
@@ -74,15 +77,16 @@ def _program(p: ProgramReceipt, r: InferenceReceipt) -> str:
 
 def _summary(r: InferenceReceipt) -> str:
     """What a batch of completions takes in all."""
-    times = {p.name: p.time for p in r.programs}
-    prefill, decode = times.get("prefill"), times.get("decode")
+    if r.use != "generate":
+        return ""
+    prefill, decode = (p.time for p in r.programs)
     if prefill is None or decode is None:
         return ""
     b = r.batch
     seconds = prefill.seconds + (b.new_tokens - 1) * decode.seconds
     return (
-        f"{b.rows:,} completions of {b.new_tokens:,} tokens: {duration(seconds)}, "
-        f"{count(b.rows * b.new_tokens / seconds)} new tokens/s"
+        f"{b.prompts:,} completions of {b.new_tokens:,} tokens: {duration(seconds)}, "
+        f"{count(b.prompts * b.new_tokens / seconds)} new tokens/s"
     )
 
 

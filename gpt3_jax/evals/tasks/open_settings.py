@@ -16,6 +16,12 @@ PENALTY = Open(
     "in T5's code, power is n^0.6.",
     ("gnmt", "power"),
 )
+STOPPING = Open(
+    "stopping",
+    "When a beam search ends is not said; the default bound goes on while a running hypothesis can still become the "
+    "best, as in T5's code, heuristic judges them by their present length.",
+    ("bound", "heuristic"),
+)
 DECODING = Open(
     "decoding",
     "Section 2.4 uses beam search for free-form answers and does not name these tasks; the default is beam search.",
@@ -28,4 +34,4 @@ LEADING = Open(
     "Whether the newlines that stand before each example in OpenAI's files also begin the prompt is not said; the "
     "default keeps them, as the files have them.",
 )
-GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY)
+GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY, STOPPING)

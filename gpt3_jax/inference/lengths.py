@@ -1,0 +1,12 @@
+"""Lengths that rows of tokens are padded to: few, so that few programs are compiled, but enough for little padding."""
+
+from __future__ import annotations
+
+LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
+"""Beyond the last, multiples of 512. From 64 tokens on a third at most is padding."""
+
+
+def padded_length(length: int, least: int, room: int) -> int:
+    """The first of these lengths that is at least `length` and `least`; at most `room`, which is at least `length`."""
+    wanted = max(length, least)
+    return min(next((n for n in LENGTHS if n >= wanted), -(-wanted // 512) * 512), room)
