@@ -257,6 +257,20 @@ def test_examples_that_there_are_not_are_counted_apart_from_those_that_do_not_fi
     )
 
 
+def test_answers_that_no_completion_can_be_are_said(tmp_path: Path, said: list[str]) -> None:
+    file = tmp_path / "own.jsonl"
+    answers = (" short", " two\nlines", " " + "long " * 20)
+    context = "What is 1 plus 1?\n\nA:"
+    file.write_text("".join(json.dumps({"context": context, "completion": answer}) + "\n" for answer in answers))
+    evaluate_subjects([subject(ExactModel())], load_tasks(select([str(file)])), [0])
+    assert any(
+        "task own: 2 of 3 items cannot be answered: their answers contain the stop string" in line for line in said
+    )
+    said.clear()
+    evaluate_subjects([subject(ExactModel())], load_tasks(select([TASK]), limit=3), [0])
+    assert not any("cannot be answered" in line for line in said)
+
+
 def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("two wörds\nand more", encoding="utf-8")
@@ -305,5 +319,8 @@ def test_bad_numbers_are_refused() -> None:
         load_tasks(select([TASK]), limit=0)
     with pytest.raises(UserError, match="seeds is 0"):
         evaluate_subjects([subject(ExactModel())], loaded, [0], 0)
+    for k in (-1, "all", 1.5):
+        with pytest.raises(UserError, match=re.escape(f"shots has {k!r}; expected numbers from 0")):
+            evaluation.evaluate("nowhere", TASK, shots=[k])  # type: ignore[list-item]
     with pytest.raises(UserError, match="nothing to evaluate"):
         evaluation.evaluate_subjects([subject(ExactModel())], loaded, [])

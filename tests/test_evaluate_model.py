@@ -115,6 +115,12 @@ def test_an_engine_is_freed_before_the_next_model_is_loaded(made: Path, monkeypa
     assert len(engines) == 2
 
 
+def test_all_folders_are_looked_at_before_the_first_is_evaluated(made: Path, tmp_path: Path, said: list[str]) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+        gpt3_jax.evals.evaluate([made / "run", tmp_path], "two_digit_addition", shots=[0], limit=1)
+    assert not any("requests" in line for line in said)
+
+
 def test_a_mesh_gives_the_same(made: Path) -> None:
     one = gpt3_jax.evals.evaluate(made / "run", tasks(made)[:2], (0, 1))
     parallel = ParallelConfig(data=2, tensor=2, replica=2, stage=3)
@@ -155,10 +161,17 @@ def test_a_prompt_is_shown_without_reading_weights(
         context = 128
     else:
         config = gpt3_jax.preset("gpt3-small").model
-        config = dataclasses.replace(config, n_layers=1, attention_pattern=("dense",), d_model=16, n_heads=2, n_ctx=256)
+        config = dataclasses.replace(
+            config, n_layers=1, attention_pattern=("dense",), d_model=16, n_heads=2, n_ctx=256, n_vocab=257
+        )
         gpt3_jax.interop.to_hf(gpt3_jax.model.init(config, jax.random.key(0)), config, tmp_path / "model")
         (weights,) = (tmp_path / "model").glob("*.safetensors")
         weights.write_bytes(b"")
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+        ids = {character: i for i, character in enumerate([*characters, "<|endoftext|>"])}
+        (tmp_path / "model" / "vocab.json").write_text(json.dumps(ids))
+        (tmp_path / "model" / "merges.txt").write_text("#version: 0.2\n")
         context = 256
     with pytest.raises((RunError, UserError)):
         load_model(tmp_path / "model")

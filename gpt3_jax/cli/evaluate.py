@@ -71,14 +71,15 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.start import shutdown, start
-    from gpt3_jax.evals.loading import load
+    from gpt3_jax.evals.loading import load_each
 
     start(config.distributed)
     with NoneLeftWaiting():
         start_devices()
         compilation_cache.enable()
-        subjects = (load(folder, parallel) for folder in args.models)
-        results = evaluate_subjects(subjects, tasks, shots, args.seeds, args.out, {"command": argv})
+        results = evaluate_subjects(
+            load_each(args.models, parallel), tasks, shots, args.seeds, args.out, {"command": argv}
+        )
         if is_lead():
             print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
         shutdown()

@@ -343,9 +343,10 @@ class EvalsConfig:
     tasks: tuple[str, ...] = setting((), changes_run=False)
     """Tasks, as in gpt3-jax evaluate --tasks: arithmetic, words, text:FILE, …; empty: none."""
     shots: tuple[int, ...] = setting((0, 1, 10), changes_run=False)
-    """Numbers of demonstrations, K."""
+    """Numbers of demonstrations, K, each from 0."""
     every_tokens: int = setting(1_000_000_000, changes_run=False)
-    """Tokens between evaluations. One more runs before the first step, and one at the end."""
+    """Tokens between evaluations. One more runs before the first step, and one at the end. A signal to stop waits until
+    an evaluation has ended, so keep its time short (`limit`)."""
     limit: int = setting(100, changes_run=False)
     """Items of each task that are evaluated, the first ones."""
     words: str = setting("", changes_run=False)

@@ -56,13 +56,16 @@ def evaluate(
         UserError: an unknown task, a file that cannot be read as one, or a checkpoint that is none.
         RunError: a file or checkpoint cannot be read or written.
     """
-    from gpt3_jax.evals.loading import load
+    from gpt3_jax.evals.loading import load_each
 
+    for k in shots:
+        if k is not None and k != "max" and (not isinstance(k, int) or k < 0):
+            raise UserError(f"shots has {k!r}; expected numbers from 0, 'max', or None for the paper's K")
     folders = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     folder_of_data = None if data is None else local_path(data, "folder of data sets")
     chosen = load_tasks(select(names, settings, folder_of_data), data, words, limit)
-    return evaluate_subjects((load(folder, parallel) for folder in folders), chosen, shots, seeds, out)
+    return evaluate_subjects(load_each(folders, parallel), chosen, shots, seeds, out)
 
 
 def load_tasks(

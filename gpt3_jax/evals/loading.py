@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.interop.loading import load_model
+from gpt3_jax.interop.loading import load_model, load_tokenizer_of
 from gpt3_jax.model.params import count_params
 from gpt3_jax.parallel.mesh import MeshShape, make_mesh
+
+
+def load_each(folders: Sequence[str | os.PathLike[str]], parallel: ParallelConfig | None = None) -> Iterator[Subject]:
+    """`load` of each folder when its turn comes. That all are models is checked first, without reading weights."""
+    if len(folders) > 1:
+        for folder in folders:
+            load_tokenizer_of(folder)
+    return (load(folder, parallel) for folder in folders)
 
 
 def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Subject:

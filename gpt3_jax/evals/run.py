@@ -20,6 +20,7 @@ from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
 from gpt3_jax.evals.protocol import LeftOut, Prepared, Shots
 from gpt3_jax.evals.requests import Answer, Completed, Request, Score
 from gpt3_jax.evals.results import Cell
+from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.table_h1 import size_of
 from gpt3_jax.evals.tasks.item import Item, Items
@@ -121,6 +122,7 @@ def _evaluate(
     for each in prepared:
         for request in each.requests:
             asked.setdefault(request, each.item.id)
+    _warn_of_impossible_answers(subject, task, [each.item for each in prepared])
     answers = answer_all(subject, task.name, asked, kept, where)
     scored = []
     for each in prepared:
@@ -156,6 +158,25 @@ def _evaluate(
             )
         )
     return cells
+
+
+def _warn_of_impossible_answers(subject: Subject, task: Task, items: Sequence[Item]) -> None:
+    """Says how many items no completion can answer, because it would end before the answer does."""
+    how = task.scoring
+    if not isinstance(how, Generated):
+        return
+
+    def possible(answer: str) -> bool:
+        whole = not how.stop or how.stop not in answer.strip()
+        return whole and len(subject.tokenizer.encode(answer)) <= how.max_tokens
+
+    distinct = {item.id: item for item in items}
+    if lost := sum(not any(map(possible, item.accepted)) for item in distinct.values()):
+        log.warning(
+            f"task {task.name}: {lost} of {len(distinct)} items cannot be answered: their answers contain the stop "
+            f"string {how.stop!r} or are longer than {how.max_tokens} tokens; change them with --set stop=…, "
+            "--set max_tokens=…"
+        )
 
 
 def answer_all(
