@@ -442,6 +442,7 @@ def test_open_settings_are_read_and_reported() -> None:
     ("name", "text", "message"),
     [
         ("max_tokens", "0", r"reversed_words\.max_tokens is '0'; expected a number from 1 \(default: 24\)"),
+        ("item_seed", "-1", r"reversed_words\.item_seed is '-1'; expected a number from 0 \(default: 0\)"),
         ("max_tokens", "x", "expected a number"),
         ("penalty", "none", "expected one of gnmt, power"),
         ("alpha", "1", "task reversed_words has no open setting 'alpha'; there are stop, max_tokens"),

@@ -120,13 +120,14 @@ def _parse(what: str, text: str, now: Value, choices: tuple[str, ...]) -> Value:
             return {"true": True, "false": False}[text.lower()]
         if isinstance(now, int):
             value = int(text)
-            if value < 1:
+            if value < min(now, 1):  # a default of 0 has a meaning of its own
                 raise ValueError
             return value
         if isinstance(now, float):
             return float(text)
     except (KeyError, ValueError):
-        kind = "true or false" if isinstance(now, bool) else "a number" if isinstance(now, float) else "a number from 1"
+        kind = "true or false" if isinstance(now, bool) else "a number"
+        kind += f" from {min(now, 1)}" if kind == "a number" and isinstance(now, int) else ""
         raise UserError(f"{what} is {text!r}; expected {kind} (default: {now})") from None
     if choices and text not in choices:
         raise UserError(f"{what} is {text!r}; expected one of {', '.join(choices)} (default: {now})")
