@@ -160,6 +160,7 @@ def test_a_prompt_is_shown_without_reading_weights(
             shutil.rmtree(folder)
         context = 128
     else:
+        pytest.importorskip("safetensors", reason="needs the hf extra")
         config = gpt3_jax.preset("gpt3-small").model
         config = dataclasses.replace(
             config, n_layers=1, attention_pattern=("dense",), d_model=16, n_heads=2, n_ctx=256, n_vocab=257
