@@ -11,6 +11,7 @@ from tiny_run import CTX, losses, metrics, tiny, write_data
 from gpt3_jax import evals, train
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.engine import Engine
 
 SHAPE = {"n_layers": 2, "attention_pattern": ["dense", "banded"], "n_ctx": 4 * CTX, "band_width": CTX, "n_heads": 2}
 TASK = "two_digit_addition"
@@ -28,12 +29,23 @@ def config(folder: Path, **sections: Any) -> Config:
     return tiny(data, folder / "run", **{**wanted, **sections})
 
 
-def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(tmp_path: Path) -> None:
+def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = config(tmp_path)
+    released: list[Engine] = []
+    release = Engine.release
+
+    def counted(engine: Engine) -> None:
+        released.append(engine)
+        release(engine)
+
+    monkeypatch.setattr(Engine, "release", counted)
     train.run(made, hooks=[evals.EvaluateTasks])
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "tasks"]
     # Before the first step, at the first batches past 3,000 and 6,000, and at the end.
     assert [line["tokens"] for line in lines] == [0, 3072, 6144, 8192]
+    assert len(released) == len(lines)  # between evaluations the memory is the step's
     (name,) = (name for name in lines[0] if name.startswith(TASK))
     results = evals.evaluate(tmp_path / "run", TASK, shots=[0], limit=3)
     (cell,) = results.cells

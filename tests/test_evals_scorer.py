@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from gpt3_jax.evals import batches
 from gpt3_jax.evals.batches import Batch, Ids, arrange
 from gpt3_jax.evals.encoding import encode, windows
 from gpt3_jax.evals.engine import Engine
-from gpt3_jax.evals.requests import Continuation, Text
+from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.mesh import make_mesh
@@ -300,6 +301,25 @@ def test_a_text_is_scored_in_windows() -> None:
         wanted = sum(by_logits((list(context), list(scored))).logprob for context, scored in parts)
         assert answer.logprob == pytest.approx(wanted, abs=2e-3)
         assert dataclasses.astuple(answer)[1:] == (len(text.encode()), len(text.encode()), 72)
+
+
+def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    of_parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params()))
+    before_all = held()
+    own = jax.tree.map(lambda x: x + 0.0, params())
+    made = Engine(own, CONFIG, load_tokenizer("bytes"))
+    requests: list[Any] = [Continuation("ab", "cd"), Completion("ab", max_tokens=2, decoding=Greedy())]
+    before = dict(made.answer(requests))
+    del own
+    assert held() - before_all > 0.9 * of_parameters
+    made.release()
+    assert held() - before_all < 0.1 * of_parameters
+    made.use(params())
+    assert dict(made.answer(requests)) == before
 
 
 def test_the_engine_answers_every_request_in_its_own_terms() -> None:
