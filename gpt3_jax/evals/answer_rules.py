@@ -124,8 +124,10 @@ def _drop(spans: Sequence[str], answer: Sequence[str]) -> tuple[float, float]:
     ours, theirs = [drop_normalised(span) for span in spans], [drop_normalised(span) for span in answer]
     exact = float(len(ours) == len(theirs) and set(ours) == set(theirs))
     scores = np.array([[_drop_f1(set(our.split()), set(their.split())) for our in ours] for their in theirs])
-    paired = scores[linear_sum_assignment(scores, maximize=True)].sum()
-    return exact, round(float(paired) / max(scores.shape), 2)
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    paired = np.zeros(max(scores.shape))
+    paired[rows] = scores[rows, columns]
+    return exact, float(np.round(paired.mean(), 2))  # the script rounds, as NumPy does
 
 
 def _drop_f1(ours: set[str], theirs: set[str]) -> float:
