@@ -160,6 +160,52 @@ class Generated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled(Generated):
+    """A label in words, one of the item's choices: generated ("framed similar to T5", as BoolQ, CB, RTE and WiC), or
+    the likeliest of the choices. A generated text that is none of them, but for white space around it, is wrong."""
+
+    framing: Literal["generated", "choices"] = "generated"
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        if self.framing == "choices":
+            return MeanLogLikelihood().requests(prompts, separator, item)
+        return super().requests(prompts, separator, item)
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        if self.framing == "choices":
+            return MeanLogLikelihood().judge(answers, item)
+        judgement = super().judge(answers, item)
+        words = [choice.strip() for choice in item.choices]
+        text = (judgement.text or "").strip()
+        return dataclasses.replace(judgement, chosen=words.index(text) if text in words else None)
+
+
+_DETERMINERS = """a an few her his each every many much my our some that the their these this those which whose
+your"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Referent(Generated):
+    """WSC: a noun is generated, and choice 0 (it is the item's noun) or 1 (it is another) follows from it. An empty
+    text is neither."""
+
+    referent: Literal["overlap", "exact"] = "overlap"
+    """overlap: as T5 does it, without case and determiners, the words of one noun are all in the other, and both or
+    none have an apostrophe. exact: the two are the same but for case."""
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        judgement = super().judge(answers, item)
+        texts = [(judgement.text or "").strip().lower(), item.completion.strip().lower()]
+        if self.referent == "exact":
+            same = texts[0] == texts[1]
+        else:
+            said, meant = ({*text.split()} - {*_DETERMINERS.split()} for text in texts)
+            texts[0] = texts[0] if said else ""
+            same = (said <= meant or meant <= said) and ("'" in texts[0]) == ("'" in texts[1])
+        return dataclasses.replace(judgement, chosen=(0 if same else 1) if texts[0] else None)
+
+
+@dataclasses.dataclass(frozen=True)
 class Likelihood:
     """How likely a whole text is: language modelling. The item's completion is the text."""
 

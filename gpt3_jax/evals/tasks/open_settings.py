@@ -35,3 +35,19 @@ LEADING = Open(
     "default keeps them, as the files have them.",
 )
 GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY, STOPPING)
+
+
+SEPARATOR = Open("separator", "What stands between context and completion is not said; the default is one space.")
+DELIMITER = Open(
+    "delimiter",
+    "Whether one or two newlines stand between examples is said for no task; the default is one where an example is a "
+    "line, and two where it has several.",
+)
+FRAMING = Open(
+    "framing",
+    "Appendix G and Table H.1 show that the label is generated; section 2.4 says that such tasks are treated like "
+    "multiple choice; the default is generated.",
+    ("generated", "choices"),
+)
+CHOICES = (SEPARATOR, DELIMITER)
+LABELS = (*GENERATED, FRAMING, SEPARATOR, DELIMITER)
