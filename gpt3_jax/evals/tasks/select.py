@@ -13,7 +13,18 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.data.files import is_file, is_folder, regular
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
-from gpt3_jax.evals.tasks import analogies, arithmetic, openai_files, superglue, text, words
+from gpt3_jax.evals.tasks import (
+    analogies,
+    arithmetic,
+    closed_book,
+    openai_files,
+    perplexity,
+    reading,
+    superglue,
+    text,
+    translation,
+    words,
+)
 from gpt3_jax.evals.tasks.item import Items
 from gpt3_jax.evals.tasks.open_settings import GENERATED
 from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
@@ -23,6 +34,9 @@ GROUPS: Mapping[str, tuple[Task, ...]] = {
     "arithmetic": tuple(task for task in arithmetic.TASKS if task.row),
     "words": words.TASKS,
     "superglue": superglue.TASKS,
+    "closed-book": closed_book.TASKS,
+    "reading": reading.TASKS,
+    "translation": translation.TASKS,
 }
 """Tasks of one name; those of the paper (`PAPER`) are all of them."""
 TASKS: Mapping[str, Task] = {
@@ -31,6 +45,10 @@ TASKS: Mapping[str, Task] = {
         *arithmetic.TASKS,
         *words.TASKS,
         *superglue.TASKS,
+        *closed_book.TASKS,
+        *reading.TASKS,
+        *translation.TASKS,
+        *perplexity.TASKS,
     )
 }
 PAPER = "paper"
