@@ -135,6 +135,8 @@ def test_translations_are_compared_by_the_bleu_of_all(tmp_path: Path) -> None:
         results = evaluate_subjects([model], loaded, [0], 1, tmp_path / name)
         expected = sacrebleu.corpus_bleu(texts[name], [references], tokenize="intl").score
         assert results.cells[0].metric == "BLEU" and results.cells[0].value == pytest.approx(expected)
+        signature = results.tasks["wmt14_fr_en"]["signatures"]["BLEU"]
+        assert "case:mixed" in signature and "tok:intl|smooth:exp" in signature and signature in results.table()
     _, _, found = paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
     by_metric = {each.metric: each for each in found}
     bleu = by_metric["BLEU"]
@@ -228,3 +230,8 @@ def test_the_mean_over_tasks_is_of_what_all_of_them_have() -> None:
     of_k0 = [cell for cell in results.cells if cell.shots == 0]
     assert means[0].value == pytest.approx(sum(cell.value for cell in of_k0) / 3)
     assert means[0].stderr == pytest.approx(math.sqrt(sum((cell.stderr or 0) ** 2 for cell in of_k0)) / 3)
+    other = [dataclasses.replace(cell, metric="SQuAD F1", value=0.0) for cell in groups[TASK, "exact match"]]
+    assert picture._mean(groups | {(TASK, "SQuAD F1"): other}) == {name: means}, "one metric of each task"
+    first = groups.pop((TASK, "exact match"))
+    mixed = picture._mean(groups | {(TASK, "SQuAD F1"): other, (TASK, "exact match"): first})
+    assert list(mixed) == [("mean of 3 tasks", "accuracy")]

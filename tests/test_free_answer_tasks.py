@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,22 +249,26 @@ SQUAD: Files = {
 }
 
 
-def test_prompts_of_squad_have_the_earlier_questions_of_the_paragraph(tmp_path: Path) -> None:
+def test_prompts_of_squad_have_the_earlier_questions_of_the_paragraph() -> None:
     asked = (
         "Title: Mud Pie (song)\n\nBackground: A duck sat.\n\nQ: Who sat?\n\nA: A duck\n\nQ: Why?\n\nA: unanswerable"
         "\n\nQ: What did it do?\n\nA:"
     )
     one = "Title: Rain\n\nBackground: It rained.\n\nQ: What did it do?\n\nA: rained"
     other = "Title: Rain\n\nBackground: It rained on.\n\nQ: Why?\n\nA: unanswerable"
-    assert prompts("squadv2", write(tmp_path, SQUAD), item=2) == [
+    with tempfile.TemporaryDirectory() as folder:
+        data = write(Path(folder), SQUAD)
+        found = prompts("squadv2", data, item=2)
+        items = load("squadv2", data).test
+        others = load("squadv2", data, "unanswerable=none").test
+    assert found == [
         asked,
         f"{one}\n\n{asked}",
         f"{one}\n\n{other}\n\n{asked}",
     ]
-    items = load("squadv2", str(tmp_path)).test
     assert [item.context.count("Q:") for item in items] == [1, 2, 3, 1], "another paragraph begins anew"
     assert items[0].answers == ("A duck", "duck") and items[1].answers == ("unanswerable",)
-    (item,) = (item for item in load("squadv2", str(tmp_path), "unanswerable=none").test if "Did it" in item.context)
+    (item,) = (item for item in others if "Did it" in item.context)
     assert item.completion == item.unanswerable == "none"
 
 

@@ -65,6 +65,8 @@ class Metric:
     whole: Callable[[Sequence[Sequence[bleu.Pair]]], tuple[float, np.ndarray]] | None = None
     """For measures of a corpus, which are no mean over items: its value and those of a bootstrap, which draws the same
     items for every system, from each item's texts and references. `score` then only ranks two answers."""
+    signature: Callable[[], str] | None = None
+    """What the library calls the measure that computes it, for result files."""
 
 
 def accuracy(item: Item, judgement: Judgement) -> float:
@@ -110,7 +112,8 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         items.setdefault(each.item.id, []).append((text_of(each.judgement), each.item.completion))
     value, drawn = metric.whole(list(items.values()))
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
-    return Estimate(value, stderr, stderr and math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, len(items))
+    found = math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None  # no scatter at all says nothing
+    return Estimate(value, stderr, found, len(items))
 
 
 def text_of(judgement: Judgement) -> str:
@@ -192,7 +195,7 @@ def _bleu(name: str) -> Metric:
     def score(item: Item, judgement: Judgement) -> float:
         return bleu.sentence(name, text_of(judgement), item.completion)
 
-    return Metric(name, "", 1, score, of_corpus, whole=whole)
+    return Metric(name, "", 1, score, of_corpus, whole=whole, signature=lambda: bleu.signature(name))
 
 
 METRICS: Mapping[str, Metric] = {
