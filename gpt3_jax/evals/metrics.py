@@ -140,6 +140,7 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("accuracy", "%", 1, accuracy, mean),
         Metric("exact match", "%", 1, exact_match, mean),
+        Metric("perplexity of the completion", "", -1, _minus_logprob, ratio, of_ratio=_exp, slope=_exp),
         Metric("loss per token", "nats", -1, _minus_logprob, ratio, lambda j: j.tokens, _same, _one),
         Metric("perplexity per word", "", -1, _minus_logprob, ratio, lambda j: j.words, _exp, _exp),
         Metric("bits per byte", "bits", -1, _minus_logprob, ratio, lambda j: j.bytes * math.log(2), _same, _one),

@@ -206,6 +206,32 @@ class Referent(Generated):
 
 
 @dataclasses.dataclass(frozen=True)
+class LastWord(Generated):
+    """LAMBADA: the likelihood of the completion, and whether the model tells it; then choice 0, the only one, is
+    chosen."""
+
+    answer: Literal["likeliest", "generated"] = "likeliest"
+    """likeliest: each token of the completion is the likeliest at its place. generated: the first word that is
+    generated is the completion, but for punctuation after it."""
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        scored = Continuation(prompts[0], separate(prompts[0], separator) + item.completion)
+        return [scored] if self.answer == "likeliest" else [scored, *super().requests(prompts, separator, item)]
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        (score,) = _all(answers[:1], Score)
+        if self.answer == "likeliest":
+            return Judgement(chosen=0 if score.greedy else None, logprob=score.logprob, tokens=score.tokens)
+        judgement = super().judge(answers[1:], item)
+        words = (judgement.text or "").split()
+        said = bool(words) and item.completion in (words[0], words[0].rstrip(_AFTER_A_WORD))
+        return dataclasses.replace(judgement, chosen=0 if said else None, logprob=score.logprob, tokens=score.tokens)
+
+
+_AFTER_A_WORD = ".,;:?!\"\u201d\u2019'"
+
+
+@dataclasses.dataclass(frozen=True)
 class Likelihood:
     """How likely a whole text is: language modelling. The item's completion is the text."""
 

@@ -13,7 +13,18 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.data.files import is_file, is_folder, regular
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
-from gpt3_jax.evals.tasks import analogies, arithmetic, openai_files, superglue, text, words
+from gpt3_jax.evals.tasks import (
+    analogies,
+    anli,
+    arithmetic,
+    completion,
+    openai_files,
+    reasoning,
+    superglue,
+    text,
+    winograd,
+    words,
+)
 from gpt3_jax.evals.tasks.item import Items
 from gpt3_jax.evals.tasks.open_settings import GENERATED
 from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
@@ -23,6 +34,9 @@ GROUPS: Mapping[str, tuple[Task, ...]] = {
     "arithmetic": tuple(task for task in arithmetic.TASKS if task.row),
     "words": words.TASKS,
     "superglue": superglue.TASKS,
+    "anli": anli.TASKS,
+    "arc": reasoning.ARC,
+    "race": reasoning.RACE,
 }
 """Tasks of one name; those of the paper (`PAPER`) are all of them."""
 TASKS: Mapping[str, Task] = {
@@ -30,7 +44,11 @@ TASKS: Mapping[str, Task] = {
     for task in (
         *arithmetic.TASKS,
         *words.TASKS,
+        *completion.TASKS,
+        *winograd.TASKS,
+        *reasoning.TASKS,
         *superglue.TASKS,
+        *anli.TASKS,
     )
 }
 PAPER = "paper"
