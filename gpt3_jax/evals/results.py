@@ -16,7 +16,8 @@ from gpt3_jax.evals.table_h1 import paper_value
 RESULTS = "results.json"
 STANDARD_ERROR = (
     "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
-    "number; for ratios (loss, perplexity, bits) by linearisation over documents"
+    "number; for ratios (loss, perplexity, bits) by linearisation over documents; for BLEU the standard deviation over "
+    "1,000 corpora of items drawn with replacement"
 )
 DETECTABLE = (
     "(1.96 + 0.84) · sqrt(2) · standard error: two models evaluated on as many items each, two-sided level 5 %, power "
@@ -89,7 +90,7 @@ class Results:
         return quantities.grid(rows, ["model", *head] if several else head, left=3 if several else 2) + self._notes()
 
     def _notes(self) -> str:
-        lines = ["", "", "  accuracy and exact match in per cent; paper: Table H.1, the model of the same shape"]
+        lines = ["", "", "  accuracy, exact match and F1 in per cent; paper: Table H.1, the model of the same shape"]
         for cell in self.cells:
             if METRICS[cell.metric] is not METRICS[next(c.metric for c in self.cells if c.task == cell.task)]:
                 continue  # said once for each task

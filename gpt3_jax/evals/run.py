@@ -239,7 +239,7 @@ def _record(
         "prompts": list(prepared.prompts),
         "expected": list(item.accepted) if not item.right else item.completion,
         "scores": {name: METRICS[name].score(item, judgement) for name in task.metrics},
-        "weights": {name: METRICS[name].weight(judgement) for name in task.metrics},
+        "weights": {name: METRICS[name].weight(item, judgement) for name in task.metrics},
     }
     if item.choices or item.contexts:
         record |= {

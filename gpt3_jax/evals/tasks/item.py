@@ -28,6 +28,14 @@ class Item:
     """For partial evaluation: the context with each candidate in its place. `completion` follows all of them."""
     answers: tuple[str, ...] = ()
     """All accepted answers of a generated completion; empty: `completion` alone."""
+    spans: tuple[tuple[str, ...], ...] = ()
+    """`answers` span by span, where one may have several."""
+    joiner: str = ""
+    """What stands between several spans in a completion."""
+    unanswerable: str = ""
+    """The completion that says that the question has no answer; empty: all questions have one."""
+    words: int | None = None
+    """Words by which the perplexity of a text is counted; None: its own, separated by white space."""
     zero_shot: str | None = None
     """The context without demonstrations, for tasks that have another form there; None: `context`."""
     group: str = ""

@@ -36,7 +36,11 @@ LEADING = Open(
 )
 GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY, STOPPING)
 
-
+STRIDE = Open(
+    "stride",
+    "How the paper cuts texts longer than its context is not said; the default 0 reads windows of the context's length "
+    "without overlap, N scores N tokens of each window and keeps the rest as context.",
+)
 SEPARATOR = Open("separator", "What stands between context and completion is not said; the default is one space.")
 DELIMITER = Open(
     "delimiter",

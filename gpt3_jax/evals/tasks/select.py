@@ -17,11 +17,15 @@ from gpt3_jax.evals.tasks import (
     analogies,
     anli,
     arithmetic,
+    closed_book,
     completion,
     openai_files,
+    perplexity,
+    reading,
     reasoning,
     superglue,
     text,
+    translation,
     winograd,
     words,
 )
@@ -37,6 +41,9 @@ GROUPS: Mapping[str, tuple[Task, ...]] = {
     "anli": anli.TASKS,
     "arc": reasoning.ARC,
     "race": reasoning.RACE,
+    "closed-book": closed_book.TASKS,
+    "reading": reading.TASKS,
+    "translation": translation.TASKS,
 }
 """Tasks of one name; those of the paper (`PAPER`) are all of them."""
 TASKS: Mapping[str, Task] = {
@@ -49,6 +56,10 @@ TASKS: Mapping[str, Task] = {
         *reasoning.TASKS,
         *superglue.TASKS,
         *anli.TASKS,
+        *closed_book.TASKS,
+        *reading.TASKS,
+        *translation.TASKS,
+        *perplexity.TASKS,
     )
 }
 PAPER = "paper"
