@@ -33,6 +33,8 @@ class Judgement:
     """What was compared, one for each choice."""
     chosen: int | None = None
     """Index of the choice with the highest value."""
+    picked: tuple[int, ...] = ()
+    """Indices of all choices that the model calls right, for tasks that ask of each."""
     text: str | None = None
     """What the model generated."""
     logprob: float | None = None
@@ -122,6 +124,36 @@ class PartialEvaluation:
     def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
         scores = _all(answers, Score)
         return _choose([score.logprob for score in scores], scores, item)
+
+
+@dataclasses.dataclass(frozen=True)
+class EachAnswer:
+    """MultiRC: whether each answer to a question is right, by the likelier of two lines per token, which differ in the
+    word before the answer."""
+
+    prompted: ClassVar[bool] = True
+    true: str = "- [True] "
+    false: str = "- [False] "
+    earlier_answers: bool = False
+    """Whether the question's earlier answers stand before an answer, with what is right of them."""
+
+    def contexts(self, item: Item) -> tuple[str, ...]:
+        return (item.context,)
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        asked: list[Request] = []
+        context = prompts[0]
+        for n, answer in enumerate(item.choices):
+            space = separate(context, separator)
+            asked += (Continuation(context, space + word + answer) for word in (self.true, self.false))
+            if self.earlier_answers:
+                context += f"{space}{self.true if n in item.right else self.false}{answer}\n"
+        return asked
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        each = [score.logprob / score.tokens for score in _all(answers, Score)]
+        margins = tuple(true - false for true, false in zip(each[::2], each[1::2], strict=True))
+        return Judgement(margins, picked=tuple(n for n, margin in enumerate(margins) if margin >= 0))
 
 
 @dataclasses.dataclass(frozen=True)

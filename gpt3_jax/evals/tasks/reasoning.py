@@ -96,7 +96,7 @@ def _race(found: Found, options: Options) -> Iterator[Item | None]:
             }[str(options["other_questions"])]
             before = "".join(f"Q: {q}\n\nA: {c[r]}\n\n" for q, c, r in shown if r is not None)
             context = f"Article:\n{article}\n\n{before}Q: {question}\n\nA:"
-            yield Item(f"{id}.{n}", context, choices[right], choices, (right,), group=id)
+            yield Item(f"{id}.{n}", context, choices[right], choices, (right,))
 
 
 _Asked = tuple[str, tuple[str, ...], int | None]
