@@ -398,7 +398,7 @@ def test_test_sets_are_found_by_the_names_people_have(
 PTB = " no it was n't the company 's fault <unk> said \n a loss of $ N million or about N % \n"
 WIKI = (
     " \n = Mud Pie = \n \n It was a song ( with ducks ) , 1 @,@ 000 @-@ fold . \n \n = = Early life = = \n \n"
-    ' They said " quack " ; it was n\'t so . \n \n = Rain = \n \n It rained . \n'
+    ' They said " quack " ; we \'re so sure . \n \n = Rain = \n \n It rained . \n'
 )
 
 
@@ -419,7 +419,7 @@ def test_wikitext_is_read_by_article(tmp_path: Path) -> None:
     one, other = items.test
     assert one.completion == (
         "\n= Mud Pie =\n\nIt was a song (with ducks), 1,000-fold.\n\n= = Early life = =\n\n"
-        'They said "quack"; it wasn\'t so.\n\n'
+        'They said "quack"; we\'re so sure.\n\n'
     )
     assert other.completion == "= Rain =\n\nIt rained.\n"
     both = WIKI.count("\n") + len(WIKI.split())

@@ -67,6 +67,8 @@ class Metric:
     items for every system, from each item's texts and references. `score` then only ranks two answers."""
     signature: Callable[[], str] | None = None
     """What the library calls the measure that computes it, for result files."""
+    by_items: bool = True
+    """Whether an item has a score of its own, so that two evaluations can be compared item by item."""
 
 
 def accuracy(item: Item, judgement: Judgement) -> float:
@@ -114,6 +116,43 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
     found = math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None  # no scatter at all says nothing
     return Estimate(value, stderr, found, len(items))
+
+
+def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
+    """Macro F1 in per cent: the mean over the classes of F1, without classes that are neither right nor chosen for any
+    item. The classes are the choices, which are the same for all items. With several seeds, the mean over them. The
+    standard error is by the jackknife over items."""
+    seeds = sorted({each.seed for each in scored})
+    places = {id: n for n, id in enumerate(dict.fromkeys(each.item.id for each in scored))}
+    classes = max(len(each.item.choices) for each in scored)
+    # For each item, seed and class: chosen and right, chosen and wrong, right and not chosen.
+    counts = np.zeros((len(places), len(seeds), classes, 3))
+    for each in scored:
+        right, chosen = each.item.right[0], each.judgement.chosen
+        of_item = counts[places[each.item.id], seeds.index(each.seed)]
+        if chosen == right:
+            of_item[right, 0] += 1
+            continue
+        of_item[right, 2] += 1
+        if chosen is not None:
+            of_item[chosen, 1] += 1
+    totals = counts.sum(axis=0)
+    value = float(_macro_f1(totals))
+    if len(places) < 2:
+        return Estimate(value, None, None, len(places))
+    without = _macro_f1(totals - counts)
+    n = len(places)
+    stderr = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, n)
+
+
+def _macro_f1(counts: np.ndarray) -> np.ndarray:
+    """Per cent, from counts of (…, seed, class, 3), averaged over the seeds."""
+    both, only_chosen, only_right = np.moveaxis(counts, -1, 0)
+    of_class = 2 * both + only_chosen + only_right
+    f1 = np.divide(2 * both, of_class, out=np.zeros_like(both), where=of_class > 0)
+    found: np.ndarray = 100 * (f1.sum(-1) / np.maximum((of_class > 0).sum(-1), 1)).mean(-1)
+    return found
 
 
 def text_of(judgement: Judgement) -> str:
@@ -198,11 +237,33 @@ def _bleu(name: str) -> Metric:
     return Metric(name, "", 1, score, of_corpus, whole=whole, signature=lambda: bleu.signature(name))
 
 
+def _all_answers_right(item: Item, judgement: Judgement) -> float:
+    return float(judgement.picked == item.right)
+
+
+def _twice_found(item: Item, judgement: Judgement) -> float:
+    return 2.0 * len({*judgement.picked} & {*item.right})
+
+
+def _picked_and_right(item: Item, judgement: Judgement) -> float:
+    return len(judgement.picked) + len(item.right)
+
+
+def _f1_of_the_chosen(item: Item, judgement: Judgement) -> float:
+    """F1 of words of what the chosen choice has in its place, by ReCoRD's script, which is SQuAD's."""
+    return 0.0 if judgement.chosen is None else rules.squad_f1(item.fillings[judgement.chosen], item.accepted)
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "%", 1, accuracy, mean),
         Metric("exact match", "%", 1, exact_match, mean),
+        Metric("macro F1", "%", 1, accuracy, of_classes, by_items=False),
+        Metric("all answers right", "%", 1, _all_answers_right, mean),
+        Metric("F1a", "%", 1, _twice_found, ratio, _picked_and_right),
+        Metric("ReCoRD F1", "%", 1, _f1_of_the_chosen, mean),
+        Metric("perplexity of the completion", "", -1, _minus_logprob, ratio, of_ratio=_exp, slope=_exp),
         Metric("TriviaQA exact match", "%", 1, lambda i, j: rules.trivia_exact(text_of(j), i.accepted), mean),
         Metric("SQuAD exact match", "%", 1, _with_none(rules.squad_exact), mean),
         Metric("SQuAD F1", "%", 1, _with_none(rules.squad_f1), mean),

@@ -31,6 +31,10 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "QuAC F1": ("f1",),
     "DROP F1": ("f1",),
     "BLEU": ("BLEU-sb",),
+    "macro F1": ("f1",),
+    "all answers right": ("acc",),
+    "F1a": ("f1a",),
+    "ReCoRD F1": ("f1",),
     "perplexity of the completion": ("ppl",),
 }
 """Our metrics and what the table calls them."""

@@ -26,6 +26,8 @@ class Item:
     """Indices of the right choices, or of the right one of `contexts`; several may be right."""
     contexts: tuple[str, ...] = ()
     """For partial evaluation: the context with each candidate in its place. `completion` follows all of them."""
+    fillings: tuple[str, ...] = ()
+    """What stands in a blank in each choice, for metrics that compare it: the entities of ReCoRD."""
     answers: tuple[str, ...] = ()
     """All accepted answers of a generated completion; empty: `completion` alone."""
     spans: tuple[tuple[str, ...], ...] = ()
@@ -38,8 +40,6 @@ class Item:
     """Words by which the perplexity of a text is counted; None: its own, separated by white space."""
     zero_shot: str | None = None
     """The context without demonstrations, for tasks that have another form there; None: `context`."""
-    group: str = ""
-    """What belongs together in metrics that count groups, such as all answers of one question."""
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -55,3 +55,13 @@ FRAMING = Open(
 )
 CHOICES = (SEPARATOR, DELIMITER)
 LABELS = (*GENERATED, FRAMING, SEPARATOR, DELIMITER)
+ANSWER_CONTEXT = Open(
+    "answer_context",
+    "Section 2.4 names Answer: and A: and not which task has which; the default is the one that the task's figure has, "
+    "and Answer: for OpenBookQA, whose figure has neither.",
+    ("Answer: ", "A: "),
+)
+PER_TOKEN = Open(
+    "per_token",
+    "Whether the ratio of the two likelihoods is also taken per token is not said; the default takes it as it is.",
+)

@@ -15,14 +15,18 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import (
     analogies,
+    anli,
     arithmetic,
     closed_book,
+    completion,
     openai_files,
     perplexity,
     reading,
+    reasoning,
     superglue,
     text,
     translation,
+    winograd,
     words,
 )
 from gpt3_jax.evals.tasks.item import Items
@@ -34,6 +38,9 @@ GROUPS: Mapping[str, tuple[Task, ...]] = {
     "arithmetic": tuple(task for task in arithmetic.TASKS if task.row),
     "words": words.TASKS,
     "superglue": superglue.TASKS,
+    "anli": anli.TASKS,
+    "arc": reasoning.ARC,
+    "race": reasoning.RACE,
     "closed-book": closed_book.TASKS,
     "reading": reading.TASKS,
     "translation": translation.TASKS,
@@ -44,7 +51,11 @@ TASKS: Mapping[str, Task] = {
     for task in (
         *arithmetic.TASKS,
         *words.TASKS,
+        *completion.TASKS,
+        *winograd.TASKS,
+        *reasoning.TASKS,
         *superglue.TASKS,
+        *anli.TASKS,
         *closed_book.TASKS,
         *reading.TASKS,
         *translation.TASKS,

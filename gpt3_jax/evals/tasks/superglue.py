@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.scoring import Labelled, MeanLogLikelihood, Referent, Rule
+from gpt3_jax.evals.answer_rules import squad_normalised
+from gpt3_jax.evals.scoring import EachAnswer, Labelled, MeanLogLikelihood, Referent, Rule
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import detokenised, label, lower_first
-from gpt3_jax.evals.tasks.open_settings import CHOICES, GENERATED, LABELS
+from gpt3_jax.evals.tasks.open_settings import CHOICES, DELIMITER, GENERATED, LABELS
 from gpt3_jax.evals.tasks.published import DataSet, Found, Split
 from gpt3_jax.evals.tasks.task import Open, Task, Value
 
@@ -150,27 +151,22 @@ def _marked(text: str, pronoun: str, index: int, where: str) -> str:
 
 # ---- MultiRC
 
-_TRUTH = ("- [True] ", "- [False] ")
+_EACH = EachAnswer()
 
 
-def _multirc(found: Found, options: Options) -> Iterator[Item | None]:
-    """For evaluation an item for each answer, with its question as the group; for demonstration one for each question
-    with all its answers, because K counts questions."""
+def _multirc(found: Found, _: Options) -> Iterator[Item | None]:
+    """An item for each question, because K counts questions; its choices are all its answers."""
     for id, where, passage, question, answers in _questions(found):
-        context = f"{passage}\n{question}\n" if options["blank_line"] == "none" else f"{passage}\n\n{question}\n"
-        labels = [label(answer, "label", at, _BOOLEAN) for at, answer in answers]
         texts = [rows.text(answer, "text", at) for at, answer in answers]
         if not texts:
             raise UserError(f"{where}: the question has no answers")
-        lines = [_TRUTH[right or 0] + text for right, text in zip(labels, texts, strict=True)]
-        if found.split == "train":
-            yield None if None in labels else Item(id, context, "\n".join(lines))
+        labels = [label(answer, "label", at, _BOOLEAN) for at, answer in answers]
+        if None in labels:
+            yield None
             continue
-        for n, (right, text) in enumerate(zip(labels, texts, strict=True)):
-            before = "".join(f"{line}\n" for line in lines[:n]) if options["earlier_answers"] else ""
-            choices = tuple(truth + text for truth in _TRUTH)
-            own = f"{id}.{n}"
-            yield None if right is None else Item(own, context + before, choices[right], choices, (right,), group=id)
+        right = tuple(n for n, each in enumerate(labels) if each == 0)
+        lines = [(_EACH.true if n in right else _EACH.false) + text for n, text in enumerate(texts)]
+        yield Item(id, f"{passage}\n\n{question}\n", "\n".join(lines), tuple(texts), right)
 
 
 _Question = tuple[str, str, str, str, list[rows.Row]]
@@ -196,6 +192,65 @@ def _questions(found: Found) -> Iterator[_Question]:
         where, first = answers[0]
         passage_text, asked = (rows.text(first, field, where) for field in ("paragraph", "question"))
         yield f"{key[0]}.{key[1]}", where, passage_text, asked, list(answers)
+
+
+# ---- ReCoRD
+
+
+def _record(found: Found, options: Options) -> Iterator[Item | None]:
+    for id, where, passage, query, entities, answers in _queries(found):
+        if answers is None:
+            yield None
+            continue
+        accepted = {squad_normalised(answer) for answer in answers}
+        right = tuple(n for n, entity in enumerate(entities) if squad_normalised(entity) in accepted)
+        if not right:
+            raise UserError(f"{where}: none of the answers {', '.join(map(repr, answers))} is among its entities")
+        if "@placeholder" not in query:
+            raise UserError(f"{where}: the query has no @placeholder: {query[:60]!r}")
+        choices = tuple(f"- {query.replace('@placeholder', entity)}" for entity in entities)
+        own, accepted_texts = tuple(entities), tuple(answers)
+        yield Item(id, _bullets(passage), choices[right[0]], choices, right, fillings=own, answers=accepted_texts)
+
+
+def _bullets(passage: str) -> str:
+    """The passage, and below it the highlights with a ``-`` before each."""
+    text, *highlights = re.split(r"\s*@highlight\s*", passage.strip())
+    return f"{text}\n\n" + "".join(f"- {highlight}\n" for highlight in highlights)
+
+
+_Query = tuple[str, str, str, str, list[str], list[str] | None]
+"""Id, place, passage, query, the distinct entities in their order, the answers."""
+
+
+def _queries(found: Found) -> Iterator[_Query]:
+    for number, (where, row) in enumerate(found.rows()):
+        if "entities" in row:  # the Hub has a row for each query
+            at, idx = rows.object_in(row, "idx", where) if "idx" in row else (where, {"query": number})
+            entities = rows.texts(row["entities"], "entities", where, (1, 10_000))
+            answers = rows.texts(rows.required(row, "answers", where), "answers", where, (0, 10_000))
+            passage, query = (rows.text(row, field, where) for field in ("passage", "query"))
+            yield str(idx.get("query", number)), where, passage, query, _distinct(entities), _distinct(answers) or None
+            continue
+        at, inside = rows.object_in(row, "passage", where)
+        passage = rows.text(inside, "text", at)
+        spans = []
+        for at_entity, entity in rows.objects_in(inside, "entities", at):
+            first = rows.number(entity, "start", at_entity, 0, len(passage))
+            last = rows.number(entity, "end", at_entity, first, len(passage) - 1)
+            spans.append(passage[first : last + 1])  # the data's end is the last character
+        for n, (at_query, query_row) in enumerate(rows.objects_in(row, "qas", where)):
+            id = str(query_row.get("idx", f"{number}.{n}"))
+            query = rows.text(query_row, "query", at_query)
+            texts = None
+            if "answers" in query_row:
+                each = rows.objects_in(query_row, "answers", at_query)
+                texts = _distinct(rows.text(answer, "text", at_answer) for at_answer, answer in each)
+            yield id, at_query, passage, query, _distinct(spans), texts or None
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
 
 
 # ---- entries
@@ -261,7 +316,16 @@ TASKS = (
         options={"punctuation": "figure"},
         about="a question about a passage, yes or no",
     ),
-    _task("cb", "CB", "CB", _row(_cb), _SHORT, LABELS, about="a hypothesis that is true, false, or neither"),
+    _task(
+        "cb",
+        "CB",
+        "CB",
+        _row(_cb),
+        _SHORT,
+        LABELS,
+        ("accuracy", "macro F1"),
+        about="a hypothesis that is true, false, or neither",
+    ),
     _task(
         "copa",
         "Copa",
@@ -280,6 +344,38 @@ TASKS = (
         options={"first_letter": "lower"},
         delimiter="\n",
         about="cause or effect of a premise",
+    ),
+    _task(
+        "multirc",
+        "MultiRC",
+        "MultiRC",
+        _multirc,
+        _EACH,
+        open=(
+            DELIMITER,
+            _header("its header"),
+            Open(
+                "earlier_answers",
+                "Whether an answer is judged after the question's earlier answers is not said; the default judges each "
+                "alone, true puts the earlier ones before it with what is right of them, as in a demonstration.",
+            ),
+        ),
+        metrics=("all answers right", "F1a"),
+        draw="fixed",
+        instruction="READING COMPREHENSION ANSWER KEY",
+        instructed="always",
+        below_instruction="\n",
+        about="which answers to a question about a passage are right",
+    ),
+    _task(
+        "record",
+        "ReCoRD",
+        "ReCoRD",
+        _record,
+        MeanLogLikelihood(),
+        open=(DELIMITER,),
+        metrics=("accuracy", "ReCoRD F1"),
+        about="the entity that fills a blank, after a news article",
     ),
     _task("rte", "RTE", "RTE", _row(_rte), _SHORT, LABELS, about="a hypothesis that is true or false"),
     _task(
