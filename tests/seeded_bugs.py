@@ -758,6 +758,13 @@ BUGS = (
         ("test_answer_rules", "test_quac_leaves_out_questions_on_which_people_disagree", ()),
     ),
     Bug(
+        "questions on which people disagree count in a comparison",
+        "reports/paired.py",
+        "if a.scores[item][1] or b.scores[item][1]]",
+        "if True]",
+        ("test_evals_compare", "test_items_that_do_not_count_are_not_compared", ()),
+    ),
+    Bug(
         "DROP's spans are paired in their order",
         "evals/answer_rules.py",
         "rows, columns = linear_sum_assignment(scores, maximize=True)",

@@ -195,7 +195,9 @@ QUAC: Files = {
             )
         ]
     },
-    "train_v0.2.json": {"data": [quac("C_2", f"It rained. {NO}", ("did it?", "rained", ["rained"]))]},
+    "train_v0.2.json": {
+        "data": [quac("C_2", f"It rained. {NO}", ("did it?", "rained", ["rained"]), ("why?", NO, [NO]))]
+    },
 }
 
 
@@ -203,11 +205,12 @@ def test_prompts_of_quac_have_the_earlier_turns_and_no_mark_for_unanswerable(tmp
     data = write(tmp_path, QUAC)
     asked = "TITLE: Mud Pie - Early life\nPARAGRAPH: A duck sat.\n\nQ: who sat?\n\nA: {}\n\nQ: where?\n\nA:"
     shown = "TITLE: Mud Pie - Early life\nPARAGRAPH: It rained.\n\nQ: did it?\n\nA: rained"
-    (task,) = select(["quac"], (), data)
-    items = task.load(Source(data=data), task.options)
-    made = protocol.Preparer(task, items, ByteTokenizer(), 10_000).prepare(items.test[1], 1, 0)
-    assert isinstance(made, protocol.Prepared) and made.prompts == (f"{shown}\n\n{asked.format(NO)}",)
-    first, second = items.test
+    assert prompts("quac", data, item=1) == [
+        asked.format(NO),
+        f"{shown}\n\nQ: why?\n\nA: {NO}\n\n{asked.format(NO)}",
+        f"{shown}\n\nQ: why?\n\nA: {NO}\n\n{shown}\n\n{asked.format(NO)}",
+    ]
+    first, second = load("quac", data).test
     assert second.answers == ("A duck sat.", "sat.") and second.completion == "sat.", "the one of the dialogue is shown"
     assert first.answers == (NO, "A duck", NO) and first.unanswerable == NO and first.id == "C_1_q#0"
     other = load("quac", data, "unanswerable=I do not know.").test
