@@ -18,7 +18,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.scoring import Judgement
-from gpt3_jax.evals.tasks import closed_book, perplexity, reading, translation
+from gpt3_jax.evals.tasks import closed_book, perplexity, reading, rows, translation
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, select
 from gpt3_jax.evals.tasks.task import Source
@@ -356,6 +356,19 @@ def test_prompts_of_translation(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert [item.completion for item in items.test] == ["A duck.", "It rains again"]
     assert items.test[1].context == "Il pleut\u2028encore =", "lines end where the file ends them"
     assert items.train and [item.id for item in items.train] == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 20])
+@pytest.mark.parametrize("text", ["a\nbé\n\nc\n", "a\r\nbé\n\nc", "\n"])
+def test_the_first_lines_are_those_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
+) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr(rows, "_CHUNK", chunk)
+    every = rows.lines(str(path))
+    for most in range(1, 6):
+        assert rows.lines(str(path), most) == every[:most]
 
 
 def sgm(*sentences: str) -> str:
