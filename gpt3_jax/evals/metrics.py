@@ -100,7 +100,7 @@ def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         return Estimate(value, None, None, count)
     rest = [score - found * weight for score, weight in pairs]
     stderr = math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * metric.slope(found)
-    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, count)
+    return Estimate(value, stderr, _apart(stderr), count)
 
 
 def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -113,6 +113,11 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     value, drawn = metric.whole(list(items.values()))
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
     return Estimate(value, stderr, stderr and math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, len(items))
+
+
+def _apart(stderr: float) -> float | None:
+    """As `detectable`, for what is no share of items; None where all items are alike, which says nothing."""
+    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None
 
 
 def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -140,7 +145,7 @@ def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     without = _macro_f1(totals - counts)
     n = len(places)
     stderr = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
-    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, n)
+    return Estimate(value, stderr, _apart(stderr), n)
 
 
 def _macro_f1(counts: np.ndarray) -> np.ndarray:
