@@ -67,6 +67,8 @@ class Metric:
     items for every system, from each item's texts and references. `score` then only ranks two answers."""
     by_items: bool = True
     """Whether an item has a score of its own, so that two evaluations can be compared item by item."""
+    signature: Callable[[], str] | None = None
+    """What the library calls the measure that computes it, for result files."""
 
 
 def accuracy(item: Item, judgement: Judgement) -> float:
@@ -112,7 +114,7 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         items.setdefault(each.item.id, []).append((text_of(each.judgement), each.item.completion))
     value, drawn = metric.whole(list(items.values()))
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
-    return Estimate(value, stderr, stderr and math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, len(items))
+    return Estimate(value, stderr, None if stderr is None else _apart(stderr), len(items))
 
 
 def _apart(stderr: float) -> float | None:
@@ -236,7 +238,7 @@ def _bleu(name: str) -> Metric:
     def score(item: Item, judgement: Judgement) -> float:
         return bleu.sentence(name, text_of(judgement), item.completion)
 
-    return Metric(name, "", 1, score, of_corpus, whole=whole)
+    return Metric(name, "", 1, score, of_corpus, whole=whole, signature=lambda: bleu.signature(name))
 
 
 def _all_answers_right(item: Item, judgement: Judgement) -> float:

@@ -91,6 +91,8 @@ class Results:
 
     def _notes(self) -> str:
         lines = ["", "", "  accuracy, exact match and F1 in per cent; paper: Table H.1, the model of the same shape"]
+        signatures = {name: sign for task in self.tasks.values() for name, sign in task.get("signatures", {}).items()}
+        lines += [f"  {name}: {sign}" for name, sign in signatures.items()]
         for cell in self.cells:
             if METRICS[cell.metric] is not METRICS[next(c.metric for c in self.cells if c.task == cell.task)]:
                 continue  # said once for each task

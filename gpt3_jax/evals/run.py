@@ -49,6 +49,7 @@ class TaskItems:
             "evaluated": len(self.evaluated),
             "fingerprint": dataclasses.replace(self.items, test=self.evaluated).fingerprint(),
             "metrics": list(task.metrics),
+            "signatures": {name: sign() for name in task.metrics if (sign := METRICS[name].signature)},
             "shots": task.shots,
             "scoring": {"rule": type(task.scoring).__name__, **_fields(task.scoring)},
             "delimiter": task.delimiter,

@@ -63,9 +63,9 @@ def _coqa(where: str, row: dict[str, Any], _: Options) -> Iterator[Item]:
         others: list[list[str]] = []
     else:
         questions = _in_order(rows.objects_in(row, "questions", where))
-        answers = _in_order(rows.objects_in(row, "answers", where))
+        answers = _in_order(rows.objects_in(row, "answers", where), empty=True)
         at, more = rows.object_in(row, "additional_answers", where) if row.get("additional_answers") else (where, {})
-        others = [_in_order(rows.objects_in(more, name, at)) for name in more]
+        others = [_in_order(rows.objects_in(more, name, at), empty=True) for name in more]
     _as_many(where, questions, answers=answers, **{f"additional_answers[{n}]": each for n, each in enumerate(others)})
     name = str(row.get("id") or where)
     earlier = list(zip(questions, answers, strict=True))
@@ -74,11 +74,11 @@ def _coqa(where: str, row: dict[str, Any], _: Options) -> Iterator[Item]:
         yield Item(f"{name} {n + 1}", _turns(story, earlier[:n], question), answer, answers=references)
 
 
-def _in_order(turns: Sequence[rows.Row]) -> list[str]:
+def _in_order(turns: Sequence[rows.Row], empty: bool = False) -> list[str]:
     for number, (at, turn) in enumerate(turns, start=1):
         if turn.get("turn_id", number) != number:
             raise UserError(f"{at}: 'turn_id' is {turn['turn_id']!r}; expected {number}, the turns in their order")
-    return _texts(turns, "input_text")
+    return _texts(turns, "input_text", empty)
 
 
 # ---- QuAC
@@ -186,8 +186,8 @@ def _squad_item(where: str, row: dict[str, Any], top: str, before: Sequence[tupl
         answers = _texts(rows.objects_in(row, "answers", where), "text")
         impossible = rows.one_of(row, "is_impossible", where, {True: True, False: False})
         if impossible == bool(answers):
-            there = f"{len(answers)} answers" if answers else "no answer"
-            raise UserError(f"{where}: 'is_impossible' is {str(impossible).lower()}, and there is {there}")
+            there = f"there are {len(answers)} answers" if answers else "there is no answer"
+            raise UserError(f"{where}: 'is_impossible' is {str(impossible).lower()}, and {there}")
     context = _turns(top, before, rows.text(row, "question", where))
     accepted = tuple(dict.fromkeys(answers)) or (none,)
     return Item(str(row.get("id") or where), context, accepted[0], answers=accepted, unanswerable=none)
