@@ -21,6 +21,7 @@ from published_items import (
     write_snapshot,
 )
 
+import gpt3_jax
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol, table_h1
@@ -684,3 +685,21 @@ def test_a_table_of_stories_in_another_order_is_read(tmp_path: Path) -> None:
     path.write_text("\ufeff" + table(head, ["2", "F.", "E.", "D.", "C.", "B, b.", "A.", "7"]), encoding="utf-8")
     (item,) = load("storycloze", tmp_path).test
     assert (item.id, item.context, item.completion) == ("7", "A. B, b. C. D.", "F.")
+
+
+# ---- documentation
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_readme_has_the_tasks_files_and_settings(name: str) -> None:
+    text = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
+    task, case = TASKS[name], CASES[name]
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    assert f"| {task.shots} |" in row and f"| {', '.join(task.metrics)} |" in row and f"`{case.hub[0]}`" in row
+    for file in re.findall(r"`([^`]+)`", row.split("|")[2]):
+        last = file.rpartition("/")[2].replace("*", ".*")
+        assert any(re.search(f"{last}$", each) for each in case.files), file
+    for each in task.open:
+        lines = [line for line in text.splitlines() if line.startswith(f"| `{each.name}` |") and each.why in line]
+        value = str(task.setting(each.name)).replace("\n", "\\n")
+        assert any(value in line for line in lines) or each.name == "max_tokens", each.name
