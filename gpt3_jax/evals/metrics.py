@@ -65,10 +65,10 @@ class Metric:
     whole: Callable[[Sequence[Sequence[bleu.Pair]]], tuple[float, np.ndarray]] | None = None
     """For measures of a corpus, which are no mean over items: its value and those of a bootstrap, which draws the same
     items for every system, from each item's texts and references. `score` then only ranks two answers."""
-    signature: Callable[[], str] | None = None
-    """What the library calls the measure that computes it, for result files."""
     by_items: bool = True
     """Whether an item has a score of its own, so that two evaluations can be compared item by item."""
+    signature: Callable[[], str] | None = None
+    """What the library calls the measure that computes it, for result files."""
 
 
 def accuracy(item: Item, judgement: Judgement) -> float:
@@ -102,7 +102,7 @@ def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         return Estimate(value, None, None, count)
     rest = [score - found * weight for score, weight in pairs]
     stderr = math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * metric.slope(found)
-    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, count)
+    return Estimate(value, stderr, _apart(stderr), count)
 
 
 def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -114,8 +114,12 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         items.setdefault(each.item.id, []).append((text_of(each.judgement), each.item.completion))
     value, drawn = metric.whole(list(items.values()))
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
-    found = math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None  # no scatter at all says nothing
-    return Estimate(value, stderr, found, len(items))
+    return Estimate(value, stderr, None if stderr is None else _apart(stderr), len(items))
+
+
+def _apart(stderr: float) -> float | None:
+    """As `detectable`, for what is no share of items; None where all items are alike, which says nothing."""
+    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None
 
 
 def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -143,7 +147,7 @@ def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     without = _macro_f1(totals - counts)
     n = len(places)
     stderr = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
-    return Estimate(value, stderr, math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr, n)
+    return Estimate(value, stderr, _apart(stderr), n)
 
 
 def _macro_f1(counts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from gpt3_jax.evals.scoring import LastWord, MeanLogLikelihood
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import label, upper_first
-from gpt3_jax.evals.tasks.open_settings import CHOICES, GENERATED
+from gpt3_jax.evals.tasks.open_settings import CHOICES, GENERATED, header
 from gpt3_jax.evals.tasks.published import DataSet, Found, Split
 from gpt3_jax.evals.tasks.task import Open, Task, Value
 
@@ -86,12 +86,7 @@ _LAMBADA_OPEN = (
         "The length of the blank in Figure G.21 is a rule in print; the default is four underscores.",
     ),
     Open("arrow", "Figure G.21 has ->, section 3.1.2 an arrow; the default is the figure's.", ("->", "\u2192")),
-    Open(
-        "instructed",
-        "Figure G.21 shows one example below its instruction; whether it stands once at the top of a prompt or in each "
-        "example is not said, the default few-shot is once at the top.",
-        ("few-shot", "each"),
-    ),
+    header(("few-shot", "each")),
     *GENERATED,
     *CHOICES,
 )

@@ -65,3 +65,13 @@ PER_TOKEN = Open(
     "per_token",
     "Whether the ratio of the two likelihoods is also taken per token is not said; the default takes it as it is.",
 )
+
+
+def header(choices: tuple[str, str]) -> Open:
+    """Where the header of a task's figure stands: at the top, or in each example."""
+    return Open(
+        "instructed",
+        "Appendix G shows one example below this task's header; whether it stands once at the top of a prompt or in "
+        "each example is not said; the default is once at the top, each puts it above every example.",
+        choices,
+    )

@@ -150,7 +150,7 @@ def _items(name: str, found: Found, read: Read, options: Mapping[str, Value]) ->
         seen[item.id] = seen.get(item.id, 0) + 1
     if len(items) < len(made):
         log.info(f"task {name}: {len(made) - len(items)} of {len(made)} rows of {found} have no label and are left out")
-    log.info(f"task {name}: {len(items):,} {found.split} items from {found}")
+    log.info(f"task {name}: {found.split} items in {found}: {len(items):,}")
     return items
 
 

@@ -26,9 +26,10 @@ def _piqa(found: Found, _: Options) -> Iterator[Item | None]:
     if not any("label" in row for _, row in all_rows):
         path = found.files[0]
         stem = re.sub(r"\.jsonl$", "", rows.plain_name(os.path.basename(path)))
-        labels = rows.lines(published.companion(path, f"{stem}-labels.lst", "labels"))
+        beside = published.companion(path, f"{stem}-labels.lst", "labels")
+        labels = rows.lines(beside)
         if len(labels) != len(all_rows):
-            raise UserError(f"{path} has {len(all_rows)} rows, and its labels {len(labels)} lines; fetch both again")
+            raise UserError(f"{path} has {len(all_rows)} rows, and {beside} {len(labels)}; fetch both again")
         all_rows = [
             (where, {**row, "label": rows.one_of({"label": line.strip()}, "label", at, {"0": 0, "1": 1})})
             for (where, row), (at, line) in zip(all_rows, labels, strict=True)

@@ -18,7 +18,7 @@ from gpt3_jax.evals.scoring import EachAnswer, Labelled, MeanLogLikelihood, Refe
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import detokenised, label, lower_first
-from gpt3_jax.evals.tasks.open_settings import CHOICES, DELIMITER, GENERATED, LABELS
+from gpt3_jax.evals.tasks.open_settings import CHOICES, DELIMITER, GENERATED, LABELS, header
 from gpt3_jax.evals.tasks.published import DataSet, Found, Split
 from gpt3_jax.evals.tasks.task import Open, Task, Value
 
@@ -256,15 +256,6 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 # ---- entries
 
 
-def _header(what: str) -> Open:
-    return Open(
-        "instructed",
-        f"Appendix G shows one example below {what}; whether it stands once at the top of a prompt or in each example "
-        "is not said, the default is always, once at the top.",
-        ("always", "each"),
-    )
-
-
 def _task(
     name: str,
     row: str,
@@ -353,7 +344,7 @@ TASKS = (
         _EACH,
         open=(
             DELIMITER,
-            _header("its header"),
+            header(("always", "each")),
             Open(
                 "earlier_answers",
                 "Whether an answer is judged after the question's earlier answers is not said; the default judges each "
@@ -405,7 +396,7 @@ TASKS = (
         open=(
             *GENERATED,
             *CHOICES,
-            _header("an instruction"),
+            header(("always", "each")),
             Open(
                 "referent",
                 "How a generated noun becomes true or false is not said; the default overlap is T5's rule, exact asks "
