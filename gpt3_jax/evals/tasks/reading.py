@@ -3,6 +3,8 @@ r"""Reading comprehension (section 3.6, Figures G.18, G.20, G.25 and G.28): CoQA
 The authors' releases are read, which are one JSON document each, and the Hub's rows of the same. An example is one
 question. In CoQA and QuAC the earlier questions of the dialogue stand before it with their answers, in SQuAD 2.0 the
 earlier ones of the paragraph.
+
+DROP is also read as rows of ``passage``, ``question`` and ``answers``, a list of answers that are lists of spans.
 """
 
 from __future__ import annotations
