@@ -22,6 +22,9 @@ beside the paper's own results (Table H.1) for a model of the same shape."""
 _EPILOG = """tasks:
   arithmetic            the paper's ten, generated; or one of them, such as two_digit_addition
   words                 the paper's five, from the machine's list of words or --words FILE; or one, reversed_words
+  boolq, race_high, …   the paper's data sets, read from their published files in the folder --data; groups: superglue,
+                        anli, arc, race, closed-book, reading, translation; gpt3_jax/evals/README.md lists them
+  paper                 all of the paper's tasks whose files are in --data, and the generated ones
   PATH/NAME.jsonl[.gz]  contexts and completions as in OpenAI's files; the paper's tasks are known by the file's name
   text:FILE             loss per token, perplexity per word, bits per byte of a text, JSONL, Parquet or token shards
   analogies:FILE        SAT analogies; gpt3_jax/evals/README.md describes the format
@@ -171,8 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=local_path,
         metavar="DIR",
-        help="folder of data sets: a task is read from its published file there, such as two_digit_addition.jsonl, and "
-        "generated only if there is none",
+        help="folder of data sets: a task is read from its published files there, at any depth; arithmetic and word "
+        "tasks are generated if there are none",
     )
     parser.add_argument(
         "--out",
