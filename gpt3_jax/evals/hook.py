@@ -67,7 +67,7 @@ class EvaluateTasks(Hook):
         now = time.monotonic()
         self._seconds += now - started
         share = self._seconds / (now - self._started)
-        values = {**_values(cells), "seconds": now - started, "share_of_time": share}
+        values = {**_values(cells), **_errors(cells), "seconds": now - started, "share_of_time": share}
         self._telemetry.record("tasks", moment.tokens, values)
         self._say(moment.tokens, cells, f"{duration(now - started)}; evaluations are {share:.1%} of this run's time")
 
@@ -92,5 +92,15 @@ class EvaluateTasks(Hook):
 
 
 def _values(cells: list[Cell]) -> dict[str, float]:
-    """By task, metric and K: ``two_digit_addition/acc/K=1``."""
-    return {f"{cell.task}/{cell.metric}/K={cell.shots}": cell.value for cell in cells}
+    """By task, metric and K: ``two_digit_addition/accuracy/K=1``."""
+    return {_name(cell): cell.value for cell in cells}
+
+
+def _errors(cells: list[Cell]) -> dict[str, float]:
+    """Standard errors and numbers of items: the same names with ``/stderr`` and ``/items``."""
+    errors = {f"{_name(cell)}/stderr": cell.stderr for cell in cells if cell.stderr is not None}
+    return {**errors, **{f"{_name(cell)}/items": cell.items for cell in cells}}
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.task}/{cell.metric}/K={cell.shots}"
