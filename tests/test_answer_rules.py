@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -290,7 +291,8 @@ def test_the_error_of_bleu_is_that_of_sacrebleus_bootstrap() -> None:
     metric = METRICS["BLEU"]
     ours = metric.estimate(metric, scored(texts, references))
     interval = BLEU(tokenize="intl").corpus_score(texts, [references], n_bootstrap=1000)
-    assert ours.stderr == pytest.approx(interval._ci / 1.96, rel=0.12)  # half the width of 95 %
+    half = re.search(r"± ([0-9.]+)", interval.format(width=6))  # of an interval of 95 %
+    assert half and ours.stderr == pytest.approx(float(half[1]) / 1.96, rel=0.12)
     assert ours.value == pytest.approx(interval.score)
 
 

@@ -149,6 +149,20 @@ def test_translations_are_compared_by_the_bleu_of_all(tmp_path: Path) -> None:
     assert same[0].difference == same[0].stderr == 0, "the same items are drawn for both"
 
 
+def test_items_that_do_not_count_are_not_compared() -> None:
+    def scores(*found: tuple[float, float]) -> paired.Scores:
+        items = [str(n) for n in range(len(found))]
+        prompts = dict.fromkeys(items, frozenset(["p"]))
+        return paired.Scores(dict(zip(items, found, strict=True)), prompts, dict.fromkeys(items, "f"), {})
+
+    # The first item's people disagree: it has a score, and a weight of 0.
+    a, b = scores((1.0, 0.0), (0.5, 1.0), (0.0, 1.0)), scores((0.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    found = paired._compare(("quac", "0", "QuAC F1"), a, b)
+    assert (found.items, found.only_one, found.a, found.b) == (2, 0, 25, 50)
+    assert (found.a_better, found.b_better) == (0, 1)
+    assert found.stderr == pytest.approx(25)  # of gains 50 and 0: standard deviation 35.36, over the root of 2
+
+
 def test_perplexities_without_bound_are_compared_and_written_as_null(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.scoring import Judgement
-from gpt3_jax.evals.tasks import closed_book, perplexity, reading, translation
+from gpt3_jax.evals.tasks import closed_book, perplexity, reading, rows, translation
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, select
 from gpt3_jax.evals.tasks.task import Source
@@ -195,7 +195,9 @@ QUAC: Files = {
             )
         ]
     },
-    "train_v0.2.json": {"data": [quac("C_2", f"It rained. {NO}", ("did it?", "rained", ["rained"]))]},
+    "train_v0.2.json": {
+        "data": [quac("C_2", f"It rained. {NO}", ("did it?", "rained", ["rained"]), ("why?", NO, [NO]))]
+    },
 }
 
 
@@ -203,11 +205,12 @@ def test_prompts_of_quac_have_the_earlier_turns_and_no_mark_for_unanswerable(tmp
     data = write(tmp_path, QUAC)
     asked = "TITLE: Mud Pie - Early life\nPARAGRAPH: A duck sat.\n\nQ: who sat?\n\nA: {}\n\nQ: where?\n\nA:"
     shown = "TITLE: Mud Pie - Early life\nPARAGRAPH: It rained.\n\nQ: did it?\n\nA: rained"
-    (task,) = select(["quac"], (), data)
-    items = task.load(Source(data=data), task.options)
-    made = protocol.Preparer(task, items, ByteTokenizer(), 10_000).prepare(items.test[1], 1, 0)
-    assert isinstance(made, protocol.Prepared) and made.prompts == (f"{shown}\n\n{asked.format(NO)}",)
-    first, second = items.test
+    assert prompts("quac", data, item=1) == [
+        asked.format(NO),
+        f"{shown}\n\nQ: why?\n\nA: {NO}\n\n{asked.format(NO)}",
+        f"{shown}\n\nQ: why?\n\nA: {NO}\n\n{shown}\n\n{asked.format(NO)}",
+    ]
+    first, second = load("quac", data).test
     assert second.answers == ("A duck sat.", "sat.") and second.completion == "sat.", "the one of the dialogue is shown"
     assert first.answers == (NO, "A duck", NO) and first.unanswerable == NO and first.id == "C_1_q#0"
     other = load("quac", data, "unanswerable=I do not know.").test
@@ -355,6 +358,19 @@ def test_prompts_of_translation(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert items.train and [item.id for item in items.train] == ["0", "2", "3"]
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 20])
+@pytest.mark.parametrize("text", ["a\nbé\n\nc\n", "a\r\nbé\n\nc", "\n"])
+def test_the_first_lines_are_those_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
+) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr(rows, "_CHUNK", chunk)
+    every = rows.lines(str(path))
+    for most in range(1, 6):
+        assert rows.lines(str(path), most) == every[:most]
+
+
 def sgm(*sentences: str) -> str:
     segments = "\n".join(f'<seg id="{n}">{sentence}</seg>' for n, sentence in enumerate(sentences, start=1))
     return f'<srcset setid="newstest" srclang="any">\n<doc docid="1">\n<p>\n{segments}\n</p>\n</doc>\n</srcset>\n'
@@ -398,7 +414,7 @@ def test_test_sets_are_found_by_the_names_people_have(
 PTB = " no it was n't the company 's fault <unk> said \n a loss of $ N million or about N % \n"
 WIKI = (
     " \n = Mud Pie = \n \n It was a song ( with ducks ) , 1 @,@ 000 @-@ fold . \n \n = = Early life = = \n \n"
-    ' They said " quack " ; it was n\'t so . \n \n = Rain = \n \n It rained . \n'
+    ' They said " quack " ; we \'re so sure . \n \n = Rain = \n \n It rained . \n'
 )
 
 
@@ -419,7 +435,7 @@ def test_wikitext_is_read_by_article(tmp_path: Path) -> None:
     one, other = items.test
     assert one.completion == (
         "\n= Mud Pie =\n\nIt was a song (with ducks), 1,000-fold.\n\n= = Early life = =\n\n"
-        'They said "quack"; it wasn\'t so.\n\n'
+        'They said "quack"; we\'re so sure.\n\n'
     )
     assert other.completion == "= Rain =\n\nIt rained.\n"
     both = WIKI.count("\n") + len(WIKI.split())
@@ -485,7 +501,9 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
     dialogue = COQA["coqa-dev-v1.0.json"]["data"][0]
     questions, answers = ([turn["input_text"] for turn in dialogue[name]] for name in ("questions", "answers"))
     row = {"source": "", "story": dialogue["story"], "questions": questions, "answers": {"input_text": answers}}
-    same(on_hub("coqa", "coqa", [row], tmp_path / "c", "validation"), released("coqa", COQA), "id", "answers")
+    found = on_hub("coqa", "coqa", [row, row], tmp_path / "c", "validation")
+    same(found[:2], released("coqa", COQA), "id", "answers")
+    assert [item.id for item in found] == ["0 1", "0 2", "1 1", "1 2"], "which does not depend on the folder"
     dialogue = QUAC["val_v0.2.json"]["data"][0]
     (paragraph,) = dialogue["paragraphs"]
     row = {

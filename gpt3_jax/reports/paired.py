@@ -171,7 +171,8 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
 def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     task, shots, name = key
     metric = METRICS[name]
-    common = [item for item in a.scores if item in b.scores]
+    both = [item for item in a.scores if item in b.scores]
+    common = [item for item in both if a.scores[item][1] or b.scores[item][1]]  # without those that do not count
     pairs_a, pairs_b = ([side.scores[item] for item in common] for side in (a, b))
     value_a, rest_a = _value(metric, pairs_a)
     value_b, rest_b = _value(metric, pairs_b)
@@ -191,7 +192,7 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
         shots=shots,
         metric=name,
         items=len(common),
-        only_one=len(a.scores) + len(b.scores) - 2 * len(common),
+        only_one=len(a.scores) + len(b.scores) - 2 * len(both),
         other_prompts=sum(a.prompts[item] != b.prompts[item] for item in common),
         a=value_a,
         b=value_b,

@@ -167,7 +167,7 @@ TASKS = (
         "SQuAD exact match",
         DataSet(
             Split("test", ("webquestions.examples.test.json", "main/test.json")),
-            Split("train", ("webquestions.examples.train.json", "main/train*.json", "main/val.json")),
+            Split("train", ("webquestions.examples.train.json", "main/trainmodel.json", "main/val.json")),
             (("web_questions", ""),),
         ),
         _rows(_web),

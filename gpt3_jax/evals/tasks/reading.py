@@ -3,6 +3,8 @@ r"""Reading comprehension (section 3.6, Figures G.18, G.20, G.25 and G.28): CoQA
 The authors' releases are read, which are one JSON document each, and the Hub's rows of the same. An example is one
 question. In CoQA and QuAC the earlier questions of the dialogue stand before it with their answers, in SQuAD 2.0 the
 earlier ones of the paragraph.
+
+DROP is also read as rows of ``passage``, ``question`` and ``answers``, a list of answers that are lists of spans.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ def _turns(top: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
     return "\n\n".join([top, *before, f"Q: {question}", "A:"])
 
 
-def _dialogues(make: Callable[[str, dict[str, Any], Options], Iterable[Item]]) -> published.Read:
-    """Reads what stands under ``data`` in a release, or the Hub's rows."""
+def _dialogues(make: Callable[[str, dict[str, Any], str, Options], Iterable[Item]]) -> published.Read:
+    """Reads what stands under ``data`` in a release, or the Hub's rows. `make` gets a number too, for dialogues without
+    a name."""
 
     def read(found: Found, options: Options) -> Iterator[Item]:
+        number = 0
         for where, row in found.rows():
             for at, each in rows.objects_in(row, "data", where) if "data" in row else [(where, row)]:
-                yield from make(at, each, options)
+                yield from make(at, each, str(number), options)
+                number += 1
 
     return read
 
@@ -53,7 +58,7 @@ def _as_many(where: str, questions: Sequence[str], **others: Sequence[Any]) -> N
 # ---- CoQA
 
 
-def _coqa(where: str, row: dict[str, Any], _: Options) -> Iterator[Item]:
+def _coqa(where: str, row: dict[str, Any], number: str, _: Options) -> Iterator[Item]:
     """The answers of a release are lists of objects; the Hub's are an object of lists, without the other people's."""
     story = rows.text(row, "story", where)
     if isinstance(row.get("answers"), dict):
@@ -67,7 +72,7 @@ def _coqa(where: str, row: dict[str, Any], _: Options) -> Iterator[Item]:
         at, more = rows.object_in(row, "additional_answers", where) if row.get("additional_answers") else (where, {})
         others = [_in_order(rows.objects_in(more, name, at), empty=True) for name in more]
     _as_many(where, questions, answers=answers, **{f"additional_answers[{n}]": each for n, each in enumerate(others)})
-    name = str(row.get("id") or where)
+    name = str(row.get("id") or number)
     earlier = list(zip(questions, answers, strict=True))
     for n, (question, answer) in enumerate(earlier):
         references = (answer, *(each[n] for each in others))
@@ -86,9 +91,9 @@ def _in_order(turns: Sequence[rows.Row], empty: bool = False) -> list[str]:
 _CANNOT = "CANNOTANSWER"
 
 
-def _quac(where: str, row: dict[str, Any], options: Options) -> Iterator[Item]:
+def _quac(where: str, row: dict[str, Any], number: str, options: Options) -> Iterator[Item]:
     if "paragraphs" not in row:
-        yield from _quac_row(where, row, options)
+        yield from _quac_row(where, row, number, options)
         return
     title, section = rows.text(row, "title", where), rows.text(row, "section_title", where)
     for at, paragraph in rows.objects_in(row, "paragraphs", where):
@@ -103,13 +108,13 @@ def _quac(where: str, row: dict[str, Any], options: Options) -> Iterator[Item]:
             own = rows.object_in(each, "orig_answer", place) if "orig_answer" in each else None
             first.append(rows.text(own[1], "text", own[0]) if own else references[-1][0])
         context = rows.text(paragraph, "context", at)
-        ids = [str(each.get("id") or place) for place, each in asked]
+        ids = [str(each.get("id") or f"{paragraph.get('id') or number}_q#{n}") for n, (_, each) in enumerate(asked)]
         yield from _quac_items(
             ids, f"{title} - {section}", context, _texts(asked, "question"), first, references, options
         )
 
 
-def _quac_row(where: str, row: dict[str, Any], options: Options) -> Iterator[Item]:
+def _quac_row(where: str, row: dict[str, Any], number: str, options: Options) -> Iterator[Item]:
     """A dialogue as the Hub has it: lists by turn."""
     title, section = rows.text(row, "wikipedia_page_title", where), rows.text(row, "section_title", where)
     questions = rows.texts(rows.required(row, "questions", where), "questions", where, (1, _MOST))
@@ -119,7 +124,7 @@ def _quac_row(where: str, row: dict[str, Any], options: Options) -> Iterator[Ite
     at, original = rows.object_in(row, "orig_answers", where)
     first = rows.texts(rows.required(original, "texts", at), "texts", at, (1, _MOST))
     _as_many(where, questions, answers=references, orig_answers=first)
-    name = str(row.get("dialogue_id") or where)
+    name = str(row.get("dialogue_id") or number)
     ids = [f"{name}_q#{n}" for n in range(len(questions))]
     context = rows.text(row, "context", where)
     yield from _quac_items(ids, f"{title} - {section}", context, questions, first, references, options)
@@ -153,11 +158,11 @@ def _squad(found: Found, options: Options) -> Iterator[Item]:
     """The questions of a paragraph are together in a release; on the Hub they follow each other."""
     before: list[tuple[str, str]] = []
     last = ""
-    for title, context, at, question in _questions(found):
+    for number, (title, context, at, question) in enumerate(_questions(found)):
         top = f"Title: {title.replace('_', ' ')}\n\nBackground: {context}"
         if top != last:
             before, last = [], top
-        item = _squad_item(at, question, top, before, options)
+        item = _squad_item(at, question, str(number), top, before, options)
         before.append((rows.text(question, "question", at), item.completion))
         yield item
 
@@ -176,7 +181,9 @@ def _questions(found: Found) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
                     yield title, context, one, question
 
 
-def _squad_item(where: str, row: dict[str, Any], top: str, before: Sequence[tuple[str, str]], options: Options) -> Item:
+def _squad_item(
+    where: str, row: dict[str, Any], number: str, top: str, before: Sequence[tuple[str, str]], options: Options
+) -> Item:
     none = str(options["unanswerable"])
     if isinstance(row.get("answers"), dict):  # the Hub's
         at, given = rows.object_in(row, "answers", where)
@@ -190,7 +197,7 @@ def _squad_item(where: str, row: dict[str, Any], top: str, before: Sequence[tupl
             raise UserError(f"{where}: 'is_impossible' is {str(impossible).lower()}, and {there}")
     context = _turns(top, before, rows.text(row, "question", where))
     accepted = tuple(dict.fromkeys(answers)) or (none,)
-    return Item(str(row.get("id") or where), context, accepted[0], answers=accepted, unanswerable=none)
+    return Item(str(row.get("id") or number), context, accepted[0], answers=accepted, unanswerable=none)
 
 
 # ---- DROP
@@ -198,7 +205,7 @@ def _squad_item(where: str, row: dict[str, Any], top: str, before: Sequence[tupl
 
 def _drop(found: Found, options: Options) -> Iterator[Item | None]:
     joiner = str(options["joiner"])
-    for passage, where, row in _drop_rows(found):
+    for number, (passage, where, row) in enumerate(_drop_rows(found)):
         answers = [spans for spans in _drop_answers(found, where, row) if any(span.strip() for span in spans)]
         asked = rows.text(row, "question", where)
         if not answers:
@@ -206,7 +213,7 @@ def _drop(found: Found, options: Options) -> Iterator[Item | None]:
             continue
         texts = tuple(joiner.join(spans) for spans in answers)
         yield Item(
-            str(row.get("query_id") or where),
+            str(row.get("query_id") or number),
             f"Passage: {passage}\nQuestion: {asked}\nAnswer:",
             texts[0],
             answers=texts,

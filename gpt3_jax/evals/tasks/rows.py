@@ -30,18 +30,30 @@ def plain_name(path: str) -> str:
     return next((lower.removesuffix(suffix) for suffix in SUFFIXES if lower.endswith(suffix)), lower)
 
 
-def _read(path: str) -> bytes:
-    return b"".join(part for part, _ in chunks(path, 0, _CHUNK))
+def _read(path: str, lines: int | None = None) -> bytes:
+    if lines is None:
+        return b"".join(part for part, _ in chunks(path, 0, _CHUNK))
+    parts, left = [], lines
+    for part, _ in chunks(path, 0, _CHUNK):
+        if (here := part.count(b"\n")) >= left:
+            parts += [line + b"\n" for line in part.split(b"\n", left)[:left]]
+            break
+        parts.append(part)
+        left -= here
+    return b"".join(parts)
 
 
-def read_text(path: str) -> str:
-    """The whole file as text, decompressed if its name ends in .gz or .zst, without a byte-order mark.
+def read_text(path: str, lines: int | None = None) -> str:
+    """The file as text, decompressed if its name ends in .gz or .zst, without a byte-order mark.
+
+    Args:
+        lines: the first so many are read; None: all.
 
     Raises:
         UserError: it is not there, not UTF-8, or compressed without a name that says so.
         RunError: it cannot be read, or is truncated.
     """
-    data = _read(path)
+    data = _read(path, lines)
     kind = kind_by_magic(data[:16])
     if kind is not None:
         hint = f"; name it {path}{SUFFIXES[0]}" if kind == "gzip" else ""
@@ -119,9 +131,10 @@ def document(path: str) -> Any:
         raise UserError(f"{path} is not JSON ({type(error).__name__}); fetch it again") from None
 
 
-def lines(path: str) -> list[tuple[str, str]]:
-    """The lines of a text with their places; an empty line is an empty text, the end of the last line is none."""
-    found = read_text(path).replace("\r\n", "\n").split("\n")
+def lines(path: str, most: int | None = None) -> list[tuple[str, str]]:
+    """The lines of a text, or the first `most` of them, with their places; an empty line is an empty text, the end of
+    the last line is none."""
+    found = read_text(path, most).replace("\r\n", "\n").split("\n")
     if found and not found[-1]:
         found.pop()
     if not found:

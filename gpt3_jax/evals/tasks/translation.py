@@ -47,8 +47,8 @@ _TRAIN_LINES = Open(
 def _read(source: str, target: str, found: Found, options: Options) -> Iterator[Item | None]:
     """Lines that are empty in one of the languages are left out and counted, as training texts have some."""
     bleu.require()  # before the model runs
-    most = int(options["train_lines"]) if found.split == "train" else 0
-    for number, (given, wanted) in enumerate(itertools.islice(_pairs(source, target, found), most or None)):
+    most = int(options["train_lines"]) or None if found.split == "train" else None
+    for number, (given, wanted) in enumerate(itertools.islice(_pairs(source, target, found, most), most)):
         if not given or not wanted:
             yield None
             continue
@@ -57,8 +57,8 @@ def _read(source: str, target: str, found: Found, options: Options) -> Iterator[
         yield Item(str(number), f"{given} =", wanted, zero_shot=f"{asked}{between}A:")
 
 
-def _pairs(source: str, target: str, found: Found) -> Iterator[tuple[str, str]]:
-    """Sentences of the two languages, without white space around."""
+def _pairs(source: str, target: str, found: Found, most: int | None) -> Iterator[tuple[str, str]]:
+    """Sentences of the two languages, without white space around; `most` lines of text files."""
     if found.hub:
         for where, row in found.rows():
             at, both = rows.object_in(row, "translation", where)
@@ -67,7 +67,7 @@ def _pairs(source: str, target: str, found: Found) -> Iterator[tuple[str, str]]:
     (path,) = found.files
     foreign = _foreign(source, target)
     english = published.companion(path, _english(path, foreign), "English lines")
-    theirs, ours = _sentences(path), _sentences(english)
+    theirs, ours = _sentences(path, most), _sentences(english, most)
     if len(ours) != len(theirs):
         raise UserError(f"{path} has {len(theirs):,} lines, and {english} has {len(ours):,}; expected as many")
     yield from zip(*((theirs, ours) if source == foreign else (ours, theirs)), strict=True)
@@ -98,9 +98,9 @@ def _english(path: str, foreign: str) -> str:
     )
 
 
-def _sentences(path: str) -> list[str]:
+def _sentences(path: str, most: int | None) -> list[str]:
     if not rows.plain_name(path).endswith(".sgm"):
-        return [line.strip() for _, line in rows.lines(path)]
+        return [line.strip() for _, line in rows.lines(path, most)]
     # As sacrebleu reads them: characters that SGML writes as entities stay as they are.
     found = re.findall(r"<seg\b[^>]*>(.*?)</seg>", rows.read_text(path), re.IGNORECASE | re.DOTALL)
     if not found:
