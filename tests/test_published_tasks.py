@@ -166,7 +166,7 @@ def test_what_is_not_found_is_named(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"task race_high: no test split in {tmp_path}; looked for RACE/test/high/*.txt or the Hub's race high (test)"
     )
-    with pytest.raises(UserError, match="task cb: no test split: give its folder with --data, or its file with --set"):
+    with pytest.raises(UserError, match=r"task cb: no test split: give its folder with --data \(in training evals"):
         load_tasks(select(["cb"]))
     with pytest.raises(UserError, match=r"the folder of data sets '.*none' is not there"):
         load("cb", tmp_path / "none")

@@ -351,6 +351,8 @@ class EvalsConfig:
     """Items of each task that are evaluated, the first ones."""
     words: str = setting("", changes_run=False)
     """List of words for the word tasks, one a line; empty: the machine's."""
+    data: str = setting("", changes_run=False)
+    """Folder of the tasks' data sets, as in gpt3-jax evaluate --data; empty: none."""
 
     def __post_init__(self) -> None:
         for name in ("every_tokens", "limit"):
@@ -359,7 +361,9 @@ class EvalsConfig:
         for k in self.shots:
             _require(k >= 0, f"evals.shots has {k}; expected 0 or more")
         _require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
-        object.__setattr__(self, "words", local_path(self.words, "evals.words") if self.words else "")
+        for name in ("words", "data"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, local_path(path, f"evals.{name}") if path else "")
 
 
 @dataclasses.dataclass(frozen=True)

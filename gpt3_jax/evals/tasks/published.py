@@ -166,7 +166,7 @@ def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapp
     names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in data_set.hub)]
     what = f"task {name}: no {split} split"
     if source.data is None:
-        return f"{what}: give its folder with --data, or its file with --set {name}.{split}_file=PATH"
+        return f"{what}: give its folder with --data (in training evals.data), or --set {name}.{split}_file=PATH"
     candidates = [
         *_released(source.data, source.files, wanted),
         *_on_hub(source.data, source.files, data_set.hub, wanted.name),
