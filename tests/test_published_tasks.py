@@ -160,6 +160,14 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path: Path) -> None:
     assert len(load("cb", data).test) == 1
 
 
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    write_release(tmp_path, CASES["race_high"])
+    for copy in ("__MACOSX", ".trash"):
+        write_release(tmp_path / copy, CASES["race_high"])
+    (tmp_path / "some/folder/RACE/test/high/._10.txt").write_text("attributes")
+    assert len(load("race_high", tmp_path).test) == 1
+
+
 def test_what_is_not_found_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load("race_high", tmp_path)
