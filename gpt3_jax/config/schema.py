@@ -330,10 +330,8 @@ class CheckpointConfig:
         for name in ("every_tokens", "keep_last"):
             value = getattr(self, name)
             _require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
-        _require(
-            self.keep_every_tokens >= 0,
-            f"checkpoint.keep_every_tokens is {self.keep_every_tokens}; expected 0 or more",
-        )
+        kept = self.keep_every_tokens
+        _require(kept >= 0, f"checkpoint.keep_every_tokens is {kept}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,12 +356,10 @@ class EvalsConfig:
         for name in ("every_tokens", "limit"):
             value = getattr(self, name)
             _require(value >= 1, f"evals.{name} is {value}; expected at least 1")
-        for k in self.shots:
-            _require(k >= 0, f"evals.shots has {k}; expected 0 or more")
+        _require(min(self.shots, default=0) >= 0, f"evals.shots has {min(self.shots, default=0)}; expected 0 or more")
         _require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
-        for name in ("words", "data"):
-            path = getattr(self, name)
-            object.__setattr__(self, name, local_path(path, f"evals.{name}") if path else "")
+        for name in (each for each in ("words", "data") if getattr(self, each)):
+            object.__setattr__(self, name, local_path(getattr(self, name), f"evals.{name}"))
 
 
 @dataclasses.dataclass(frozen=True)
