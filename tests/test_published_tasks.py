@@ -264,6 +264,16 @@ def test_of_several_configurations_the_first_known_one_is_taken(tmp_path: Path) 
     assert f"{os.sep}en{os.sep}" in load("lambada", tmp_path).source
 
 
+@pytest.mark.parametrize("name", ["0000.parquet", "test-00000-of-00001.parquet"])
+def test_splits_may_have_folders_of_their_own(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_snapshot(tmp_path, CASES["arc_easy"])
+    (path,) = tmp_path.rglob("test-00000-of-00001.parquet")
+    (path.parent / "test").mkdir()
+    path.rename(path.parent / "test" / name)
+    assert len(load("arc_easy", tmp_path).test) == 1
+
+
 def test_a_snapshot_of_another_data_set_is_not_taken(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     for name, other in (("lambada_plain", "imdb"), ("openbookqa", "gsm8k"), ("rte", "glue"), ("cb", "glue")):

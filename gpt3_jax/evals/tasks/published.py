@@ -319,17 +319,18 @@ def _snapshots(root: str, files: Sequence[str], data_set: str, configuration: st
     folders: dict[str, list[tuple[str, int]]] = {}
     for path in files:
         folder, name = os.path.split(path)
+        above, last = os.path.split(folder)
         shard = _SHARD.match(name)
         if shard and shard["split"] == split:
-            folders.setdefault(folder, []).append((path, int(shard["count"])))
-        elif re.fullmatch(r"\d{4}\.parquet", name) and os.path.basename(folder) == split:
-            folders.setdefault(os.path.dirname(folder), []).append((path, 0))
+            folders.setdefault(above if last == split else folder, []).append((path, int(shard["count"])))
+        elif re.fullmatch(r"\d{4}\.parquet", name) and last == split:
+            folders.setdefault(above, []).append((path, 0))
     found: list[Candidate] = []
     for folder, parts in folders.items():
-        above = _above(root, folder)
-        own = above[-1] in _FOLDERS or "snapshots" in above[-2:-1] or _normal(above[-1]) == _normal(data_set)
-        fits = configuration in ("", above[-1]) or (configuration in _NO_CONFIGURATION and own)
-        if not fits or _normal(data_set) not in map(_normal, above):
+        names = _above(root, folder)
+        own = names[-1] in _FOLDERS or "snapshots" in names[-2:-1] or _normal(names[-1]) == _normal(data_set)
+        fits = configuration in ("", names[-1]) or (configuration in _NO_CONFIGURATION and own)
+        if not fits or _normal(data_set) not in map(_normal, names):
             continue
         for path, count in parts:
             if count and count != len(parts):
