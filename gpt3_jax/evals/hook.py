@@ -35,7 +35,8 @@ class EvaluateTasks(Hook):
         self.every_tokens = evals.every_tokens
         self._run, self._telemetry = run, telemetry
         with together("reading the tasks"):
-            self._tasks = load_tasks(select(evals.tasks), words=evals.words or None, limit=evals.limit)
+            data = evals.data or None
+            self._tasks = load_tasks(select(evals.tasks, data=data), data, evals.words or None, evals.limit)
             for each in self._tasks:
                 for shots in evals.shots:
                     protocol.check_shots(each.task, each.items, shots)
