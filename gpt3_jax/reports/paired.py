@@ -93,8 +93,8 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
         raise UserError(f"{both} have no task with the same K in common; nothing can be compared")
     for key in common:
         _require_same(key[0], name_a, a[key].fingerprints, name_b, b[key].fingerprints)
-    found = [_compare(key, a[key], b[key]) for key in common]
-    return f"{name_a} ({first})", f"{name_b} ({second or first})", found
+    compared = [_compare(key, a[key], b[key]) for key in common]
+    return f"{name_a} ({first})", f"{name_b} ({second or first})", compared
 
 
 def _require_same(task: str, name_a: str, a: Mapping[str, str], name_b: str, b: Mapping[str, str]) -> None:
