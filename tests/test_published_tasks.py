@@ -28,7 +28,7 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.evaluation import load_tasks
 from gpt3_jax.evals.requests import Completion, Continuation
-from gpt3_jax.evals.run import TaskItems
+from gpt3_jax.evals.run import TaskItems, columns
 from gpt3_jax.evals.tasks import published
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, TASKS, select
@@ -313,6 +313,17 @@ def test_the_paper_is_all_that_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert tasks[names.index("copa")].task.options["first_letter"] == "data"
     with pytest.raises(UserError, match="task boolq: no test split"):  # one that is asked for by its name must be there
         load_tasks(select(["paper", "superglue"], [], str(tmp_path)), str(tmp_path), str(words))
+
+
+def test_of_the_paper_what_cannot_be_asked_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_release(tmp_path, CASES["copa"])  # two demonstrations, no word list, no arithmetic
+    with caplog.at_level("INFO"):
+        tasks = load_tasks(select(["paper"], [], str(tmp_path)), str(tmp_path), str(tmp_path / "no words"), 1)
+    assert "words" not in {each.task.name for each in tasks} and "the task is left out" in caplog.text
+    (copa,) = [each for each in tasks if each.task.name == "copa"]
+    assert columns(copa, [0, 1, 2, 3, None]) == [0, 1, 2]
+    asked = dataclasses.replace(copa, task=dataclasses.replace(copa.task, optional=False))
+    assert columns(asked, [0, 3]) == [0, 3], "one that is asked for by its name is refused instead"
 
 
 # ---- what the data has

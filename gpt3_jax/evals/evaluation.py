@@ -104,11 +104,14 @@ def evaluate_subjects(
     """
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
-    if not loaded or not shots:
-        raise UserError("there is nothing to evaluate; name at least one task and one K")
     for each in loaded:
-        for k in run.columns(each.task, shots):
+        for k in (each.task.shots if k is None else k for k in shots):
+            if each.task.optional and (line := protocol.too_few(each.task, each.items, k)):
+                log.info(f"{line}; K = {k} is left out")
+        for k in run.columns(each, shots):
             protocol.check_shots(each.task, each.items, k)
+    if not any(run.columns(each, shots) for each in loaded):
+        raise UserError("there is nothing to evaluate; name at least one task and one K")
     folder = _folder(out)
     # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
     with alone_in(folder) if folder else contextlib.nullcontext():
