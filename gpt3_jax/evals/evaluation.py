@@ -78,13 +78,15 @@ def load_tasks(
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; expected at least 1 item")
     source = Source(*(None if path is None else os.fspath(path) for path in (data, words)))
-    loaded = []
+    loaded, left_out = [], dict[str, list[str]]()
     for task in tasks:
         if task.optional and (line := task.missing(source, task.options)):
-            log.info(f"{line}; the task is left out")
+            left_out.setdefault(line, []).append(task.name)
             continue
         items = task.load(source, task.options)
         loaded.append(TaskItems(task, items, items.test if limit is None else items.test[:limit]))
+    for line, names in left_out.items():
+        log.info(f"{line}; left out: {', '.join(names)}")
     return loaded
 
 

@@ -116,7 +116,8 @@ class Results:
     def _notes(self) -> str:
         lines = ["", "", "  accuracy, exact match and F1 in per cent; paper: Table H.1, the model of the same shape"]
         signatures = {name: sign for task in self.tasks.values() for name, sign in task.get("signatures", {}).items()}
-        lines += [f"  {name}: {sign}" for name, sign in signatures.items()]
+        shown = {cell.metric for cell in self.cells}
+        lines += [f"  {name}: {sign}" for name, sign in signatures.items() if name in shown]
         for each in self.superglue():
             model = f", {each['model']}" if len(self.models) > 1 else ""
             paper = "" if each["paper"] is None else f", the paper's is {_number(each['paper'])}"

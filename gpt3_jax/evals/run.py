@@ -117,10 +117,14 @@ def _evaluate(
     left_out = {each.item.id: each for each in made if isinstance(each, LeftOut)}
     if not prepared:
         shortest = min(each.tokens for each in left_out.values())
-        raise UserError(
+        line = (
             f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
             f"tokens of {subject.name}; the shortest takes {shortest}"
         )
+        if not task.optional:
+            raise UserError(line)
+        log.warning(f"{line}; K = {shots} is left out")
+        return []
     asked: dict[Request, str] = {}
     for each in prepared:
         for request in each.requests:

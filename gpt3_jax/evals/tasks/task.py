@@ -111,8 +111,8 @@ class Task:
     missing: Callable[[Source, Mapping[str, Value]], str | None] = lambda _, __: None
     """One line if the files that the task needs are not there."""
     optional: bool = False
-    """Whether the task is left out, with that line, where its files are not there, and a K for which it has too few
-    examples."""
+    """Whether the task is left out, with that line, where its files are not there or no item fits the model's context,
+    and a K for which it has too few examples."""
 
     def __post_init__(self) -> None:
         for each in self.open:
