@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from typing import TYPE_CHECKING
 
 from gpt3_jax.cluster.log import log
+from gpt3_jax.config import split_overrides
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from gpt3_jax.evals.protocol import Shots
 
-_DOTTED = ("--parallel.", "--distributed.")
+_SECTIONS = ("parallel", "distributed")
 """Sections of the configuration that say which devices are used."""
 
 _DESCRIPTION = """Evaluates models by the protocol of the GPT-3 paper (section 2.4): K demonstrations drawn for each
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         UserError: an unknown task or setting, a task file that is broken, no checkpoint, an option out of range.
         RunError: a checkpoint or file cannot be read or written.
     """
-    own, dotted = _split(argv)
+    own, dotted = split_overrides(argv, _SECTIONS)
     args = _parser().parse_args(own)
     shots = [_shots(each) for each in args.shots.split(",")]
     if args.show:
@@ -84,21 +84,6 @@ def main(argv: list[str]) -> int:
             print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
         shutdown()
     return 0
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own arguments, and the dotted options."""
-    own: list[str] = []
-    dotted: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        if not argument.startswith(_DOTTED):
-            own.append(argument)
-            continue
-        dotted.append(argument)
-        if "=" not in argument:
-            dotted += itertools.islice(rest, 1)
-    return own, dotted
 
 
 def _show(args: argparse.Namespace, shots: list[Shots | None]) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.resources
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -75,6 +76,21 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
         for section, values in new.items():
             merged.setdefault(section, {}).update(values)
     return _make(merged)
+
+
+def split_overrides(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own arguments, and its dotted overrides of some sections: ``["--parallel.data", "2"]``."""
+    own: list[str] = []
+    dotted: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if not argument.startswith(tuple(f"--{section}." for section in names)):
+            own.append(argument)
+            continue
+        dotted.append(argument)
+        if "=" not in argument:
+            dotted += itertools.islice(rest, 1)
+    return own, dotted
 
 
 def from_dict(values: Any) -> Config:
