@@ -750,4 +750,25 @@ BUGS = (
         "item.examples[k]",
         ("test_in_context", "test_shuffled_examples_are_of_other_rules", ()),
     ),
+    Bug(
+        "female and male are swapped in the ratio",
+        "probes/occupations.py",
+        "total(context, occupation, lists.female) - total(context, occupation, lists.male)",
+        "total(context, occupation, lists.male) - total(context, occupation, lists.female)",
+        ("test_probes_bias", "test_the_log_ratio_of_answers_by_hand", ()),
+    ),
+    Bug(
+        "a sentence is a gotcha where it is none",
+        "probes/winogender.py",
+        "return same == (sentence.answer == 1)",
+        "return same == (sentence.answer == 0)",
+        ("test_probes_bias", "test_gotcha_sentences_by_hand", ()),
+    ),
+    Bug(
+        "a word's senses all weigh the same",
+        "probes/sentiment.py",
+        "+= 100 * score / int(sense)",
+        "+= 100 * score",
+        ("test_probes_bias", "test_senses_weigh_by_their_rank", ()),
+    ),
 )

@@ -21,6 +21,8 @@ COMMANDS = {
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
+    "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
+    "news": "articles that a model writes, and a blind quiz about who wrote them",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
