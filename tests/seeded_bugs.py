@@ -771,4 +771,25 @@ BUGS = (
         "+= 100 * score",
         ("test_probes_bias", "test_senses_weigh_by_their_rank", ()),
     ),
+    Bug(
+        "the first sample is kept, not the one nearest in length",
+        "probes/articles.py",
+        "key=lambda i: (abs(len(texts[i].split()) - words), i)",
+        "key=lambda i: i",
+        ("test_probes_news", "test_the_sample_nearest_in_words_is_kept", ()),
+    ),
+    Bug(
+        "the page's key is in another order than its articles",
+        "probes/quiz.py",
+        "_encoded([item.machine for item in self.items], self.id)",
+        "_encoded([item.machine for item in self.items][::-1], self.id)",
+        ("test_probes_news", "test_a_pages_key_is_in_the_order_of_its_articles", ()),
+    ),
+    Bug(
+        "the confidence interval takes the deviation for the standard error",
+        "probes/quiz_scores.py",
+        "statistics.stdev(self.accuracies) / math.sqrt(n)",
+        "statistics.stdev(self.accuracies)",
+        ("test_probes_news", "test_the_confidence_interval_by_hand", ()),
+    ),
 )
