@@ -799,4 +799,11 @@ BUGS = (
         "return count_params(model)",
         ("test_report_compute", "test_the_law_and_pf_days_by_hand", ()),
     ),
+    Bug(
+        "a language that is not reliably found is counted as found",
+        "data/languages.py",
+        'return code if reliable and code != "un" else UNKNOWN',
+        "return code",
+        ("test_data_languages", "test_what_is_not_found_is_unknown", ()),
+    ),
 )
