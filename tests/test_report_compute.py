@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt3_jax
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, preset, to_yaml
 from gpt3_jax.model.params import count_params
@@ -99,7 +100,10 @@ def test_a_run_beside_the_law(run: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_without_a_run_the_budgets_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert front.main(["report", "compute"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    readme = Path(gpt3_jax.__file__).parent / "probes" / "README.md"
+    assert f"$ gpt3-jax report compute\n{out}```" in readme.read_text(encoding="utf-8")
+    lines = out.splitlines()
     assert [line.split()[0] for line in lines[1:7]] == list(SCALING_MODELS) and "3.64e+03" in lines[14]
 
 
