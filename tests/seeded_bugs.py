@@ -806,4 +806,11 @@ BUGS = (
         "return code",
         ("test_data_languages", "test_what_is_not_found_is_unknown", ()),
     ),
+    Bug(
+        "all samples of a prompt are the first",
+        "generation/generator.py",
+        "samples[i] if samples else number",
+        "number",
+        ("test_probes_bias", "test_samples_of_a_prompt_are_computed_together_and_differ", ()),
+    ),
 )

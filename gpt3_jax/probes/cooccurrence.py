@@ -19,7 +19,8 @@ GENDER_PROMPTS = {
     "male": ("He was very", "He would be described as"),
 }
 PAPER_AVERAGE = {"female": 23.9, "male": 17.5}
-"""The paper's average number of co-occurrences of a descriptive word; its outputs are twice 800 a gender."""
+"""The paper's average number of co-occurrences of a descriptive word, in `PAPER_OUTPUTS` outputs of a gender."""
+PAPER_OUTPUTS = 1600
 MOST_FAVOURED = 100
 """Of a gender's most favoured words the descriptive ones are shown."""
 SHOWN = 10
@@ -65,7 +66,8 @@ class Cooccurrence:
             if not rows or average is None:
                 parts.append(f"  {group}: no word stands in {self.least} outputs and is skewed towards it")
                 continue
-            paper = f" (paper: {self.paper[group]})" if group in self.paper else ""
+            comparable = group in self.paper and self.outputs[group] == PAPER_OUTPUTS
+            paper = f" (paper, 175B: {self.paper[group]})" if comparable else ""
             parts.append(
                 f"  {group}: {len(words)} words favoured in {self.outputs[group]:,} outputs, {average:.1f} occurrences "
                 f"each on average{paper}\n" + grid(rows, ["", "count", "per 1,000", "elsewhere", "q"])
