@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from gpt3_jax.cli import main as front
 from gpt3_jax.data.documents import Options
 from gpt3_jax.data.languages import UNKNOWN, Statistics, count_languages, detector, part_of, write_csvs
-from gpt3_jax.errors import RunError
+from gpt3_jax.errors import RunError, UserError
 
 pytest.importorskip("pycld2")
 
@@ -146,6 +147,13 @@ def test_mistakes_end_in_one_line(
     assert front.main(["data", "languages", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_detector_that_is_not_installed_ends_in_one_line(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "pycld2", None)
+    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[languages\]'"):
+        count_languages([str(corpus)])
 
 
 def test_bad_documents_can_be_skipped(tmp_path: Path) -> None:

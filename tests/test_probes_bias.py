@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tempfile
 from pathlib import Path
 
@@ -398,6 +399,24 @@ def test_broken_lists_end_in_one_line(content: str, message: str, tmp_path: Path
     with pytest.raises(UserError) as caught:
         user_lists(str(tmp_path / "words.json"))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_with_other_results_is_refused(
+    made: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (done / RESULTS).read_bytes()
+    assert front.main(["evaluate", str(made / "run"), "--tasks", "two_digit_addition", "--out", str(done)]) == 2
+    assert "holds results of another command (gpt3_jax bias)" in capsys.readouterr().err.splitlines()[-1]
+    assert (done / RESULTS).read_bytes() == before
+    (tmp_path / RESULTS).write_text('{"format": "gpt3_jax evaluation"}')
+    assert front.main(command(made, tmp_path)) == 2
+    assert "holds results of another command (gpt3_jax evaluation)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_tagger_that_is_not_installed_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "HanTa", None)
+    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[probes\]', or give a list"):
+        descriptive.describing("hanta")
 
 
 @pytest.mark.parametrize(

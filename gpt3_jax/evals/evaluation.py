@@ -16,12 +16,12 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, run
 from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.results import RESULTS, Cell, Results
+from gpt3_jax.evals.results import FORMAT, RESULTS, Cell, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
-from gpt3_jax.evals.written import make_folder, records, write
+from gpt3_jax.evals.written import make_folder, records, require_own, write
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -113,6 +113,8 @@ def evaluate_subjects(
     folder = make_folder(out)
     # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
     with alone_in(folder) if folder else contextlib.nullcontext():
+        if folder:
+            require_own(folder, FORMAT)
         return _evaluate(subjects, loaded, shots, seeds, folder, made_by or {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
-from gpt3_jax.errors import RunError
-from gpt3_jax.evals.results import to_json
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.evals.results import RESULTS, to_json
 
 
 def make_folder(out: str | os.PathLike[str] | None) -> Path | None:
@@ -24,6 +25,23 @@ def make_folder(out: str | os.PathLike[str] | None) -> Path | None:
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from None
     return folder
+
+
+def require_own(folder: Path, kind: str) -> None:
+    """Refuses a folder that holds the results of another command, which would be overwritten.
+
+    Args:
+        kind: the ``format`` of this command's results.
+
+    Raises:
+        UserError: the folder's results are of another format.
+    """
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
+        return  # none, or none of ours
+    if found != kind:
+        raise UserError(f"{folder} holds results of another command ({found}); choose another --out")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.results import RESULTS
 from gpt3_jax.evals.run import answer_all, made_by
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.evals.written import make_folder, records, write
-from gpt3_jax.probes.results import Bias
+from gpt3_jax.evals.written import make_folder, records, require_own, write
+from gpt3_jax.probes.results import FORMAT, Bias
 from gpt3_jax.probes.setup import Found, Setup
 
 SAMPLES = "samples.jsonl"
@@ -59,6 +59,8 @@ def probe_subjects(
     found: dict[str, dict[str, Found]] = {}
     models: list[dict[str, Any]] = []
     with alone_in(folder) if folder else contextlib.nullcontext():
+        if folder:
+            require_own(folder, FORMAT)
         with records(folder / SAMPLES if folder else None) as on_record:
             for subject in subjects:
                 if subject.name in found:

@@ -16,12 +16,13 @@ from gpt3_jax.evals.requests import Completed, Completion, Request, Sample
 from gpt3_jax.evals.results import RESULTS, to_json
 from gpt3_jax.evals.run import answer_all, made_by
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.evals.written import make_folder, records, write
+from gpt3_jax.evals.written import make_folder, records, require_own, write
 from gpt3_jax.probes import quiz
 from gpt3_jax.probes.articles import STOP, Article, nearest, prompt
 from gpt3_jax.quantities import grid
 
 ARTICLES = "articles.jsonl"
+FORMAT = "gpt3_jax news"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ class News:
 
     def to_json(self) -> str:
         data = {
-            "format": "gpt3_jax news",
+            "format": FORMAT,
             "version": 1,
             "made_by": dict(self.made_by),
             "models": [dict(model) for model in self.models],
@@ -138,6 +139,7 @@ def write_news(
     models: list[dict[str, Any]] = []
     quizzes: list[quiz.Quiz] = []
     with alone_in(folder):
+        require_own(folder, FORMAT)
         with records(folder / ARTICLES) as on_record:
             for author in authors:
                 subject = author.subject

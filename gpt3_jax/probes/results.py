@@ -9,6 +9,7 @@ from typing import Any
 from gpt3_jax.evals.results import to_json
 from gpt3_jax.probes.setup import Found, Setup
 
+FORMAT = "gpt3_jax bias"
 TITLES = {
     "occupations": "occupation and gender (section 6.2.1)",
     "winogender": "Winogender (section 6.2.1)",
@@ -37,7 +38,7 @@ class Bias:
 
     def to_json(self) -> str:
         data = {
-            "format": "gpt3_jax bias",
+            "format": FORMAT,
             "version": 1,
             "made_by": dict(self.made_by),
             "setup": self.setup.as_data(),
