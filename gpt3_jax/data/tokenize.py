@@ -218,9 +218,14 @@ _worker: tuple[Tokenizer, Options]
 
 def _start_worker(tokenizer: str, options: Options) -> None:
     global _worker
+    follow_parent()
+    _worker = load_tokenizer(tokenizer), options
+
+
+def follow_parent() -> None:
+    """In a worker: leaves Ctrl-C to the parent, and ends when it is gone."""
     # Ctrl-C reaches every process of a terminal. The parent ends the work of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = load_tokenizer(tokenizer), options
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -15,6 +15,7 @@ from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.table_h1 import paper_value
 
 RESULTS = "results.json"
+FORMAT = "gpt3_jax evaluation"
 STANDARD_ERROR = (
     "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
     "number; for ratios (loss, perplexity, bits, F1a) by linearisation over items; for macro F1 by the jackknife over "
@@ -147,7 +148,7 @@ class Results:
 
     def as_data(self) -> dict[str, Any]:
         return {
-            "format": "gpt3_jax evaluation",
+            "format": FORMAT,
             "version": 1,
             "made_by": dict(self.made_by),
             "standard_error": STANDARD_ERROR,
