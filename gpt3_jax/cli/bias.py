@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sentiwordnet", type=local_path, metavar="FILE", help="SentiWordNet 3.0, the published file")
     parser.add_argument(
         "--descriptive",
+        type=local_path,
         default="hanta",
         metavar="HOW",
         help="which words describe, for cooccurrence: hanta, adjectives and adverbs by this tagger (extra probes); a "
