@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
+    "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
@@ -32,7 +33,7 @@ usage: gpt3-jax COMMAND [OPTIONS]
 GPT-3 and ZeRO, made executable in JAX.
 
 commands:
-{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<13} {line}" for name, line in COMMANDS.items())}
 
   gpt3-jax COMMAND --help explains each option with its default and unit.
 

@@ -1,0 +1,169 @@
+"""Looks for wanted N-grams in a corpus and keeps what it finds in a file, so that it need not look again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt3_jax.cluster.log import log
+from gpt3_jax.errors import RunError
+from gpt3_jax.ngrams.corpus import Corpus, Place, Size
+from gpt3_jax.ngrams.scan import Progress, scan
+from gpt3_jax.ngrams.tally import Counter, Tally
+from gpt3_jax.ngrams.wanted import Wanted
+
+HITS = "hits.npz"
+SAVE_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """What a corpus holds, and what it took to find out."""
+
+    tally: Tally
+    size: Size
+    seconds: float
+    """Of reading, all interrupted tries together."""
+    peak_bytes: int
+    """Most memory of one process: of this one, or of a worker."""
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of text, all workers together."""
+        return self.size.bytes / max(self.seconds, 1e-9)
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.size),
+            "seconds": round(self.seconds, 3),
+            "megabytes_per_second": round(self.bytes_per_second / 1e6, 3),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+@dataclasses.dataclass
+class _State:
+    """What is kept."""
+
+    tally: Tally
+    size: Size = dataclasses.field(default_factory=Size)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    after: Place | None = dataclasses.field(default_factory=Place)
+    """Where reading goes on; None: all is read."""
+
+
+def look(
+    corpus: Corpus,
+    wanted: Sequence[Wanted],
+    workers: int = 1,
+    folder: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Looked:
+    """Reads the corpus once and counts the wanted grams. With `folder`, what is found is kept in its `HITS`: every half
+    a minute, so that the same call goes on after an interruption, and in the end, so that it returns at once.
+
+    Args:
+        wanted: grams of one rule.
+
+    Raises:
+        UserError: a document cannot be read as configured.
+        RunError: a file is damaged or cannot be written, a process was killed.
+    """
+    fingerprint = hashlib.sha256("\n".join([corpus.fingerprint, *(each.fingerprint for each in wanted)]).encode())
+    kept = _Kept(folder / HITS, fingerprint.hexdigest()) if folder else None
+    state = (kept.read() if kept else None) or _State(Tally(sum(map(len, wanted))))
+    if state.after is None:
+        log.info(f"{folder}: what the text holds is known from an earlier run; it is not read again")
+    elif len(state.tally.documents) == 0:
+        state.after = None  # nothing is looked for
+    else:
+        _read(corpus, wanted, workers, state, kept, on_progress)
+    return Looked(state.tally, state.size, state.seconds, state.peak_bytes)
+
+
+def _read(
+    corpus: Corpus,
+    wanted: Sequence[Wanted],
+    workers: int,
+    state: _State,
+    kept: _Kept | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    if state.after and state.after != Place():
+        log.info(f"goes on after {state.size.documents:,} documents that an interrupted run has read")
+    last = time.monotonic()
+    try:
+        for piece in scan(corpus, Counter(tuple(wanted)), workers, state.after, on_progress):
+            state.tally.add(piece.file, piece.result)
+            now = time.monotonic()
+            state.size, state.after, state.seconds = state.size + piece.size, piece.after, state.seconds + now - last
+            last = now
+            if kept and now - kept.written >= SAVE_SECONDS:
+                kept.write(state)
+        state.after = None
+        state.peak_bytes = max(state.peak_bytes, peak_bytes())
+    finally:
+        if kept:
+            kept.write(state)
+
+
+class _Kept:
+    """The file of what was found."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path, self._fingerprint = path, fingerprint
+        self.written = time.monotonic()
+
+    def read(self) -> _State | None:
+        """What an earlier run of the same search found; None if there was none."""
+        if not self._path.is_file():
+            return None
+        try:
+            with np.load(self._path, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                if about["fingerprint"] != self._fingerprint:
+                    log.info(f"{self._path} is of other texts or settings; it is replaced")
+                    return None
+                after = about["after"] and Place(about["after"]["source"], tuple(about["after"]["at"]))
+                tally = Tally.of({name: arrays[name] for name in ("documents", "occurrences", "places")})
+                return _State(tally, Size(**about["size"]), about["seconds"], about["peak_bytes"], after)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise RunError(f"{self._path} is damaged ({type(error).__name__}); delete it, and start again") from None
+
+    def write(self, state: _State) -> None:
+        """Replaces the file."""
+        about = {
+            "fingerprint": self._fingerprint,
+            "after": state.after and dataclasses.asdict(state.after),
+            "size": dataclasses.asdict(state.size),
+            "seconds": state.seconds,
+            "peak_bytes": state.peak_bytes,
+        }
+        partial = self._path.with_suffix(".partial")
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **state.tally.arrays())
+            partial.replace(self._path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(
+                f"cannot write {self._path}: {error.strerror or error}; free some space, or choose another --out"
+            ) from None
+        self.written = time.monotonic()
+
+
+def peak_bytes() -> int:
+    """Most memory that this process or a process that it started, and that has ended, ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -1,0 +1,101 @@
+"""Looks through a corpus once, with several processes, and hands over what each piece holds in the order of the
+pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from gpt3_jax.data.in_order import in_order, pool
+from gpt3_jax.errors import UserError
+from gpt3_jax.ngrams.corpus import Corpus, Piece, Place, Reader, Size
+
+Result = TypeVar("Result")
+Collected = TypeVar("Collected", covariant=True)
+_KILLED = (
+    "a process that reads the corpus was killed, perhaps for lack of memory; run the same command again with fewer "
+    "--workers"
+)
+
+
+class Collector(Protocol[Collected]):
+    """What is done with a piece; it is sent to each process once."""
+
+    def collect(self, reader: Reader, piece: Piece) -> Collected:
+        """What the piece holds."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a scan has got."""
+
+    done: int
+    """Bytes on disk."""
+    whole: int
+    size: Size
+    """Read by this scan."""
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanned(Generic[Result]):
+    """One piece."""
+
+    file: int
+    result: Result
+    size: Size
+    after: Place
+    """Where reading goes on."""
+
+
+def scan(
+    corpus: Corpus,
+    collector: Collector[Result],
+    workers: int = 1,
+    start: Place | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Scanned[Result]]:
+    """Hands each piece of the corpus, from `start` on, to the collector in one of `workers` processes.
+
+    At most three pieces for each process are held, so memory is bounded by the longest document.
+
+    Raises:
+        UserError: a document cannot be read as configured.
+        RunError: a file is damaged, or a process was killed.
+    """
+    if workers < 1:
+        raise UserError(f"workers is {workers}; expected at least 1")
+    reader = Reader(corpus.files, corpus.options, corpus.tokenizer)
+    began, size, whole = time.monotonic(), Size(), corpus.size
+
+    def here(piece: Piece) -> tuple[Result, Size]:
+        return _collected(collector, reader, piece)
+
+    with pool(workers, _prepare, (collector, reader)) as processes:
+        jobs = (((*after, piece.file), piece) for after, piece in corpus.pieces(start or Place()))
+        work = here if processes is None else _collect_in_worker
+        for (place, done, file), (result, read) in in_order(jobs, processes, work, 3 * workers, _KILLED):
+            size += read
+            yield Scanned(file, result, read, place)
+            if on_progress:
+                on_progress(Progress(done, whole, size, time.monotonic() - began))
+
+
+def _collected(collector: Collector[Result], reader: Reader, piece: Piece) -> tuple[Result, Size]:
+    reader.size = Size()
+    return collector.collect(reader, piece), reader.size
+
+
+_worker: tuple[Collector[Any], Reader]
+
+
+def _prepare(collector: Collector[Any], reader: Reader) -> None:
+    global _worker
+    _worker = collector, reader
+
+
+def _collect_in_worker(piece: Piece) -> Any:
+    return _collected(*_worker, piece)
