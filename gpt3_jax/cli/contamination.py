@@ -104,9 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, metavar="N", help="words of an N-gram (default: by the paper's rule)")
     parser.add_argument(
         "--punctuation",
-        choices=("unicode", "ascii"),
-        default="unicode",
-        help="what is no part of a word: Unicode's punctuation and symbols, or ASCII's alone (default: %(default)s)",
+        choices=("separates", "deleted"),
+        default="separates",
+        help="whether punctuation separates words, as the paper's N for Symbol Insertion implies, or is deleted "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--ignore-above",

@@ -17,7 +17,7 @@ _SPARSE = 4
 """log2 of entries in the filter for each gram: one in 16 words of other text gets to the exact look-up."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Wanted:
     """The distinct N-grams of texts.
 

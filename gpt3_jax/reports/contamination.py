@@ -38,13 +38,15 @@ class Settings:
     """What the paper leaves open, and what it sets for its filter of the training text but not for its study."""
 
     match: Literal["example", "context", "completion"] = "example"
-    """What of an item is compared. The paper says "example"; here that is its context with the right completion."""
+    """What of an item is compared. The paper says "example"; here that is its context with the right completion, which
+    gives its N of 7 for Symbol Insertion, where the context alone gives 6."""
     short: Literal["clean", "whole"] = "clean"
     """Items of fewer than N words: appendix C ignores them, so they are clean; section 4 compares them as a whole."""
     n: int | None = None
     """N for all tasks; None: by the paper's rule."""
-    punctuation: Literal["unicode", "ascii"] = "unicode"
-    """What is no part of a word. The paper does not say which characters it calls punctuation."""
+    punctuation: Literal["separates", "deleted"] = "separates"
+    """Whether punctuation separates words or is deleted. The paper does not say; only the first gives its N of 7 for
+    Symbol Insertion (`ngrams.words`)."""
     ignore_above: int | None = None
     """Ignore N-grams that stand in more documents than this: 10 in the paper's filter of the training text, none in its
     study of what was left."""
