@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
     "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
+    "memorisation": "how much of samples, or of a model's continuations, is in the training text, and where",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,6 +26,8 @@ from gpt3_jax.ngrams.finder import Part
 BLOCK_BYTES = 4 << 20
 PIECE_TOKENS = 1 << 20
 _READ_TOKENS = 1 << 18
+_CHARACTERS = 6
+"""Of text that are taken for a token, where its tokenizer is not known: more than it has on average."""
 _TOKEN_FILES = (".bin", ".idx", ".npy")
 
 
@@ -116,6 +119,12 @@ class Corpus:
         return digest.hexdigest()
 
     @property
+    def recorded_tokenizer(self) -> Tokenizer | None:
+        """That of the first token shards; None if there are none."""
+        shards = (source for _, source in self._sources if isinstance(source, ShardSource))
+        return next((tokenizer_of(source, self.tokenizer) for source in shards), None)
+
+    @property
     def size(self) -> int:
         """Bytes on disk, for progress."""
         return sum(self._bytes(source) for _, source in self._sources)
@@ -149,6 +158,47 @@ class Corpus:
         """A document's place in words: file and line, text or row; folder and number of the document."""
         kind = self._kinds[file]
         return f"{self.files[file]}, {kind} {document}" if kind else self.files[file]
+
+    def windows(self, count: int, tokens: int, generator: random.Random) -> Iterator[tuple[str, int | None, str]]:
+        """Texts of about `tokens` tokens from `count` random places, shorter at the end of a document: document,
+        character of it, text. The character is None for token ids."""
+        sources = generator.choices(self._sources, [self._bytes(source) for _, source in self._sources], k=count)
+        for first, source in self._sources:
+            wanted = sources.count((first, source))
+            if isinstance(source, tuple):
+                yield from self._windows_of_text(wanted, tokens * _CHARACTERS, generator)
+                continue
+            tokenizer = tokenizer_of(source, self.tokenizer)
+            for _ in range(wanted):
+                at = generator.randrange(source.n_tokens)
+                ids = source.read(at, min(tokens, source.n_tokens - at))
+                ends = np.flatnonzero(ids == tokenizer.eot)
+                text = tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
+                document = source.document_at(at)
+                where = f"{self.files[first]}, token {at}" if document is None else self.name(first, document)
+                yield where, None, text
+
+    def _windows_of_text(
+        self, count: int, characters: int, generator: random.Random
+    ) -> Iterator[tuple[str, int | None, str]]:
+        if not count:
+            return
+        number = next(n for n, (_, source) in enumerate(self._sources) if isinstance(source, tuple))
+        reader = Reader(self.files, self.options, self.tokenizer)
+        kept: list[tuple[str, int | None, str] | None] = [None] * count
+        seen = 0
+        for _, piece in self.pieces(Place(number)):
+            if piece.block is None:
+                break
+            for part in reader.parts(piece):
+                seen += len(part.text)
+                for place in range(count):
+                    # Each character so far is as likely as another to be where this window begins.
+                    if part.text and generator.random() * seen < len(part.text):
+                        at = generator.randrange(len(part.text))
+                        where = self.name(piece.file, part.document)
+                        kept[place] = where, at, part.text[at : at + characters]
+        yield from (each for each in kept if each is not None)
 
 
 class Reader:

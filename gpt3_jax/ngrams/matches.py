@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpt3_jax.ngrams.corpus import Piece, Reader
+from gpt3_jax.ngrams.corpus import Piece, Reader, Size
 from gpt3_jax.ngrams.finder import Finder, Found
 from gpt3_jax.ngrams.wanted import Wanted
 
@@ -65,6 +65,21 @@ class Matcher:
         at, row = _expanded(starts, rows[:, 1])
         pairs, counts = np.unique(np.stack([owners[at], rows[row, 0]], axis=1), axis=0, return_counts=True)
         return nearest(np.stack([pairs[:, 0], counts, pairs[:, 1]], axis=1), self.neighbours)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matchers:
+    """Several matchers, each with a rule of its own. A collector for `scan`."""
+
+    each: tuple[Matcher, ...]
+
+    def collect(self, reader: Reader, piece: Piece) -> tuple[PieceMatches, ...]:
+        """What each of them finds; the piece is read once for each, and counted once."""
+        found = []
+        for matcher in self.each:
+            reader.size = Size()
+            found.append(matcher.collect(reader, piece))
+        return tuple(found)
 
 
 class Matches:
