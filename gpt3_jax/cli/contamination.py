@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt3_jax.cli.corpus import add_options, corpus_of, progress_bar
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
+from gpt3_jax.reports.corpus_options import add_options, corpus_of, progress_bar
 
 if TYPE_CHECKING:
     from gpt3_jax.reports.contamination_scores import Scores

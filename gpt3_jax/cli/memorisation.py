@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt3_jax.cli.corpus import add_options, corpus_of, progress_bar
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
+from gpt3_jax.reports.corpus_options import add_options, corpus_of, progress_bar
 
 _DESCRIPTION = """Finds how much of samples stands in the training text: the longest match of each, in words and in
 tokens, where it stands and how often, and the documents nearest to it. The samples are those of a file (--samples), or

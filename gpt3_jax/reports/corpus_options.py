@@ -1,4 +1,4 @@
-"""Options for a text to look through, and the bar that shows how far it is read. Not a command."""
+"""Options for a text to look through, and the bar that shows how far it is read."""
 
 from __future__ import annotations
 
