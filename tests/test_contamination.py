@@ -21,7 +21,7 @@ from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.ngrams import finder
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.words import normalised
-from gpt3_jax.reports import contamination, contamination_scores, table_c1
+from gpt3_jax.reports import contamination_scores, table_c1
 from gpt3_jax.reports.contamination import Settings, Study, choose_n, study
 
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "pra", "ste", "vi", "zor", "wen"]

@@ -6,12 +6,15 @@ import argparse
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 from gpt3_jax.reports.corpus_options import add_options, corpus_of, progress_bar
+
+if TYPE_CHECKING:
+    from gpt3_jax.ngrams.corpus import Corpus
 
 _DESCRIPTION = """Finds how much of samples stands in the training text: the longest match of each, in words and in
 tokens, where it stands and how often, and the documents nearest to it. The samples are those of a file (--samples), or
@@ -55,12 +58,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _samples(args: argparse.Namespace, corpus: Any, argv: list[str]) -> tuple[Mapping[str, Any], str]:
+def _samples(args: argparse.Namespace, corpus: Corpus, argv: list[str]) -> tuple[Mapping[str, Any], str]:
     from gpt3_jax.data.tokenizer import load_tokenizer
     from gpt3_jax.reports import memorisation, written
 
-    recorded = corpus.recorded_tokenizer
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else recorded
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else corpus.recorded_tokenizer
     if args.samples:
         samples = [each for path in args.samples for each in memorisation.read_samples(path, args.split_samples_on)]
     else:
@@ -69,7 +71,7 @@ def _samples(args: argparse.Namespace, corpus: Any, argv: list[str]) -> tuple[Ma
         from gpt3_jax.interop.loading import load_tokenizer_of
 
         start_devices()
-        tokenizer = load_tokenizer_of(args.model)
+        tokenizer, _ = load_tokenizer_of(args.model)
         texts = generate(
             args.model, "", max_tokens=args.max_tokens, temperature=args.temperature, samples=args.count, seed=args.seed
         )
@@ -85,7 +87,7 @@ def _samples(args: argparse.Namespace, corpus: Any, argv: list[str]) -> tuple[Ma
     return data, memorisation.table(found)
 
 
-def _reproduction(args: argparse.Namespace, corpus: Any, argv: list[str]) -> tuple[Mapping[str, Any], str]:
+def _reproduction(args: argparse.Namespace, corpus: Corpus, argv: list[str]) -> tuple[Mapping[str, Any], str]:
     from gpt3_jax.environment import start_devices
     from gpt3_jax.evals.kept import KeptAnswers, alone_in
     from gpt3_jax.evals.loading import load

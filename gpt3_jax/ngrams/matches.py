@@ -20,7 +20,7 @@ PLACES = 5
 """Documents that are named for each match."""
 _PAIRS = 1 << 21
 """Pairs of a place in the corpus and one in the texts that are held at once."""
-_TEXT, _LENGTH, _WORD, _DOCUMENT, _OFFSET, _TIMES = range(6)
+_TEXT, _LENGTH, _WORD, _DOCUMENT, _OFFSET, _TIMES, _FILE = range(7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Matches:
     def add(self, file: int, found: PieceMatches) -> None:
         """Adds a piece, in the order of the corpus."""
         if len(found.longest):
-            rows = np.insert(found.longest, 6, file, axis=1)
+            rows = np.insert(found.longest, _FILE, file, axis=1)
             self._longest = _longest([self._longest, rows])
         if len(found.nearest):
             rows = np.insert(found.nearest, 3, file, axis=1)
@@ -101,15 +101,16 @@ class Matches:
 
     def longest(self, text: int) -> np.ndarray:
         """The longest match of a text that stands in the corpus most often, or the first in the text of these, a row
-        for each document: text, words, word of the text, document, character, times, file; int64 [documents, 7]. No row
-        if there is no match."""
+        for each document in the corpus' order: text, words, word of the text, document, character, times, file; int64
+        [documents, 7]. No row if there is no match."""
         rows = self._longest[self._longest[:, _TEXT] == text]
         if not len(rows):
             return rows
         words, inverse = np.unique(rows[:, _WORD], return_inverse=True)
         times = np.bincount(inverse, rows[:, _TIMES])
-        chosen: np.ndarray = rows[rows[:, _WORD] == words[np.argmax(times)]]
-        return chosen
+        chosen = rows[rows[:, _WORD] == words[np.argmax(times)]]
+        in_order: np.ndarray = chosen[np.lexsort((chosen[:, _OFFSET], chosen[:, _DOCUMENT], chosen[:, _FILE]))]
+        return in_order
 
     def nearest(self, text: int) -> np.ndarray:
         """The documents with most grams of a text: text, distinct grams in common, document, file; int64 [rows, 4]."""
@@ -134,7 +135,7 @@ def _longest(parts: list[np.ndarray]) -> np.ndarray:
     best = np.zeros(rows[:, _TEXT].max() + 1, np.int64)
     np.maximum.at(best, rows[:, _TEXT], rows[:, _LENGTH])
     rows = rows[rows[:, _LENGTH] == best[rows[:, _TEXT]]]
-    keys = rows[:, [_TEXT, _WORD, _DOCUMENT, *range(6, rows.shape[1])]]
+    keys = rows[:, [_TEXT, _WORD, _DOCUMENT, *range(_FILE, rows.shape[1])]]
     order = np.lexsort((np.arange(len(rows)), *keys.T[::-1]))
     first = np.flatnonzero((np.diff(keys[order], axis=0, prepend=-1) != 0).any(axis=1))
     kept = rows[order[first]]
