@@ -63,7 +63,7 @@ def overtrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "n_ctx": 64,
             "init_std": 0.06,
             "position_init_std": 0.03,
-        },  # fmt: skip
+        },
         optimizer={"peak_lr": 7e-3, "warmup_tokens": 5000, "decay_tokens": 150_000},
         train={"tokens": 163_840, "batch_tokens": 512, "eval_tokens": 163_840, "eval_sequences": 2},
         memory={"loss_chunk": 64},
@@ -173,7 +173,7 @@ def test_passages_are_drawn_evenly_and_within_a_document(tmp_path: Path) -> None
         found = draw(Corpus([str(tmp_path / path)]), ByteTokenizer(), 20, 10, 200, 3)
         assert found == draw(Corpus([str(tmp_path / path)]), ByteTokenizer(), 20, 10, 200, 3)
         of = [[each for each in found if each.where.endswith(f" {n + (path != 'sh')}")] for n in range(3)]
-        assert [len(each) for each in of][0] == 0
+        assert not of[0]
         assert len(of[1]) + len(of[2]) == 200
         share = len(texts[1]) / sum(len(text) for text in texts)
         if path == "sh":

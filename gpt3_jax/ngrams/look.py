@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import resource
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ import numpy as np
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
 from gpt3_jax.ngrams.corpus import Corpus, Place, Size
-from gpt3_jax.ngrams.scan import Progress, scan
+from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
 from gpt3_jax.ngrams.tally import Counter, Tally
 from gpt3_jax.ngrams.wanted import Wanted
 
@@ -35,7 +33,9 @@ class Looked:
     seconds: float
     """Of reading, all interrupted tries together."""
     peak_bytes: int
-    """Most memory of one process: of this one, or of a worker."""
+    """Most memory of this process."""
+    worker_bytes: int
+    """Most memory of a worker; this process' own, if it has none."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -48,6 +48,7 @@ class Looked:
             "seconds": round(self.seconds, 3),
             "megabytes_per_second": round(self.bytes_per_second / 1e6, 3),
             "peak_bytes": self.peak_bytes,
+            "worker_bytes": self.worker_bytes,
         }
 
 
@@ -58,7 +59,7 @@ class _State:
     tally: Tally
     size: Size = dataclasses.field(default_factory=Size)
     seconds: float = 0.0
-    peak_bytes: int = 0
+    worker_bytes: int = 0
     after: Place | None = dataclasses.field(default_factory=Place)
     """Where reading goes on; None: all is read."""
 
@@ -89,7 +90,7 @@ def look(
         state.after = None  # nothing is looked for
     else:
         _read(corpus, wanted, workers, state, kept, on_progress)
-    return Looked(state.tally, state.size, state.seconds, state.peak_bytes)
+    return Looked(state.tally, state.size, state.seconds, peak_bytes(), state.worker_bytes)
 
 
 def _read(
@@ -108,11 +109,11 @@ def _read(
             state.tally.add(piece.file, piece.result)
             now = time.monotonic()
             state.size, state.after, state.seconds = state.size + piece.size, piece.after, state.seconds + now - last
+            state.worker_bytes = max(state.worker_bytes, piece.peak_bytes)
             last = now
             if kept and now - kept.written >= SAVE_SECONDS:
                 kept.write(state)
         state.after = None
-        state.peak_bytes = max(state.peak_bytes, peak_bytes())
     finally:
         if kept:
             kept.write(state)
@@ -137,7 +138,7 @@ class _Kept:
                     return None
                 after = about["after"] and Place(about["after"]["source"], tuple(about["after"]["at"]))
                 tally = Tally.of({name: arrays[name] for name in ("documents", "occurrences", "places")})
-                return _State(tally, Size(**about["size"]), about["seconds"], about["peak_bytes"], after)
+                return _State(tally, Size(**about["size"]), about["seconds"], about["worker_bytes"], after)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RunError(f"{self._path} is damaged ({type(error).__name__}); delete it, and start again") from None
 
@@ -148,7 +149,7 @@ class _Kept:
             "after": state.after and dataclasses.asdict(state.after),
             "size": dataclasses.asdict(state.size),
             "seconds": state.seconds,
-            "peak_bytes": state.peak_bytes,
+            "worker_bytes": state.worker_bytes,
         }
         partial = self._path.with_suffix(".partial")
         try:
@@ -161,9 +162,3 @@ class _Kept:
                 f"cannot write {self._path}: {error.strerror or error}; free some space, or choose another --out"
             ) from None
         self.written = time.monotonic()
-
-
-def peak_bytes() -> int:
-    """Most memory that this process or a process that it started, and that has ended, ever had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -4,8 +4,11 @@ pieces."""
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from gpt3_jax.data.in_order import in_order, pool
@@ -49,6 +52,8 @@ class Scanned(Generic[Result]):
     size: Size
     after: Place
     """Where reading goes on."""
+    peak_bytes: int
+    """Most memory so far of the process that read it."""
 
 
 def scan(
@@ -71,22 +76,33 @@ def scan(
     reader = Reader(corpus.files, corpus.options, corpus.tokenizer)
     began, size, whole = time.monotonic(), Size(), corpus.size
 
-    def here(piece: Piece) -> tuple[Result, Size]:
+    def here(piece: Piece) -> tuple[Result, Size, int]:
         return _collected(collector, reader, piece)
 
     with pool(workers, _prepare, (collector, reader)) as processes:
         jobs = (((*after, piece.file), piece) for after, piece in corpus.pieces(start or Place()))
         work = here if processes is None else _collect_in_worker
-        for (place, done, file), (result, read) in in_order(jobs, processes, work, 3 * workers, _KILLED):
+        for (place, done, file), (result, read, peak) in in_order(jobs, processes, work, 3 * workers, _KILLED):
             size += read
-            yield Scanned(file, result, read, place)
+            yield Scanned(file, result, read, place, peak)
             if on_progress:
                 on_progress(Progress(done, whole, size, time.monotonic() - began))
 
 
-def _collected(collector: Collector[Result], reader: Reader, piece: Piece) -> tuple[Result, Size]:
+def peak_bytes() -> int:
+    """Most memory that this process has had."""
+    try:
+        # Unlike getrusage's, which in a process that was started for another program counts the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):  # not Linux
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _collected(collector: Collector[Result], reader: Reader, piece: Piece) -> tuple[Result, Size, int]:
     reader.size = Size()
-    return collector.collect(reader, piece), reader.size
+    return collector.collect(reader, piece), reader.size, peak_bytes()
 
 
 _worker: tuple[Collector[Any], Reader]

@@ -11,10 +11,11 @@ import numpy as np
 
 from gpt3_jax.ngrams.words import PAPER, Rule, Words, gram_hashes, normalised, words
 
-_FILTER_BITS = (16, 27)
-"""Least and most: a byte for each, so at most 128 MiB."""
+_FILTER_BITS = (16, 26)
+"""Least and most: a byte for each in two filters, so at most 128 MiB."""
 _SPARSE = 4
-"""log2 of entries in the filter for each gram: one in 16 words of other text gets to the exact look-up."""
+"""log2 of entries in a filter for each gram: of the words of other text one in 16 gets through the first, and one in
+256 through both, to the exact look-up, which is slower."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Wanted:
     """Of each distinct gram, ascending, uint64 [grams]."""
     places: np.ndarray
     """A word at which each gram begins, int64 [grams]."""
-    _filter: np.ndarray
+    filters: tuple[np.ndarray, np.ndarray]
+    """Whether a gram's hash has these first, and these last bits; bool [2**bits] each."""
 
     def __len__(self) -> int:
         """Number of distinct grams."""
@@ -66,7 +68,8 @@ class Wanted:
         Args:
             hashes: of the grams of `text`, as `gram_hashes` gives them.
         """
-        near = np.flatnonzero(self._filter[self._place(hashes)])
+        near = np.flatnonzero(self.filters[0][self._first(hashes)])
+        near = near[self.filters[1][self._last(hashes[near])]]
         at = np.searchsorted(self.hashes, hashes[near])
         same = self.hashes[np.minimum(at, len(self.hashes) - 1)] == hashes[near]
         kept, grams = [], []
@@ -86,9 +89,11 @@ class Wanted:
             number += 1
         return -1
 
-    def _place(self, hashes: np.ndarray) -> np.ndarray:
-        bits = len(self._filter).bit_length() - 1
-        return (hashes >> np.uint64(64 - bits)).view(np.int64)
+    def _first(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes >> np.uint64(65 - len(self.filters[0]).bit_length())).view(np.int64)
+
+    def _last(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes & np.uint64(len(self.filters[1]) - 1)).view(np.int64)
 
 
 def wanted(texts: Sequence[str], n: int, rule: Rule = PAPER) -> Wanted:
@@ -109,8 +114,10 @@ def wanted(texts: Sequence[str], n: int, rule: Rule = PAPER) -> Wanted:
     ids = np.full(len(whole), -1, np.int64)
     ids[begins] = number
     bits = min(max(_FILTER_BITS[0], len(first).bit_length() + _SPARSE), _FILTER_BITS[1])
-    found = Wanted(n, rule, whole, firsts, ids, hashes[first], begins[first], np.zeros(1 << bits, np.bool_))
-    found._filter[found._place(found.hashes)] = True
+    filters = np.zeros(1 << bits, np.bool_), np.zeros(1 << bits, np.bool_)
+    found = Wanted(n, rule, whole, firsts, ids, hashes[first], begins[first], filters)
+    filters[0][found._first(found.hashes)] = True
+    filters[1][found._last(found.hashes)] = True
     return found
 
 

@@ -153,7 +153,7 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
     text += (
         f"  {looked.size.documents:,} documents, {looked.size.bytes / 1e6:,.1f} MB of text, "
         f"{looked.bytes_per_second / 1e6:,.1f} MB/s; "
-        f"most memory of a process {quantities.size(looked.peak_bytes)}\n"
+        f"most memory {quantities.size(looked.peak_bytes)}, of a worker {quantities.size(looked.worker_bytes)}\n"
         "  shorter: items of fewer than N words"
         + (", which are clean\n" if found.settings.short == "clean" else ", which are compared as a whole\n")
     )

@@ -15,9 +15,8 @@ from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.tasks import rows
 from gpt3_jax.ngrams.corpus import Corpus, Size
-from gpt3_jax.ngrams.look import peak_bytes
 from gpt3_jax.ngrams.matches import PLACES, Matcher, Matchers, Matches
-from gpt3_jax.ngrams.scan import Progress, scan
+from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
 from gpt3_jax.ngrams.wanted import Wanted, wanted
 from gpt3_jax.ngrams.words import AS_WRITTEN, PAPER, words
 from gpt3_jax.plan.picture import pyplot, save
@@ -95,6 +94,9 @@ class Study:
     size: Size
     seconds: float
     peak_bytes: int
+    """Most memory of this process."""
+    worker_bytes: int
+    """Most memory of a worker."""
     corpus: Corpus
 
 
@@ -164,7 +166,7 @@ def study(
     lists = [wanted(texts, least, rule) for rule in (PAPER, AS_WRITTEN)]
     matchers = Matchers((Matcher(lists[0], neighbours), Matcher(lists[1])))
     both = Matches(neighbours), Matches()
-    size, seconds = Size(), 0.0
+    size, seconds, worker_bytes = Size(), 0.0, 0
 
     def progress(state: Progress) -> None:
         nonlocal seconds
@@ -174,6 +176,7 @@ def study(
 
     for piece in scan(corpus, matchers, workers, on_progress=progress):
         size += piece.size
+        worker_bytes = max(worker_bytes, piece.peak_bytes)
         for matches, found in zip(both, piece.result, strict=True):
             matches.add(piece.file, found)
     all_found = []
@@ -191,7 +194,7 @@ def study(
                 ),
             )
         )
-    return Study(tuple(all_found), least, size, seconds, peak_bytes(), corpus)
+    return Study(tuple(all_found), least, size, seconds, peak_bytes(), worker_bytes, corpus)
 
 
 def _match(found: np.ndarray, of: Wanted, sample: Sample, corpus: Corpus, tokenizer: Tokenizer | None) -> Match | None:
@@ -243,7 +246,7 @@ def table(found: Study) -> str:
         "text\n"
         f"  {found.size.documents:,} documents, {found.size.bytes / 1e6:,.1f} MB of text, "
         f"{found.size.bytes / 1e6 / max(found.seconds, 1e-9):,.1f} MB/s; "
-        f"most memory of a process {quantities.size(found.peak_bytes)}\n"
+        f"most memory {quantities.size(found.peak_bytes)}, of a worker {quantities.size(found.worker_bytes)}\n"
         "  longest match: in words, lower case, without punctuation; as written: with case and punctuation; "
         f"nearest: share of the sample's {found.least}-grams in one document\n"
     )
@@ -276,6 +279,7 @@ def as_data(found: Study) -> dict[str, Any]:
             **dataclasses.asdict(found.size),
             "seconds": round(found.seconds, 3),
             "peak_bytes": found.peak_bytes,
+            "worker_bytes": found.worker_bytes,
         },
         "samples": records(found),
     }

@@ -19,9 +19,8 @@ from gpt3_jax.evals.run import answer_all
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.ngrams.corpus import Corpus, Size
 from gpt3_jax.ngrams.draw import Passage, draw
-from gpt3_jax.ngrams.look import peak_bytes
 from gpt3_jax.ngrams.matches import Matcher, Matches
-from gpt3_jax.ngrams.scan import Progress, scan
+from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
 from gpt3_jax.ngrams.wanted import wanted
 from gpt3_jax.ngrams.words import words
 from gpt3_jax.plan.picture import pyplot, save
