@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals import prompts
 from gpt3_jax.evals.run import TaskItems
+from gpt3_jax.evals.scoring import separate
+from gpt3_jax.evals.tasks import arithmetic, words
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.select import GROUPS
 from gpt3_jax.evals.tasks.task import Task
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.look import Looked, look
@@ -29,7 +29,7 @@ from gpt3_jax.ngrams.wanted import Wanted, wanted
 from gpt3_jax.ngrams.words import Rule, normalised
 
 LEAST, MOST, PERCENTILE = 8, 13, 5
-SYNTHETIC = frozenset(task.name for tasks in GROUPS.values() for task in tasks)
+SYNTHETIC = frozenset(task.name for task in (*arithmetic.TASKS, *words.TASKS))
 """Tasks to which the least N does not apply."""
 
 
@@ -126,10 +126,12 @@ def choose_n(task: str, lengths: Sequence[int], settings: Settings) -> int:
 
 
 def text_of(task: Task, item: Item, settings: Settings) -> str:
-    """The text of an item that is compared."""
+    """The text of an item that is compared; not the task's instruction, which all items share."""
     if settings.match == "context":
         return item.context
-    return item.completion if settings.match == "completion" else prompts.demonstration(task, item)
+    if settings.match == "completion":
+        return item.completion
+    return item.context + separate(item.context, task.separator) + item.completion
 
 
 def study(

@@ -21,7 +21,7 @@ def draw(scored: Sequence[Scores], folder: Path) -> Path | None:
         UserError: matplotlib is not installed.
         RunError: the picture cannot be written.
     """
-    points = [each for each in scored if each.relative is not None and METRICS[each.metric].unit == "%"]
+    points = [each for each in scored if each.relative is not None and METRICS[each.metric].better > 0]
     if not points:
         return None
     plt = pyplot()

@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gpt3_jax import quantities
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals import table_h1
 from gpt3_jax.evals.metrics import METRICS, Metric
 from gpt3_jax.reports import paired, table_c1
 from gpt3_jax.reports.contamination import Study, TaskFound
@@ -87,28 +90,24 @@ def _scores(model: str, task: TaskFound, shots: str, metric: Metric, items: pair
             f"task {task.task.name}: item {name!r} of {results} is not the item that was looked for; name the same "
             "files, words and settings as for evaluate"
         )
-    dirty = {name for name in items.scores if known[name].dirty}
-    pairs = {name: items.scores[name] for name in items.scores}
-    return Scores(
-        model,
-        task.task.name,
-        metric.name,
-        shots,
-        _part(metric, list(pairs.values())),
-        _part(metric, [pair for name, pair in pairs.items() if name not in dirty]),
-        _part(metric, [pair for name, pair in pairs.items() if name in dirty]),
-    )
+    counted = [name for name, (_, weight) in items.scores.items() if weight]
+    dirty = {name for name in counted if known[name].dirty}
+    parts = counted, [name for name in counted if name not in dirty], [name for name in counted if name in dirty]
+    return Scores(model, task.task.name, metric.name, shots, *(_part(metric, items, part) for part in parts))
 
 
 def _fingerprint(item: Any) -> str:
     return str(item.item.fingerprint())
 
 
-def _part(metric: Metric, pairs: Sequence[tuple[float, float]]) -> Part:
-    if not pairs:
+def _part(metric: Metric, items: paired.Scores, names: Sequence[str]) -> Part:
+    n = len(names)
+    if not n:
         return Part(math.nan, None, 0)
-    value, rest = paired.value(metric, pairs)
-    n = len(pairs)
+    if metric.whole:  # a measure of a corpus
+        value, drawn = metric.whole([items.texts[name] for name in names])
+        return Part(value, float(np.std(drawn, ddof=1)) if n > 1 else None, n)
+    value, rest = paired.value(metric, [items.scores[name] for name in names])
     stderr = math.sqrt(n / (n - 1)) * math.hypot(*rest) if n > 1 and math.isfinite(value) else None
     return Part(value, stderr, n)
 
@@ -166,12 +165,12 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
 
 def _row(each: Scores, found: Study) -> list[str]:
     row = next(task.task.row for task in found.tasks if task.task.name == each.task)
-    paper = table_c1.row_of(row)
+    paper, printed = table_c1.row_of(row), table_h1.row_of(row, each.metric)
     cells = [each.task, each.metric, each.shots]
     for part in (each.all, each.clean, each.dirty):
         cells += [_number(part.value), _number(part.stderr)]
     cells += [_number(each.relative, "+"), _number(each.relative_stderr)]
-    if paper is None or METRICS[each.metric].unit != "%":
+    if paper is None or printed is None or paper.metric != printed.metric:
         return [*cells, "–", "–", "–", "–"]
     return [*cells, *map(_number, (paper.all, paper.clean, paper.dirty)), f"{paper.relative_percent:+d}"]
 
