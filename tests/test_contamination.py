@@ -6,6 +6,8 @@ import json
 import math
 import random
 import statistics
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,7 @@ def loaded(*names: str, **more: Any) -> list[TaskItems]:
         ("random_insertion_in_word", [4] * 4 + [7] * 96, 7),
     ],
 )
-def test_n_is_the_fifth_percentile_within_bounds(task: str, lengths: list[int], n: int) -> None:
+def test_n_is_the_fifth_percentile_within_bounds(task: str, lengths: Sequence[int], n: int) -> None:
     assert choose_n(task, lengths, Settings()) == n
     assert choose_n(task, lengths, Settings(n=5)) == 5
 
@@ -207,8 +209,17 @@ def evaluated(folder: Path, **change: Any) -> tuple[Study, Path]:
     return found, folder / "results"
 
 
-def test_scores_of_all_clean_and_dirty_items_with_their_errors(tmp_path: Path) -> None:
-    found, results = evaluated(tmp_path)
+def test_scores_of_all_clean_and_dirty_items_with_their_errors() -> None:
+    check_scores()
+
+
+def check_scores() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _check_scores(Path(folder))
+
+
+def _check_scores(folder: Path) -> None:
+    found, results = evaluated(folder)
     exact, loss = contamination_scores.scores(found, str(results))
     assert (exact.metric, exact.all.items, exact.clean.items, exact.dirty.items) == ("exact match", 8, 5, 3)
     assert (exact.all.value, exact.clean.value, exact.dirty.value) == (50, 20, 100)

@@ -17,6 +17,7 @@ from gpt3_jax.data.documents import Options
 from gpt3_jax.data.tokenize import tokenize
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.evaluation import evaluate
 from gpt3_jax.evals.loading import load
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.draw import draw
@@ -111,6 +112,21 @@ def test_samples_of_the_model_hold_the_planted_passage(
     arguments[1] = str(overtrained / "unseen.jsonl")
     assert command_line.main([*arguments, "--count", "12", "--max-tokens", "60", "--json"]) == 0
     assert not any(each["longest"] for each in json.loads(capsys.readouterr().out)["samples"])
+
+
+def test_a_contaminated_document_is_dirty_and_scored_apart(
+    overtrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From `evaluate` to the table: the loss of the text that was trained on is the lower one."""
+    task = f"text:{write(tmp_path / 'held.jsonl', [UNSEEN, PLANTED, passage(3), passage(4)])}"
+    evaluate(overtrained / "run", task, shots=(0,), out=tmp_path / "results")
+    arguments = ["contamination", str(overtrained / "train"), "--tasks", task, "--workers", "1", "--json"]
+    assert command_line.main([*arguments, "--results", str(tmp_path / "results")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tasks"][0]["dirty"], found["tasks"][0]["clean"]) == (1, 3)
+    loss = next(each for each in found["scores"] if each["metric"] == "loss per token")
+    assert loss["dirty"]["value"] < loss["all"]["value"] < loss["clean"]["value"]
+    assert (loss["dirty"]["items"], loss["clean"]["items"]) == (1, 3)
 
 
 def test_the_command_takes_kept_answers_again(
