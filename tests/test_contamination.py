@@ -109,7 +109,7 @@ def test_what_is_planted_in_a_document_of_100_megabytes_is_found(tmp_path: Path)
     for path in ("long.txt", "shards"):
         corpus = Corpus([str(tmp_path / path)])
         found = look_for(file, corpus)
-        assert found.looked.size.documents == 1
+        assert found.looked.took.size.documents == 1
         assert dirty_of(found) == dirty
 
 

@@ -256,8 +256,8 @@ def test_every_format_holds_the_same(made: dict[str, Any], monkeypatch: pytest.M
                 "quick brown fox": 3 + extra, "brown fox jumps": 2 + extra, "größe 你好 and": 1, "你好 and the": 1,
                 "dog a wholly": 0,
             }, name  # fmt: skip
-            assert looked.size.documents == len(TEXTS) + extra
-            assert looked.size.bytes == sum(len(text.encode()) for text in TEXTS) + extra * len(TEXTS[2].encode())
+            assert looked.took.size.documents == len(TEXTS) + extra
+            assert looked.took.size.bytes == sum(len(text.encode()) for text in TEXTS) + extra * len(TEXTS[2].encode())
     paths, options, tokenizer = made["mixed"]
     monkeypatch.undo()
     alone, together = (look.look(Corpus(paths, options, tokenizer), [of], workers) for workers in (1, 2))
@@ -312,7 +312,7 @@ def test_an_interrupted_search_goes_on_and_a_finished_one_is_not_repeated(
             assert [path.name for path in folder.iterdir()] == [HITS]
     assert stopped >= 2
     assert found is not None
-    assert found.size == whole.size
+    assert found.took.size == whole.took.size
     for name, array in whole.tally.arrays().items():
         assert array.tolist() == found.tally.arrays()[name].tolist()
     before = seen
@@ -320,7 +320,7 @@ def test_an_interrupted_search_goes_on_and_a_finished_one_is_not_repeated(
     assert (again.tally.documents.tolist(), seen) == (whole.tally.documents.tolist(), before)
     # Another text or another question is another search.
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n")
-    assert look.look(Corpus([str(tmp_path / "a.jsonl")]), [of], 1, folder).size.documents == 1
+    assert look.look(Corpus([str(tmp_path / "a.jsonl")]), [of], 1, folder).took.size.documents == 1
     other = wanted.wanted(texts[:20], 4)
     assert len(look.look(Corpus([str(tmp_path / "a.jsonl")]), [other], 1, folder).tally.documents) == len(other)
     (folder / HITS).write_bytes(b"PK\x03\x04 nothing")
@@ -369,4 +369,4 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, make: Any, message: str
 def test_documents_that_cannot_be_read_are_left_out_and_counted_if_asked(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n{"no": 1}\nnot JSON\n{"text": "a b"}\n')
     looked = look.look(Corpus([str(tmp_path / "a.jsonl")], Options(on_error="skip")), [wanted.wanted(["a b"], 2)])
-    assert (looked.size.documents, looked.size.left_out, looked.tally.documents.tolist()) == (2, 2, [2])
+    assert (looked.took.size.documents, looked.took.size.left_out, looked.tally.documents.tolist()) == (2, 2, [2])

@@ -9,14 +9,13 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
 from gpt3_jax.ngrams.corpus import Corpus, Place, Size
-from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
+from gpt3_jax.ngrams.scan import Progress, Took, scan
 from gpt3_jax.ngrams.tally import Counter, Tally
 from gpt3_jax.ngrams.wanted import Wanted
 
@@ -29,27 +28,7 @@ class Looked:
     """What a corpus holds, and what it took to find out."""
 
     tally: Tally
-    size: Size
-    seconds: float
-    """Of reading, all interrupted tries together."""
-    peak_bytes: int
-    """Most memory of this process."""
-    worker_bytes: int
-    """Most memory of a worker; this process' own, if it has none."""
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Of text, all workers together."""
-        return self.size.bytes / max(self.seconds, 1e-9)
-
-    def as_data(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self.size),
-            "seconds": round(self.seconds, 3),
-            "megabytes_per_second": round(self.bytes_per_second / 1e6, 3),
-            "peak_bytes": self.peak_bytes,
-            "worker_bytes": self.worker_bytes,
-        }
+    took: Took
 
 
 @dataclasses.dataclass
@@ -57,9 +36,7 @@ class _State:
     """What is kept."""
 
     tally: Tally
-    size: Size = dataclasses.field(default_factory=Size)
-    seconds: float = 0.0
-    worker_bytes: int = 0
+    took: Took = dataclasses.field(default_factory=Took)
     after: Place | None = dataclasses.field(default_factory=Place)
     """Where reading goes on; None: all is read."""
 
@@ -90,7 +67,7 @@ def look(
         state.after = None  # nothing is looked for
     else:
         _read(corpus, wanted, workers, state, kept, on_progress)
-    return Looked(state.tally, state.size, state.seconds, peak_bytes(), state.worker_bytes)
+    return Looked(state.tally, state.took)
 
 
 def _read(
@@ -102,15 +79,14 @@ def _read(
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     if state.after and state.after != Place():
-        log.info(f"goes on after {state.size.documents:,} documents that an interrupted run has read")
+        log.info(f"goes on after {state.took.size.documents:,} documents that an interrupted run has read")
     last = time.monotonic()
     try:
         for piece in scan(corpus, Counter(tuple(wanted)), workers, state.after, on_progress):
             state.tally.add(piece.file, piece.result)
+            state.took.add(piece)
             now = time.monotonic()
-            state.size, state.after, state.seconds = state.size + piece.size, piece.after, state.seconds + now - last
-            state.worker_bytes = max(state.worker_bytes, piece.peak_bytes)
-            last = now
+            state.after, state.took.seconds, last = piece.after, state.took.seconds + now - last, now
             if kept and now - kept.written >= SAVE_SECONDS:
                 kept.write(state)
         state.after = None
@@ -138,7 +114,8 @@ class _Kept:
                     return None
                 after = about["after"] and Place(about["after"]["source"], tuple(about["after"]["at"]))
                 tally = Tally.of({name: arrays[name] for name in ("documents", "occurrences", "places")})
-                return _State(tally, Size(**about["size"]), about["seconds"], about["worker_bytes"], after)
+                took = about["took"]
+                return _State(tally, Took(Size(**took.pop("size")), **took), after)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RunError(f"{self._path} is damaged ({type(error).__name__}); delete it, and start again") from None
 
@@ -147,9 +124,7 @@ class _Kept:
         about = {
             "fingerprint": self._fingerprint,
             "after": state.after and dataclasses.asdict(state.after),
-            "size": dataclasses.asdict(state.size),
-            "seconds": state.seconds,
-            "worker_bytes": state.worker_bytes,
+            "took": dataclasses.asdict(state.took),
         }
         partial = self._path.with_suffix(".partial")
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from gpt3_jax import quantities
 from gpt3_jax.data.in_order import in_order, pool
 from gpt3_jax.errors import UserError
 from gpt3_jax.ngrams.corpus import Corpus, Piece, Place, Reader, Size
@@ -43,6 +44,49 @@ class Progress:
     seconds: float
 
 
+@dataclasses.dataclass
+class Took:
+    """What a scan took, interrupted tries included."""
+
+    size: Size = dataclasses.field(default_factory=Size)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of all workers together."""
+    worker_bytes: int = 0
+    """Most memory of a worker; of this process, if it has none."""
+
+    def add(self, piece: Scanned[Any]) -> None:
+        """Adds a piece, but not the time, which pieces share."""
+        self.size += piece.size
+        self.cpu_seconds += piece.cpu_seconds
+        self.worker_bytes = max(self.worker_bytes, piece.peak_bytes)
+
+    def as_data(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            **dataclasses.asdict(self.size),
+            "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "megabytes_per_second": round(self.size.bytes / 1e6 / max(self.seconds, 1e-9), 3),
+            "megabytes_per_cpu_second": round(self.size.bytes / 1e6 / max(self.cpu_seconds, 1e-9), 3),
+            "peak_bytes": peak_bytes(),
+            "worker_bytes": self.worker_bytes,
+        }
+
+    def lines(self) -> str:
+        """For people."""
+        megabytes = self.size.bytes / 1e6
+        text = (
+            f"  {self.size.documents:,} documents, {megabytes:,.1f} MB of text, "
+            f"{megabytes / max(self.seconds, 1e-9):,.1f} MB/s, {megabytes / max(self.cpu_seconds, 1e-9):,.1f} MB for a "
+            f"second of one core; most memory {quantities.size(peak_bytes())}, of a worker "
+            f"{quantities.size(self.worker_bytes)}\n"
+        )
+        if self.size.left_out:
+            text += f"  {self.size.left_out:,} documents that cannot be read are left out\n"
+        return text
+
+
 @dataclasses.dataclass(frozen=True)
 class Scanned(Generic[Result]):
     """One piece."""
@@ -54,6 +98,8 @@ class Scanned(Generic[Result]):
     """Where reading goes on."""
     peak_bytes: int
     """Most memory so far of the process that read it."""
+    cpu_seconds: float
+    """That it took this process."""
 
 
 def scan(
@@ -76,15 +122,15 @@ def scan(
     reader = Reader(corpus.files, corpus.options, corpus.tokenizer)
     began, size, whole = time.monotonic(), Size(), corpus.size
 
-    def here(piece: Piece) -> tuple[Result, Size, int]:
+    def here(piece: Piece) -> tuple[Result, Size, int, float]:
         return _collected(collector, reader, piece)
 
     with pool(workers, _prepare, (collector, reader)) as processes:
         jobs = (((*after, piece.file), piece) for after, piece in corpus.pieces(start or Place()))
         work = here if processes is None else _collect_in_worker
-        for (place, done, file), (result, read, peak) in in_order(jobs, processes, work, 3 * workers, _KILLED):
+        for (place, done, file), (result, read, *took) in in_order(jobs, processes, work, 3 * workers, _KILLED):
             size += read
-            yield Scanned(file, result, read, place, peak)
+            yield Scanned(file, result, read, place, *took)
             if on_progress:
                 on_progress(Progress(done, whole, size, time.monotonic() - began))
 
@@ -100,9 +146,10 @@ def peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _collected(collector: Collector[Result], reader: Reader, piece: Piece) -> tuple[Result, Size, int]:
-    reader.size = Size()
-    return collector.collect(reader, piece), reader.size, peak_bytes()
+def _collected(collector: Collector[Result], reader: Reader, piece: Piece) -> tuple[Result, Size, int, float]:
+    reader.size, began = Size(), time.process_time()
+    result = collector.collect(reader, piece)
+    return result, reader.size, peak_bytes(), time.process_time() - began
 
 
 _worker: tuple[Collector[Any], Reader]

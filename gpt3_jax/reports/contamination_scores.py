@@ -148,16 +148,10 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
             left=3 if several else 2,
         )
         text += "\n\n"
-    looked = found.looked
-    text += (
-        f"  {looked.size.documents:,} documents, {looked.size.bytes / 1e6:,.1f} MB of text, "
-        f"{looked.bytes_per_second / 1e6:,.1f} MB/s; "
-        f"most memory {quantities.size(looked.peak_bytes)}, of a worker {quantities.size(looked.worker_bytes)}\n"
-        "  shorter: items of fewer than N words"
-        + (", which are clean\n" if found.settings.short == "clean" else ", which are compared as a whole\n")
+    text += found.looked.took.lines()
+    text += "  shorter: items of fewer than N words" + (
+        ", which are clean\n" if found.settings.short == "clean" else ", which are compared as a whole\n"
     )
-    if looked.size.left_out:
-        text += f"  {looked.size.left_out:,} documents that cannot be read are left out\n"
     if any(table_c1.row_of(task.task.row) for task in found.tasks):
         text += "  paper: Table C.1, few-shot, 175B, on its own training text\n"
     return text
@@ -199,7 +193,7 @@ def as_data(found: Study, scored: Sequence[Scores] = ()) -> dict[str, Any]:
         "format": "gpt3_jax contamination",
         "version": 1,
         "settings": dataclasses.asdict(found.settings),
-        "corpus": {"files": found.corpus.files, "fingerprint": found.corpus.fingerprint, **found.looked.as_data()},
+        "corpus": {"files": found.corpus.files, "fingerprint": found.corpus.fingerprint, **found.looked.took.as_data()},
         "tasks": tasks,
         "scores": [
             {

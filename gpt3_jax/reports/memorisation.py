@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from gpt3_jax import quantities
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.tasks import rows
-from gpt3_jax.ngrams.corpus import Corpus, Size
+from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.matches import PLACES, Matcher, Matchers, Matches
-from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
+from gpt3_jax.ngrams.scan import Progress, Took, scan
 from gpt3_jax.ngrams.wanted import Wanted, wanted
 from gpt3_jax.ngrams.words import AS_WRITTEN, PAPER, words
 from gpt3_jax.plan.picture import pyplot, save
@@ -91,12 +92,7 @@ class Study:
 
     found: tuple[Found, ...]
     least: int
-    size: Size
-    seconds: float
-    peak_bytes: int
-    """Most memory of this process."""
-    worker_bytes: int
-    """Most memory of a worker."""
+    took: Took
     corpus: Corpus
 
 
@@ -166,19 +162,14 @@ def study(
     lists = [wanted(texts, least, rule) for rule in (PAPER, AS_WRITTEN)]
     matchers = Matchers((Matcher(lists[0], neighbours), Matcher(lists[1])))
     both = Matches(neighbours), Matches()
-    size, seconds, worker_bytes = Size(), 0.0, 0
+    took = Took()
 
-    def progress(state: Progress) -> None:
-        nonlocal seconds
-        seconds = state.seconds
-        if on_progress:
-            on_progress(state)
-
-    for piece in scan(corpus, matchers, workers, on_progress=progress):
-        size += piece.size
-        worker_bytes = max(worker_bytes, piece.peak_bytes)
+    began = time.monotonic()
+    for piece in scan(corpus, matchers, workers, on_progress=on_progress):
+        took.add(piece)
         for matches, found in zip(both, piece.result, strict=True):
             matches.add(piece.file, found)
+    took.seconds = time.monotonic() - began
     all_found = []
     for number, sample in enumerate(samples):
         grams = len(np.unique(lists[0].of_text(number)))
@@ -194,7 +185,7 @@ def study(
                 ),
             )
         )
-    return Study(tuple(all_found), least, size, seconds, peak_bytes(), worker_bytes, corpus)
+    return Study(tuple(all_found), least, took, corpus)
 
 
 def _match(found: np.ndarray, of: Wanted, sample: Sample, corpus: Corpus, tokenizer: Tokenizer | None) -> Match | None:
@@ -244,14 +235,10 @@ def table(found: Study) -> str:
     text += (
         f"  {len(ordered):,} of {len(found.found):,} samples share {found.least} words in a row with the training "
         "text\n"
-        f"  {found.size.documents:,} documents, {found.size.bytes / 1e6:,.1f} MB of text, "
-        f"{found.size.bytes / 1e6 / max(found.seconds, 1e-9):,.1f} MB/s; "
-        f"most memory {quantities.size(found.peak_bytes)}, of a worker {quantities.size(found.worker_bytes)}\n"
+        f"{found.took.lines()}"
         "  longest match: in words, lower case, without punctuation; as written: with case and punctuation; "
         f"nearest: share of the sample's {found.least}-grams in one document\n"
     )
-    if found.size.left_out:
-        text += f"  {found.size.left_out:,} documents that cannot be read are left out\n"
     return text
 
 
@@ -276,10 +263,7 @@ def as_data(found: Study) -> dict[str, Any]:
         "corpus": {
             "files": found.corpus.files,
             "fingerprint": found.corpus.fingerprint,
-            **dataclasses.asdict(found.size),
-            "seconds": round(found.seconds, 3),
-            "peak_bytes": found.peak_bytes,
-            "worker_bytes": found.worker_bytes,
+            **found.took.as_data(),
         },
         "samples": records(found),
     }

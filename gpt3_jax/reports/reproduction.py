@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.requests import Completed, Completion, Greedy, Request
 from gpt3_jax.evals.run import answer_all
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.ngrams.corpus import Corpus, Size
+from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.draw import Passage, draw
 from gpt3_jax.ngrams.matches import Matcher, Matches
-from gpt3_jax.ngrams.scan import Progress, peak_bytes, scan
+from gpt3_jax.ngrams.scan import Progress, Took, scan
 from gpt3_jax.ngrams.wanted import wanted
 from gpt3_jax.ngrams.words import words
 from gpt3_jax.plan.picture import pyplot, save
@@ -75,9 +76,7 @@ class Study:
     prefix: int
     continuation: int
     continued: tuple[Continued, ...]
-    size: Size
-    seconds: float
-    peak_bytes: int
+    took: Took
     corpus: Corpus
     source: Corpus
     """Where the passages are from."""
@@ -124,7 +123,7 @@ def study(
             f"{subject.config.n_ctx}: take fewer"
         )
     passages = draw(source, subject.tokenizer, prefix, continuation, count, seed)
-    times, size, seconds = _times([each.prefix + each.continuation for each in passages], corpus, workers, on_progress)
+    times, took = _times([each.prefix + each.continuation for each in passages], corpus, workers, on_progress)
     requests = [Completion(each.prefix, (), continuation, Greedy()) for each in passages]
     asked: dict[Request, str] = {}
     for request, passage in zip(requests, passages, strict=True):
@@ -139,34 +138,28 @@ def study(
         ends = itertools.accumulate(subject.tokenizer.lengths([token])[0] for token in passage.tokens)
         same = len(passage.continuation[:common].encode())
         found.append(Continued(passage, answer.text, sum(int(end) <= same for end in ends), number))
-    return Study(subject.as_data(), prefix, continuation, tuple(found), size, seconds, peak_bytes(), corpus, source)
+    return Study(subject.as_data(), prefix, continuation, tuple(found), took, corpus, source)
 
 
 def _times(
     texts: Sequence[str], corpus: Corpus, workers: int, on_progress: Callable[[Progress], None] | None
-) -> tuple[list[int], Size, float]:
-    """How often each text stands in the corpus without its first and last word; bytes read, seconds."""
+) -> tuple[list[int], Took]:
+    """How often each text stands in the corpus without its first and last word."""
     cut = [words(text) for text in texts]
     inner = [text[each.starts[1] : each.ends[-2]] for text, each in zip(texts, cut, strict=True)]
     lengths = [len(each) - 2 for each in cut]
     matcher = Matcher(wanted(inner, min([_GRAM, *lengths])))
-    matches, size, seconds = Matches(), Size(), 0.0
-
-    def progress(state: Progress) -> None:
-        nonlocal seconds
-        seconds = state.seconds
-        if on_progress:
-            on_progress(state)
-
-    for piece in scan(corpus, matcher, workers, on_progress=progress):
-        size += piece.size
+    matches, took, began = Matches(), Took(), time.monotonic()
+    for piece in scan(corpus, matcher, workers, on_progress=on_progress):
+        took.add(piece)
         matches.add(piece.file, piece.result)
+    took.seconds = time.monotonic() - began
     found = []
     for number, length in enumerate(lengths):
         longest = matches.longest(number)
         whole = len(longest) and longest[0, 1] == length
         found.append(int(longest[:, 5].sum()) if whole else 0)
-    return found, size, seconds
+    return found, took
 
 
 def table(found: Study) -> str:
@@ -184,8 +177,7 @@ def table(found: Study) -> str:
         "token each time\n"
         f"  tokens of the continuation until the first that differs: {np.mean(same):.1f} on average, {max(same)} at "
         "most\n"
-        f"  {found.size.documents:,} documents, {found.size.bytes / 1e6:,.1f} MB of text, "
-        f"{found.size.bytes / 1e6 / max(found.seconds, 1e-9):,.1f} MB/s\n"
+        f"{found.took.lines()}"
     )
 
 
@@ -216,9 +208,7 @@ def as_data(found: Study) -> dict[str, Any]:
         "corpus": {
             "files": found.corpus.files,
             "fingerprint": found.corpus.fingerprint,
-            **dataclasses.asdict(found.size),
-            "seconds": round(found.seconds, 3),
-            "peak_bytes": found.peak_bytes,
+            **found.took.as_data(),
         },
         "bins": [{**dataclasses.asdict(each), "share": each.share, "stderr": each.stderr} for each in found.bins()],
         "passages": list(records(found)),
