@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("spec", "cluster"),
     ("parallel", "data"),
-    ("model", "program"),
+    ("model", "program", "ngrams"),
     ("train", "inference"),
     ("interop",),
     ("generation", "plan"),

@@ -110,7 +110,7 @@ def test_help_lists_every_command(option: str, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert err == ""
     for name, line in front.COMMANDS.items():
-        assert f"\n  {name:<10} {line}\n" in out
+        assert f"\n  {name:<13} {line}\n" in out
     assert max(map(len, out.splitlines())) <= 120
 
 

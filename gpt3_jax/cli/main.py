@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
     "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
     "news": "articles that a model writes, and a blind quiz about who wrote them",
+    "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
+    "memorisation": "how much of samples, or of a model's continuations, is in the training text, and where",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
@@ -34,7 +36,7 @@ usage: gpt3-jax COMMAND [OPTIONS]
 GPT-3 and ZeRO, made executable in JAX.
 
 commands:
-{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<13} {line}" for name, line in COMMANDS.items())}
 
   gpt3-jax COMMAND --help explains each option with its default and unit.
 

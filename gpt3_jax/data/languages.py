@@ -6,23 +6,20 @@ The languages are found by CLD2 (optional: pycld2), whose codes the published fi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from gpt3_jax.data.documents import BadDocument, Block, Cursor, Options, blocks, find_inputs
 from gpt3_jax.data.files import is_folder
+from gpt3_jax.data.in_order import in_order, pool
 from gpt3_jax.data.records import documents
 from gpt3_jax.data.shards import ShardSource
-from gpt3_jax.data.tokenize import BLOCK_BYTES, follow_parent
+from gpt3_jax.data.tokenize import BLOCK_BYTES
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.data.writer import LeftOut
 from gpt3_jax.errors import RunError, UserError
@@ -31,6 +28,7 @@ from gpt3_jax.quantities import grid
 UNKNOWN = "unknown"
 """The language of a document in which the detector finds none reliably."""
 LOOK_AT = 20_000
+_KILLED = "a process that detects languages was killed, perhaps for lack of memory; run it with fewer --workers"
 _SHARD_TOKENS = 2**20
 KINDS = ("document", "word", "character")
 PAPER = {"en": (93.69, 92.65, 92.10), "fr": (1.02, 1.82, 1.78), "de": (1.20, 1.47, 1.68), "es": (0.51, 0.77, 0.79)}
@@ -156,20 +154,24 @@ def count_languages(
     size = sum(file.size for file in files)
     total = size + sum(_bytes(source, source.n_tokens) for source in sources.values())
 
-    def work() -> Iterator[Block | Span]:
-        yield from blocks(files, options, Cursor(), BLOCK_BYTES)
+    def jobs() -> Iterator[tuple[int, Block | Span]]:
+        """Each with the bytes read when it is done."""
+        for block in blocks(files, options, Cursor(), BLOCK_BYTES):
+            yield block.bytes_read, block
         before = size
         for path, source in sources.items():
-            yield from _spans(path, source, before)
+            for span in _spans(path, source, before):
+                yield span.bytes_read, span
             before += _bytes(source, source.n_tokens)
 
     how = _How(options, look_at, names)
     found = Statistics()
-    with _pool(how, workers) as pool:
-        for done, part in _in_turn(work(), pool, how, 3 * workers):
+    with pool(workers, _start_worker, (how,)) as processes:
+        work = functools.partial(_count, how=how) if processes is None else _count_in_worker
+        for bytes_read, part in in_order(jobs(), processes, work, 3 * workers, _KILLED):
             found.merge(part)
             if on_progress:
-                on_progress(Progress(done.bytes_read, total, sum(found.documents.values())))
+                on_progress(Progress(bytes_read, total, sum(found.documents.values())))
     if not found.documents:
         raise UserError(f"{', '.join(paths)}: there is no document to count; empty ones are left out")
     return found
@@ -284,50 +286,11 @@ def _tokenizer_name(source: ShardSource, given: str | None) -> str:
     return name
 
 
-def _in_turn(
-    source: Iterator[Block | Span], pool: Executor | None, how: _How, window: int
-) -> Iterator[tuple[Block | Span, Statistics]]:
-    """Yields pieces of work with what was counted, with at most `window` of them in progress."""
-    if pool is None:
-        for work in source:
-            yield work, _count(work, how)
-        return
-    pending: deque[tuple[Block | Span, Future[Statistics]]] = deque()
-    try:
-        for work in source:
-            mark = dataclasses.replace(work, data=b"") if isinstance(work, Block) else work
-            pending.append((mark, pool.submit(_count_in_worker, work)))
-            if len(pending) >= window:
-                done, future = pending.popleft()
-                yield done, future.result()
-        while pending:
-            done, future = pending.popleft()
-            yield done, future.result()
-    except BrokenProcessPool:
-        raise RunError(
-            "a process that detects languages was killed, perhaps for lack of memory; run it with fewer --workers"
-        ) from None
-
-
-@contextlib.contextmanager
-def _pool(how: _How, workers: int) -> Iterator[Executor | None]:
-    if workers == 1:
-        yield None
-        return
-    # Not fork: this process may have threads, whose locks a fork would copy.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (how,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 _worker: _How
 
 
 def _start_worker(how: _How) -> None:
     global _worker
-    follow_parent()
     _worker = how
 
 
