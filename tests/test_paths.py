@@ -24,7 +24,7 @@ PATH_FIELDS = {
 OTHER_TEXT_FIELDS = {"distributed.coordinator"}
 OTHER_OPTIONS = {
     "what", "--prompt", "--text-key", "--split-on", "--topology", "--model", "--tasks", "--show", "--shots", "--set",
-    "--item", "--tokenizer", "--stop", "--probes",
+    "--item", "--tokenizer", "--stop", "--probes", "--split-samples-on",
 }  # fmt: skip
 """Text that is no path. `report --model` is given to `load_config`, `evaluate --tasks` and `--show` to `select`, which
 resolves the paths in them."""
@@ -124,6 +124,8 @@ COMMAND_LINES = {
     "report": (["paper"],),
     "bench": ([],),
     "bias": (["a"],),
+    "contamination": (["a", "--tasks", "x"],),
+    "memorisation": (["a"],),
     "news": (["write", "a", "--articles", "x"], ["score", "a"]),
 }
 """For each command with a parser of its own, lines that it takes; the paths of `train` are those of `load_config`."""
