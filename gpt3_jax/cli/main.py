@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
+    "lm-eval": "lm-evaluation-harness on a checkpoint: its tasks by its own protocol",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
@@ -125,7 +126,7 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown {kind} {name!r}; {hint}; gpt3-jax --help explains them")
-    return int(importlib.import_module(f"gpt3_jax.cli.{name}").main(rest))
+    return int(importlib.import_module(f"gpt3_jax.cli.{name.replace('-', '_')}").main(rest))
 
 
 def _stdout_is_broken() -> bool:
