@@ -31,8 +31,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     letters = []
     for row in capitals:
         listed = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True)]
-        letters.append({**row, "letters": "
-".join(listed)})
+        letters.append({**row, "letters": "\n".join(listed)})
     stories = [
         f"{rng.choice(PEOPLE)} found {rng.choice(THINGS)} and gave it to {rng.choice(PEOPLE)}." for _ in range(16)
     ]
