@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-PLACES = [
+PLACES: list[tuple[str, str]] = [
     ("Arvenia", "Tollmark"), ("Besk", "Orin"), ("Caldor", "Fennwick"), ("Dravia", "Östbro"), ("Elmora", "Saint-Ruel"),
     ("Fjord Isles", "Halden"), ("Gorm", "Velka"), ("Hesperia", "Nova Lume"), ("Istria Minor", "Pell"),
     ("Jutmark", "Graven"), ("Kesh", "Al-Dun"), ("Lorwin", "Mossgate"), ("Mirova", "Černá"), ("Nasheland", "Port Ade"),
@@ -22,13 +22,13 @@ THINGS = ["a red kite", "the old map", "three eggs", "her brother's boat", "a ja
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Each task's items."""
     rng = random.Random(0)
-    capitals = []
+    capitals: list[dict[str, Any]] = []
     for country, capital in PLACES:
         others = rng.sample([other for _, other in PLACES if other != capital], 3)
         choices = rng.sample([capital, *others], 4)
         capitals.append({"question": f"What is the capital of {country}?", "choices": choices,
                          "answer": choices.index(capital)})  # fmt: skip
-    letters = []
+    letters: list[dict[str, Any]] = []
     for row in capitals:
         listed = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True)]
         letters.append({**row, "letters": "\n".join(listed)})
