@@ -24,6 +24,10 @@ from gpt3_jax.parallel.zero import parameter_partitions
 BATCH_TOKENS = {"cpu": 4096}
 """Tokens of a batch on one device, padding included, by platform."""
 _BATCH_TOKENS = 16384
+_SHAPE_BATCHES = {"cpu": 1}
+"""Batches' worth of padding that another shape of rows must save, by platform: a program compiles in the time of about
+one batch of gpt3-small on two cores, and of many on an accelerator (by arithmetic; measured on a CPU only)."""
+_SHAPE_BATCHES_OF_OTHERS = 64
 _KERNEL_BLOCK = {"tpu": 128}
 """Lengths that the platform's attention kernel takes are multiples of it."""
 
@@ -86,6 +90,7 @@ class Scorer:
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         platform = mesh_platform(mesh)
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(platform, _BATCH_TOKENS)
+        self._shape_tokens = _SHAPE_BATCHES.get(platform, _SHAPE_BATCHES_OF_OTHERS) * self._batch_tokens
         self._kernel_block = _KERNEL_BLOCK.get(platform, 1)
 
     def use(self, params: Params) -> None:
@@ -118,6 +123,7 @@ class Scorer:
             batch_shards(self.mesh),
             self.mesh.shape[TENSOR],
             self._kernel_block,
+            self._shape_tokens * batch_shards(self.mesh),
         )
         late: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
         for batch in batches:
