@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from gpt3_jax.cli import main as front
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import picture
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
+from gpt3_jax.evals.requests import Answer, Completed, Request
 from gpt3_jax.evals.results import Results, by_task
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source
@@ -111,6 +112,57 @@ def test_texts_are_compared_by_the_ratio_of_sums(tmp_path: Path) -> None:
     assert bits.stderr == pytest.approx(math.sqrt(1.5 * sum(each**2 for each in rest)), rel=1e-4)
 
 
+def test_translations_are_compared_by_the_bleu_of_all(tmp_path: Path) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references = ["The red cat sat on a mat.", "It rains again and again.", "She bought three apples today."]
+    texts = {
+        "a": ["The red cat sat on the mat.", "It rains and rains again.", "She bought apples."],
+        "b": ["The red cat sat on a mat.", "It rains again and again.", "Nobody bought three apples today."],
+    }
+    (tmp_path / "newstest2014.fr").write_text("Un.\nDeux.\nTrois.\n")
+    (tmp_path / "newstest2014.en").write_text("".join(f"{each}\n" for each in references))
+    loaded = load_tasks(select(["wmt14_fr_en"], data=str(tmp_path)), data=str(tmp_path))
+
+    def generating(name: str) -> Callable[[Sequence[Request]], Iterator[tuple[int, Answer]]]:
+        def answer(requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+            for n, text in enumerate(texts[name]):
+                yield n, Completed(f" {text}", 9, "stop", -1.0, 9)
+
+        return answer
+
+    for name in texts:
+        model = dataclasses.replace(subject(ExactModel(), name, weights=name), answer=generating(name))
+        results = evaluate_subjects([model], loaded, [0], 1, tmp_path / name)
+        expected = sacrebleu.corpus_bleu(texts[name], [references], tokenize="intl").score
+        assert results.cells[0].metric == "BLEU" and results.cells[0].value == pytest.approx(expected)
+        signature = results.tasks["wmt14_fr_en"]["signatures"]["BLEU"]
+        assert "case:mixed" in signature and "tok:intl|smooth:exp" in signature and signature in results.table()
+    _, _, found = paired.compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    by_metric = {each.metric: each for each in found}
+    bleu = by_metric["BLEU"]
+    for value, name in ((bleu.a, "a"), (bleu.b, "b")):
+        assert value == pytest.approx(sacrebleu.corpus_bleu(texts[name], [references], tokenize="intl").score)
+    assert bleu.difference == pytest.approx(bleu.b - bleu.a) and bleu.difference > 10
+    assert bleu.stderr and bleu.stderr > 0
+    assert (bleu.a_better, bleu.b_better) == (0, 3) and by_metric["BLEU 13a"].b > by_metric["BLEU 13a"].a
+    _, _, same = paired.compare(str(tmp_path / "a"), str(tmp_path / "a"))
+    assert same[0].difference == same[0].stderr == 0, "the same items are drawn for both"
+
+
+def test_items_that_do_not_count_are_not_compared() -> None:
+    def scores(*found: tuple[float, float]) -> paired.Scores:
+        items = [str(n) for n in range(len(found))]
+        prompts = dict.fromkeys(items, frozenset(["p"]))
+        return paired.Scores(dict(zip(items, found, strict=True)), prompts, dict.fromkeys(items, "f"), {})
+
+    # The first item's people disagree: it has a score, and a weight of 0.
+    a, b = scores((1.0, 0.0), (0.5, 1.0), (0.0, 1.0)), scores((0.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    found = paired._compare(("quac", "0", "QuAC F1"), a, b)
+    assert (found.items, found.only_one, found.a, found.b) == (2, 0, 25, 50)
+    assert (found.a_better, found.b_better) == (0, 1)
+    assert found.stderr == pytest.approx(25)  # of gains 50 and 0: standard deviation 35.36, over the root of 2
+
+
 def test_perplexities_without_bound_are_compared_and_written_as_null(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,3 +244,8 @@ def test_the_mean_over_tasks_is_of_what_all_of_them_have() -> None:
     of_k0 = [cell for cell in results.cells if cell.shots == 0]
     assert means[0].value == pytest.approx(sum(cell.value for cell in of_k0) / 3)
     assert means[0].stderr == pytest.approx(math.sqrt(sum((cell.stderr or 0) ** 2 for cell in of_k0)) / 3)
+    other = [dataclasses.replace(cell, metric="SQuAD F1", value=0.0) for cell in groups[TASK, "exact match"]]
+    assert picture._mean(groups | {(TASK, "SQuAD F1"): other}) == {name: means}, "one metric of each task"
+    first = groups.pop((TASK, "exact match"))
+    mixed = picture._mean(groups | {(TASK, "SQuAD F1"): other, (TASK, "exact match"): first})
+    assert list(mixed) == [("mean of 3 tasks", "accuracy")]

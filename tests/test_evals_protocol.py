@@ -20,7 +20,7 @@ from gpt3_jax.evals.scoring import AnswerNormalised, Generated, Judgement, MeanL
 from gpt3_jax.evals.tasks import openai_files
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.open_settings import GENERATED
-from gpt3_jax.evals.tasks.select import TASKS
+from gpt3_jax.evals.tasks.select import GROUPS, TASKS
 from gpt3_jax.evals.tasks.task import Open, Source, Task
 
 BYTES = ByteTokenizer()
@@ -458,10 +458,10 @@ def test_an_open_setting_that_names_no_field_is_a_defect() -> None:
         squares(open=(Open("nothing", "."),))
 
 
-def test_every_task_can_be_loaded_and_evaluated(tmp_path: Path) -> None:
+def test_every_generated_task_can_be_loaded_and_evaluated(tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("".join(f"{''.join(letters)}\n" for letters in itertools.permutations("stream")))
-    for task in TASKS.values():
+    for task in (*GROUPS["arithmetic"], *GROUPS["words"]):
         items = task.load(Source(words=str(words)), {**task.options, "items": 20})
         made = protocol.Preparer(task, items, BYTES, 1000).prepare(items.test[0], 3, 0)
         assert isinstance(made, protocol.Prepared) and made.shots == 3

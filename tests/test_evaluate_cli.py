@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that the README shows."""
     monkeypatch.chdir(tmp_path)
     for name, text in re.findall(r"^`(\S+)`:\n\n```\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -37,10 +38,13 @@ def test_the_readme_shows_what_is_printed(text: str, folder: Path) -> None:
     assert both.getvalue() == printed
 
 
-def test_the_readme_shows_an_arithmetic_a_word_and_a_choice_task() -> None:
+def test_the_readme_shows_a_task_of_each_kind() -> None:
     shown = [re.search(r"--show (\S+).*--shots (\S+)", text.splitlines()[0]) for text in COMMANDS]
+    generated = ("two_digit_addition", "reversed_words", "analogies:sat.jsonl")
+    published = ("boolq", "arc_easy", "winogrande", "lambada")
     assert {(found[1], found[2]) for found in shown if found} == {
-        (task, k) for task in ("two_digit_addition", "reversed_words", "analogies:sat.jsonl") for k in "012"
+        *((task, k) for task in generated for k in "012"),
+        *((task, k) for task in published for k in "01"),
     }
 
 

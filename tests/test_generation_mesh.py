@@ -8,6 +8,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -94,6 +95,16 @@ def test_weights_are_the_same_from_zeros_shards_and_from_the_hosts_memory(stage:
         jax.tree.map(np.testing.assert_array_equal, placed, expected)
         kernel = placed.blocks[0].mlp_up_kernel
         assert kernel.sharding.shard_shape(kernel.shape) == (64, 128) and kernel.dtype == "bfloat16"
+
+
+def test_weights_take_the_place_of_the_parameters() -> None:
+    given = jax.tree.map(jnp.copy, params())
+    expected = model.decode_weights(given, CONFIG)
+    for mesh in (None, mesh_of((2, 2, 2))):
+        given = jax.tree.map(jnp.copy, params())
+        placed = place_weights(given, CONFIG, mesh, consume=True)
+        assert all(stack.is_deleted() for stack in given.blocks.leaves())
+        jax.tree.map(np.testing.assert_array_equal, placed, expected)
 
 
 def test_a_token_costs_two_sums_a_block_one_for_its_embedding_and_a_gather_of_its_logits() -> None:

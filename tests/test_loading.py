@@ -16,11 +16,13 @@ from tiny_run import tiny
 
 from gpt3_jax import interop, model
 from gpt3_jax.cli import convert, generate
-from gpt3_jax.config import Config, ParallelConfig
+from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.interop.loading import Loaded, load_model
+from gpt3_jax.generation import Generator
+from gpt3_jax.interop.loading import Loaded, _Cast, load_model, weights_fingerprint
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.mesh import MeshShape, make_mesh
+from gpt3_jax.train.checkpoint.integrity import named_leaves
 from gpt3_jax.train.checkpoint.resume import Data, make_record
 from gpt3_jax.train.checkpoint.store import CheckpointStore
 from gpt3_jax.train.schedule import batch_schedule
@@ -175,3 +177,109 @@ def test_folders_that_hold_no_model_are_refused_in_one_line(saved: Saved, tmp_pa
     (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(UserError, match="model_type is 'llama'; expected gpt2 or gpt_neo"):
         load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def in_bf16(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The same model with bf16 as its compute dtype, in both formats."""
+    base = tmp_path_factory.mktemp("bf16")
+    config = dataclasses.replace(saved.config, model=dataclasses.replace(saved.config.model, dtype="bfloat16"))
+    state = dataclasses.replace(
+        init_state(config, make_mesh(ParallelConfig(data=1), jax.devices()[:1])), params=saved.params
+    )
+    store = CheckpointStore(base / "run" / "checkpoints", keep_last=2, keep_every_tokens=0)
+    for tokens, step in ((TOKENS // 2, 2), (TOKENS, 3)):
+        record = make_record(config, batch_schedule(config, 1), Data("", ""))
+        store.save(tokens, step, state, record, wait=True)
+    interop.to_hf(saved.params, config.model, base / "hf")
+    settings = json.loads((base / "hf" / "config.json").read_text())
+    (base / "hf" / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    return Saved(base / "run", base / "hf", saved.params, config)
+
+
+@pytest.mark.parametrize("kind", ["run", "hf"])
+@pytest.mark.parametrize("shape", [None, MeshShape(2, 2, 2)])
+def test_parameters_are_cast_one_by_one_while_they_are_loaded(
+    in_bf16: Saved, kind: str, shape: MeshShape | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = ParallelConfig(stage=3, **dataclasses.asdict(shape)) if shape else ParallelConfig()
+    mesh = make_mesh(parallel) if shape else None
+    folder = in_bf16.run if kind == "run" else in_bf16.hf
+    whole = load_model(folder, tokenizer="bytes", mesh=mesh, parallel=parallel)
+    there = {id(array) for array in jax.live_arrays()}
+    in_fp32: list[int] = []
+    kept = _Cast.__call__
+
+    def counted(self: _Cast, name: str, array: jax.Array) -> jax.Array:
+        new = [one for one in jax.live_arrays() if id(one) not in there and one.dtype == jnp.float32]
+        in_fp32.append(sum(one.size > array.size // 2 for one in new if one.shape != ()))
+        return kept(self, name, array)
+
+    monkeypatch.setattr(_Cast, "__call__", counted)
+    cast = load_model(folder, tokenizer="bytes", mesh=mesh, parallel=parallel, weights="compute")
+    assert cast.fingerprint == whole.fingerprint
+    assert in_fp32[0] == 1, "the largest is there alone"
+    assert len(in_fp32) == len(cast.params.leaves())
+    for one, other in zip(cast.params.leaves(), whole.params.leaves(), strict=True):
+        assert one.dtype == jnp.bfloat16 and one.sharding == other.sharding
+        np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))
+
+
+def test_cast_weights_keep_the_fingerprint_without_padding() -> None:
+    config = ModelConfig(n_layers=2, d_model=8, n_heads=1, n_ctx=8, n_vocab=5, vocab_multiple=8, dtype="bfloat16")
+    params = model.init(config, jax.random.key(0))
+    cast = _Cast(config)
+    for name, leaf in named_leaves(params).items():
+        assert cast(name, leaf).dtype == jnp.bfloat16
+    assert cast.fingerprint() == weights_fingerprint(params, config)
+
+
+def test_a_damaged_checkpoint_is_passed_over_while_casting(in_bf16: Saved, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(in_bf16.run, run)
+    files = [path for path in (run / "checkpoints" / f"tokens-{TOKENS}").rglob("*") if path.is_file()]
+    sizes = sorted(in_bf16.params.blocks.leaves(), key=lambda leaf: leaf.size)  # the largest are read first
+    saved, file = next(
+        (bytes_, path)
+        for bytes_ in (np.asarray(leaf).tobytes() for leaf in sizes)
+        for path in files
+        if bytes_ in path.read_bytes()
+    )
+    assert len(saved) < np.asarray(sizes[-1]).nbytes
+    content = file.read_bytes()
+    place = content.index(saved) + 2
+    file.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+    loaded = load_model(run, weights="compute")
+    assert loaded.tokens_trained == TOKENS // 2
+    assert loaded.fingerprint == load_model(in_bf16.run).fingerprint
+
+
+def test_a_model_in_fp32_is_loaded_as_it_is(saved: Saved) -> None:
+    one, other = load_model(saved.run), load_model(saved.run, weights="compute")
+    assert one.fingerprint == other.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+@pytest.mark.parametrize("parallel", [None, ParallelConfig(data=4, tensor=2, stage=3)])
+def test_a_loaded_generator_holds_its_weights_once(in_bf16: Saved, parallel: ParallelConfig | None) -> None:
+    config, mesh = in_bf16.config.model, None if parallel is None else make_mesh(parallel)
+    there = {id(array) for array in jax.live_arrays()}
+    generator = Generator.load(in_bf16.run, parallel)
+    held = sum(
+        shard.data.nbytes for new in jax.live_arrays() if id(new) not in there for shard in new.addressable_shards
+    )
+    other = Generator(in_bf16.params, config, generator.tokenizer, mesh)
+    once = sum(shard.data.nbytes for leaf in jax.tree.leaves(other._weights) for shard in leaf.addressable_shards)
+    assert once <= held < 1.1 * once
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(in_bf16.params))
+    texts = ["".join(p.text for p in one.stream(["ab", "c"], max_tokens=12, seed=1)) for one in (generator, other)]
+    assert texts[0] == texts[1]
+
+
+def test_the_command_generates_the_same_over_a_mesh(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(saved.run), "--prompt", "ab", "--max-tokens", "8", "--temperature", "0"]
+    texts = []
+    for options in ([], ["--parallel.data", "4", "--parallel.tensor=2"]):
+        assert generate.main([*command, *options]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""

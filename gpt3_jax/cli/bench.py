@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt3_jax.cluster.log import log
-from gpt3_jax.config import Config, SourceConfig, load_config
+from gpt3_jax.config import Config, SourceConfig, load_config, split_overrides
 from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.paths import local_path
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         UserError: the arguments are wrong, or this machine cannot run the measurement.
         RunError: something failed while running.
     """
-    own, overrides = _split(argv)
+    own, overrides = split_overrides(argv)
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(own)
     if unknown:
@@ -75,21 +75,6 @@ def main(argv: list[str]) -> int:
         code = _Bench(args, config, names, keep_batch).run(parts)
         shutdown()
     return code
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own arguments, and the overrides of the configuration (``--section.key`` with their values)."""
-    own: list[str] = []
-    overrides: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        if re.match(r"--\w+\.", argument):
-            overrides.append(argument)
-            if "=" not in argument and (value := next(rest, None)) is not None:
-                overrides.append(value)
-        else:
-            own.append(argument)
-    return own, overrides
 
 
 _OPTIONS = {

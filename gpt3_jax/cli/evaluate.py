@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from typing import TYPE_CHECKING
 
 from gpt3_jax.cluster.log import log
+from gpt3_jax.config import load_config, split_overrides
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
 if TYPE_CHECKING:
     from gpt3_jax.evals.protocol import Shots
-
-_DOTTED = ("--parallel.", "--distributed.")
-"""Sections of the configuration that say which devices are used."""
 
 _DESCRIPTION = """Evaluates models by the protocol of the GPT-3 paper (section 2.4): K demonstrations drawn for each
 item, multiple choice by log-likelihood per token, free answers by beam search. Prints a table with standard errors
@@ -25,6 +22,9 @@ beside the paper's own results (Table H.1) for a model of the same shape."""
 _EPILOG = """tasks:
   arithmetic            the paper's ten, generated; or one of them, such as two_digit_addition
   words                 the paper's five, from the machine's list of words or --words FILE; or one, reversed_words
+  boolq, race_high, …   the paper's data sets, read from their published files in the folder --data; groups: superglue,
+                        anli, arc, race, closed-book, reading, translation; gpt3_jax/evals/README.md lists them
+  paper                 all of the paper's tasks whose files are in --data, and the generated ones
   PATH/NAME.jsonl[.gz]  contexts and completions as in OpenAI's files; the paper's tasks are known by the file's name
   text:FILE             loss per token, perplexity per word, bits per byte of a text, JSONL, Parquet or token shards
   analogies:FILE        SAT analogies; gpt3_jax/evals/README.md describes the format
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         UserError: an unknown task or setting, a task file that is broken, no checkpoint, an option out of range.
         RunError: a checkpoint or file cannot be read or written.
     """
-    own, dotted = _split(argv)
+    own, dotted = split_overrides(argv, ("parallel", "distributed"))
     args = _parser().parse_args(own)
     shots = [_shots(each) for each in args.shots.split(",")]
     if args.show:
@@ -59,7 +59,6 @@ def main(argv: list[str]) -> int:
         raise UserError("no model to evaluate; give the folder of a run or of a Hugging Face model")
     if args.tokenizer or args.item:
         raise UserError("--tokenizer and --item are for --show; leave them out")
-    from gpt3_jax.config import load_config
     from gpt3_jax.environment import start_devices
     from gpt3_jax.evals.evaluation import evaluate_subjects, load_tasks
     from gpt3_jax.evals.tasks.select import select
@@ -84,21 +83,6 @@ def main(argv: list[str]) -> int:
             print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
         shutdown()
     return 0
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own arguments, and the dotted options."""
-    own: list[str] = []
-    dotted: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        if not argument.startswith(_DOTTED):
-            own.append(argument)
-            continue
-        dotted.append(argument)
-        if "=" not in argument:
-            dotted += itertools.islice(rest, 1)
-    return own, dotted
 
 
 def _show(args: argparse.Namespace, shots: list[Shots | None]) -> int:
@@ -190,8 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=local_path,
         metavar="DIR",
-        help="folder of data sets: a task is read from its published file there, such as two_digit_addition.jsonl, and "
-        "generated only if there is none",
+        help="folder of data sets: a task is read from its published files there, at any depth; arithmetic and word "
+        "tasks are generated if there are none",
     )
     parser.add_argument(
         "--out",

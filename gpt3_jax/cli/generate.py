@@ -9,17 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt3_jax.config import load_config, split_overrides
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
 if TYPE_CHECKING:
-    from gpt3_jax.generation import Generator, Piece
+    from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 
 _DESCRIPTION = """Completes prompts with the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's
 format, token by token. Prompts come from --prompt, a --file, or standard input: piped input is one prompt; at a
 terminal each line is one, until Ctrl-D. Only the completion is printed. It ends at end-of-text, in front of a --stop
 text, after --max-tokens, or when prompt and completion fill the model's context. An empty prompt begins a document."""
+
+_EPILOG = """several devices:
+  gpt3-jax generate runs/xl --prompt 'The sun' --parallel.data 1 --parallel.tensor 8
+The options --parallel.… and --distributed.… are those of gpt3-jax train: a mesh over all devices. Without any, the
+first device is used. Weights are split over tensor, completions over data. In a run of several processes, prompts come
+from --prompt or --file."""
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +37,10 @@ def main(argv: list[str]) -> int:
         RunError: no checkpoint can be read.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    own, dotted = split_overrides(argv, ("parallel", "distributed"))
+    arguments = parser.parse_args(own)
+    config = load_config([], dotted)
+    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
     if arguments.beams is not None:
         for name in ("temperature", "top_k", "top_p", "samples", "seed"):
             if getattr(arguments, name) != parser.get_default(name):
@@ -38,13 +48,37 @@ def main(argv: list[str]) -> int:
     prompts = _prompts(arguments)
 
     from gpt3_jax.cluster import compilation_cache
-    from gpt3_jax.generation import Beam, Generator, Piece, Sampling
+    from gpt3_jax.cluster.leaving import NoneLeftWaiting
+    from gpt3_jax.cluster.start import shutdown, start
+    from gpt3_jax.generation import Beam, Generator, Sampling
 
-    start_devices()
-    compilation_cache.enable()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     beam = None if arguments.beams is None else Beam(arguments.beams)
-    generator = Generator.load(arguments.run_dir)
+    if dotted:
+        start(config.distributed)
+    with NoneLeftWaiting():
+        start_devices()
+        compilation_cache.enable()
+        _complete(Generator.load(arguments.run_dir, parallel), prompts, arguments, sampling, beam)
+        shutdown()
+    return 0
+
+
+def _complete(
+    generator: Generator,
+    prompts: list[str] | None,
+    arguments: argparse.Namespace,
+    sampling: Sampling,
+    beam: Beam | None,
+) -> None:
+    """Prints the completions; of several processes, the lead alone."""
+    import jax
+
+    from gpt3_jax.cluster.agreement import is_lead
+    from gpt3_jax.generation import Piece
+
+    if not (arguments.prompt or arguments.file) and jax.process_count() > 1:
+        raise UserError("each process of a run needs the same prompts; give them with --prompt or --file")
 
     def stream(prompts: list[str]) -> Iterator[Piece]:
         if beam is not None:
@@ -61,22 +95,28 @@ def main(argv: list[str]) -> int:
         )
 
     if prompts is not None:
-        if arguments.json:
+        if not is_lead():
+            for _ in stream(prompts):
+                pass
+        elif arguments.json:
             print(json.dumps(_records(prompts, stream(prompts), generator), indent=1))
         else:
             _show(prompts, stream(prompts), generator, arguments.samples)
-        return 0
+        return
     while (line := _ask()) is not None:
         try:
             _show([line], stream([line]), generator, arguments.samples)
         except UserError as error:  # a prompt that is too long does not end the session
             print(f"gpt3-jax: error: {error}", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gpt3-jax generate", description=" ".join(_DESCRIPTION.split()), allow_abbrev=False
+        prog="gpt3-jax generate",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "run_dir",

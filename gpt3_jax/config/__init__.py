@@ -9,6 +9,7 @@ from gpt3_jax.config.loading import (
     preset,
     presets,
     replace,
+    split_overrides,
     to_dict,
     to_yaml,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "preset",
     "presets",
     "replace",
+    "split_overrides",
     "to_dict",
     "to_yaml",
 ]

@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import functools
 import importlib.resources
+import itertools
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -75,6 +77,28 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
         for section, values in new.items():
             merged.setdefault(section, {}).update(values)
     return _make(merged)
+
+
+def split_overrides(argv: Sequence[str], sections: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """A command's own arguments, and the dotted overrides among them with their values, as `load_config` takes them.
+
+    Args:
+        sections: those whose settings the command has (default: all). Options of others stay with its own arguments,
+            so that it refuses them.
+    """
+    any_of = "|".join(sections) or r"\w+"
+    dotted = re.compile(rf"--({any_of})\.")
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if not dotted.match(argument):
+            own.append(argument)
+            continue
+        overrides.append(argument)
+        if "=" not in argument:
+            overrides += itertools.islice(rest, 1)
+    return own, overrides
 
 
 def from_dict(values: Any) -> Config:

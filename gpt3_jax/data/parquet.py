@@ -31,7 +31,7 @@ def column_slices(
             f"{path} is Parquet, which needs the package pyarrow: pip install -c constraints.txt -e '.[data]'"
         ) from None
     try:
-        with pyarrow.parquet.ParquetFile(_Reader(path)) as table:
+        with pyarrow.parquet.ParquetFile(Reader(path)) as table:
             schema = table.schema_arrow
             kind = _kind(path, column, schema)
             total = table.metadata.num_rows
@@ -77,7 +77,7 @@ def _kind(path: str, column: str, schema: Any) -> Any:
     return kind
 
 
-class _Reader(io.RawIOBase):
+class Reader(io.RawIOBase):
     """A file for pyarrow, through `OpenFile`. pyarrow's own reader maps some files into memory, and its errors name no
     file."""
 

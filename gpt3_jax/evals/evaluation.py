@@ -80,6 +80,9 @@ def load_tasks(
     source = Source(*(None if path is None else os.fspath(path) for path in (data, words)))
     loaded = []
     for task in tasks:
+        if task.optional and (line := task.missing(source, task.options)):
+            log.info(f"{line}; the task is left out")
+            continue
         items = task.load(source, task.options)
         loaded.append(TaskItems(task, items, items.test if limit is None else items.test[:limit]))
     return loaded

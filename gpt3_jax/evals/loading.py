@@ -35,7 +35,7 @@ def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None)
         RunError: as `load_model`.
     """
     mesh = None if parallel is None else make_mesh(parallel)
-    loaded = load_model(folder, mesh=mesh, parallel=parallel or ParallelConfig())
+    loaded = load_model(folder, mesh=mesh, parallel=parallel or ParallelConfig(), weights="compute")
     engine = Engine.of(loaded, mesh, parallel)
     return Subject(
         name=loaded.name,

@@ -49,8 +49,13 @@ def draw(results: Results, folder: Path) -> list[str]:
 
 
 def _mean(groups: dict[tuple[str, str], list[Cell]]) -> dict[tuple[str, str], list[Cell]]:
-    """The mean over all tasks that are measured in per cent, as a group of its own, if there are three or more."""
-    tasks = [cells for (_, metric), cells in groups.items() if METRICS[metric].unit == "%"]
+    """The mean over all tasks that are measured in per cent, as a group of its own, if there are three or more. A task
+    with several such metrics counts with the first of them."""
+    first: dict[str, list[Cell]] = {}
+    for (task, metric), cells in groups.items():
+        if METRICS[metric].unit == "%":
+            first.setdefault(task, cells)
+    tasks = list(first.values())
     if len(tasks) < 3:
         return {}
     by_place = [{(cell.model, cell.shots): cell for cell in cells} for cells in tasks]
@@ -63,7 +68,9 @@ def _mean(groups: dict[tuple[str, str], list[Cell]]) -> dict[tuple[str, str], li
             shots = statistics.fmean(cell.shots_mean for cell in cells)
             mean = dataclasses.replace(cells[0], value=value, stderr=stderr, shots_mean=shots, row=None, chance=None)
             means.append(mean)
-    return {(f"mean of {len(tasks)} tasks", tasks[0][0].metric): means} if means else {}
+    metrics = {cells[0].metric for cells in tasks}
+    name = metrics.pop() if len(metrics) == 1 else "accuracy"  # as the paper calls it in Figure 1.3
+    return {(f"mean of {len(tasks)} tasks", name): means} if means else {}
 
 
 _Panel = Callable[[Any, Results, Sequence[Cell]], None]

@@ -11,13 +11,13 @@ from gpt3_jax.evals.tasks.task import Task
 
 def instruction(task: Task, shots: int) -> str:
     """The line at the top of a prompt with K = `shots`; empty if there is none."""
-    here = task.instructed == "always" or (task.instructed == "zero-shot" and shots == 0)
+    here = task.instructed == "always" or task.instructed == ("few-shot" if shots else "zero-shot")
     return task.instruction if here else ""
 
 
 def demonstration(task: Task, item: Item) -> str:
     """Context and right completion of one example."""
-    return item.context + separate(item.context, task.separator) + item.completion
+    return _headed(task, item.context) + separate(item.context, task.separator) + item.completion
 
 
 def prompt(task: Task, demonstrations: Sequence[str], context: str, shots: int | None = None) -> str:
@@ -27,12 +27,23 @@ def prompt(task: Task, demonstrations: Sequence[str], context: str, shots: int |
     one too. The instruction is that of K = `shots`; None: of as many demonstrations as there are.
     """
     top = instruction(task, len(demonstrations) if shots is None else shots)
-    parts = [*([top] if top else []), *demonstrations, context]
-    return (task.delimiter if task.leading and not top else "") + task.delimiter.join(parts)
+    examples = task.delimiter.join([*demonstrations, context])
+    if top:
+        return top + _below(task) + examples
+    return (task.delimiter if task.leading else "") + examples
+
+
+def _below(task: Task) -> str:
+    return task.delimiter if task.below_instruction is None else task.below_instruction
+
+
+def _headed(task: Task, context: str) -> str:
+    """A context below the instruction, where each example has its own."""
+    return task.instruction + _below(task) + context if task.instructed == "each" else context
 
 
 def contexts(task: Task, item: Item, shots: int) -> tuple[str, ...]:
     """The contexts of an item that follow `shots` demonstrations; several for partial evaluation."""
     if shots == 0 and item.zero_shot is not None:
         return (item.zero_shot,)
-    return task.scoring.contexts(item)
+    return tuple(_headed(task, context) for context in task.scoring.contexts(item))

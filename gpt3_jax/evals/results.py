@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,11 @@ from gpt3_jax.evals.table_h1 import paper_value
 RESULTS = "results.json"
 STANDARD_ERROR = (
     "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
-    "number; for ratios (loss, perplexity, bits) by linearisation over documents"
+    "number; for ratios (loss, perplexity, bits, F1a) by linearisation over items; for macro F1 by the jackknife over "
+    "items; for BLEU the standard deviation over 1,000 corpora of items drawn with replacement"
 )
+SUPERGLUE = ("BoolQ", "CB", "Copa", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC")
+"""The rows of Table H.1 that its row SuperGLUE averages."""
 DETECTABLE = (
     "(1.96 + 0.84) · sqrt(2) · standard error: two models evaluated on as many items each, two-sided level 5 %, power "
     "80 %"
@@ -88,8 +92,36 @@ class Results:
             rows.append([cell.model, *row] if several else row)
         return quantities.grid(rows, ["model", *head] if several else head, left=3 if several else 2) + self._notes()
 
+    def superglue(self) -> list[dict[str, Any]]:
+        """SuperGLUE's average for each model and K that have all eight tasks: the mean over tasks of the mean over a
+        task's metrics. The standard error takes tasks as independent, and the metrics of one task as one."""
+        found = []
+        for model, shots in dict.fromkeys((cell.model, cell.shots) for cell in self.cells):
+            here = [cell for cell in self.cells if (cell.model, cell.shots) == (model, shots)]
+            tasks = [[cell for cell in here if cell.row == row] for row in SUPERGLUE]
+            if not all(tasks) or shots == "max":
+                continue
+            errors = [statistics.fmean(cell.stderr or 0.0 for cell in cells) for cells in tasks]
+            found.append(
+                {
+                    "model": model,
+                    "shots": shots,
+                    "value": statistics.fmean(statistics.fmean(cell.value for cell in cells) for cells in tasks),
+                    "stderr": math.hypot(*errors) / len(tasks),
+                    "paper": paper_value("SuperGLUE", "average", shots, here[0].size),
+                }
+            )
+        return found
+
     def _notes(self) -> str:
-        lines = ["", "", "  accuracy and exact match in per cent; paper: Table H.1, the model of the same shape"]
+        lines = ["", "", "  accuracy, exact match and F1 in per cent; paper: Table H.1, the model of the same shape"]
+        signatures = {name: sign for task in self.tasks.values() for name, sign in task.get("signatures", {}).items()}
+        lines += [f"  {name}: {sign}" for name, sign in signatures.items()]
+        for each in self.superglue():
+            model = f", {each['model']}" if len(self.models) > 1 else ""
+            paper = "" if each["paper"] is None else f", the paper's is {_number(each['paper'])}"
+            value = f"{_number(each['value'])} ± {_number(each['stderr'])}"
+            lines.append(f"  SuperGLUE, K = {each['shots']}{model}: the average of the eight tasks is {value}{paper}")
         for cell in self.cells:
             if METRICS[cell.metric] is not METRICS[next(c.metric for c in self.cells if c.task == cell.task)]:
                 continue  # said once for each task
@@ -122,6 +154,7 @@ class Results:
             "models": [dict(model) for model in self.models],
             "tasks": {name: dict(task) for name, task in self.tasks.items()},
             "cells": [cell.as_data() for cell in self.cells],
+            "superglue": self.superglue(),
         }
 
     def to_json(self) -> str:

@@ -20,7 +20,7 @@ from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
 from gpt3_jax.evals.protocol import LeftOut, Prepared, Shots
 from gpt3_jax.evals.requests import Answer, Completed, Request, Score
 from gpt3_jax.evals.results import Cell
-from gpt3_jax.evals.scoring import Generated
+from gpt3_jax.evals.scoring import EachAnswer, Generated
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.table_h1 import size_of
 from gpt3_jax.evals.tasks.item import Item, Items
@@ -49,6 +49,7 @@ class TaskItems:
             "evaluated": len(self.evaluated),
             "fingerprint": dataclasses.replace(self.items, test=self.evaluated).fingerprint(),
             "metrics": list(task.metrics),
+            "signatures": {name: sign() for name in task.metrics if (sign := METRICS[name].signature)},
             "shots": task.shots,
             "scoring": {"rule": type(task.scoring).__name__, **_fields(task.scoring)},
             "delimiter": task.delimiter,
@@ -148,7 +149,7 @@ def _evaluate(
                 left_out=len(left_out),
                 seeds=tuple(seeds),
                 by_seed=tuple(apart),
-                chance=protocol.chance([each.item for each in prepared]) if metric.unit == "%" else None,
+                chance=protocol.chance([each.item for each in prepared]) if name == "accuracy" else None,
                 row=task.row,
                 size=size_of(subject.config),
                 shots_mean=statistics.fmean(each.shots for each in prepared),
@@ -238,14 +239,14 @@ def _record(
         "demonstrations": list(prepared.demonstrations),
         "prompts": list(prepared.prompts),
         "expected": list(item.accepted) if not item.right else item.completion,
-        "scores": {name: METRICS[name].score(item, judgement) for name in task.metrics},
-        "weights": {name: METRICS[name].weight(judgement) for name in task.metrics},
+        "scores": {name: METRICS[name].score(item, judgement) for name in task.metrics if METRICS[name].by_items},
+        "weights": {name: METRICS[name].weight(item, judgement) for name in task.metrics},
     }
     if item.choices or item.contexts:
         record |= {
             "choices": list(item.choices or item.contexts),
             "right": list(item.right),
-            "chosen": judgement.chosen,
+            "chosen": list(judgement.picked) if isinstance(task.scoring, EachAnswer) else judgement.chosen,
             "compared": list(judgement.values),
         }
     if judgement.text is not None:

@@ -33,6 +33,8 @@ class Judgement:
     """What was compared, one for each choice."""
     chosen: int | None = None
     """Index of the choice with the highest value."""
+    picked: tuple[int, ...] = ()
+    """Indices of all choices that the model calls right, for tasks that ask of each."""
     text: str | None = None
     """What the model generated."""
     logprob: float | None = None
@@ -125,6 +127,36 @@ class PartialEvaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class EachAnswer:
+    """MultiRC: whether each answer to a question is right, by the likelier of two lines per token, which differ in the
+    word before the answer."""
+
+    prompted: ClassVar[bool] = True
+    true: str = "- [True] "
+    false: str = "- [False] "
+    earlier_answers: bool = False
+    """Whether the question's earlier answers stand before an answer, with what is right of them."""
+
+    def contexts(self, item: Item) -> tuple[str, ...]:
+        return (item.context,)
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        asked: list[Request] = []
+        context = prompts[0]
+        for n, answer in enumerate(item.choices):
+            space = separate(context, separator)
+            asked += (Continuation(context, space + word + answer) for word in (self.true, self.false))
+            if self.earlier_answers:
+                context += f"{space}{self.true if n in item.right else self.false}{answer}\n"
+        return asked
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        each = [score.logprob / score.tokens for score in _all(answers, Score)]
+        margins = tuple(true - false for true, false in zip(each[::2], each[1::2], strict=True))
+        return Judgement(margins, picked=tuple(n for n, margin in enumerate(margins) if margin >= 0))
+
+
+@dataclasses.dataclass(frozen=True)
 class Generated:
     """What the model generates after the prompt: beam search of width 4 with length penalty 0.6."""
 
@@ -157,6 +189,78 @@ class Generated:
             return Judgement(text=completed.text)
         (score,) = _all(answers[1:], Score)
         return Judgement(text=completed.text, logprob=score.logprob, tokens=score.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(Generated):
+    """A label in words, one of the item's choices: generated ("framed similar to T5", as BoolQ, CB, RTE and WiC), or
+    the likeliest of the choices. A generated text that is none of them, but for white space around it, is wrong."""
+
+    framing: Literal["generated", "choices"] = "generated"
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        if self.framing == "choices":
+            return MeanLogLikelihood().requests(prompts, separator, item)
+        return super().requests(prompts, separator, item)
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        if self.framing == "choices":
+            return MeanLogLikelihood().judge(answers, item)
+        judgement = super().judge(answers, item)
+        words = [choice.strip() for choice in item.choices]
+        text = (judgement.text or "").strip()
+        return dataclasses.replace(judgement, chosen=words.index(text) if text in words else None)
+
+
+_DETERMINERS = """a an few her his each every many much my our some that the their these this those which whose
+your"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Referent(Generated):
+    """WSC: a noun is generated, and choice 0 (it is the item's noun) or 1 (it is another) follows from it. An empty
+    text is neither."""
+
+    referent: Literal["overlap", "exact"] = "overlap"
+    """overlap: as T5 does it, without case and determiners, the words of one noun are all in the other, and both or
+    none have an apostrophe. exact: the two are the same but for case."""
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        judgement = super().judge(answers, item)
+        texts = [(judgement.text or "").strip().lower(), item.completion.strip().lower()]
+        if self.referent == "exact":
+            same = texts[0] == texts[1]
+        else:
+            said, meant = ({*text.split()} - {*_DETERMINERS.split()} for text in texts)
+            texts[0] = texts[0] if said else ""
+            same = (said <= meant or meant <= said) and ("'" in texts[0]) == ("'" in texts[1])
+        return dataclasses.replace(judgement, chosen=(0 if same else 1) if texts[0] else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastWord(Generated):
+    """LAMBADA: the likelihood of the completion, and whether the model tells it; then choice 0, the only one, is
+    chosen."""
+
+    answer: Literal["likeliest", "generated"] = "likeliest"
+    """likeliest: each token of the completion is the likeliest at its place. generated: the first word that is
+    generated is the completion, but for punctuation after it."""
+
+    def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
+        scored = Continuation(prompts[0], separate(prompts[0], separator) + item.completion)
+        return [scored] if self.answer == "likeliest" else [scored, *super().requests(prompts, separator, item)]
+
+    def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:
+        (score,) = _all(answers[:1], Score)
+        if self.answer == "likeliest":
+            return Judgement(chosen=0 if score.greedy else None, logprob=score.logprob, tokens=score.tokens)
+        judgement = super().judge(answers[1:], item)
+        words = (judgement.text or "").split()
+        said = bool(words) and item.completion in (words[0], words[0].rstrip(_AFTER_A_WORD))
+        return dataclasses.replace(judgement, chosen=0 if said else None, logprob=score.logprob, tokens=score.tokens)
+
+
+_AFTER_A_WORD = ".,;:?!\"\u201d\u2019'"
 
 
 @dataclasses.dataclass(frozen=True)

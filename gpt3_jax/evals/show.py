@@ -12,6 +12,7 @@ from gpt3_jax.evals import protocol
 from gpt3_jax.evals.protocol import LeftOut, Shots
 from gpt3_jax.evals.requests import Completion, Continuation, Request
 from gpt3_jax.evals.run import TaskItems
+from gpt3_jax.evals.scoring import Referent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Shown:
     tokenizer: str
     n_ctx: int
     expected: str
+    excluded: bool = False
+    """Whether `expected` is what must not be answered: in WSC, a noun that is not the referent."""
 
     def about(self) -> str:
         tokens = " and ".join(f"{count:,}" for count in self.tokens) or "0"
@@ -42,7 +45,8 @@ class Shown:
         for request in self.requests:
             if isinstance(request, Completion):
                 stop = ", ".join(map(repr, request.stop)) or "end of text"
-                parts.append(f"generates up to {request.max_tokens} tokens or {stop}; right is {self.expected!r}")
+                no = "any noun but " if self.excluded else ""
+                parts.append(f"generates up to {request.max_tokens} tokens or {stop}; right is {no}{self.expected!r}")
             elif isinstance(request, Continuation):
                 after = "" if request.context in self.prompts else f" after {request.context!r}"
                 parts.append(f"scores {request.continuation!r}{after}")
@@ -97,4 +101,5 @@ def prepared_prompts(
         tokenizer=tokenizer.name,
         n_ctx=n_ctx,
         expected=found.completion,
+        excluded=isinstance(task.scoring, Referent) and found.right == (1,),
     )

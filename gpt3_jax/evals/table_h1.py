@@ -24,6 +24,17 @@ SIZES: Mapping[str, str] = {
 _METRICS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("acc",),
     "exact match": ("acc", "em"),
+    "TriviaQA exact match": ("acc",),
+    "SQuAD exact match": ("acc", "em"),
+    "SQuAD F1": ("f1",),
+    "CoQA F1": ("f1",),
+    "QuAC F1": ("f1",),
+    "DROP F1": ("f1",),
+    "BLEU": ("BLEU-sb",),
+    "macro F1": ("f1",),
+    "all answers right": ("acc",),
+    "F1a": ("f1a",),
+    "ReCoRD F1": ("f1",),
     "perplexity of the completion": ("ppl",),
 }
 """Our metrics and what the table calls them."""

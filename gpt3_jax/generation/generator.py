@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.agreement import to_host
-from gpt3_jax.config import ModelConfig
+from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError, require_type
@@ -24,6 +24,7 @@ from gpt3_jax.inference.generate import Candidates, Draw, Drawn
 from gpt3_jax.inference.lengths import padded_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import Params
+from gpt3_jax.parallel.mesh import make_mesh
 
 _ROWS = 16
 """Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
@@ -41,14 +42,22 @@ class Generator:
     """A loaded model that completes prompts, on one device or over a mesh."""
 
     def __init__(
-        self, params: Params[Any], config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh | None = None
+        self,
+        params: Params[Any],
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
+        *,
+        consume: bool = False,
     ) -> None:
         """Casts the weights and places them; `params` may be deleted afterwards.
 
         Args:
-            params: fp32, in any place: ZeRO's shards on this mesh, on one device, in the host's memory as numpy arrays.
+            params: fp32 or in the compute dtype, in any place: ZeRO's shards on this mesh, on one device, in the host's
+                memory as numpy arrays.
             mesh: rows are split over replica and data; weights and caches over tensor. None: the one device that holds
                 `params`. In a run of several processes each must make the same calls.
+            consume: whether to delete most of `params` on the way, so that they do not lie there beside the weights.
 
         Raises:
             UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it.
@@ -61,14 +70,22 @@ class Generator:
         start_devices()
         self.config = config
         self.tokenizer = tokenizer
-        self._weights = programs.place_weights(params, config, mesh)
+        self._weights = programs.place_weights(params, config, mesh, consume=consume)
         self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str]) -> Generator:
-        """Loads a run's or a Hugging Face folder. Raises the errors of `load_model`."""
-        loaded = load_model(checkpoint)
-        return cls(loaded.params, loaded.config, loaded.tokenizer)
+    def load(cls, checkpoint: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Generator:
+        """Loads a run's or a Hugging Face folder. Raises the errors of `load_model` and `make_mesh`.
+
+        A device holds its shards of the weights in the compute dtype; while they are loaded, those of one matrix of all
+        layers more, in fp32.
+
+        Args:
+            parallel: a mesh over all devices; None: the first device alone.
+        """
+        mesh = None if parallel is None else make_mesh(parallel)
+        loaded = load_model(checkpoint, mesh=mesh, parallel=parallel or ParallelConfig(), weights="compute")
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, consume=True)
 
     def stream(
         self,

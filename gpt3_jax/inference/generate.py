@@ -147,37 +147,47 @@ def _with_shardings(shapes: Any, where: Any) -> Any:
     )
 
 
-def place_weights(params: Params[Any], config: ModelConfig, mesh: Mesh | None) -> DecodeWeights:
+def place_weights(
+    params: Params[Any], config: ModelConfig, mesh: Mesh | None, *, consume: bool = False
+) -> DecodeWeights:
     """Weights in the compute dtype, where the programs expect them.
 
-    They are cast and moved one matrix at a time: a device holds its shards of the fp32 parameters, of the weights, and
-    of one matrix more.
+    They are cast and moved one matrix at a time: a device holds its shards of the parameters, of the weights, and of
+    one matrix more.
 
     Args:
-        params: fp32, wherever they lie: ZeRO's shards on this mesh, on one device, or numpy arrays in the host's memory
-            (which may hold what no device does).
+        params: fp32, or in the compute dtype already, wherever they lie: ZeRO's shards on this mesh, on one device, or
+            numpy arrays in the host's memory (which may hold what no device does).
         mesh: None: the one device that holds `params`.
+        consume: whether to delete the blocks' parameters, each as soon as its layers are cut out of it.
 
     Raises:
         UserError: as `weight_partitions`.
     """
-    if mesh is None:
+    if mesh is None and not consume:
         return decode_weights(params, config)
-    where = shardings(weight_partitions(config, mesh), mesh)
+    tree: Any = DecodeWeights  # of shardings, not of arrays
+    where = (
+        tree(None, None, (params.blocks.map(lambda _: None),), None, None)
+        if mesh is None
+        else shardings(weight_partitions(config, mesh), mesh)
+    )
     dtype = jnp.dtype(config.dtype)
 
-    def whole(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def whole(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
         return jax.device_put(leaf.astype(dtype), sharding)
 
-    def layer(i: int) -> Any:
-        return params.blocks.map(
-            lambda leaf, sharding: jax.device_put(_layer(leaf, i, config.dtype), sharding), where.blocks[i]
-        )
+    def layers(stack: Any, sharding: NamedSharding | None) -> tuple[jax.Array, ...]:
+        cut = tuple(jax.device_put(_layer(stack, i, config.dtype), sharding) for i in range(config.n_layers))
+        if consume and isinstance(stack, jax.Array):
+            stack.delete()
+        return cut
 
+    by_layer = params.blocks.map(layers, where.blocks[0])
     return DecodeWeights(
         whole(params.token_embedding, where.token_embedding),
         whole(params.position_embedding, where.position_embedding),
-        tuple(layer(i) for i in range(config.n_layers)),
+        tuple(by_layer.map(lambda cut, i=i: cut[i]) for i in range(config.n_layers)),
         whole(params.ln_f_scale, where.ln_f_scale),
         whole(params.ln_f_bias, where.ln_f_bias),
     )

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,11 @@ def is_hf(folder: Path) -> bool:
 
 
 def from_hf(
-    path: str | os.PathLike[str], *, mesh: Mesh | None = None, parallel: ParallelConfig = ParallelConfig()
+    path: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    parallel: ParallelConfig = ParallelConfig(),
+    each: Callable[[str, jax.Array], jax.Array] | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Reads a GPT-2 or GPT-Neo language model from a folder in Hugging Face's format; parameters in fp32.
 
@@ -83,6 +88,8 @@ def from_hf(
     Args:
         mesh: where to load to; the host holds all parameters on the way. None: the default device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
+        each: gets every parameter with its name (``blocks/qkv_kernel``), in fp32, and returns what takes its place.
+            They are placed one after another, the largest first.
 
     Raises:
         UserError: files are missing or unreadable; the architecture or a setting is not supported; tensors are missing,
@@ -99,14 +106,18 @@ def from_hf(
         _check_tensors(shapes, config, kind, folder)
         arrays = from_tensors(read, config, kind)
     table = param_table(config)
-    on_host: Params[np.ndarray] = jax.tree.unflatten(jax.tree.structure(table), [arrays[name] for name in names(table)])
-    if shardings is None:
-        return config, on_host.map(jnp.asarray)
-    return config, on_host.map(
-        # Each process gives its own shards; device_put would compare the whole arrays of all processes.
-        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, array.__getitem__),
-        shardings,
-    )
+    where = [None] * len(names(table)) if shardings is None else shardings.leaves()
+    wanted = dict(zip(names(table), where, strict=True))
+    placed: dict[str, jax.Array] = {}
+    for name in sorted(wanted, key=lambda name: arrays[name].size, reverse=True):
+        array, sharding = arrays.pop(name), wanted[name]
+        if sharding is None:
+            on_device = jnp.asarray(array)
+        else:
+            # Each process gives its own shards; device_put would compare the whole arrays of all processes.
+            on_device = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        placed[name] = on_device if each is None else each(name.replace(".", "/"), on_device)
+    return config, jax.tree.unflatten(jax.tree.structure(table), [placed[name] for name in wanted])
 
 
 def config_from_hf(folder: Path) -> ModelConfig:

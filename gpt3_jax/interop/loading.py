@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.log import log
@@ -22,6 +25,9 @@ from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 from gpt3_jax.train.checkpoint.trained import config_of, load_trained
 
 GPT2_TOKENIZER = "r50k_base"
+Weights = Literal["float32", "compute"]
+"""float32: as training keeps them; compute: cast as they are loaded to `model.dtype`, which changes no result of
+evaluation or generation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Loaded:
     """The folder's own name."""
     config: ModelConfig
     params: Params
-    """In fp32."""
+    """In the dtype that was asked for."""
     tokenizer: Tokenizer
     fingerprint: str
     """Of the weights (`weights_fingerprint`)."""
@@ -46,6 +52,7 @@ def load_model(
     tokenizer: str | None = None,
     mesh: Mesh | None = None,
     parallel: ParallelConfig = ParallelConfig(),
+    weights: Weights = "float32",
 ) -> Loaded:
     """Loads the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's format.
 
@@ -56,6 +63,8 @@ def load_model(
             holds none, GPT-2's.
         mesh: where to load the parameters to; None: one device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
+        weights: with "compute", a device holds its shards of the parameters in the compute dtype, and while they are
+            loaded of one of them in fp32.
 
     Raises:
         UserError: the folder is neither, or holds a model or a tokenizer of another kind; the tokenizer does not fit
@@ -64,17 +73,38 @@ def load_model(
     """
     path = _path(folder)
     name = Path(os.path.abspath(path)).name
-    if _holds_hf(path):
-        config, params = from_hf(path, mesh=mesh, parallel=parallel)
+    hf = _holds_hf(path)
+    config = config_from_hf(path) if hf else config_of(path).model
+    cast = _Cast(config) if weights == "compute" and config.dtype != "float32" else None
+    if hf:
+        config, params = from_hf(path, mesh=mesh, parallel=parallel, each=cast)
         found = load_tokenizer(tokenizer or hf_tokenizer_name(path, config))
         tokens = None
     else:
-        trained = load_trained(path, mesh=mesh, parallel=parallel)
+        trained = load_trained(path, mesh=mesh, parallel=parallel, each=cast)
         config, params = trained.config.model, trained.params
         found = load_tokenizer(tokenizer or trained.config.data.tokenizer)
         tokens = trained.tokens or None  # a run at 0 tokens is a converted model
     require_fits(found, config, path)
-    return Loaded(name, config, params, found, weights_fingerprint(params, config), tokens)
+    fingerprint = weights_fingerprint(params, config) if cast is None else cast.fingerprint()
+    return Loaded(name, config, params, found, fingerprint, tokens)
+
+
+class _Cast:
+    """Casts parameters to the compute dtype one by one, and takes what their fingerprint needs before."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._entries: dict[str, Any] = {}
+
+    def __call__(self, name: str, array: jax.Array) -> jax.Array:
+        own = array[: self._config.n_vocab] if name == "token_embedding" else array
+        self._entries |= _fingerprint_entries({name: own})
+        return array.astype(jnp.dtype(self._config.dtype))
+
+    def fingerprint(self) -> str:
+        """As `weights_fingerprint` of the parameters before."""
+        return record_digest(self._entries)
 
 
 def load_tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, ModelConfig]:
@@ -144,6 +174,9 @@ def weights_fingerprint(params: Params, config: ModelConfig) -> str:
     and values, and sqrt(d_head) a power of two.) Every process that holds a part of the parameters must call it.
     """
     own = dataclasses.replace(params, token_embedding=params.token_embedding[: config.n_vocab])
-    leaves = named_leaves(own)
+    return record_digest(_fingerprint_entries(named_leaves(own)))
+
+
+def _fingerprint_entries(leaves: dict[str, jax.Array]) -> dict[str, Any]:
     sums = array_checksums(leaves)
-    return record_digest({name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()})
+    return {name: {**describe(leaf), "checksum": sums[name]} for name, leaf in leaves.items()}

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from gpt3_jax import quantities
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import results
@@ -34,6 +36,8 @@ class Scores:
     """The item's prompts with all seeds."""
     fingerprints: Mapping[str, str]
     """Of the item."""
+    texts: Mapping[str, list[tuple[str, str]]]
+    """What was generated for the item and its reference, for each seed; none where nothing is generated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +139,14 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
     path = Path(folder) / ITEMS
     if not path.is_file():
         raise UserError(f"{folder} has no {ITEMS}; expected a folder that gpt3-jax evaluate --out wrote")
-    gathered: dict[str, dict[_Key, dict[str, list[tuple[float, float, str, str]]]]] = {}
+    gathered: dict[str, dict[_Key, dict[str, list[tuple[float, float, str, str, list[tuple[str, str]]]]]]] = {}
     for where, row in rows.rows(str(path)):
         try:
             for metric, score in row["scores"].items():
                 key = str(row["task"]), str(row["shots"]), str(metric)
                 prompts, fingerprint = "\n".join(row["prompts"]), str(row["fingerprint"])
-                found = float(score), float(row["weights"][metric]), prompts, fingerprint
+                texts = [(str(row["generated"]).strip(), str(row["expected"][0]))] if "generated" in row else []
+                found = float(score), float(row["weights"][metric]), prompts, fingerprint, texts
                 items = gathered.setdefault(str(row["model"]), {}).setdefault(key, {})
                 items.setdefault(str(row["item"]), []).append(found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -155,6 +160,7 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
                 },
                 {item: frozenset(p[2] for p in pairs) for item, pairs in items.items()},
                 {item: pairs[0][3] for item, pairs in items.items()},
+                {item: [text for pair in pairs for text in pair[4]] for item, pairs in items.items()},
             )
             for key, items in of_model.items()
         }
@@ -165,7 +171,8 @@ def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
 def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     task, shots, name = key
     metric = METRICS[name]
-    common = [item for item in a.scores if item in b.scores]
+    both = [item for item in a.scores if item in b.scores]
+    common = [item for item in both if a.scores[item][1] or b.scores[item][1]]  # without those that do not count
     pairs_a, pairs_b = ([side.scores[item] for item in common] for side in (a, b))
     value_a, rest_a = _value(metric, pairs_a)
     value_b, rest_b = _value(metric, pairs_b)
@@ -173,6 +180,10 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     if len(common) > 1:
         apart = math.hypot(*(x - y for x, y in zip(rest_b, rest_a, strict=True)))  # holds what squares would not
         stderr = math.sqrt(len(common) / (len(common) - 1)) * apart
+    if metric.whole:
+        value_a, drawn_a = metric.whole([a.texts[item] for item in common])
+        value_b, drawn_b = metric.whole([b.texts[item] for item in common])
+        stderr = float(np.std(drawn_b - drawn_a, ddof=1)) if len(common) > 1 else None
     # Compared per item by score over weight, which a tokenizer that cuts finer would change for loss per token.
     ahead = [metric.better * (y / v - x / w) for (x, w), (y, v) in zip(pairs_a, pairs_b, strict=True) if w and v]
     b_better, a_better = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
@@ -181,7 +192,7 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
         shots=shots,
         metric=name,
         items=len(common),
-        only_one=len(a.scores) + len(b.scores) - 2 * len(common),
+        only_one=len(a.scores) + len(b.scores) - 2 * len(both),
         other_prompts=sum(a.prompts[item] != b.prompts[item] for item in common),
         a=value_a,
         b=value_b,

@@ -64,7 +64,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         compilation_cache.enable()
         mesh = None if args.parallel is None else make_mesh(args.parallel)
         loaded = load_model(
-            args.pretrained, tokenizer=args.tokenizer, mesh=mesh, parallel=args.parallel or ParallelConfig()
+            args.pretrained,
+            tokenizer=args.tokenizer,
+            mesh=mesh,
+            parallel=args.parallel or ParallelConfig(),
+            weights="float32" if args.dtype == "float32" else "compute",
         )
         config = dataclasses.replace(loaded.config, dtype=args.dtype) if args.dtype else loaded.config
         if args.max_length is not None and args.max_length > config.n_ctx:

@@ -26,12 +26,20 @@ class Item:
     """Indices of the right choices, or of the right one of `contexts`; several may be right."""
     contexts: tuple[str, ...] = ()
     """For partial evaluation: the context with each candidate in its place. `completion` follows all of them."""
+    fillings: tuple[str, ...] = ()
+    """What stands in a blank in each choice, for metrics that compare it: the entities of ReCoRD."""
     answers: tuple[str, ...] = ()
     """All accepted answers of a generated completion; empty: `completion` alone."""
+    spans: tuple[tuple[str, ...], ...] = ()
+    """`answers` span by span, where one may have several."""
+    joiner: str = ""
+    """What stands between several spans in a completion."""
+    unanswerable: str = ""
+    """The completion that says that the question has no answer; empty: all questions have one."""
+    words: int | None = None
+    """Words by which the perplexity of a text is counted; None: its own, separated by white space."""
     zero_shot: str | None = None
     """The context without demonstrations, for tasks that have another form there; None: `context`."""
-    group: str = ""
-    """What belongs together in metrics that count groups, such as all answers of one question."""
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -35,3 +35,43 @@ LEADING = Open(
     "default keeps them, as the files have them.",
 )
 GENERATED = (STOP, MAX_TOKENS, DECODING, PENALTY, STOPPING)
+
+STRIDE = Open(
+    "stride",
+    "How the paper cuts texts longer than its context is not said; the default 0 reads windows of the context's length "
+    "without overlap, N scores N tokens of each window and keeps the rest as context.",
+)
+SEPARATOR = Open("separator", "What stands between context and completion is not said; the default is one space.")
+DELIMITER = Open(
+    "delimiter",
+    "Whether one or two newlines stand between examples is said for no task; the default is one where an example is a "
+    "line, and two where it has several.",
+)
+FRAMING = Open(
+    "framing",
+    "Appendix G and Table H.1 show that the label is generated; section 2.4 says that such tasks are treated like "
+    "multiple choice; the default is generated.",
+    ("generated", "choices"),
+)
+CHOICES = (SEPARATOR, DELIMITER)
+LABELS = (*GENERATED, FRAMING, SEPARATOR, DELIMITER)
+ANSWER_CONTEXT = Open(
+    "answer_context",
+    "Section 2.4 names Answer: and A: and not which task has which; the default is the one that the task's figure has, "
+    "and Answer: for OpenBookQA, whose figure has neither.",
+    ("Answer: ", "A: "),
+)
+PER_TOKEN = Open(
+    "per_token",
+    "Whether the ratio of the two likelihoods is also taken per token is not said; the default takes it as it is.",
+)
+
+
+def header(choices: tuple[str, str]) -> Open:
+    """Where the header of a task's figure stands: at the top, or in each example."""
+    return Open(
+        "instructed",
+        "Appendix G shows one example below this task's header; whether it stands once at the top of a prompt or in "
+        "each example is not said; the default is once at the top, each puts it above every example.",
+        choices,
+    )

@@ -1,26 +1,59 @@
-"""Reads task files of JSON lines, plain or compressed, and names file, line and field of what is wrong in them."""
+"""Reads task files (JSON lines, JSON, CSV, XML, text, Arrow), and names place and field of what is wrong in them.
+
+A place is written ``FILE, line N`` or ``FILE, row N``.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
-from typing import Any
+import xml.etree.ElementTree
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
+from gpt3_jax.data import tables
 from gpt3_jax.data.compressed import SUFFIXES, chunks
 from gpt3_jax.data.files import kind_by_magic
 from gpt3_jax.errors import UserError
 
+Row = tuple[str, dict[str, Any]]
+"""A place, and the fields that stand there."""
+_T = TypeVar("_T")
+
 _CHUNK = 1 << 20
 
 
-def read_text(path: str) -> str:
-    """The whole file as text, decompressed if its name ends in .gz or .zst, without a byte-order mark.
+def plain_name(path: str) -> str:
+    """The name in lower case without the ending of a compressed file."""
+    lower = path.lower()
+    return next((lower.removesuffix(suffix) for suffix in SUFFIXES if lower.endswith(suffix)), lower)
+
+
+def _read(path: str, lines: int | None = None) -> bytes:
+    if lines is None:
+        return b"".join(part for part, _ in chunks(path, 0, _CHUNK))
+    parts, left = [], lines
+    for part, _ in chunks(path, 0, _CHUNK):
+        if (here := part.count(b"\n")) >= left:
+            parts += [line + b"\n" for line in part.split(b"\n", left)[:left]]
+            break
+        parts.append(part)
+        left -= here
+    return b"".join(parts)
+
+
+def read_text(path: str, lines: int | None = None) -> str:
+    """The file as text, decompressed if its name ends in .gz or .zst, without a byte-order mark.
+
+    Args:
+        lines: the first so many are read; None: all.
 
     Raises:
         UserError: it is not there, not UTF-8, or compressed without a name that says so.
         RunError: it cannot be read, or is truncated.
     """
-    data = b"".join(part for part, _ in chunks(path, 0, _CHUNK))
+    data = _read(path, lines)
     kind = kind_by_magic(data[:16])
     if kind is not None:
         hint = f"; name it {path}{SUFFIXES[0]}" if kind == "gzip" else ""
@@ -57,15 +90,135 @@ def rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path} is empty; expected one JSON object a line")
 
 
-def text(row: dict[str, Any], field: str, where: str) -> str:
-    """A field that must be a text with something in it."""
+def objects(path: str) -> Iterator[Row]:
+    """The rows of a file by its ending: .parquet and .arrow, .csv and .tsv with a head line, .json with one list of
+    objects or one object, or JSON lines (any other ending, and .json too).
+
+    Raises the errors of `rows`, `document`, `table` and `tables.rows`.
+    """
+    name = plain_name(path)
+    if name.endswith((".parquet", ".arrow")):
+        for number, row in enumerate(tables.rows(path)):
+            yield f"{path}, row {number}", row
+    elif name.endswith((".csv", ".tsv")):
+        yield from table(path, "\t" if name.endswith(".tsv") else ",")
+    elif name.endswith(".json") and not _is_lines(path):
+        found = document(path)
+        for number, row in enumerate(found if isinstance(found, list) else [found]):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, item {number} is {_kind(row)}; expected an object")
+            yield f"{path}, item {number}", row
+    else:
+        yield from rows(path)
+
+
+def _is_lines(path: str) -> bool:
+    """Whether the first line that is not empty is a JSON object of its own."""
+    first = next(filter(str.strip, read_text(path).split("\n")), "")
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def document(path: str) -> Any:
+    """A file that is one JSON value. Raises the errors of `read_text`; UserError if it is not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise UserError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fetch it again") from None
+        raise UserError(f"{path} is not JSON ({type(error).__name__}); fetch it again") from None
+
+
+def lines(path: str, most: int | None = None) -> list[tuple[str, str]]:
+    """The lines of a text, or the first `most` of them, with their places; an empty line is an empty text, the end of
+    the last line is none."""
+    found = read_text(path, most).replace("\r\n", "\n").split("\n")
+    if found and not found[-1]:
+        found.pop()
+    if not found:
+        raise UserError(f"{path} is empty; expected lines of text")
+    return [(f"{path}, line {number}", line) for number, line in enumerate(found, start=1)]
+
+
+def table(path: str, delimiter: str = ",") -> Iterator[Row]:
+    """The rows of a CSV file by the names in its first line. Raises the errors of `read_text`; UserError for a row of
+    another length than the first, or none."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        head = next(reader, None)
+        if not head:
+            raise UserError(f"{path} is empty; expected a line of column names")
+        empty = True
+        for values in reader:
+            if not values:
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if len(values) != len(head):
+                raise UserError(f"{where} has {len(values)} fields; expected {len(head)}, as in the first line")
+            empty = False
+            yield where, dict(zip(head, values, strict=True))
+        if empty:
+            raise UserError(f"{path} has no row below its column names; fetch it again")
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}); fetch it again") from None
+
+
+def xml_root(path: str) -> xml.etree.ElementTree.Element:
+    """The root of an XML file, in the encoding that it declares. Raises UserError if it is not XML."""
+    try:
+        return xml.etree.ElementTree.fromstring(_read(path))
+    except xml.etree.ElementTree.ParseError as error:
+        raise UserError(f"{path}, line {error.position[0]} is not XML ({error}); fetch it again") from None
+    except (ValueError, LookupError) as error:
+        raise UserError(f"{path} is not XML ({error}); fetch it again") from None
+
+
+def text(row: Mapping[str, Any], field: str, where: str, empty: bool = False) -> str:
+    """A field that must be a text; with something in it, unless `empty`."""
     value = required(row, field, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: {field!r} is {_kind(value)}; expected text")
-    if not value.strip():
+    if not value.strip() and not empty:
         raise UserError(f"{where}: {field!r} is empty; expected text")
     _require_characters(value, field, where)
     return value
+
+
+def one_of(row: Mapping[str, Any], field: str, where: str, known: Mapping[Any, _T]) -> _T:
+    """A field whose value is a key of `known`: what that stands for. 1 and true are the same key, "1" is another."""
+    value = required(row, field, where)
+    if isinstance(value, (str, int, float)) and value in known:
+        return known[value]
+    raise UserError(f"{where}: {field!r} is {_short(repr(value))}; expected one of {', '.join(map(repr, known))}")
+
+
+def number(row: Mapping[str, Any], field: str, where: str, least: int, most: int) -> int:
+    """A field that is a whole number from `least` to `most`."""
+    value = required(row, field, where)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{where}: {field!r} is {_short(repr(value))}; expected a number from {least} to {most}")
+    return value
+
+
+def objects_in(row: Mapping[str, Any], field: str, where: str) -> list[Row]:
+    """A field that is a list of objects, each with its place."""
+    value = required(row, field, where)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected a list of objects")
+    for index, each in enumerate(value):
+        if not isinstance(each, dict):
+            raise UserError(f"{where}: {field!r}[{index}] is {_kind(each)}; expected an object")
+    return [(f"{where}, {field}[{index}]", each) for index, each in enumerate(value)]
+
+
+def object_in(row: Mapping[str, Any], field: str, where: str) -> Row:
+    """A field that is an object, with its place."""
+    value = required(row, field, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected an object")
+    return f"{where}, {field}", value
 
 
 def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[str, ...]:
@@ -93,7 +246,7 @@ def _require_characters(value: str, field: str, where: str) -> None:
         ) from None
 
 
-def required(row: dict[str, Any], field: str, where: str) -> Any:
+def required(row: Mapping[str, Any], field: str, where: str) -> Any:
     """A field that must be there."""
     if field not in row:
         there = f"it has {', '.join(map(repr, list(row)[:6]))}" if row else "the object is empty"
@@ -112,7 +265,7 @@ def _kind(value: Any) -> str:
         list: "a list",
         dict: "an object",
     }
-    return kinds[type(value)]
+    return kinds.get(type(value), type(value).__name__)
 
 
 def _short(line: str) -> str:

@@ -13,7 +13,22 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.data.files import is_file, is_folder, regular
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
-from gpt3_jax.evals.tasks import analogies, arithmetic, openai_files, text, words
+from gpt3_jax.evals.tasks import (
+    analogies,
+    anli,
+    arithmetic,
+    closed_book,
+    completion,
+    openai_files,
+    perplexity,
+    reading,
+    reasoning,
+    superglue,
+    text,
+    translation,
+    winograd,
+    words,
+)
 from gpt3_jax.evals.tasks.item import Items
 from gpt3_jax.evals.tasks.open_settings import GENERATED
 from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
@@ -22,9 +37,33 @@ from gpt3_jax.paths import local_path
 GROUPS: Mapping[str, tuple[Task, ...]] = {
     "arithmetic": tuple(task for task in arithmetic.TASKS if task.row),
     "words": words.TASKS,
+    "superglue": superglue.TASKS,
+    "anli": anli.TASKS,
+    "arc": reasoning.ARC,
+    "race": reasoning.RACE,
+    "closed-book": closed_book.TASKS,
+    "reading": reading.TASKS,
+    "translation": translation.TASKS,
 }
-"""The paper's tasks that need no download."""
-TASKS: Mapping[str, Task] = {task.name: task for task in (*arithmetic.TASKS, *words.TASKS)}
+"""Tasks of one name; those of the paper (`PAPER`) are all of them."""
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        *arithmetic.TASKS,
+        *words.TASKS,
+        *completion.TASKS,
+        *winograd.TASKS,
+        *reasoning.TASKS,
+        *superglue.TASKS,
+        *anli.TASKS,
+        *closed_book.TASKS,
+        *reading.TASKS,
+        *translation.TASKS,
+        *perplexity.TASKS,
+    )
+}
+PAPER = "paper"
+"""The group of all of the paper's tasks whose files are found."""
 FROM_FILES: Mapping[str, Callable[[str], Task]] = {"text": text.task, "analogies": analogies.task}
 _DELIMITER = Open(
     "delimiter", "The file is none of the paper's tasks; the default is its contexts' own newlines, else two."
@@ -47,11 +86,11 @@ def select(names: Sequence[str], settings: Sequence[str] = (), data: str | None 
     given: dict[str, str] = {}
     for each in names:
         for name in [each] if os.path.exists(each) else map(str.strip, each.split(",")):
-            by_name = name in GROUPS or name in TASKS
+            by_name = name in GROUPS or name in TASKS or name == PAPER
             for task in _named(name):
                 if given.setdefault(task.name, "" if by_name else name) != ("" if by_name else name):
                     raise UserError(f"two tasks are named {task.name}; evaluate one of them at a time")
-                if task.name not in found:
+                if task.name not in found or (found[task.name].optional and not task.optional):
                     found[task.name] = _published(task, data) if by_name else task
     return [_set(task, settings) for task in found.values()] if _known(found, settings) else []
 
@@ -62,11 +101,13 @@ def _named(name: str) -> Sequence[Task]:
         return [FROM_FILES[kind](local_path(rest, f"task {kind}: its path"))]
     if _FILE.search(name) or "/" in name:
         return [_of_file(local_path(name, "task file"))]
+    if name == PAPER:
+        return [dataclasses.replace(task, optional=True) for task in TASKS.values() if task.row]
     if name in GROUPS:
         return GROUPS[name]
     if name in TASKS:
         return [TASKS[name]]
-    known = [*GROUPS, *TASKS, *(f"{kind}:FILE" for kind in FROM_FILES)]
+    known = [PAPER, *GROUPS, *TASKS, *(f"{kind}:FILE" for kind in FROM_FILES)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(known)}, and files PATH.jsonl"
     raise UserError(f"unknown task {name!r}; {hint}")
@@ -78,6 +119,8 @@ def _published(task: Task, data: str | None) -> Task:
         return task
     if not is_folder(data):
         raise UserError(f"the folder of data sets {data!r} is not there; give one that is")
+    if "test_file" in task.options:
+        return task  # it finds its files itself
     for name in (f"{task.name}.jsonl", f"{task.name}.jsonl.gz"):
         if is_file(path := os.path.join(data, name)):
             return _of_file(path)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from gpt3_jax.data.files import is_folder, read_errors
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Rule
 from gpt3_jax.evals.tasks.item import Items
+from gpt3_jax.paths import local_path
 
 Value = str | int | float | bool
 
@@ -21,6 +25,28 @@ class Source:
     """Folder of the data sets' own files."""
     words: str | None = None
     """File of words, one a line; None: a list of this machine."""
+
+    @functools.cached_property
+    def files(self) -> tuple[str, ...]:
+        """The paths of all files of `data` at any depth, relative to it, in the order of their names. Links are
+        followed, a folder once. Raises UserError if the folder is not there, RunError if it cannot be read."""
+        if self.data is None:
+            return ()
+        if not is_folder(self.data):
+            raise UserError(f"the folder of data sets {self.data!r} is not there; give one that is")
+        found: list[str] = []
+        visited: set[str] = set()
+        with read_errors(self.data):
+            for folder, folders, names in os.walk(self.data, followlinks=True):
+                real = os.path.realpath(folder)
+                if real in visited:
+                    folders.clear()
+                    continue
+                visited.add(real)
+                folders.sort()
+                inside = os.path.relpath(folder, self.data)
+                found += [name if inside == "." else os.path.join(inside, name) for name in sorted(names)]
+        return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +62,8 @@ class Open:
     """One sentence: what the paper does not say, and what the default is."""
     choices: tuple[str, ...] = ()
     """What a text may be; empty: anything."""
+    path: bool = False
+    """Whether it is a file of the user's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +79,16 @@ class Task:
     shots: int
     """The paper's K (Table H.1)."""
     delimiter: str
-    """Between examples, and between instruction and examples: one newline or two, by task (section 2.4)."""
+    """Between examples: one newline or two, by task (section 2.4)."""
     row: str | None = None
     """The task's row in Table H.1; None: it is not one of the paper's."""
     separator: str = " "
     """Between a context and its completion, unless the context ends with a newline."""
     instruction: str = ""
-    instructed: Literal["always", "zero-shot", "never"] = "zero-shot"
-    """With which K the instruction stands at the top."""
+    instructed: Literal["always", "zero-shot", "few-shot", "each", "never"] = "zero-shot"
+    """With which K the instruction stands at the top; or in front of each example."""
+    below_instruction: str | None = None
+    """Between instruction and examples; None: the delimiter."""
     leading: bool = False
     """Whether the delimiter also stands before the first example, as in OpenAI's files."""
     draw: Literal["item", "fixed"] = "item"
@@ -70,6 +100,10 @@ class Task:
     open: tuple[Open, ...] = ()
     about: str = ""
     """One line for the list of tasks."""
+    missing: Callable[[Source, Mapping[str, Value]], str | None] = lambda _, __: None
+    """One line if the files that the task needs are not there."""
+    optional: bool = False
+    """Whether the task is left out, with that line, where its files are not there."""
 
     def __post_init__(self) -> None:
         for each in self.open:
@@ -95,7 +129,10 @@ class Task:
         if name not in known:
             there = f"there are {', '.join(known)}" if known else "it has none"
             raise UserError(f"task {self.name} has no open setting {name!r}; {there}")
-        value = _parse(f"{self.name}.{name}", text, self.setting(name), known[name].choices)
+        what = f"{self.name}.{name}"
+        value = (
+            local_path(text, what) if known[name].path else _parse(what, text, self.setting(name), known[name].choices)
+        )
         home = self._home(name)
         if home is self:
             fields: dict[str, Any] = {name: value}

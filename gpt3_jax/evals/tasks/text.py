@@ -19,7 +19,8 @@ from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Likelihood
 from gpt3_jax.evals.tasks.item import Item, Items
-from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
+from gpt3_jax.evals.tasks.open_settings import STRIDE
+from gpt3_jax.evals.tasks.task import Source, Task, Value
 
 _BLOCK_BYTES = 1 << 24
 
@@ -100,12 +101,6 @@ def task(path: str) -> Task:
         shots=0,
         delimiter="\n",
         splits=(Path(path).name, ""),
-        open=(
-            Open(
-                "stride",
-                "How the paper cuts texts longer than its context is not said; the default 0 reads windows of the "
-                "context's length without overlap, N scores N tokens of each window and keeps the rest as context.",
-            ),
-        ),
+        open=(STRIDE,),
         about="loss per token, perplexity per word, bits per byte of a text",
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -83,7 +84,14 @@ class CheckpointReader:
             raise self._none_readable()
         return None
 
-    def restore(self, abstract_state: Any, *, only: str = "", tokens: int | None = None) -> Restored | None:
+    def restore(
+        self,
+        abstract_state: Any,
+        *,
+        only: str = "",
+        tokens: int | None = None,
+        each: Callable[[str, jax.Array], jax.Array] | None = None,
+    ) -> Restored | None:
         """Restores the newest intact checkpoint as the given tree of `jax.ShapeDtypeStruct`; None if the folder has
         none.
 
@@ -91,6 +99,11 @@ class CheckpointReader:
         arrays are read and verified. `tokens` selects one checkpoint, without a fall-back. Leaves without a sharding go
         to the first local device. Checksums are compared before anything is returned. If a checkpoint is damaged, it
         logs a warning and falls back to the previous one.
+
+        `each` gets every array by its name, once it is verified, and returns what takes its place in the tree, such as
+        the same in another dtype. The arrays are then read one after another, the largest first, so that devices hold
+        what `each` has made and one array more. If it has kept something of a checkpoint that turns out to be damaged,
+        it is called again with the same names.
 
         Raises UserError if the checkpoint's arrays differ from the requested ones in name, shape or dtype, RunError if
         checkpoints exist but none can be read.
@@ -106,7 +119,7 @@ class CheckpointReader:
             if body is None:
                 continue
             require_same_leaves(body["leaves"], wanted, only, str(self._path(candidate)))
-            arrays = self._load(candidate, wanted, body["leaves"], partial=bool(only))
+            arrays = self._load(candidate, wanted, body["leaves"], partial=bool(only), each=each)
             if arrays is None:
                 continue
             self._whole.add(candidate)
@@ -197,7 +210,13 @@ class CheckpointReader:
         return body
 
     def _load(
-        self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
+        self,
+        tokens: int,
+        wanted: Mapping[str, Any],
+        saved: Mapping[str, Any],
+        *,
+        partial: bool,
+        each: Callable[[str, jax.Array], jax.Array] | None,
     ) -> dict[str, jax.Array] | None:
         """Loads and verifies the arrays of one checkpoint; None, with a warning, if they are damaged."""
         # Checked before loading: here an error is only raised, while Orbax's event loop also prints the errors of tasks
@@ -216,6 +235,19 @@ class CheckpointReader:
         if "damaged" in answer:
             self._report_damage(tokens, answer["damaged"])
             return None
+        if each is None:
+            return self._read_arrays(tokens, wanted, saved, partial=partial)
+        made: dict[str, jax.Array] = {}
+        for name in sorted(wanted, key=lambda name: math.prod(wanted[name].shape), reverse=True):
+            arrays = self._read_arrays(tokens, {name: wanted[name]}, saved, partial=True)
+            if arrays is None:
+                return None
+            made[name] = each(name, arrays.pop(name))
+        return made
+
+    def _read_arrays(
+        self, tokens: int, wanted: Mapping[str, Any], saved: Mapping[str, Any], *, partial: bool
+    ) -> dict[str, jax.Array] | None:
         arrays: dict[str, jax.Array] = {}
         why = machine = ""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,13 +26,17 @@ class Trained:
 
     config: Config
     params: Params
-    """In fp32."""
+    """In fp32, unless `each` made them something else."""
     tokens: int
     """Tokens that they were trained on."""
 
 
 def load_trained(
-    run_dir: str | os.PathLike[str], *, mesh: Mesh | None = None, parallel: ParallelConfig = ParallelConfig()
+    run_dir: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    parallel: ParallelConfig = ParallelConfig(),
+    each: Callable[[str, jax.Array], jax.Array] | None = None,
 ) -> Trained:
     """Configuration and parameters of a run's newest checkpoint.
 
@@ -39,6 +44,8 @@ def load_trained(
         run_dir: the folder that training wrote (``train.run_dir``).
         mesh: where to load to: each device reads its own shards. None: the first local device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
+        each: gets every parameter with its name, in fp32, and returns what takes its place: see
+            `CheckpointReader.restore`.
 
     Raises:
         UserError: no such folder, or no checkpoint in it; a dimension that the axes of the mesh do not divide.
@@ -52,7 +59,9 @@ def load_trained(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             parameter_shardings(model, mesh, parallel.stage),
         )
-    restored = reader.restore(wanted, only="params")
+    under = "params"
+    by_path = None if each is None else lambda path, array: each(path.removeprefix(f"{under}/"), array)
+    restored = reader.restore(wanted, only=under, each=by_path)
     if restored is None:
         raise UserError(f"{os.fspath(run_dir)!r} has lost its checkpoints while they were read; try again")
     return Trained(from_dict(restored.record["config"]), restored.state, restored.tokens)
