@@ -21,6 +21,9 @@ _BRANCH_LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BRANCHES = (2, 3, 4, 5, 6, 8, 12, 16)
 MOST_BRANCHES = _BRANCHES[-1]
 """Continuations of one context in a row; more of them get rows of their own."""
+_SHARED = 0.9
+"""Of the tokens of rows of their own, those that a row of several continuations may have. Its attention is dearer: of
+texts that begin alike with end-of-text, each has its own row."""
 _PARTS = 4
 """Of the distance between two of `LENGTHS`."""
 _SHORTEST_PREFIX = 64
@@ -184,11 +187,14 @@ def _items(requests: Sequence[tuple[Ids, Ids]]) -> list[Item]:
     by_context: dict[Ids, list[int]] = {}
     for i, (context, _) in enumerate(requests):
         by_context.setdefault(context, []).append(i)
-    return [
-        Item(context, tuple(requests[i][1] for i in part), tuple(part))
-        for context, which in by_context.items()
-        for part in (which[n : n + MOST_BRANCHES] for n in range(0, len(which), MOST_BRANCHES))
-    ]
+    items = []
+    for context, which in by_context.items():
+        for part in (which[n : n + MOST_BRANCHES] for n in range(0, len(which), MOST_BRANCHES)):
+            shared = Item(context, tuple(requests[i][1] for i in part), tuple(part))
+            apart = [Item(context, (requests[i][1],), (i,)) for i in part]
+            one_row = len(context) + len(part) * shared.branch_tokens
+            items += [shared] if one_row <= _SHARED * sum(len(item.trunk) for item in apart) else apart
+    return items
 
 
 def _with_prefixes(items: list[Item], batch_tokens: int, multiple: int) -> Iterator[tuple[Ids, list[Item]]]:

@@ -116,17 +116,8 @@ class Scorer:
     def stream(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
         """As `score`: pairs of a request's index and its likelihood, as soon as they are known."""
         checked = [self._checked(i, *request) for i, request in enumerate(requests)]
-        batches = arrange(
-            checked,
-            self.model.n_ctx,
-            self._batch_tokens,
-            batch_shards(self.mesh),
-            self.mesh.shape[TENSOR],
-            self._kernel_block,
-            self._shape_tokens * batch_shards(self.mesh),
-        )
         late: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
-        for batch in batches:
+        for batch in self.arranged(checked):
             # One batch is read while the next is computed.
             now = batch, self._dispatch(batch)
             if late is not None:
@@ -134,6 +125,24 @@ class Scorer:
             late = now
         if late is not None:
             yield from _read(*late)
+
+    def arranged(self, requests: Sequence[tuple[Ids, Ids]]) -> Iterator[Batch]:
+        """The batches that are computed for these requests."""
+        shards = batch_shards(self.mesh)
+        return arrange(
+            requests,
+            self.model.n_ctx,
+            self._batch_tokens,
+            shards,
+            self.mesh.shape[TENSOR],
+            self._kernel_block,
+            self._shape_tokens * shards,
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch on all devices, padding included."""
+        return self._batch_tokens * batch_shards(self.mesh)
 
     def _dispatch(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         arrays = (batch.tokens_BS, batch.lengths_B, batch.at_BN, batch.labels_BN)
