@@ -168,7 +168,7 @@ def test_texts_that_only_begin_alike_have_rows_of_their_own() -> None:
     made = arranged([([256], ids(rng, length)) for length in (64, 64, 60, 64)])
     assert [(batch.branches, batch.tokens_BS.shape) for batch in made] == [(0, (4, 64))]
     rows = [(context, ids(rng, 20)) for context in (ids(rng, 2), ids(rng, 8)) for _ in range(4)]
-    assert [batch.branches for batch in arranged(rows)] == [4, 0]  # 8 + 4 × 19 of 108 tokens; 2 + 4 × 19 of 84
+    assert [batch.branches for batch in arranged(rows)] == [0, 4]  # 2 + 4 × 19 of 84 tokens; 8 + 4 × 19 of 108
 
 
 def test_a_common_prefix_is_computed_once() -> None:
