@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import harness_tasks
+import jax
+import numpy as np
 import pytest
+from tiny_run import tiny
 
+from gpt3_jax import model
 from gpt3_jax.cli.main import main
+from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.encoding import windows
+from gpt3_jax.interop.loading import load_model
+from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.train.checkpoint.resume import Data, make_record
+from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.schedule import batch_schedule
+from gpt3_jax.train.state import init_state
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install -c constraints.txt -e '.[evals]'")
-pytestmark = [pytest.mark.evals, pytest.mark.hf]
+pytestmark = pytest.mark.evals
 CTX = 160
 
 
@@ -88,6 +102,7 @@ def texts(count: int, longest: int) -> list[str]:
     return [" ".join(rng.choices(words, k=rng.randrange(1, longest))) for _ in range(count)]
 
 
+@pytest.mark.hf
 def test_the_metrics_are_those_of_the_hf_model(tasks: tuple[Path, list[str]], ours: Any, theirs: Any) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -122,6 +137,7 @@ def assert_responses_equal(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+@pytest.mark.hf
 def test_likelihoods_and_flags_are_those_of_the_hf_model(ours: Any, theirs: Any) -> None:
     """Contexts that are empty, end in spaces, or are too long, so that they are cut from the left; continuations that
     the model would have given itself, and such as differ from these in one token."""
@@ -140,6 +156,7 @@ def test_likelihoods_and_flags_are_those_of_the_hf_model(ours: Any, theirs: Any)
     )
 
 
+@pytest.mark.hf
 def test_texts_are_scored_in_the_windows_of_the_hf_model(ours: Any, theirs: Any) -> None:
     """Up to four windows; the last has as much context as fits, and no token counts twice."""
     requests = instances("loglikelihood_rolling", [(text,) for text in [*texts(6, 30), *texts(4, 300), "", "Ω"]])
@@ -182,6 +199,64 @@ def test_a_mesh_gives_the_same(folder: Path, ours: Any) -> None:
     assert_responses_equal(sharded.loglikelihood(pairs), ours.loglikelihood(pairs))
     prompts = instances("generate_until", [(context, {"max_gen_toks": 8}) for context in texts(5, 20)])
     assert sharded.generate_until(prompts) == ours.generate_until(prompts)
+
+
+def saved_run(base: Path) -> Path:
+    """A run with one checkpoint, of random parameters far from their initial values."""
+    config = tiny(base, base / "run", model={"n_ctx": 32, "d_model": 32, "n_layers": 2})
+    state = init_state(config, make_mesh(ParallelConfig(data=1), jax.devices()[:1]))
+    noise = jax.random.normal
+    params = jax.tree.map(lambda x: 2 * x + 0.3 * noise(jax.random.key(x.size), x.shape), state.params)
+    record = make_record(config, batch_schedule(config, 1), Data("", ""))
+    store = CheckpointStore(base / "run" / "checkpoints", keep_last=1, keep_every_tokens=0)
+    store.save(64, 1, dataclasses.replace(state, params=params), record, wait=True)
+    store.close()
+    return base / "run"
+
+
+def test_the_answers_are_those_of_the_models_logits() -> None:
+    """Without torch: each rule of the harness from all logits of a row."""
+    from gpt3_jax.evals.harness.model import HarnessModel
+
+    with tempfile.TemporaryDirectory() as base:
+        lm = HarnessModel(pretrained=str(saved_run(Path(base))))
+        params = load_model(Path(base) / "run").params
+    forward = jax.jit(model.forward, static_argnums=2)
+
+    def logprobs(ids: list[int]) -> np.ndarray:
+        row = np.zeros((1, 32), np.int32)
+        row[0, : len(ids)] = ids
+        return np.asarray(jax.nn.log_softmax(forward(params, row, lm.config)[0, : len(ids)], axis=-1))
+
+    def scored(context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        """Cut from the left to the model's context of 32 tokens."""
+        rows = logprobs([*context, *continuation][-33:][:-1])[-len(continuation) :]
+        found = rows[np.arange(len(continuation)), continuation]
+        return float(found.sum()), bool((rows.argmax(-1) == continuation).all())
+
+    pairs = [("ab", "cd"), ("", "xy"), ("abc " * 20, "xyz"), ("ab ", "c")]
+    # A context after which the likeliest token is a letter: that letter is the model's own choice, with more it is not.
+    own = next(
+        a + b for a in "abcdefgh" for b in "abcdefgh" if 97 <= logprobs([*f"{a}{b}".encode()])[-1].argmax() < 123
+    )
+    letter = chr(logprobs([*own.encode()])[-1].argmax())
+    other = chr((logprobs([*(own + letter).encode()])[-1, 97:123]).argmin() + 97)
+    pairs += [(own, letter), (own, letter + other)]
+    found = lm.loglikelihood(instances("loglikelihood", list(pairs)))
+    wanted = [scored([*a.rstrip().encode()] or [256], [*(a[len(a.rstrip()) :] + b).encode()]) for a, b in pairs]
+    assert_responses_equal(found, wanted)
+    assert [flag for _, flag in found[-2:]] == [True, False]
+
+    text = "abcdefghij" * 8  # windows of 32, 32 and 16 tokens, the last with 17 of context
+    parts = windows([*text.encode()], 256, 32, 32)
+    assert [len(part) for _, part in parts] == [32, 32, 16]
+    expected = sum(scored(list(context), list(part))[0] for context, part in parts)
+    assert_responses_equal(lm.loglikelihood_rolling(instances("loglikelihood_rolling", [(text,)])), [expected])
+
+    (whole,) = lm.generate_until(instances("generate_until", [("ab", {"max_gen_toks": 12})]))
+    stop = next((c for c in whole[1:] if c != whole[0] and c.isprintable()), whole[-1:])
+    (stopped,) = lm.generate_until(instances("generate_until", [("ab", {"max_gen_toks": 12, "until": [stop]})]))
+    assert stopped == whole[: whole.index(stop)]
 
 
 def run(folder: Path, include: Path, *more: str, args: str = "") -> int:
