@@ -58,17 +58,21 @@ def main(argv: list[str]) -> int:
         print(HELP, end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     try:
+        import lm_eval.models  # noqa: F401  registers the harness's own models, as it does only where there are none
         from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import register_model
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise
         raise UserError("lm-evaluation-harness is not installed; install it: pip install 'gpt3-jax[evals]'") from None
 
-    import gpt3_jax.evals.harness.model  # noqa: F401  registers the model
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.config import DistributedConfig
+    from gpt3_jax.evals.harness.model import HarnessModel
+    from gpt3_jax.evals.harness.options import NAME
 
+    register_model(NAME)(HarnessModel)
     start(DistributedConfig())
     given = sys.argv
     # The harness's command line has no other way in.

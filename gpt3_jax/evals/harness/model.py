@@ -1,4 +1,4 @@
-"""The harness's view of a model. Importing this file registers it with the harness, as `gpt3-jax`.
+"""The harness's view of a model.
 
 The harness sends token ids to be scored as it does to its own `hf` model: its rules for splitting context and
 continuation, for windows and for what is too long are the harness's, not those of `evals.engine`.
@@ -13,10 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import lm_eval.models  # noqa: F401  registers the harness's own models, as it does only where there are none yet
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -25,7 +23,7 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.harness.options import NAME, Generation, ModelArgs, generation
+from gpt3_jax.evals.harness.options import Generation, ModelArgs, generation
 from gpt3_jax.evals.scorer import Scorer
 from gpt3_jax.generation import Generator, Sample
 from gpt3_jax.interop.loading import load_model
@@ -35,7 +33,6 @@ from gpt3_jax.parallel.mesh import make_mesh
 _Pair = tuple[Sequence[int], Sequence[int]]
 
 
-@register_model(NAME)
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """A run, or a model in Hugging Face's format.
 
