@@ -157,7 +157,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
             yield action
 
 
-@pytest.mark.parametrize("command", sorted(set(front.COMMANDS) - {"train"}))
+@pytest.mark.parametrize("command", sorted(set(front.COMMANDS) - {"train", "lm-eval"}))
 def test_every_text_option_of_a_command_is_resolved_or_known_to_be_no_path(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

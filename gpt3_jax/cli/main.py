@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
+    "lm-eval": "lm-evaluation-harness on a checkpoint: its tasks by its own protocol",
     "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
     "news": "articles that a model writes, and a blind quiz about who wrote them",
     "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
@@ -129,7 +130,7 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown {kind} {name!r}; {hint}; gpt3-jax --help explains them")
-    return int(importlib.import_module(f"gpt3_jax.cli.{name}").main(rest))
+    return int(importlib.import_module(f"gpt3_jax.cli.{name.replace('-', '_')}").main(rest))
 
 
 def _stdout_is_broken() -> bool:
