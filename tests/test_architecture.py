@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("interop",),
     ("generation", "plan"),
     ("evals",),
-    ("bench", "reports"),
+    ("bench", "probes", "reports"),
     ("cli",),
     ("__main__",),
 )

@@ -14,12 +14,13 @@ import pytest
 from step_cells import CONTEXT, Cell, config
 
 from gpt3_jax import devices
-from gpt3_jax.config import Config
+from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
+from gpt3_jax.plan.found import check_file, write_configuration
 from gpt3_jax.plan.search import candidates, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
@@ -243,6 +244,17 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
     assert len(compiled) == 3
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in said[-1]
+
+
+def test_the_best_is_written_as_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    config, receipt = settings(), plan(settings(), node(), None)[0]
+    write_configuration(str(file), config, receipt, "gpt3-jax plan --search")
+    assert load_config([file]) == config
+    assert file.read_text().startswith("# found by: gpt3-jax plan --search\n#")
+    assert not [other for other in tmp_path.iterdir() if other != file]
+    with pytest.raises(UserError, match="exists; choose another"):
+        check_file(str(file))
 
 
 def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:

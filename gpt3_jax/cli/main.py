@@ -17,12 +17,14 @@ from gpt3_jax.errors import RunError, UserError, explain
 COMMANDS = {
     "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
     "plan": "memory, traffic and predicted time of a configuration on a TPU or GPU topology, without the hardware",
-    "data": "convert text to token shards and inspect them (data tokenize, data inspect)",
+    "data": "convert text to token shards and inspect them; languages of a corpus (data tokenize, inspect, languages)",
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
     "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
     "memorisation": "how much of samples, or of a model's continuations, is in the training text, and where",
+    "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
+    "news": "articles that a model writes, and a blind quiz about who wrote them",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }

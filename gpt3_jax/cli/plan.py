@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from gpt3_jax.cluster.log import log
@@ -28,7 +29,7 @@ same for the programs of generation (prompts read, one token appended) or evalua
 _EPILOG = """examples:
   gpt3-jax plan --config gpt3-175b --config mesh-v5p-512 --topology v5p:8x8x8
   gpt3-jax plan --config gpt3-xl --topology h100:1x8 --parallel.stage 2 --memory.microbatch 8
-  gpt3-jax plan --config gpt3-6.7b --topology v5e:16x16 --search
+  gpt3-jax plan --config gpt3-6.7b --topology v5e:16x16 --search --out 6.7b-v5e.yaml
   gpt3-jax plan --config gpt3-175b --topology h100:1x8 --parallel.tensor 8 --for generate
 
 TPU topologies need libtpu (pip install libtpu), GPU topologies JAX's CUDA plugin (pip install 'jax[cuda13]'); neither
@@ -50,6 +51,12 @@ def main(argv: list[str]) -> int:
         return 0
     if args.keep is not None and not args.search:
         raise UserError(f"--keep {args.keep} is for a search; add --search, or leave it out")
+    if args.out is not None:
+        if not args.search:
+            raise UserError(f"--out {args.out} is for a search; add --search, or leave it out")
+        from gpt3_jax.plan.found import check_file
+
+        check_file(args.out)
     _check_use(args)
     if not args.config:
         raise UserError("plan needs a configuration: --config gpt3-xl, or the path of a YAML file")
@@ -77,7 +84,7 @@ def main(argv: list[str]) -> int:
     if args.search and args.picture:
         raise UserError("--picture draws one plan; leave out --search, or plan what it found with --picture")
     if args.search:
-        return _search(config, topology, keep, cache, args.json)
+        return _search(config, topology, keep, cache, args, argv)
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, kept = plan(config, topology, cache)
     shards = receipt.mesh.batch_shards
@@ -141,12 +148,19 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     return 1 if receipt.fits is False else 0
 
 
-def _search(config: Config, topology: Topology, keep: int, cache: Path | None, as_json: bool) -> int:
+def _search(
+    config: Config, topology: Topology, keep: int, cache: Path | None, args: argparse.Namespace, argv: list[str]
+) -> int:
+    from gpt3_jax.plan.found import write_configuration
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.search import search
 
     found = search(config, topology, keep, cache)
-    if as_json:
+    if args.out is not None and found:
+        best, receipt = found[0]
+        write_configuration(args.out, best.config, receipt, shlex.join(["gpt3-jax", "plan", *argv]))
+        log.info(f"wrote {args.out}; train with it: gpt3-jax train --config {shlex.quote(args.out)}")
+    if args.json:
         print(json.dumps([{"settings": c.settings, "receipt": receipt_to_json(r)} for c, r in found], indent=1))
     elif found:
         print(_ranking(found))
@@ -263,6 +277,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep", type=int, metavar="N", help="for --search: number of configurations to find (default: 3)"
+    )
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        metavar="FILE",
+        help="for --search: write the best as YAML that train --config FILE takes (default: only print)",
     )
     parser.add_argument(
         "--picture",

@@ -65,7 +65,8 @@ class Comparison:
 
 
 def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]:
-    """Names of the two models, and their comparison in each task, K and metric that both have.
+    """The two models, each by its name and the folder of its evaluation, and their comparison in each task, K and
+    metric that both have.
 
     Args:
         first, second: folders of ``gpt3-jax evaluate --out``; without the second, the first must hold two models.
@@ -92,7 +93,8 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
         raise UserError(f"{both} have no task with the same K in common; nothing can be compared")
     for key in common:
         _require_same(key[0], name_a, a[key].fingerprints, name_b, b[key].fingerprints)
-    return name_a, name_b, [_compare(key, a[key], b[key]) for key in common]
+    compared = [_compare(key, a[key], b[key]) for key in common]
+    return f"{name_a} ({first})", f"{name_b} ({second or first})", compared
 
 
 def _require_same(task: str, name_a: str, a: Mapping[str, str], name_b: str, b: Mapping[str, str]) -> None:

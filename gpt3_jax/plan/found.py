@@ -1,0 +1,67 @@
+"""The best configuration of a search, as a YAML file that `train --config` takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt3_jax.config import Config, to_dict
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.plan.receipt import Receipt
+from gpt3_jax.quantities import count, duration, size
+
+
+def check_file(path: str) -> None:
+    """Refuses, before anything is compiled, a file that could not be written.
+
+    Raises:
+        UserError: it exists, or its folder does not.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path!r} exists; choose another file for the configuration, or move that one away")
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"the folder of {path!r} does not exist; make it first")
+
+
+def write_configuration(path: str, config: Config, receipt: Receipt, command: str) -> None:
+    """Writes model, mesh, memory, and what else differs from its default, below comments that say what was planned.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_text(configuration_text(config, receipt, command), encoding="utf-8")
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path!r}: {error.strerror}") from error
+
+
+def configuration_text(config: Config, receipt: Receipt, command: str) -> str:
+    """The text of the file."""
+    memory, prediction = receipt.memory, receipt.prediction
+    lines = [f"found by: {command}", f"{receipt.topology['name']}: {size(memory.total)} of a device's memory, compiled"]
+    if prediction:
+        lines.append(
+            f"predicted, not run: {duration(prediction.step_seconds)} a step, "
+            f"{count(prediction.tokens_per_second)} tokens/s, MFU {prediction.mfu:.1%} (6N)"
+        )
+    comments = "".join(f"# {line}\n" for line in lines)
+    return comments + yaml.safe_dump(_changed(to_dict(config), to_dict(Config())), sort_keys=False)
+
+
+def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults; of the model, the mesh and the memory all, so that the file says them."""
+    kept = {
+        section: {
+            name: value
+            for name, value in settings.items()
+            if section in ("model", "parallel", "memory") or value != defaults[section][name]
+        }
+        for section, settings in values.items()
+    }
+    return {section: settings for section, settings in kept.items() if settings}
