@@ -63,9 +63,14 @@ def in_order(
 
 
 def _start(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    follow_parent()
+    prepare(*arguments)
+
+
+def follow_parent() -> None:
+    """In a worker: leaves Ctrl-C to the parent, and ends when it is gone."""
     # Ctrl-C reaches every process of a terminal. The parent ends the work of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prepare(*arguments)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

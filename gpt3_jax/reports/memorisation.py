@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -284,7 +286,7 @@ def records(found: Study) -> list[Mapping[str, Any]]:
 
 
 def draw_picture(found: Study, folder: Path) -> Path:
-    """Histogram of the longest matches in words.
+    """Samples by the length of their longest match, in words.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -292,15 +294,17 @@ def draw_picture(found: Study, folder: Path) -> Path:
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    both = {"lower case, no punctuation": "longest", "as written": "verbatim"}
-    lengths = [[match.words for each in found.found if (match := getattr(each, name))] for name in both.values()]
-    longest = max((length for of_both in lengths for length in of_both), default=found.least)
-    edges = np.unique(np.geomspace(found.least, longest + 1, 30).astype(int))
-    axes.hist(lengths, bins=[*edges.tolist(), longest + 2], label=list(both))
-    axes.set_xscale("log")
-    without = sum(each.longest is None for each in found.found)
+    longest = max((each.longest.words for each in found.found if each.longest), default=found.least)
+    edges = [found.least << n for n in range((longest // found.least).bit_length() + 1)]
+    labels = [f"< {found.least}", *(f"{a}–{b - 1}" for a, b in itertools.pairwise(edges))]
+    for place, (label, name) in enumerate({"lower case, no punctuation": "longest", "as written": "verbatim"}.items()):
+        matches = [getattr(each, name) for each in found.found]
+        places = [bisect.bisect_right(edges, match.words) if match else 0 for match in matches]
+        counts = [places.count(n) for n in range(len(labels))]
+        bars = axes.bar(np.arange(len(labels)) + 0.4 * place - 0.2, counts, 0.4, label=label)
+        axes.bar_label(bars, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels)
     axes.set(xlabel="longest match in the training text, words", ylabel="samples")
-    axes.set_title(f"{len(found.found):,} samples; {without:,} without a match of {found.least} words", fontsize=10)
     axes.legend(fontsize=8)
     path = folder / PICTURE
     save(figure, str(path))
