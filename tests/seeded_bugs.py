@@ -718,8 +718,8 @@ BUGS = (
     Bug(
         "only the first of several accepted answers counts",
         "evals/answer_rules.py",
-        "return max(_f1(found, answer) for answer in _references(answers, unanswerable))",
-        "return _f1(found, _references(answers, unanswerable)[0])",
+        "return max(_f1(found, answer) for answer in references)",
+        "return _f1(found, references[0])",
         ("test_answer_rules", "test_squad_f1_is_of_words", ("red", ("blue", "red car"), 2 / 3)),
     ),
     Bug(
@@ -735,6 +735,27 @@ BUGS = (
         'return "" if _says(text, unanswerable) else text',
         "return text",
         ("test_answer_rules", "test_squad_knows_questions_without_an_answer", ()),
+    ),
+    Bug(
+        "an empty generation says that a question has no answer",
+        "evals/answer_rules.py",
+        'if unanswerable and references == [""]:\n        return float(_says(text, unanswerable))\n    found',
+        "found",
+        ("test_answer_rules", "test_squad_knows_questions_without_an_answer", ()),
+    ),
+    Bug(
+        "a question about the item's own story is a demonstration for it",
+        "evals/protocol.py",
+        " and not (item.group and picked.group == item.group)",
+        "",
+        ("test_free_answer_tasks", "test_no_demonstration_is_about_the_items_own_text", ("squadv2",)),
+    ),
+    Bug(
+        "a Winograd schema's twin is a demonstration for it",
+        "evals/protocol.py",
+        "if one.contexts or other.contexts:",
+        "if False:",
+        ("test_published_tasks", "test_a_twin_is_no_demonstration", ()),
     ),
     Bug(
         "CoQA's references are not left out in turn",
@@ -830,7 +851,7 @@ BUGS = (
     Bug(
         "a possessive pronoun's candidate is not possessive",
         "evals/tasks/winograd.py",
-        'text += "\'s"',
+        'text += "\'" if plural else "\'s"',
         'text += ""',
         ("test_published_tasks", "test_prompts_are_those_of_appendix_g", ("winograd", 2)),
     ),

@@ -324,6 +324,23 @@ def test_prompts_of_drop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert scored == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("coqa", COQA), ("quac", QUAC), ("squadv2", SQUAD), ("drop", DROP)],
+)
+def test_no_demonstration_is_about_the_items_own_text(name: str, files: Files, tmp_path: Path) -> None:
+    """The evaluated file is given for the demonstrations too, beside examples about other texts."""
+    data = write(tmp_path, files)
+    (task,) = select([name], [], data)
+    apart = task.load(Source(data=data), task.options)
+    own = load(name, data, f"train_file={tmp_path / next(iter(files))}").train or ()
+    pool = [*own, *(apart.train or ())]
+    for item in apart.test:
+        shown = list(protocol.draw(Items(apart.test, pool, ""), item, 0, task))
+        assert len(shown) == sum(each.group != item.group for each in pool) >= len(apart.train or ())
+        assert item.group in item.context and not any(item.group in each.context for each in shown)
+
+
 # ---- translation
 
 
@@ -409,6 +426,12 @@ def test_test_sets_are_found_by_the_names_people_have(
     assert (item.context.removesuffix(" ="), item.completion) == pair
 
 
+def test_all_lines_of_a_training_text_can_be_drawn_from(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    data = write(tmp_path, TRANSLATION)
+    assert [len(load("wmt14_fr_en", data, f"train_lines={n}").train or ()) for n in (1, 3, 0)] == [1, 2, 3]
+
+
 # ---- perplexity
 
 PTB = " no it was n't the company 's fault <unk> said \n a loss of $ N million or about N % \n"
@@ -455,6 +478,8 @@ def test_wikitext_is_read_by_article(tmp_path: Path) -> None:
         ("well @-@ known", "well-known"),
         ("ca n't .", "can't."),
         ("= = Title = =", "= = Title = ="),
+        ("the companies ' losses , the investors '", "the companies' losses, the investors'"),
+        ("the banks ' .", "the banks'."),
     ],
 )
 def test_words_are_joined_as_people_write_them(published: str, written: str) -> None:
@@ -501,9 +526,19 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
     dialogue = COQA["coqa-dev-v1.0.json"]["data"][0]
     questions, answers = ([turn["input_text"] for turn in dialogue[name]] for name in ("questions", "answers"))
     row = {"source": "", "story": dialogue["story"], "questions": questions, "answers": {"input_text": answers}}
-    found = on_hub("coqa", "coqa", [row, row], tmp_path / "c", "validation")
+    there = write(tmp_path / "c", COQA)
+    (tmp_path / "c" / "coqa-train-v1.0.json").unlink()
+    parquet(tmp_path / "c" / "coqa" / "train-00000-of-00001.parquet", [row, row])
+    found = load("coqa", there).train or ()
     same(found[:2], released("coqa", COQA), "id", "answers")
     assert [item.id for item in found] == ["0 1", "0 2", "1 1", "1 2"], "which does not depend on the folder"
+    alone = tmp_path / "c" / "coqa" / "train-00000-of-00001.parquet"
+    with pytest.raises(UserError, match=r"row 0: there are no 'additional_answers', .*; give the authors' coqa-dev-v1"):
+        load("coqa", there, f"test_file={alone}")
+    alone.rename(alone.with_name("validation-00000-of-00001.parquet"))
+    (tmp_path / "c" / "coqa-dev-v1.0.json").unlink()
+    with pytest.raises(UserError, match=r"no test split in .*; looked for coqa-dev-v1\.0\.json$"):
+        load("coqa", there)
     dialogue = QUAC["val_v0.2.json"]["data"][0]
     (paragraph,) = dialogue["paragraphs"]
     row = {

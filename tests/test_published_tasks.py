@@ -420,6 +420,11 @@ def test_race_shows_the_articles_other_questions(tmp_path: Path) -> None:
         ("his", "hat fell.", ["Bo's", "The boys'"], ["Now Bo's", "Now the boys'"], " hat fell."),
         ("it", ", then.", ["my map", "this one"], ["Now the map", "Now this one"], ", then."),
         ("it", ".", ["Their dog", "Paris"], ["Now the dog", "Now Paris"], "."),
+        ("her", ", undressing.", ["Ann", "mother"], ["Now Ann", "Now mother"], ", undressing."),
+        ("her", "to stay.", ["Ann", "Bea"], ["Now Ann", "Now Bea"], " to stay."),
+        ("her", "in-laws came.", ["Ann", "Bea"], ["Now Ann's", "Now Bea's"], " in-laws came."),
+        ("their", "hats fell.", ["the girls", "The men"], ["Now the girls'", "Now the men's"], " hats fell."),
+        ("his", "hat fell.", ["James", "Tom"], ["Now James's", "Now Tom's"], " hat fell."),
     ],
 )
 def test_candidates_take_the_pronouns_place(
@@ -443,6 +448,44 @@ def test_winograd_with_the_candidates_put_in_is_read(tmp_path: Path) -> None:
     (tmp_path / "winograd_wsc.jsonl").write_text(lines(row))
     (item,) = load("winograd", tmp_path).test
     assert (list(item.contexts), item.completion, item.right) == (contexts, " slept.", (1,))
+
+
+def test_a_twin_is_no_demonstration(tmp_path: Path) -> None:
+    """Twins differ in the rest of the sentence, and so in which of the same candidates is right."""
+    candidates = ["the cup", "the pan"]
+    twins = [
+        schema("The cup hit the pan, so", "it", "broke.", candidates, "A"),
+        schema("The cup hit the pan, so", "it", "bent.", candidates, "B"),
+        schema("Ann ran as", "she", "was late.", ["Ann", "Bo"], "A"),
+    ]
+    (tmp_path / "WSCollection.xml").write_text(collection(*twins))
+    found = loaded("winograd", tmp_path)
+    one, other, third = found.items.test
+    assert one.contexts == other.contexts and one.context != other.context
+    for item in (one, other):
+        assert list(protocol.draw(found.items, item, 0, found.task)) == [third]
+    assert not protocol.same(one, third)
+
+
+@pytest.mark.parametrize("name", ["race_high", "multirc", "record"])
+def test_no_demonstration_is_about_the_items_own_passage(name: str, tmp_path: Path) -> None:
+    found = loaded(name, write_release(tmp_path, CASES[name]))
+    (item,) = found.items.test
+    asked = dataclasses.replace(item, id="another", context=f"{item.context} and another question")
+    pool = [asked, *(found.items.train or ())]
+    assert item.group and asked not in list(protocol.draw(Items([item], pool, ""), item, 0, found.task))
+
+
+def test_rows_of_a_question_of_multirc_may_lie_apart(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    case = CASES["multirc"]
+    whole = load("multirc", write_snapshot(tmp_path / "whole", case))
+    mixed = [row for rows in case.hub_rows.values() for row in rows]
+    rows = {**case.hub_rows, "train": mixed[::2] + mixed[1::2]}
+    found = load("multirc", write_snapshot(tmp_path / "mixed", dataclasses.replace(case, hub_rows=rows)))
+    assert sorted(len(item.choices) for item in found.train or ()) == sorted(
+        len(item.choices) for item in [*whole.test, *(whole.train or ())]
+    )
 
 
 # ---- wrong files

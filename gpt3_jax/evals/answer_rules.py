@@ -44,16 +44,23 @@ def squad_exact(text: str, answers: Sequence[str], unanswerable: str = "") -> fl
     """Whether the text is one of the answers after SQuAD's normalisation.
 
     Args:
-        unanswerable: the text that says that there is no answer, in `text` and in `answers`; empty: there is none.
+        unanswerable: the text that says that there is no answer, in `text` and in `answers`. Only it is right where
+            there is none: an empty text says nothing. Empty: all questions have an answer.
     """
-    found = squad_normalised(_without(text, unanswerable))
-    return float(any(found == answer for answer in _references(answers, unanswerable)))
+    references = _references(answers, unanswerable)
+    if unanswerable and references == [""]:
+        return float(_says(text, unanswerable))
+    return float(squad_normalised(_without(text, unanswerable)) in references)
 
 
 def squad_f1(text: str, answers: Sequence[str], unanswerable: str = "") -> float:
-    """The highest F1 of words over the answers. Where either has no words, 1 if neither has, else 0."""
+    """The highest F1 of words over the answers; `unanswerable` as in `squad_exact`. Where either has no words, 1 if
+    neither has, else 0."""
+    references = _references(answers, unanswerable)
+    if unanswerable and references == [""]:
+        return float(_says(text, unanswerable))
     found = _without(text, unanswerable)
-    return max(_f1(found, answer) for answer in _references(answers, unanswerable))
+    return max(_f1(found, answer) for answer in references)
 
 
 def coqa_f1(text: str, answers: Sequence[str]) -> float:

@@ -67,8 +67,9 @@ def _trivia_item(where: str, row: dict[str, Any], number: int) -> Item:
         if lower
         else ("Value", "Aliases", "NormalizedAliases", "HumanAnswers")
     )
-    known = [rows.texts(answer[name], name, at, (0, _MOST)) for name in lists if name in answer]
-    aliases = tuple(alias for each in known for alias in each)
+    # The release normalises the alias "The" to nothing, which is no answer.
+    known = [rows.texts(answer[name], name, at, (0, _MOST), empty=True) for name in lists if name in answer]
+    aliases = tuple(alias for each in known for alias in each if alias.strip())
     return _item(_id(row, ("QuestionId", "question_id"), number), question, (rows.text(answer, value, at), *aliases))
 
 

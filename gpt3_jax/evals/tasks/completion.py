@@ -40,7 +40,7 @@ def _hellaswag(found: Found, options: Options) -> Iterator[Item | None]:
     for number, (where, row) in enumerate(found.rows()):
         activity = rows.text(row, "activity_label", where)
         first, second = rows.text(row, "ctx_a", where), rows.text(row, "ctx_b", where, empty=True)
-        endings = rows.texts(rows.required(row, "endings", where), "endings", where, (4, 4))
+        endings = rows.texts(rows.required(row, "endings", where), "endings", where, (4, 4), empty=True)
         right = label(row, "label", where, {**{n: n for n in range(4)}, **{str(n): n for n in range(4)}})
         if options["ctx_b"] == "upper":
             second = upper_first(second)

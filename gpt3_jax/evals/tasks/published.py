@@ -49,6 +49,8 @@ class Split:
     any number of folders. Upper and lower case are the same."""
     many: bool = False
     """Whether all files that match in one folder are the split together, as in RACE."""
+    hub: bool = True
+    """Whether the Hub's copy has all that this split needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +165,14 @@ def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapp
     wanted = data_set.test if split == "test" else data_set.train or data_set.test
     if given := str(options[f"{split}_file"]):
         return _given(f"{name}.{split}_file", given, split, wanted)
-    names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in data_set.hub)]
+    on_hub = data_set.hub if wanted.hub else ()
+    names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in on_hub)]
     what = f"task {name}: no {split} split"
     if source.data is None:
         return f"{what}: give its folder with --data (in training evals.data), or --set {name}.{split}_file=PATH"
     candidates = [
         *_released(source.data, source.files, wanted),
-        *_on_hub(source.data, source.files, data_set.hub, wanted.name),
+        *_on_hub(source.data, source.files, on_hub, wanted.name),
     ]
     if not candidates:
         return f"{what} in {source.data}; looked for {' or '.join(names)}"

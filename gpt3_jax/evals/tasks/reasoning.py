@@ -97,7 +97,7 @@ def _race(found: Found, options: Options) -> Iterator[Item | None]:
             }[str(options["other_questions"])]
             before = "".join(f"Q: {q}\n\nA: {c[r]}\n\n" for q, c, r in shown if r is not None)
             context = f"Article:\n{article}\n\n{before}Q: {question}\n\nA:"
-            yield Item(f"{id}.{n}", context, choices[right], choices, (right,))
+            yield Item(f"{id}.{n}", context, choices[right], choices, (right,), group=article)
 
 
 _Asked = tuple[str, tuple[str, ...], int | None]
@@ -141,7 +141,7 @@ def _document(path: str) -> dict[str, Any]:
 
 
 def _asked(where: str, question: str, options: Any, answer: Any) -> _Asked:
-    choices = rows.texts(options, "options", where, (2, 9))
+    choices = rows.texts(options, "options", where, (2, 9), empty=True)
     letters = {letter: n for n, letter in enumerate("ABCDEFGHI"[: len(choices)])}
     return question, choices, label({"answer": answer}, "answer", where, letters)
 

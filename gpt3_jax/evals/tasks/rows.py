@@ -204,9 +204,7 @@ def number(row: Mapping[str, Any], field: str, where: str, least: int, most: int
 
 def objects_in(row: Mapping[str, Any], field: str, where: str) -> list[Row]:
     """A field that is a list of objects, each with its place."""
-    value = required(row, field, where)
-    if not isinstance(value, list):
-        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected a list of objects")
+    value = list_in(row, field, where, "objects")
     for index, each in enumerate(value):
         if not isinstance(each, dict):
             raise UserError(f"{where}: {field!r}[{index}] is {_kind(each)}; expected an object")
@@ -221,8 +219,16 @@ def object_in(row: Mapping[str, Any], field: str, where: str) -> Row:
     return f"{where}, {field}", value
 
 
-def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[str, ...]:
-    """A value that must be a list of `count` (least, most) texts."""
+def list_in(row: Mapping[str, Any], field: str, where: str, of: str = "") -> list[Any]:
+    """A field that is a list, of what the error calls `of`."""
+    value = required(row, field, where)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected a list{f' of {of}' if of else ''}")
+    return value
+
+
+def texts(value: Any, field: str, where: str, count: tuple[int, int], empty: bool = False) -> tuple[str, ...]:
+    """A value that must be a list of `count` (least, most) texts; with something in each, unless `empty`."""
     least, most = count
     some = str(least) if least == most else f"{least} to {most}"
     if not isinstance(value, list):
@@ -230,7 +236,7 @@ def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[s
     if not least <= len(value) <= most:
         raise UserError(f"{where}: {field!r} has {len(value)} entries; expected {some}")
     for each in value:
-        if not isinstance(each, str) or not each.strip():
+        if not isinstance(each, str) or not (empty or each.strip()):
             raise UserError(f"{where}: {field!r} holds {_short(json.dumps(each))}; expected texts")
         _require_characters(each, field, where)
     return tuple(value)

@@ -6,7 +6,6 @@ Rows are read as the authors publish them (one folder a task: ``BoolQ/val.jsonl`
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -166,7 +165,7 @@ def _multirc(found: Found, _: Options) -> Iterator[Item | None]:
             continue
         right = tuple(n for n, each in enumerate(labels) if each == 0)
         lines = [(_EACH.true if n in right else _EACH.false) + text for n, text in enumerate(texts)]
-        yield Item(id, f"{passage}\n\n{question}\n", "\n".join(lines), tuple(texts), right)
+        yield Item(id, f"{passage}\n\n{question}\n", "\n".join(lines), tuple(texts), right, group=passage)
 
 
 _Question = tuple[str, str, str, str, list[rows.Row]]
@@ -174,12 +173,13 @@ _Question = tuple[str, str, str, str, list[rows.Row]]
 
 
 def _questions(found: Found) -> Iterator[_Question]:
-    flat: list[tuple[tuple[int, int], str, dict[str, Any]]] = []
+    flat: dict[tuple[int, ...], list[rows.Row]] = {}
     for where, row in found.rows():
         if "paragraph" in row:  # the Hub has a row for each answer
             at, idx = rows.object_in(row, "idx", where)
             numbers = (rows.number(idx, each, at, 0, 1 << 40) for each in ("paragraph", "question"))
-            flat.append((tuple(numbers), where, row))  # type: ignore[arg-type]
+            answer = {**row, "text": rows.text(row, "answer", where)}
+            flat.setdefault(tuple(numbers), []).append((where, answer))
             continue
         at, passage = rows.object_in(row, "passage", where)
         text = rows.text(passage, "text", at)
@@ -187,11 +187,10 @@ def _questions(found: Found) -> Iterator[_Question]:
             asked = rows.text(question, "question", where_question)
             id = f"{row.get('idx', where)}.{question.get('idx', number)}"
             yield id, where_question, text, asked, rows.objects_in(question, "answers", where_question)
-    for key, group in itertools.groupby(flat, key=lambda each: each[0]):
-        answers = [(where, {**row, "text": rows.text(row, "answer", where)}) for _, where, row in group]
+    for key, answers in flat.items():
         where, first = answers[0]
         passage_text, asked = (rows.text(first, field, where) for field in ("paragraph", "question"))
-        yield f"{key[0]}.{key[1]}", where, passage_text, asked, list(answers)
+        yield f"{key[0]}.{key[1]}", where, passage_text, asked, answers
 
 
 # ---- ReCoRD
@@ -210,7 +209,8 @@ def _record(found: Found, options: Options) -> Iterator[Item | None]:
             raise UserError(f"{where}: the query has no @placeholder: {query[:60]!r}")
         choices = tuple(f"- {query.replace('@placeholder', entity)}" for entity in entities)
         own, accepted_texts = tuple(entities), tuple(answers)
-        yield Item(id, _bullets(passage), choices[right[0]], choices, right, fillings=own, answers=accepted_texts)
+        shown = choices[right[0]]
+        yield Item(id, _bullets(passage), shown, choices, right, fillings=own, answers=accepted_texts, group=passage)
 
 
 def _bullets(passage: str) -> str:

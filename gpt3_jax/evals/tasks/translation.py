@@ -41,6 +41,7 @@ _TRAIN_LINES = Open(
     "train_lines",
     "Which training texts the demonstrations are from is not said, the examples shown look like WMT's; the default "
     "draws from the first 100,000 lines of the one that is found, 0 from all of them.",
+    least=0,
 )
 
 
