@@ -589,6 +589,35 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answers": {"texts": 5}}, "row 0, answers: 'texts' is a number; expected a list"),
+        ({"answers": {"texts": ["x"]}}, "answers: 'texts[0]' is a text; expected a list of 1 to"),
+        ({"orig_answers": {"texts": 5}}, "orig_answers: 'texts' is a number; expected a list"),
+    ],
+)
+def test_a_broken_dialogue_of_the_hub_is_one_line(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "dialogue_id": "d",
+        "wikipedia_page_title": "t",
+        "section_title": "s",
+        "context": "c",
+        "questions": ["q"],
+    }
+    row |= {"answers": {"texts": [["a"]]}, "orig_answers": {"texts": ["a"]}, **fields}
+    with pytest.raises(UserError, match=re.escape(message)):
+        on_hub("quac", "quac", [row], tmp_path, "validation")
+
+
+def test_an_alias_that_is_normalised_to_nothing_is_none(tmp_path: Path) -> None:
+    row = trivia("tc_1", "Which article?", "The", "")
+    found = load(
+        "triviaqa", write(tmp_path, {"wikipedia-dev.json": {"Data": [row, *TRIVIA["qa/wikipedia-dev.json"]["Data"]]}})
+    )
+    assert found.test[0].answers == ("The",) and len(found.test) == 2
+
+
 # ---- broken files
 
 
@@ -667,6 +696,18 @@ READING: list[tuple[str, Files, str]] = [
         "qa_pairs[1], answer, date: 'year' is a number",
     ),
     ("drop", changed(DROP, ["nfl_1"], []), "'nfl_1' is a list; expected an object"),
+    (
+        "drop",
+        changed(DROP, ["nfl_1", "qa_pairs", 0, "validated_answers"], {"number": 5}),
+        "qa_pairs[0], validated_answers: 'number' is a number; expected a list",
+    ),
+    (
+        "drop",
+        changed(DROP, ["nfl_1", "qa_pairs", 0, "validated_answers"], 5),
+        "qa_pairs[0]: 'validated_answers' is a number; expected a list of objects",
+    ),
+    ("coqa", changed(COQA, ["data", 0, "additional_answers"], {}), "data[0]: there are no 'additional_answers'"),
+    ("coqa", changed(COQA, ["data", 0, "additional_answers"], [1]), "'additional_answers' is a list; expected an obj"),
     (
         "drop",
         {"drop_dataset_dev.json": {"passage": "x", "question": "y", "answers_spans": {"spans": ["a", "b"]}}},

@@ -78,8 +78,7 @@ def test_prompts_are_those_of_appendix_g(name: str, shots: int, tmp_path: Path) 
         assert first.prompt == made.prompts[0] and first.stop == ("\n",)
         return
     asked = [request for request in made.requests if isinstance(request, Continuation)]
-    few = tuple(each.replace(" row", " row") for each in case.asked)
-    assert tuple(each.continuation for each in asked) == few
+    assert tuple(each.continuation for each in asked) == case.asked
     whole = [each for each in asked if each.context in made.prompts]
     if len(whole) < len(asked):  # normalised by the answer context
         assert len(whole) == len(asked) / 2
@@ -216,6 +215,20 @@ def test_the_newer_of_two_versions_is_taken(tmp_path: Path) -> None:
         load("anli_r2", tmp_path)
 
 
+def test_demonstrations_are_of_the_evaluated_version(tmp_path: Path) -> None:
+    """Of 1.2 the demonstrations alone are there."""
+    case = CASES["anli_r1"]
+    for version, splits in (("0.1", ("test", "train")), ("1.0", ("test", "train")), ("1.2", ("train",))):
+        folder = tmp_path / f"anli_v{version}" / "R1"
+        folder.mkdir(parents=True)
+        for split in splits:
+            (folder / f"{split}.jsonl").write_text(case.files[f"anli_v1.0/R1/{split}.jsonl"])
+    own = tmp_path / "anli_v1.0" / "R1"
+    assert load("anli_r1", tmp_path).source == f"{own / 'test.jsonl'}, {own / 'train.jsonl'}"
+    (own / "train.jsonl").unlink()
+    assert load("anli_r1", tmp_path).source.endswith("anli_v1.2/R1/train.jsonl"), "else the newest"
+
+
 def test_versions_are_compared_as_numbers() -> None:
     assert published._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
     assert published._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
@@ -315,6 +328,13 @@ def test_the_paper_is_all_that_is_found(tmp_path: Path, capsys: pytest.CaptureFi
         load_tasks(select(["paper", "superglue"], [], str(tmp_path)), str(tmp_path), str(words))
 
 
+def test_the_paper_is_all_of_its_tasks() -> None:
+    names = {task.name for task in select(["paper"])}
+    rows = {task.row for task in select(["paper"])}
+    assert rows - {None} == {row.task for row in table_h1.table_h1()} - {"SuperGLUE", "SAT Analogies"}
+    assert names >= {"ptb"} and not names & {"wikitext2", "wikitext103", "lambada_plain"}
+
+
 def test_of_the_paper_what_cannot_be_asked_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_release(tmp_path, CASES["copa"])  # two demonstrations, no word list, no arithmetic
     with caplog.at_level("INFO"):
@@ -336,9 +356,9 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, caplog: p
     with caplog.at_level("INFO"):
         items = load("rte", tmp_path, f"rte.test_file={test}")
     assert len(items.test) == 1
-    assert f"task rte: 2 of 3 rows of {test} have no label and are left out" in caplog.text
+    assert f"task rte: 2 of 3 rows of {test} have no label or answer and are left out" in caplog.text
     test.write_text(lines({"premise": "a", "hypothesis": "b", "idx": 8}))
-    with pytest.raises(UserError, match=r"val\.jsonl has no row with a label; give the split that has labels"):
+    with pytest.raises(UserError, match=r"val\.jsonl has no row with a label or answer; give the split that has them"):
         load("rte", tmp_path, f"rte.test_file={test}")
 
 
@@ -358,6 +378,12 @@ def test_settings_change_what_they_say(tmp_path: Path) -> None:
 
     assert "whistle , a" in context("boolq", "punctuation=data")
     assert "the word \u2018bank\u2019 used" in context("wic", "quotes=curly")
+    (tmp_path / "copa.jsonl").write_text(
+        lines({"premise": "A.", "choice1": "NASA flew.", "choice2": "I ran.", "question": "cause", "label": 0})
+    )
+    for how, choices in (("lower but I", ("NASA flew.", "I ran.")), ("lower", ("nASA flew.", "i ran."))):
+        own = load("copa", tmp_path, f"test_file={tmp_path / 'copa.jsonl'}", f"first_letter={how}")
+        assert own.test[0].choices == choices
     assert _changed("copa", tmp_path, "first_letter=data").choices == ("The water boiled.", "The cup was blue.")
     assert "Otto 's cat , and he fed *it* ." in context("wsc", "text=data")
     assert context("hellaswag", "ctx_b=data").endswith("wool. he")
@@ -409,6 +435,39 @@ def test_race_shows_the_articles_other_questions(tmp_path: Path) -> None:
     ]
     assert contexts("earlier") == [one, f"{one} a\n\n{two}", f"{one} a\n\n{two} b\n\n{three}"]
     assert contexts("none") == [one, two, three]
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "continuation"),
+    [
+        ("he said word", "he said", " word"),
+        ("he said\n word", "he said\n", " word"),
+        ("he said\nword", "he said\n", "word"),
+        ("he said  word", "he said ", " word"),
+        ("he said\tword", "he said\t", "word"),
+    ],
+)
+def test_lambada_keeps_the_white_space_before_the_word(
+    text: str, context: str, continuation: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lambada_test.jsonl").write_text(lines({"text": text}))
+    (tmp_path / "lambada_dev.jsonl").write_text(lines({"text": "a b"}, {"text": "c d"}))
+    found = loaded("lambada", tmp_path)
+    made = prepare(found, 0)
+    assert made.requests == (Continuation(context, continuation),)
+    (few,) = prepare(found, 1).requests
+    assert isinstance(few, Continuation) and few.continuation == " word" and few.context.endswith("____. ->")
+
+
+def test_an_empty_option_is_read(tmp_path: Path) -> None:
+    ((name, text),) = [each for each in CASES["hellaswag"].files.items() if "val" in each[0]]
+    row = json.loads(text.partition("\n")[0])
+    (tmp_path / name).write_text(lines(row | {"endings": ["", *row["endings"][1:]]}))
+    assert load("hellaswag", tmp_path).test[0].choices[0] == ""
+    (tmp_path / "1.txt").write_text(
+        json.dumps({"answers": ["A"], "options": [["", "b"]], "questions": ["q"], "article": "Text.", "id": "x"})
+    )
+    assert load("race_high", tmp_path, f"race_high.test_file={tmp_path}/1.txt").test[0].completion == ""
 
 
 @pytest.mark.parametrize(
@@ -772,6 +831,23 @@ def test_tables_that_are_wrong_are_one_line(tmp_path: Path) -> None:
         load("boolq", tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow is not there"):
+        load("boolq", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "state.json: '_data_files' is empty; expected the data set's files"),
+        ([1], "state.json: '_data_files'[0] is a number; expected an object"),
+        ([{}], "state.json, _data_files[0]: 'filename' is missing"),
+    ],
+)
+def test_a_saved_set_without_its_files_is_one_line(files: list[object], message: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_saved(tmp_path, CASES["boolq"])
+    state = tmp_path / "any name" / "validation" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": files}))
+    with pytest.raises(UserError, match=re.escape(message)):
         load("boolq", tmp_path)
 
 

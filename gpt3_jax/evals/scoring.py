@@ -247,7 +247,10 @@ class LastWord(Generated):
     generated is the completion, but for punctuation after it."""
 
     def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
-        scored = Continuation(prompts[0], separate(prompts[0], separator) + item.completion)
+        between = separate(prompts[0], separator)
+        if item.zero_shot_separator is not None and prompts[0] == item.zero_shot:
+            between = item.zero_shot_separator
+        scored = Continuation(prompts[0], between + item.completion)
         return [scored] if self.answer == "likeliest" else [scored, *super().requests(prompts, separator, item)]
 
     def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:

@@ -30,10 +30,12 @@ def _lambada(found: Found, options: Options) -> Iterator[Item]:
                 f"{where}: the text {text[:60]!r} has fewer than two words; expected a last word to be told"
             )
         before, space, word = split[1], split[2], split[3]
-        # The separator of the task is one space; any other white space belongs to the text.
-        kept = before if space == " " else before + space.removesuffix(" ")
+        # The separator of the task is one space; any other white space belongs to the text, and stays as it is. A space
+        # at its end begins the word's token.
+        kept = before + space.removesuffix(" ")
+        between = None if space == " " else " " if space.endswith(" ") else ""
         blank = f"{before}{space}{options['blank']}. {options['arrow']}"
-        yield Item(str(number), blank, word, right=(0,), zero_shot=kept)
+        yield Item(str(number), blank, word, right=(0,), zero_shot=kept, zero_shot_separator=between)
 
 
 def _hellaswag(found: Found, options: Options) -> Iterator[Item | None]:

@@ -133,10 +133,10 @@ def load(name: str, data_set: DataSet, read: Read, source: Source, options: Mapp
         raise UserError(found)
     test = _items(name, found, read, options)
     if not test:
-        raise UserError(f"task {name}: {found} has no row with a label; give the split that has labels")
+        raise UserError(f"task {name}: {found} has no row with a label or answer; give the split that has them")
     if data_set.train is None and not options["train_file"]:
         return Items(test, test, str(found))
-    demonstrations = find(name, data_set, "train", source, options)
+    demonstrations = find(name, data_set, "train", source, options, found)
     if isinstance(demonstrations, str):
         return Items(test, None, f"{found} ({demonstrations})")
     return Items(test, _items(name, demonstrations, read, options), f"{found}, {demonstrations}")
@@ -151,13 +151,24 @@ def _items(name: str, found: Found, read: Read, options: Mapping[str, Value]) ->
             items[number] = dataclasses.replace(item, id=f"{item.id} ({seen[item.id] + 1})")
         seen[item.id] = seen.get(item.id, 0) + 1
     if len(items) < len(made):
-        log.info(f"task {name}: {len(made) - len(items)} of {len(made)} rows of {found} have no label and are left out")
+        without = f"{len(made) - len(items)} of {len(made)} rows of {found}"
+        log.info(f"task {name}: {without} have no label or answer and are left out")
     log.info(f"task {name}: {found.split} items in {found}: {len(items):,}")
     return items
 
 
-def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapping[str, Value]) -> Found | str:
+def find(
+    name: str,
+    data_set: DataSet,
+    split: str,
+    source: Source,
+    options: Mapping[str, Value],
+    beside: Found | None = None,
+) -> Found | str:
     """The files of a split ("test" or "train"), or one line that says what was looked for and where.
+
+    Args:
+        beside: the other split; of several versions its own is taken.
 
     Raises:
         UserError: the folder is not there, several candidates fit, or a file that the settings name is not there.
@@ -178,6 +189,9 @@ def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapp
         return f"{what} in {source.data}; looked for {' or '.join(names)}"
     if len(candidates) == 1:
         return Found(split, *candidates[0])
+    if beside:
+        own = _versions(beside.files[0])
+        candidates = [each for each in candidates if _versions(each[0][0]) == own] or candidates
     newest = _newest([files[0] for files, _ in candidates])
     if newest is None:
         there = ", ".join(str(Found(split, *each)) for each in candidates)
@@ -272,8 +286,12 @@ def _newest(paths: Sequence[str]) -> int | None:
     """The index of the path with the highest version; None if they differ in more than versions."""
     if len({_VERSION.sub("#", path) for path in paths}) > 1:
         return None
-    versions = [[tuple(map(int, version.split("."))) for version in _VERSION.findall(path)] for path in paths]
+    versions = list(map(_versions, paths))
     return max(range(len(paths)), key=versions.__getitem__)
+
+
+def _versions(path: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, version.split("."))) for version in _VERSION.findall(path)]
 
 
 # ---- the Hub's layouts
@@ -313,7 +331,11 @@ def _saved(root: str, path: str, data_set: str, configuration: str, split: str) 
     here = config or (configuration if configuration in (*above, *_NO_CONFIGURATION) else "")
     if _normal(data_set) not in map(_normal, names if config else above) or configuration not in ("", here):
         return None
-    return tuple(os.path.join(root, folder, str(each.get("filename"))) for each in state["_data_files"]), True
+    place = os.path.join(root, path)
+    names = [rows.text(each, "filename", at) for at, each in rows.objects_in(state, "_data_files", place)]
+    if not names:
+        raise UserError(f"{place}: '_data_files' is empty; expected the data set's files; save it again")
+    return tuple(os.path.join(root, folder, each) for each in names), True
 
 
 def _snapshots(root: str, files: Sequence[str], data_set: str, configuration: str, split: str) -> list[Candidate]:

@@ -83,7 +83,7 @@ def _copa(id: str, where: str, row: dict[str, Any], options: Options) -> Item | 
     if options["first_letter"] == "lower":
         choices = [lower_first(choice) for choice in choices]
     elif options["first_letter"] == "lower but I":
-        choices = [choice if re.match(r"I\b", choice) else lower_first(choice) for choice in choices]
+        choices = [choice if re.match(r"I\b|.[A-Z]", choice) else lower_first(choice) for choice in choices]
     if right is None:
         return None
     return Item(id, f"{premise.strip().removesuffix('.')} {link}", choices[right], tuple(choices), (right,))
@@ -328,7 +328,7 @@ TASKS = (
             Open(
                 "first_letter",
                 "Figure G.5 has the choice in lower case; whether a choice that begins with the word I has too is not "
-                "said: the default lower changes all, lower but I leaves that word, data leaves all.",
+                "said: the default lower changes all, lower but I leaves that word and acronyms, data leaves all.",
                 ("lower", "lower but I", "data"),
             ),
         ),
