@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-import gpt3_jax
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.scoring import Judgement
-from gpt3_jax.evals.tasks import closed_book, perplexity, reading, rows, translation
+from gpt3_jax.evals.tasks import perplexity, rows
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, select
 from gpt3_jax.evals.tasks.task import Source
@@ -795,16 +794,3 @@ def test_entries_are_rows_of_table_h1() -> None:
     assert table_h1.paper_value("En->Fr 14", "BLEU 13a", 64, "175B") is None, "the paper's mb has another tokenizer"
     assert table_h1.paper_value("SQuADv2", "SQuAD exact match", 16, "175B") == 64.9
     assert table_h1.paper_value("SQuADv2", "SQuAD F1", 16, "175B") == 69.8
-
-
-def test_the_readme_names_every_task_file_and_setting() -> None:
-    text = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
-    for task in (*closed_book.TASKS, *reading.TASKS, *translation.TASKS, *perplexity.TASKS):
-        assert f"`{task.name}`" in text, task.name
-        assert all(metric in text for metric in task.metrics[:2])
-        for each in task.open:
-            if not each.path:
-                assert f"| `{each.name}` |" in text, each.name
-                default = str(task.setting(each.name)).replace("\n", "\\n")
-                row = next(line for line in text.splitlines() if line.startswith(f"| `{each.name}` |"))
-                assert default in row or each.name in ("max_tokens", "delimiter"), (task.name, each.name)

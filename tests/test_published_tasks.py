@@ -29,7 +29,8 @@ from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.evaluation import load_tasks
 from gpt3_jax.evals.requests import Completion, Continuation
 from gpt3_jax.evals.run import TaskItems, columns
-from gpt3_jax.evals.tasks import published
+from gpt3_jax.evals.tasks import published as reader
+from gpt3_jax.evals.tasks import wording
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, TASKS, select
 from gpt3_jax.evals.tasks.task import Task
@@ -230,8 +231,8 @@ def test_demonstrations_are_of_the_evaluated_version(tmp_path: Path) -> None:
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert published._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
-    assert published._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
+    assert reader._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
+    assert reader._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
 
 
 def test_files_can_be_named_outright(tmp_path: Path) -> None:
@@ -394,6 +395,20 @@ def test_settings_change_what_they_say(tmp_path: Path) -> None:
     train = load("hellaswag", tmp_path, "tags=removed").train
     assert train and train[0].context == "Home and Garden: How to paint. Sand it. Wait."
     assert len(load("wsc", tmp_path, "demonstrations=all").train or ()) == 3
+
+
+@pytest.mark.parametrize(
+    ("published", "written"),
+    [
+        ("Edward 's hat .", "Edward's hat."),
+        ("the boys ' hats , and he did n't !", "the boys' hats, and he didn't!"),
+        ("he said ' go ' , then", "he said ' go ', then"),
+        ('she said , " No . "', 'she said, " No. "'),
+        ("*it* , was", "*it*, was"),
+    ],
+)
+def test_texts_are_rejoined(published: str, written: str) -> None:
+    assert wording.rejoined(published) == written
 
 
 def test_headers_stand_once_or_in_each_example(tmp_path: Path) -> None:
@@ -874,17 +889,31 @@ def test_a_table_of_stories_in_another_order_is_read(tmp_path: Path) -> None:
 
 # ---- documentation
 
+PUBLISHED = [task.name for task in TASKS.values() if "test_file" in task.options]
+README = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_readme_has_the_tasks_files_and_settings(name: str) -> None:
-    text = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
-    task, case = TASKS[name], CASES[name]
-    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-    assert f"| {task.shots} |" in row and f"| {', '.join(task.metrics)} |" in row and f"`{case.hub[0]}`" in row
-    for file in re.findall(r"`([^`]+)`", row.split("|")[2]):
-        last = file.rpartition("/")[2].replace("*", ".*")
-        assert any(re.search(f"{last}$", each) for each in case.files), file
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_readme_has_the_tasks_files_metrics_and_settings(name: str) -> None:
+    task = TASKS[name]
+    wide = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| `")]
+    (row,) = (each for each in wide if len(each) == 6 and f"`{name}`" in each[0])
+    _, files, hub, shots, _, metrics = row
+    assert shots == str(task.shots)
+    named = metrics.split(", ")
+    assert named == list(task.metrics) or (task.scoring.prompted is False and named == [task.metrics[0]])
+    data_set: reader.DataSet = task.load.args[1]  # type: ignore[attr-defined]
+    assert all(f"`{of}`" in hub for of, _ in data_set.hub)
+    known = [each for split in (data_set.test, data_set.train) if split for each in split.files]
+    for file in re.findall(r"`([^`]+)`", files):
+        end = re.escape(file.removeprefix("\u2026")).replace(r"\*", ".*")
+        assert any(re.search(f"{end}$", each) for each in known) or file == ".en", file
     for each in task.open:
-        lines = [line for line in text.splitlines() if line.startswith(f"| `{each.name}` |") and each.why in line]
-        value = str(task.setting(each.name)).replace("\n", "\\n")
-        assert any(value in line for line in lines) or each.name == "max_tokens", each.name
+        said = [line for line in README.splitlines() if line.startswith(f"| `{each.name}` |") and each.why in line]
+        assert len(said) == 1, each.name
+        values = re.findall(r"`([^`]*)`", said[0].split(" | ")[1])
+        value = task.setting(each.name)
+        if values[0].isdigit() and "to" in said[0].split(" | ")[1]:  # a range over the tasks
+            assert int(values[0]) <= int(value) <= int(values[-1]), each.name
+        else:
+            assert repr(value) in values, each.name

@@ -135,7 +135,7 @@ class EachAnswer:
     true: str = "- [True] "
     false: str = "- [False] "
     earlier_answers: bool = False
-    """Whether the question's earlier answers stand before an answer, with what is right of them."""
+    """Whether the question's earlier answers stand before an answer, with their gold labels."""
 
     def contexts(self, item: Item) -> tuple[str, ...]:
         return (item.context,)
@@ -239,7 +239,7 @@ class Referent(Generated):
 
 @dataclasses.dataclass(frozen=True)
 class LastWord(Generated):
-    """LAMBADA: the likelihood of the completion, and whether the model tells it; then choice 0, the only one, is
+    """LAMBADA: the likelihood of the completion, and whether the model predicts it; then choice 0, the only one, is
     chosen."""
 
     answer: Literal["likeliest", "generated"] = "likeliest"

@@ -29,6 +29,8 @@ from gpt3_jax.evals.tasks import rows
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
 
+Options = Mapping[str, Value]
+"""Settings of a task's loader."""
 FILES = {"test_file": "", "train_file": ""}
 """Options of a task that is read from published files."""
 OPEN_FILES = (
@@ -85,7 +87,7 @@ class Found:
         return self.files[0] if len(self.files) == 1 else f"{os.path.dirname(self.files[0])} ({len(self.files)} files)"
 
 
-Read = Callable[[Found, Mapping[str, Value]], Iterable[Item | None]]
+Read = Callable[[Found, Options], Iterable[Item | None]]
 """Makes a split's examples; None for a row without a label, which is left out and counted."""
 
 
@@ -94,7 +96,7 @@ def task(
     data_set: DataSet,
     read: Read,
     *,
-    options: Mapping[str, Value] | None = None,
+    options: Options | None = None,
     open: tuple[Open, ...] = (),
     **fields: Any,
 ) -> Task:
@@ -115,13 +117,13 @@ def task(
     )
 
 
-def missing(name: str, data_set: DataSet, source: Source, options: Mapping[str, Value]) -> str | None:
+def missing(name: str, data_set: DataSet, source: Source, options: Options) -> str | None:
     """One line if the evaluated split is not there: the `missing` of a task's entry."""
     found = find(name, data_set, "test", source, options)
     return found if isinstance(found, str) else None
 
 
-def load(name: str, data_set: DataSet, read: Read, source: Source, options: Mapping[str, Value]) -> Items:
+def load(name: str, data_set: DataSet, read: Read, source: Source, options: Options) -> Items:
     """The examples of a task: the `load` of its entry, after `name`, `data_set` and `read`.
 
     Raises:
@@ -142,7 +144,7 @@ def load(name: str, data_set: DataSet, read: Read, source: Source, options: Mapp
     return Items(test, _items(name, demonstrations, read, options), f"{found}, {demonstrations}")
 
 
-def _items(name: str, found: Found, read: Read, options: Mapping[str, Value]) -> list[Item]:
+def _items(name: str, found: Found, read: Read, options: Options) -> list[Item]:
     made = list(read(found, options))
     items = [item for item in made if item is not None]
     seen: dict[str, int] = {}
@@ -162,7 +164,7 @@ def find(
     data_set: DataSet,
     split: str,
     source: Source,
-    options: Mapping[str, Value],
+    options: Options,
     beside: Found | None = None,
 ) -> Found | str:
     """The files of a split ("test" or "train"), or one line that says what was looked for and where.

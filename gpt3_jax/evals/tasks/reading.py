@@ -9,7 +9,7 @@ DROP is also read as rows of ``passage``, ``question`` and ``answers``, a list o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gpt3_jax.errors import UserError
@@ -17,10 +17,9 @@ from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.open_settings import DELIMITER, GENERATED, SEPARATOR
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
 
-Options = Mapping[str, Value]
 _MOST = 10_000
 """Entries of a list, at most."""
 

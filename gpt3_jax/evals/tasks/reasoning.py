@@ -14,10 +14,8 @@ from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import ANSWER_CONTEXT, CHOICES, PER_TOKEN
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
-
-Options = Mapping[str, Value]
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
 
 
 def _piqa(found: Found, _: Options) -> Iterator[Item | None]:

@@ -16,12 +16,11 @@ from gpt3_jax.evals.answer_rules import squad_normalised
 from gpt3_jax.evals.scoring import EachAnswer, Labelled, MeanLogLikelihood, Referent, Rule
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import detokenised, label, lower_first
+from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import CHOICES, DELIMITER, GENERATED, LABELS, header
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
-
-Options = Mapping[str, Value]
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
+from gpt3_jax.evals.tasks.wording import lower_first, rejoined
 
 
 def _row(make: Callable[[str, str, dict[str, Any], Options], Item | None]) -> published.Read:
@@ -124,7 +123,7 @@ def _wsc_item(id: str, where: str, row: dict[str, Any], options: Options) -> Ite
         return None
     marked = _marked(text, pronoun, index, at)
     if options["text"] == "detokenised":
-        marked, noun = detokenised(marked), detokenised(noun)
+        marked, noun = rejoined(marked), rejoined(noun)
     context = (
         f'Passage: {marked}\nQuestion: In the passage above, what does the pronoun "*{pronoun.strip()}*" refer to?'
         "\nAnswer:"
@@ -348,7 +347,7 @@ TASKS = (
             Open(
                 "earlier_answers",
                 "Whether an answer is judged after the question's earlier answers is not said; the default judges each "
-                "alone, true puts the earlier ones before it with what is right of them, as in a demonstration.",
+                "alone, true puts the earlier ones before it with their gold labels, as in a demonstration.",
             ),
         ),
         metrics=("all answers right", "F1a"),

@@ -4,19 +4,19 @@ candidate in the pronoun's place."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import PartialEvaluation
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import label, lower_first, upper_first
+from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import DELIMITER
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open
+from gpt3_jax.evals.tasks.wording import lower_first, upper_first
 
-Options = Mapping[str, Value]
 _POSSESSIVES = ("my", "your", "his", "her", "its", "our", "their")
 _AFTER_AN_OBJECT = re.compile(
     r"$|\W|(?:the|a|an|to|in|on|at|with|for|from|of|by|and|or|but|because|when|while|that|as|if|so)(?![\w-])",
