@@ -746,8 +746,8 @@ BUGS = (
     Bug(
         "only the first of several accepted answers counts",
         "evals/answer_rules.py",
-        "return max(_f1(found, answer) for answer in _references(answers, unanswerable))",
-        "return _f1(found, _references(answers, unanswerable)[0])",
+        "return max(_f1(found, answer) for answer in references)",
+        "return _f1(found, references[0])",
         ("test_answer_rules", "test_squad_f1_is_of_words", ("red", ("blue", "red car"), 2 / 3)),
     ),
     Bug(
@@ -763,6 +763,27 @@ BUGS = (
         'return "" if _says(text, unanswerable) else text',
         "return text",
         ("test_answer_rules", "test_squad_knows_questions_without_an_answer", ()),
+    ),
+    Bug(
+        "an empty generation says that a question has no answer",
+        "evals/answer_rules.py",
+        'if unanswerable and references == [""]:\n        return float(_says(text, unanswerable))\n    found',
+        "found",
+        ("test_answer_rules", "test_squad_knows_questions_without_an_answer", ()),
+    ),
+    Bug(
+        "a question about the item's own story is a demonstration for it",
+        "evals/protocol.py",
+        " and not (item.group and picked.group == item.group)",
+        "",
+        ("test_published_tasks", "test_no_demonstration_is_about_the_items_own_passage", ("race_high",)),
+    ),
+    Bug(
+        "a Winograd schema's twin is a demonstration for it",
+        "evals/protocol.py",
+        "if one.contexts or other.contexts:",
+        "if False:",
+        ("test_published_tasks", "test_a_twin_is_no_demonstration", ()),
     ),
     Bug(
         "CoQA's references are not left out in turn",
@@ -802,7 +823,7 @@ BUGS = (
     Bug(
         "DROP's F1 forgives another number",
         "evals/answer_rules.py",
-        "if numbers and not numbers & ours:",
+        "if numbers and not numbers & prediction:",
         "if False:",
         ("test_answer_rules", "test_drop_scores_one_span", ("13 yards", (("12 yards",),), 0.0, 0.0)),
     ),
@@ -826,6 +847,31 @@ BUGS = (
         "before, last = [], top",
         "last = top",
         ("test_free_answer_tasks", "test_prompts_of_squad_have_the_earlier_questions_of_the_paragraph", ()),
+    ),
+    Bug(
+        "a generated label has a chance level",
+        "evals/run.py",
+        'chance=None if generates or name != "accuracy" else',
+        'chance=None if name != "accuracy" else',
+        ("test_choice_evaluation", "test_only_what_is_chosen_has_a_chance_level", ("boolq", (), None)),
+    ),
+    Bug(
+        "demonstrations are of another version than what is evaluated",
+        "evals/tasks/published.py",
+        "if _versions(each[0][0]) == own] or candidates",
+        "if True]",
+        ("test_published_tasks", "test_demonstrations_are_of_the_evaluated_version", ()),
+    ),
+    Bug(
+        "LAMBADA's last word loses its space after a line break",
+        "evals/scoring.py",
+        "if item.zero_shot_separator is not None and",
+        "if False and",
+        (
+            "test_published_tasks",
+            "test_lambada_keeps_the_white_space_before_the_word",
+            ("he said\n word", "he said\n", " word"),
+        ),
     ),
     Bug(
         "versions of a data set are compared as texts",
@@ -858,7 +904,7 @@ BUGS = (
     Bug(
         "a possessive pronoun's candidate is not possessive",
         "evals/tasks/winograd.py",
-        'text += "\'s"',
+        'text += "\'" if plural else "\'s"',
         'text += ""',
         ("test_published_tasks", "test_prompts_are_those_of_appendix_g", ("winograd", 2)),
     ),

@@ -62,7 +62,8 @@ def test_squad_f1_is_of_words(text: str, answers: list[str], f1: float) -> None:
 def test_squad_knows_questions_without_an_answer() -> None:
     for score in (rules.squad_exact, rules.squad_f1):
         assert score("No answer.", [NONE], NONE) == 1
-        assert score("", [NONE], NONE) == 1, "an empty text is none, as in the script"
+        assert [score(text, [NONE], NONE) for text in ("", "The.", "...")] == [0, 0, 0], "silence is no answer"
+        assert score("The.", ["The", "A."]) == 1, "but articles alone agree, as in the script"
         assert score("answer", [NONE], NONE) == 0, "words in common with the text that says so are no part of it"
         assert score(NONE, ["no doubt"], NONE) == 0
         assert score("no doubt", ["no doubt", NONE], NONE) == 1, "of people who do not agree, those who answer count"

@@ -58,6 +58,8 @@ class Knowing(ExactModel):
     def _text(self, task: Task, item: Item) -> str:
         if isinstance(task.scoring, Referent):
             return item.completion if (item.right == (0,)) == self._right else "nobody"
+        if not item.choices:
+            return item.completion if self._right else "nobody"
         return next(choice for n, choice in enumerate(item.choices) if (n in item.right) == self._right)
 
     def _likely(self, request: Continuation) -> bool:
@@ -95,6 +97,42 @@ def test_a_model_that_is_right_or_wrong_gets_all_or_nothing(
     assert [each["value"] for each in average] == [100 if right else 0] * 2
     assert [each["paper"] for each in average] == [58.2, 68.9]
     assert "SuperGLUE, K = 1: the average of the eight tasks is" in results.table()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "chance"),
+    [
+        ("boolq", [], None),
+        ("boolq", ["framing=choices"], 50),
+        ("cb", ["framing=choices"], 100 / 3),
+        ("wsc", [], None),
+        ("copa", [], 50),
+        ("winograd", [], 50),
+        ("lambada", [], None),
+        ("lambada", ["answer=generated"], None),
+    ],
+)
+def test_only_what_is_chosen_has_a_chance_level(
+    name: str, settings: list[str], chance: float | None, tmp_path: Path
+) -> None:
+    data = str(write_release(tmp_path, CASES[name]))
+    loaded = load_tasks(select([name], settings, data), data)
+    cells = evaluate_subjects([subject(Knowing(loaded, True), config=LARGEST)], loaded, [0]).cells
+    assert [cell.chance for cell in cells if cell.metric == "accuracy"] == [chance and pytest.approx(chance)]
+    assert all(cell.chance is None for cell in cells if cell.metric != "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "times"),
+    [("lambada", [], 0), ("boolq", ["framing=choices"], 0), ("boolq", [], 1), ("lambada", ["answer=generated"], 1)],
+)
+def test_what_is_not_generated_can_be_answered_in_any_length(
+    name: str, settings: list[str], times: int, tmp_path: Path, said: list[str]
+) -> None:
+    data = str(write_release(tmp_path, CASES[name]))
+    loaded = load_tasks(select([name], [*settings, "max_tokens=1"], data), data)
+    evaluate_subjects([subject(Knowing(loaded, True), config=LARGEST)], loaded, [0, 1, 2])
+    assert sum("1 of 1 items cannot be answered" in line for line in said) == times, "once for all K"
 
 
 def test_records_hold_the_scores_of_items(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,10 +48,12 @@ def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(
     # Before the first step, at the first batches past 3,000 and 6,000, and at the end.
     assert [line["tokens"] for line in lines] == [0, 3072, 6144, 8192]
     assert len(released) == len(lines)  # between evaluations the memory is the step's
-    (name,) = (name for name in lines[0] if name.startswith(TASK))
+    (name,) = (name for name in lines[0] if name.startswith(TASK) and name.endswith("K=0"))
     results = evals.evaluate(tmp_path / "run", TASK, shots=[0], limit=3)
     (cell,) = results.cells
     assert lines[-1][name] == cell.value
+    for line in lines:
+        assert line[f"{name}/items"] == 3 and f"{name}/stderr" in line, "the first as the others"
     assert name == f"{TASK}/{cell.metric}/K=0"
     assert 0 < lines[-1]["share_of_time"] <= 1
     assert lines[-1]["seconds"] > 0
@@ -64,6 +67,24 @@ def test_tasks_are_read_from_their_data_sets(tmp_path: Path) -> None:
     found = {"tasks": ["copa", "cb"], "shots": [0], "every_tokens": 10_000, "limit": 2, "data": str(tmp_path / "sets")}
     with pytest.raises(UserError, match=r"task cb: no test split in .*sets; looked for CB/val\.jsonl"):
         train.run(config(tmp_path, evals=found), hooks=[evals.EvaluateTasks])
+
+
+def test_of_the_paper_what_cannot_be_asked_is_left_out_of_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"premise": "It fell.", "choice1": "It ran.", "choice2": "It sat.", "question": "cause", "label": 0}
+    folder = tmp_path / "sets" / "COPA"
+    folder.mkdir(parents=True)
+    for split in ("val", "train"):
+        (folder / f"{split}.jsonl").write_text(json.dumps(row | {"premise": split}) + "\n")
+    words = str(tmp_path / "no words")
+    wanted = {"tasks": ["paper"], "shots": [0, 1, 2], "limit": 1, "data": str(tmp_path / "sets"), "words": words}
+    made = config(tmp_path, evals={**wanted, "every_tokens": 10_000})
+
+    with caplog.at_level("INFO"):
+        tasks = evals.EvaluateTasks(SimpleNamespace(config=made), None)._tasks  # type: ignore[arg-type]
+    assert "copa" in [each.task.name for each in tasks]
+    assert "there is 1 to draw from; give more examples, or --shots 1 at most; K = 2 is left out" in caplog.text
 
 
 def test_an_evaluation_leaves_the_losses_as_they_are(tmp_path: Path) -> None:

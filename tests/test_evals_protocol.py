@@ -436,6 +436,12 @@ def test_open_settings_are_read_and_reported() -> None:
     for each in TASKS.values():
         for name, setting in each.settings().items():
             assert str(setting["why"]).endswith("."), (each.name, name)
+            if isinstance(setting["value"], (bool, int, float)):
+                assert each.changed(name, str(setting["value"])) == each, "the default can be written out"
+    for name, field in (("wmt14_en_fr", "train_lines"), ("ptb", "stride"), ("two_digit_addition", "item_seed")):
+        assert TASKS[name].changed(field, "0").setting(field) == 0
+    with pytest.raises(UserError, match=r"stride is '-1'; expected a number from 0"):
+        TASKS["ptb"].changed("stride", "-1")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.requests import Answer, Request
 from gpt3_jax.evals.results import RESULTS, Results
+from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 
@@ -313,6 +314,23 @@ def test_choices_have_a_chance_level(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / ITEMS).read_text().splitlines()[-1])
     assert record["compared"] == pytest.approx([LOGPROB] * 4) and record["chosen"] == 0
     assert record["choices"][1] == "ee is to f" and record["right"] == [0]
+
+
+def test_the_users_folder_is_found_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ds" / "COPA").mkdir(parents=True)
+    row = {"premise": "It fell.", "choice1": "It ran.", "choice2": "It sat.", "question": "cause", "label": 0}
+    (tmp_path / "ds" / "COPA" / "val.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "words").write_text("stream\ncastle\n")
+    given: list[TaskItems] = []
+
+    def took(_: object, loaded: Sequence[TaskItems], *__: object) -> None:
+        given.extend(loaded)
+
+    monkeypatch.setattr(evaluation, "evaluate_subjects", took)
+    evaluation.evaluate("a model", ["copa", "reversed_words"], data="~/ds", words="~/words")
+    copa, words = (each.items.source for each in given)
+    assert copa.startswith(str(tmp_path / "ds" / "COPA" / "val.jsonl")) and words.startswith(str(tmp_path / "words"))
 
 
 def test_bad_numbers_are_refused() -> None:

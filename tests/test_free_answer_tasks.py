@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-import gpt3_jax
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.scoring import Judgement
-from gpt3_jax.evals.tasks import closed_book, perplexity, reading, rows, translation
+from gpt3_jax.evals.tasks import perplexity, rows
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, select
 from gpt3_jax.evals.tasks.task import Source
@@ -324,6 +323,23 @@ def test_prompts_of_drop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert scored == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("coqa", COQA), ("quac", QUAC), ("squadv2", SQUAD), ("drop", DROP)],
+)
+def test_no_demonstration_is_about_the_items_own_text(name: str, files: Files, tmp_path: Path) -> None:
+    """The evaluated file is given for the demonstrations too, beside examples about other texts."""
+    data = write(tmp_path, files)
+    (task,) = select([name], [], data)
+    apart = task.load(Source(data=data), task.options)
+    own = load(name, data, f"train_file={tmp_path / next(iter(files))}").train or ()
+    pool = [*own, *(apart.train or ())]
+    for item in apart.test:
+        shown = list(protocol.draw(Items(apart.test, pool, ""), item, 0, task))
+        assert len(shown) == sum(each.group != item.group for each in pool) >= len(apart.train or ())
+        assert item.group in item.context and not any(item.group in each.context for each in shown)
+
+
 # ---- translation
 
 
@@ -409,6 +425,12 @@ def test_test_sets_are_found_by_the_names_people_have(
     assert (item.context.removesuffix(" ="), item.completion) == pair
 
 
+def test_all_lines_of_a_training_text_can_be_drawn_from(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    data = write(tmp_path, TRANSLATION)
+    assert [len(load("wmt14_fr_en", data, f"train_lines={n}").train or ()) for n in (1, 3, 0)] == [1, 2, 3]
+
+
 # ---- perplexity
 
 PTB = " no it was n't the company 's fault <unk> said \n a loss of $ N million or about N % \n"
@@ -455,6 +477,8 @@ def test_wikitext_is_read_by_article(tmp_path: Path) -> None:
         ("well @-@ known", "well-known"),
         ("ca n't .", "can't."),
         ("= = Title = =", "= = Title = ="),
+        ("the companies ' losses , the investors '", "the companies' losses, the investors'"),
+        ("the banks ' .", "the banks'."),
     ],
 )
 def test_words_are_joined_as_people_write_them(published: str, written: str) -> None:
@@ -501,9 +525,19 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
     dialogue = COQA["coqa-dev-v1.0.json"]["data"][0]
     questions, answers = ([turn["input_text"] for turn in dialogue[name]] for name in ("questions", "answers"))
     row = {"source": "", "story": dialogue["story"], "questions": questions, "answers": {"input_text": answers}}
-    found = on_hub("coqa", "coqa", [row, row], tmp_path / "c", "validation")
+    there = write(tmp_path / "c", COQA)
+    (tmp_path / "c" / "coqa-train-v1.0.json").unlink()
+    parquet(tmp_path / "c" / "coqa" / "train-00000-of-00001.parquet", [row, row])
+    found = load("coqa", there).train or ()
     same(found[:2], released("coqa", COQA), "id", "answers")
     assert [item.id for item in found] == ["0 1", "0 2", "1 1", "1 2"], "which does not depend on the folder"
+    alone = tmp_path / "c" / "coqa" / "train-00000-of-00001.parquet"
+    with pytest.raises(UserError, match=r"row 0: there are no 'additional_answers', .*; give the authors' coqa-dev-v1"):
+        load("coqa", there, f"test_file={alone}")
+    alone.rename(alone.with_name("validation-00000-of-00001.parquet"))
+    (tmp_path / "c" / "coqa-dev-v1.0.json").unlink()
+    with pytest.raises(UserError, match=r"no test split in .*; looked for coqa-dev-v1\.0\.json$"):
+        load("coqa", there)
     dialogue = QUAC["val_v0.2.json"]["data"][0]
     (paragraph,) = dialogue["paragraphs"]
     row = {
@@ -552,6 +586,35 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
         on_hub("wikitext/wikitext-2-raw-v1", "wikitext2", rows, tmp_path / "x", "test"),
         released("wikitext2", {"wikitext-2-raw/wiki.test.raw": WIKI}),
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answers": {"texts": 5}}, "row 0, answers: 'texts' is a number; expected a list"),
+        ({"answers": {"texts": ["x"]}}, "answers: 'texts[0]' is a text; expected a list of 1 to"),
+        ({"orig_answers": {"texts": 5}}, "orig_answers: 'texts' is a number; expected a list"),
+    ],
+)
+def test_a_broken_dialogue_of_the_hub_is_one_line(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "dialogue_id": "d",
+        "wikipedia_page_title": "t",
+        "section_title": "s",
+        "context": "c",
+        "questions": ["q"],
+    }
+    row |= {"answers": {"texts": [["a"]]}, "orig_answers": {"texts": ["a"]}, **fields}
+    with pytest.raises(UserError, match=re.escape(message)):
+        on_hub("quac", "quac", [row], tmp_path, "validation")
+
+
+def test_an_alias_that_is_normalised_to_nothing_is_none(tmp_path: Path) -> None:
+    row = trivia("tc_1", "Which article?", "The", "")
+    found = load(
+        "triviaqa", write(tmp_path, {"wikipedia-dev.json": {"Data": [row, *TRIVIA["qa/wikipedia-dev.json"]["Data"]]}})
+    )
+    assert found.test[0].answers == ("The",) and len(found.test) == 2
 
 
 # ---- broken files
@@ -632,6 +695,18 @@ READING: list[tuple[str, Files, str]] = [
         "qa_pairs[1], answer, date: 'year' is a number",
     ),
     ("drop", changed(DROP, ["nfl_1"], []), "'nfl_1' is a list; expected an object"),
+    (
+        "drop",
+        changed(DROP, ["nfl_1", "qa_pairs", 0, "validated_answers"], {"number": 5}),
+        "qa_pairs[0], validated_answers: 'number' is a number; expected a list",
+    ),
+    (
+        "drop",
+        changed(DROP, ["nfl_1", "qa_pairs", 0, "validated_answers"], 5),
+        "qa_pairs[0]: 'validated_answers' is a number; expected a list of objects",
+    ),
+    ("coqa", changed(COQA, ["data", 0, "additional_answers"], {}), "data[0]: there are no 'additional_answers'"),
+    ("coqa", changed(COQA, ["data", 0, "additional_answers"], [1]), "'additional_answers' is a list; expected an obj"),
     (
         "drop",
         {"drop_dataset_dev.json": {"passage": "x", "question": "y", "answers_spans": {"spans": ["a", "b"]}}},
@@ -719,16 +794,3 @@ def test_entries_are_rows_of_table_h1() -> None:
     assert table_h1.paper_value("En->Fr 14", "BLEU 13a", 64, "175B") is None, "the paper's mb has another tokenizer"
     assert table_h1.paper_value("SQuADv2", "SQuAD exact match", 16, "175B") == 64.9
     assert table_h1.paper_value("SQuADv2", "SQuAD F1", 16, "175B") == 69.8
-
-
-def test_the_readme_names_every_task_file_and_setting() -> None:
-    text = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
-    for task in (*closed_book.TASKS, *reading.TASKS, *translation.TASKS, *perplexity.TASKS):
-        assert f"`{task.name}`" in text, task.name
-        assert all(metric in text for metric in task.metrics[:2])
-        for each in task.open:
-            if not each.path:
-                assert f"| `{each.name}` |" in text, each.name
-                default = str(task.setting(each.name)).replace("\n", "\\n")
-                row = next(line for line in text.splitlines() if line.startswith(f"| `{each.name}` |"))
-                assert default in row or each.name in ("max_tokens", "delimiter"), (task.name, each.name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from step_cells import CONTEXT, Cell, config
 
 from gpt3_jax import devices
+from gpt3_jax.cli import plan as command_line
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
@@ -255,6 +257,27 @@ def test_the_best_is_written_as_a_configuration(tmp_path: Path) -> None:
     assert not [other for other in tmp_path.iterdir() if other != file]
     with pytest.raises(UserError, match="exists; choose another"):
         check_file(str(file))
+
+
+def test_the_command_writes_the_best_or_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    file = tmp_path / "best.yaml"
+    found = search(settings(), node(), 2, None)
+    assert found[0][0].config != found[1][0].config
+    argv = ["--config", "tiny.yaml", "--topology", "h100:1x8", "--search", "--out", str(file)]
+
+    def command() -> int:
+        return command_line._search(settings(), node(), 2, None, Namespace(out=str(file), json=False), argv)
+
+    monkeypatch.setattr(searching, "search", lambda *_: [])
+    assert command() == 1 and not file.exists()
+    assert f"{file} is not written: no configuration that fits was found" in said[-1]
+    monkeypatch.setattr(searching, "search", lambda *_: found)
+    assert command() == 0 and load_config([file]) == found[0][0].config
+    assert file.read_text().startswith(
+        "# found by: gpt3-jax plan --config tiny.yaml --topology h100:1x8 --search --out"
+    )
 
 
 def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:

@@ -29,7 +29,8 @@ from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.evaluation import load_tasks
 from gpt3_jax.evals.requests import Completion, Continuation
 from gpt3_jax.evals.run import TaskItems, columns
-from gpt3_jax.evals.tasks import published
+from gpt3_jax.evals.tasks import published as reader
+from gpt3_jax.evals.tasks import wording
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, TASKS, select
 from gpt3_jax.evals.tasks.task import Task
@@ -78,8 +79,7 @@ def test_prompts_are_those_of_appendix_g(name: str, shots: int, tmp_path: Path) 
         assert first.prompt == made.prompts[0] and first.stop == ("\n",)
         return
     asked = [request for request in made.requests if isinstance(request, Continuation)]
-    few = tuple(each.replace(" row", " row") for each in case.asked)
-    assert tuple(each.continuation for each in asked) == few
+    assert tuple(each.continuation for each in asked) == case.asked
     whole = [each for each in asked if each.context in made.prompts]
     if len(whole) < len(asked):  # normalised by the answer context
         assert len(whole) == len(asked) / 2
@@ -216,9 +216,23 @@ def test_the_newer_of_two_versions_is_taken(tmp_path: Path) -> None:
         load("anli_r2", tmp_path)
 
 
+def test_demonstrations_are_of_the_evaluated_version(tmp_path: Path) -> None:
+    """Of 1.2 the demonstrations alone are there."""
+    case = CASES["anli_r1"]
+    for version, splits in (("0.1", ("test", "train")), ("1.0", ("test", "train")), ("1.2", ("train",))):
+        folder = tmp_path / f"anli_v{version}" / "R1"
+        folder.mkdir(parents=True)
+        for split in splits:
+            (folder / f"{split}.jsonl").write_text(case.files[f"anli_v1.0/R1/{split}.jsonl"])
+    own = tmp_path / "anli_v1.0" / "R1"
+    assert load("anli_r1", tmp_path).source == f"{own / 'test.jsonl'}, {own / 'train.jsonl'}"
+    (own / "train.jsonl").unlink()
+    assert load("anli_r1", tmp_path).source.endswith("anli_v1.2/R1/train.jsonl"), "else the newest"
+
+
 def test_versions_are_compared_as_numbers() -> None:
-    assert published._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
-    assert published._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
+    assert reader._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
+    assert reader._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
 
 
 def test_files_can_be_named_outright(tmp_path: Path) -> None:
@@ -315,6 +329,13 @@ def test_the_paper_is_all_that_is_found(tmp_path: Path, capsys: pytest.CaptureFi
         load_tasks(select(["paper", "superglue"], [], str(tmp_path)), str(tmp_path), str(words))
 
 
+def test_the_paper_is_all_of_its_tasks() -> None:
+    names = {task.name for task in select(["paper"])}
+    rows = {task.row for task in select(["paper"])}
+    assert rows - {None} == {row.task for row in table_h1.table_h1()} - {"SuperGLUE", "SAT Analogies"}
+    assert names >= {"ptb"} and not names & {"wikitext2", "wikitext103", "lambada_plain"}
+
+
 def test_of_the_paper_what_cannot_be_asked_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_release(tmp_path, CASES["copa"])  # two demonstrations, no word list, no arithmetic
     with caplog.at_level("INFO"):
@@ -336,9 +357,9 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, caplog: p
     with caplog.at_level("INFO"):
         items = load("rte", tmp_path, f"rte.test_file={test}")
     assert len(items.test) == 1
-    assert f"task rte: 2 of 3 rows of {test} have no label and are left out" in caplog.text
+    assert f"task rte: 2 of 3 rows of {test} have no label or answer and are left out" in caplog.text
     test.write_text(lines({"premise": "a", "hypothesis": "b", "idx": 8}))
-    with pytest.raises(UserError, match=r"val\.jsonl has no row with a label; give the split that has labels"):
+    with pytest.raises(UserError, match=r"val\.jsonl has no row with a label or answer; give the split that has them"):
         load("rte", tmp_path, f"rte.test_file={test}")
 
 
@@ -358,6 +379,12 @@ def test_settings_change_what_they_say(tmp_path: Path) -> None:
 
     assert "whistle , a" in context("boolq", "punctuation=data")
     assert "the word \u2018bank\u2019 used" in context("wic", "quotes=curly")
+    (tmp_path / "copa.jsonl").write_text(
+        lines({"premise": "A.", "choice1": "NASA flew.", "choice2": "I ran.", "question": "cause", "label": 0})
+    )
+    for how, choices in (("lower but I", ("NASA flew.", "I ran.")), ("lower", ("nASA flew.", "i ran."))):
+        own = load("copa", tmp_path, f"test_file={tmp_path / 'copa.jsonl'}", f"first_letter={how}")
+        assert own.test[0].choices == choices
     assert _changed("copa", tmp_path, "first_letter=data").choices == ("The water boiled.", "The cup was blue.")
     assert "Otto 's cat , and he fed *it* ." in context("wsc", "text=data")
     assert context("hellaswag", "ctx_b=data").endswith("wool. he")
@@ -368,6 +395,20 @@ def test_settings_change_what_they_say(tmp_path: Path) -> None:
     train = load("hellaswag", tmp_path, "tags=removed").train
     assert train and train[0].context == "Home and Garden: How to paint. Sand it. Wait."
     assert len(load("wsc", tmp_path, "demonstrations=all").train or ()) == 3
+
+
+@pytest.mark.parametrize(
+    ("published", "written"),
+    [
+        ("Edward 's hat .", "Edward's hat."),
+        ("the boys ' hats , and he did n't !", "the boys' hats, and he didn't!"),
+        ("he said ' go ' , then", "he said ' go ', then"),
+        ('she said , " No . "', 'she said, " No. "'),
+        ("*it* , was", "*it*, was"),
+    ],
+)
+def test_texts_are_rejoined(published: str, written: str) -> None:
+    assert wording.rejoined(published) == written
 
 
 def test_headers_stand_once_or_in_each_example(tmp_path: Path) -> None:
@@ -412,6 +453,39 @@ def test_race_shows_the_articles_other_questions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "context", "continuation"),
+    [
+        ("he said word", "he said", " word"),
+        ("he said\n word", "he said\n", " word"),
+        ("he said\nword", "he said\n", "word"),
+        ("he said  word", "he said ", " word"),
+        ("he said\tword", "he said\t", "word"),
+    ],
+)
+def test_lambada_keeps_the_white_space_before_the_word(
+    text: str, context: str, continuation: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lambada_test.jsonl").write_text(lines({"text": text}))
+    (tmp_path / "lambada_dev.jsonl").write_text(lines({"text": "a b"}, {"text": "c d"}))
+    found = loaded("lambada", tmp_path)
+    made = prepare(found, 0)
+    assert made.requests == (Continuation(context, continuation),)
+    (few,) = prepare(found, 1).requests
+    assert isinstance(few, Continuation) and few.continuation == " word" and few.context.endswith("____. ->")
+
+
+def test_an_empty_option_is_read(tmp_path: Path) -> None:
+    ((name, text),) = [each for each in CASES["hellaswag"].files.items() if "val" in each[0]]
+    row = json.loads(text.partition("\n")[0])
+    (tmp_path / name).write_text(lines(row | {"endings": ["", *row["endings"][1:]]}))
+    assert load("hellaswag", tmp_path).test[0].choices[0] == ""
+    (tmp_path / "1.txt").write_text(
+        json.dumps({"answers": ["A"], "options": [["", "b"]], "questions": ["q"], "article": "Text.", "id": "x"})
+    )
+    assert load("race_high", tmp_path, f"race_high.test_file={tmp_path}/1.txt").test[0].completion == ""
+
+
+@pytest.mark.parametrize(
     ("pronoun", "after", "answers", "contexts", "rest"),
     [
         ("they", "left.", ["The men", "Ann"], ["Now the men", "Now Ann"], " left."),
@@ -420,6 +494,11 @@ def test_race_shows_the_articles_other_questions(tmp_path: Path) -> None:
         ("his", "hat fell.", ["Bo's", "The boys'"], ["Now Bo's", "Now the boys'"], " hat fell."),
         ("it", ", then.", ["my map", "this one"], ["Now the map", "Now this one"], ", then."),
         ("it", ".", ["Their dog", "Paris"], ["Now the dog", "Now Paris"], "."),
+        ("her", ", undressing.", ["Ann", "mother"], ["Now Ann", "Now mother"], ", undressing."),
+        ("her", "to stay.", ["Ann", "Bea"], ["Now Ann", "Now Bea"], " to stay."),
+        ("her", "in-laws came.", ["Ann", "Bea"], ["Now Ann's", "Now Bea's"], " in-laws came."),
+        ("their", "hats fell.", ["the girls", "The men"], ["Now the girls'", "Now the men's"], " hats fell."),
+        ("his", "hat fell.", ["James", "Tom"], ["Now James's", "Now Tom's"], " hat fell."),
     ],
 )
 def test_candidates_take_the_pronouns_place(
@@ -443,6 +522,44 @@ def test_winograd_with_the_candidates_put_in_is_read(tmp_path: Path) -> None:
     (tmp_path / "winograd_wsc.jsonl").write_text(lines(row))
     (item,) = load("winograd", tmp_path).test
     assert (list(item.contexts), item.completion, item.right) == (contexts, " slept.", (1,))
+
+
+def test_a_twin_is_no_demonstration(tmp_path: Path) -> None:
+    """Twins differ in the rest of the sentence, and so in which of the same candidates is right."""
+    candidates = ["the cup", "the pan"]
+    twins = [
+        schema("The cup hit the pan, so", "it", "broke.", candidates, "A"),
+        schema("The cup hit the pan, so", "it", "bent.", candidates, "B"),
+        schema("Ann ran as", "she", "was late.", ["Ann", "Bo"], "A"),
+    ]
+    (tmp_path / "WSCollection.xml").write_text(collection(*twins))
+    found = loaded("winograd", tmp_path)
+    one, other, third = found.items.test
+    assert one.contexts == other.contexts and one.context != other.context
+    for item in (one, other):
+        assert list(protocol.draw(found.items, item, 0, found.task)) == [third]
+    assert not protocol.same(one, third)
+
+
+@pytest.mark.parametrize("name", ["race_high", "multirc", "record"])
+def test_no_demonstration_is_about_the_items_own_passage(name: str, tmp_path: Path) -> None:
+    found = loaded(name, write_release(tmp_path, CASES[name]))
+    (item,) = found.items.test
+    asked = dataclasses.replace(item, id="another", context=f"{item.context} and another question")
+    pool = [asked, *(found.items.train or ())]
+    assert item.group and asked not in list(protocol.draw(Items([item], pool, ""), item, 0, found.task))
+
+
+def test_rows_of_a_question_of_multirc_may_lie_apart(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    case = CASES["multirc"]
+    whole = load("multirc", write_snapshot(tmp_path / "whole", case))
+    mixed = [row for rows in case.hub_rows.values() for row in rows]
+    rows = {**case.hub_rows, "train": mixed[::2] + mixed[1::2]}
+    found = load("multirc", write_snapshot(tmp_path / "mixed", dataclasses.replace(case, hub_rows=rows)))
+    assert sorted(len(item.choices) for item in found.train or ()) == sorted(
+        len(item.choices) for item in [*whole.test, *(whole.train or ())]
+    )
 
 
 # ---- wrong files
@@ -732,6 +849,23 @@ def test_tables_that_are_wrong_are_one_line(tmp_path: Path) -> None:
         load("boolq", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "state.json: '_data_files' is empty; expected the data set's files"),
+        ([1], "state.json: '_data_files'[0] is a number; expected an object"),
+        ([{}], "state.json, _data_files[0]: 'filename' is missing"),
+    ],
+)
+def test_a_saved_set_without_its_files_is_one_line(files: list[object], message: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_saved(tmp_path, CASES["boolq"])
+    state = tmp_path / "any name" / "validation" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": files}))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load("boolq", tmp_path)
+
+
 @pytest.mark.parametrize("fields", [{"passage": None}, {"label": 7}, {"passage": 3}, {"question": ""}])
 def test_rows_of_tables_that_are_wrong_are_one_line(fields: dict[str, object], tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
@@ -755,17 +889,31 @@ def test_a_table_of_stories_in_another_order_is_read(tmp_path: Path) -> None:
 
 # ---- documentation
 
+PUBLISHED = [task.name for task in TASKS.values() if "test_file" in task.options]
+README = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_readme_has_the_tasks_files_and_settings(name: str) -> None:
-    text = (Path(gpt3_jax.__file__).parent / "evals" / "README.md").read_text(encoding="utf-8")
-    task, case = TASKS[name], CASES[name]
-    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-    assert f"| {task.shots} |" in row and f"| {', '.join(task.metrics)} |" in row and f"`{case.hub[0]}`" in row
-    for file in re.findall(r"`([^`]+)`", row.split("|")[2]):
-        last = file.rpartition("/")[2].replace("*", ".*")
-        assert any(re.search(f"{last}$", each) for each in case.files), file
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_readme_has_the_tasks_files_metrics_and_settings(name: str) -> None:
+    task = TASKS[name]
+    wide = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| `")]
+    (row,) = (each for each in wide if len(each) == 6 and f"`{name}`" in each[0])
+    _, files, hub, shots, _, metrics = row
+    assert shots == str(task.shots)
+    named = metrics.split(", ")
+    assert named == list(task.metrics) or (task.scoring.prompted is False and named == [task.metrics[0]])
+    data_set: reader.DataSet = task.load.args[1]  # type: ignore[attr-defined]
+    assert all(f"`{of}`" in hub for of, _ in data_set.hub)
+    known = [each for split in (data_set.test, data_set.train) if split for each in split.files]
+    for file in re.findall(r"`([^`]+)`", files):
+        end = re.escape(file.removeprefix("\u2026")).replace(r"\*", ".*")
+        assert any(re.search(f"{end}$", each) for each in known) or file == ".en", file
     for each in task.open:
-        lines = [line for line in text.splitlines() if line.startswith(f"| `{each.name}` |") and each.why in line]
-        value = str(task.setting(each.name)).replace("\n", "\\n")
-        assert any(value in line for line in lines) or each.name == "max_tokens", each.name
+        said = [line for line in README.splitlines() if line.startswith(f"| `{each.name}` |") and each.why in line]
+        assert len(said) == 1, each.name
+        values = re.findall(r"`([^`]*)`", said[0].split(" | ")[1])
+        value = task.setting(each.name)
+        if values[0].isdigit() and "to" in said[0].split(" | ")[1]:  # a range over the tasks
+            assert int(values[0]) <= int(value) <= int(values[-1]), each.name
+        else:
+            assert repr(value) in values, each.name

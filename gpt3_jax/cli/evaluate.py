@@ -24,7 +24,8 @@ _EPILOG = """tasks:
   words                 the paper's five, from the machine's list of words or --words FILE; or one, reversed_words
   boolq, race_high, …   the paper's data sets, read from their published files in the folder --data; groups: superglue,
                         anli, arc, race, closed-book, reading, translation; gpt3_jax/evals/README.md lists them
-  paper                 all of the paper's tasks whose files are in --data, and the generated ones
+  paper                 all of the paper's tasks whose files are in --data, and the generated ones; all but SAT
+                        analogies, which have no published file and are given by analogies:FILE
   PATH/NAME.jsonl[.gz]  contexts and completions as in OpenAI's files; the paper's tasks are known by the file's name
   text:FILE             loss per token, perplexity per word, bits per byte of a text, JSONL, Parquet or token shards
   analogies:FILE        SAT analogies; gpt3_jax/evals/README.md describes the format

@@ -160,6 +160,8 @@ def _search(
         best, receipt = found[0]
         write_configuration(args.out, best.config, receipt, shlex.join(["gpt3-jax", "plan", *argv]))
         log.info(f"wrote {args.out}; train with it: gpt3-jax train --config {shlex.quote(args.out)}")
+    elif args.out is not None:
+        log.warning(f"{args.out} is not written: no configuration that fits was found")
     if args.json:
         print(json.dumps([{"settings": c.settings, "receipt": receipt_to_json(r)} for c, r in found], indent=1))
     elif found:

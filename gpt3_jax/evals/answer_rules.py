@@ -1,4 +1,4 @@
-"""When a free answer is right: the published rule of each data set, in its own words of normalisation.
+"""When a free answer is right: each data set's published scoring rule.
 
 All scores are from 0 to 1. Each rule follows the data set's own script: SQuAD 2.0 (``evaluate-v2.0.py``; for
 NaturalQuestions and WebQuestions too, as in Roberts et al. 2020), TriviaQA (``triviaqa_evaluation.py``), CoQA
@@ -44,16 +44,23 @@ def squad_exact(text: str, answers: Sequence[str], unanswerable: str = "") -> fl
     """Whether the text is one of the answers after SQuAD's normalisation.
 
     Args:
-        unanswerable: the text that says that there is no answer, in `text` and in `answers`; empty: there is none.
+        unanswerable: the text that says that there is no answer, in `text` and in `answers`. Only it is right where
+            there is none: an empty text says nothing. Empty: all questions have an answer.
     """
-    found = squad_normalised(_without(text, unanswerable))
-    return float(any(found == answer for answer in _references(answers, unanswerable)))
+    references = _references(answers, unanswerable)
+    if unanswerable and references == [""]:
+        return float(_says(text, unanswerable))
+    return float(squad_normalised(_without(text, unanswerable)) in references)
 
 
 def squad_f1(text: str, answers: Sequence[str], unanswerable: str = "") -> float:
-    """The highest F1 of words over the answers. Where either has no words, 1 if neither has, else 0."""
+    """The highest F1 of words over the answers; `unanswerable` as in `squad_exact`. Where either has no words, 1 if
+    neither has, else 0."""
+    references = _references(answers, unanswerable)
+    if unanswerable and references == [""]:
+        return float(_says(text, unanswerable))
     found = _without(text, unanswerable)
-    return max(_f1(found, answer) for answer in _references(answers, unanswerable))
+    return max(_f1(found, answer) for answer in references)
 
 
 def coqa_f1(text: str, answers: Sequence[str]) -> float:
@@ -121,22 +128,22 @@ def _drop(spans: Sequence[str], answer: Sequence[str]) -> tuple[float, float]:
     """Spans are paired so that the sum of their F1 is the highest; a span without a partner counts 0."""
     from scipy.optimize import linear_sum_assignment  # takes a while, and only DROP needs it
 
-    ours, theirs = [drop_normalised(span) for span in spans], [drop_normalised(span) for span in answer]
-    exact = float(len(ours) == len(theirs) and set(ours) == set(theirs))
-    scores = np.array([[_drop_f1(set(our.split()), set(their.split())) for our in ours] for their in theirs])
+    predicted, reference = [drop_normalised(span) for span in spans], [drop_normalised(span) for span in answer]
+    exact = float(len(predicted) == len(reference) and set(predicted) == set(reference))
+    scores = np.array([[_drop_f1(set(one.split()), set(other.split())) for one in predicted] for other in reference])
     rows, columns = linear_sum_assignment(scores, maximize=True)
     paired = np.zeros(max(scores.shape))
     paired[rows] = scores[rows, columns]
     return exact, float(np.round(paired.mean(), 2))  # the script rounds, as NumPy does
 
 
-def _drop_f1(ours: set[str], theirs: set[str]) -> float:
+def _drop_f1(prediction: set[str], reference: set[str]) -> float:
     """F1 of two bags; 0 if the answer has numbers and the text has none of them."""
-    numbers = {word for word in theirs if _is_number(word)}
-    if numbers and not numbers & ours:
+    numbers = {word for word in reference if _is_number(word)}
+    if numbers and not numbers & prediction:
         return 0.0
-    common = len(ours & theirs)
-    precision, recall = common / len(ours) if ours else 1.0, common / len(theirs) if theirs else 1.0
+    common = len(prediction & reference)
+    precision, recall = common / len(prediction) if prediction else 1.0, common / len(reference) if reference else 1.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -150,8 +157,8 @@ def _is_number(word: str) -> bool:
 
 def _f1(text: str, answer: str) -> float:
     """F1 of words with SQuAD's normalisation. Where either has no words, 1 if neither has, else 0."""
-    ours, theirs = squad_normalised(text).split(), squad_normalised(answer).split()
-    return float(ours == theirs) if not ours or not theirs else _f1_of_words(ours, theirs)
+    prediction, reference = squad_normalised(text).split(), squad_normalised(answer).split()
+    return float(prediction == reference) if not prediction or not reference else _f1_of_words(prediction, reference)
 
 
 def _overlap(text: str, answer: str) -> float:
@@ -159,9 +166,9 @@ def _overlap(text: str, answer: str) -> float:
     return _f1_of_words(squad_normalised(text).split(), squad_normalised(answer).split())
 
 
-def _f1_of_words(ours: list[str], theirs: list[str]) -> float:
-    common = (Counter(ours) & Counter(theirs)).total()
-    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+def _f1_of_words(prediction: list[str], reference: list[str]) -> float:
+    common = (Counter(prediction) & Counter(reference)).total()
+    return 2 * common / (len(prediction) + len(reference)) if common else 0.0
 
 
 def _each_left_out(scores: Sequence[float]) -> float:

@@ -45,7 +45,7 @@ def signature(name: str) -> str:
 
 def sentence(name: str, text: str, reference: str) -> float:
     """BLEU of one sentence, from 0 to 1: smoothed, and of the orders of N-grams that it has. It tells which of two
-    sentences is better; the corpus's BLEU is no mean of them."""
+    sentences is better; corpus BLEU is not the mean of sentence scores."""
     return _bleu(np.array(_counts(name, text, reference)), "exp", effective=True) / 100
 
 
@@ -88,7 +88,7 @@ def _by_sentence(tokenize: str) -> Any:
 def _bleu(counts: np.ndarray, smooth: str, effective: bool = False) -> float:
     from sacrebleu.metrics.bleu import BLEU
 
-    ours, theirs, *by_order = counts.tolist()
+    length, of_reference, *by_order = counts.tolist()
     matches, totals = by_order[:_ORDER], by_order[_ORDER:]
-    score = BLEU.compute_bleu(matches, totals, ours, theirs, smooth_method=smooth, effective_order=effective)
+    score = BLEU.compute_bleu(matches, totals, length, of_reference, smooth_method=smooth, effective_order=effective)
     return float(score.score)

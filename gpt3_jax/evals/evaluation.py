@@ -13,7 +13,7 @@ from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals import protocol, run
+from gpt3_jax.evals import run
 from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.results import FORMAT, RESULTS, Cell, Results
@@ -65,7 +65,8 @@ def evaluate(
     folders = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     folder_of_data = None if data is None else local_path(data, "folder of data sets")
-    chosen = load_tasks(select(names, settings, folder_of_data), data, words, limit)
+    list_of_words = None if words is None else local_path(words, "list of words")
+    chosen = load_tasks(select(names, settings, folder_of_data), folder_of_data, list_of_words, limit)
     return evaluate_subjects(load_each(folders, parallel), chosen, shots, seeds, out)
 
 
@@ -107,14 +108,7 @@ def evaluate_subjects(
     """
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
-    for each in loaded:
-        for k in (each.task.shots if k is None else k for k in shots):
-            if each.task.optional and (line := protocol.too_few(each.task, each.items, k)):
-                log.info(f"{line}; K = {k} is left out")
-        for k in run.columns(each, shots):
-            protocol.check_shots(each.task, each.items, k)
-    if not any(run.columns(each, shots) for each in loaded):
-        raise UserError("there is nothing to evaluate; name at least one task and one K")
+    run.check_examples(loaded, shots)
     folder = make_folder(out)
     # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
     with alone_in(folder) if folder else contextlib.nullcontext():

@@ -6,10 +6,10 @@ import time
 
 from gpt3_jax.cluster.agreement import together
 from gpt3_jax.cluster.log import log
-from gpt3_jax.evals import protocol
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.evaluation import load_tasks
 from gpt3_jax.evals.results import Cell
+from gpt3_jax.evals.run import check_examples
 from gpt3_jax.evals.run import run as evaluate
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
@@ -37,9 +37,7 @@ class EvaluateTasks(Hook):
         with together("reading the tasks"):
             data = evals.data or None
             self._tasks = load_tasks(select(evals.tasks, data=data), data, evals.words or None, evals.limit)
-            for each in self._tasks:
-                for shots in evals.shots:
-                    protocol.check_shots(each.task, each.items, shots)
+            check_examples(self._tasks, evals.shots)
         self._engine: Engine | None = None
         self._seconds = 0.0
         self._started = 0.0
@@ -53,7 +51,7 @@ class EvaluateTasks(Hook):
         )
         cells = self._cells()
         # Between here and the start of the loop nothing else writes; the time is not the run's, it compiles.
-        self._telemetry.record("tasks", moment.tokens, _values(cells))
+        self._telemetry.record("tasks", moment.tokens, _metrics(cells))
         self._say(moment.tokens, cells, f"{duration(time.monotonic() - started)}, compilation included")
 
     def __enter__(self) -> None:
@@ -68,7 +66,7 @@ class EvaluateTasks(Hook):
         now = time.monotonic()
         self._seconds += now - started
         share = self._seconds / (now - self._started)
-        values = {**_values(cells), **_errors(cells), "seconds": now - started, "share_of_time": share}
+        values = {**_metrics(cells), "seconds": now - started, "share_of_time": share}
         self._telemetry.record("tasks", moment.tokens, values)
         self._say(moment.tokens, cells, f"{duration(now - started)}; evaluations are {share:.1%} of this run's time")
 
@@ -92,15 +90,15 @@ class EvaluateTasks(Hook):
         log.info(f"tasks at {tokens:,} tokens: {found} (in {took})")
 
 
+def _metrics(cells: list[Cell]) -> dict[str, float]:
+    """The values, and their standard errors and numbers of items: the same names with ``/stderr`` and ``/items``."""
+    errors = {f"{_name(cell)}/stderr": cell.stderr for cell in cells if cell.stderr is not None}
+    return {**_values(cells), **errors, **{f"{_name(cell)}/items": cell.items for cell in cells}}
+
+
 def _values(cells: list[Cell]) -> dict[str, float]:
     """By task, metric and K: ``two_digit_addition/accuracy/K=1``."""
     return {_name(cell): cell.value for cell in cells}
-
-
-def _errors(cells: list[Cell]) -> dict[str, float]:
-    """Standard errors and numbers of items: the same names with ``/stderr`` and ``/items``."""
-    errors = {f"{_name(cell)}/stderr": cell.stderr for cell in cells if cell.stderr is not None}
-    return {**errors, **{f"{_name(cell)}/items": cell.items for cell in cells}}
 
 
 def _name(cell: Cell) -> str:

@@ -63,7 +63,7 @@ class Metric:
     slope: Callable[[float], float] = lambda _: 100.0
     """The derivative of `of_ratio`."""
     whole: Callable[[Sequence[Sequence[bleu.Pair]]], tuple[float, np.ndarray]] | None = None
-    """For measures of a corpus, which are no mean over items: its value and those of a bootstrap, which draws the same
+    """For corpus-level metrics: the value and those of a bootstrap, which draws the same
     items for every system, from each item's texts and references. `score` then only ranks two answers."""
     by_items: bool = True
     """Whether an item has a score of its own, so that two evaluations can be compared item by item."""
@@ -220,7 +220,7 @@ def _agreed(item: Item, _: Judgement) -> float:
     return float(rules.quac_human_f1(item.accepted, item.unanswerable) >= rules.QUAC_AGREEMENT)
 
 
-def _as_good_as_people(item: Item, judgement: Judgement) -> float:
+def _heq_q(item: Item, judgement: Judgement) -> float:
     """Whether the F1 is at least that of people among themselves (QuAC's human equivalence)."""
     f1 = rules.quac_f1(text_of(judgement), item.accepted, item.unanswerable)
     return float(f1 >= rules.quac_human_f1(item.accepted, item.unanswerable))
@@ -273,7 +273,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("SQuAD F1", "%", 1, _with_none(rules.squad_f1), mean),
         Metric("CoQA F1", "%", 1, lambda i, j: rules.coqa_f1(text_of(j), i.accepted), mean),
         Metric("QuAC F1", "%", 1, _with_none(rules.quac_f1), mean, _agreed),
-        Metric("QuAC HEQ-Q", "%", 1, _as_good_as_people, mean, _agreed),
+        Metric("QuAC HEQ-Q", "%", 1, _heq_q, mean, _agreed),
         Metric("DROP exact match", "%", 1, lambda i, j: _drop(i, j)[0], mean),
         Metric("DROP F1", "%", 1, lambda i, j: _drop(i, j)[1], mean),
         _bleu("BLEU"),

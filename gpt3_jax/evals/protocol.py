@@ -59,7 +59,7 @@ def draw(items: Items, item: Item, seed: int, task: Task) -> Iterator[Item]:
     """Demonstrations for `item`, in the order in which they are drawn, until there are none left.
 
     An example with the item's own text is left out as the item itself is, since generated and published sets repeat
-    some.
+    some. So are those of the item's group.
     """
     pool = items.train or ()
     who = "" if task.draw == "fixed" else item.id
@@ -70,13 +70,16 @@ def draw(items: Items, item: Item, seed: int, task: Task) -> Iterator[Item]:
         k = n + int(generator.random() * (len(pool) - n))
         picked = pool[moved.get(k, k)]
         moved[k] = moved.get(n, n)
-        if not same(picked, item):
+        if not same(picked, item) and not (item.group and picked.group == item.group):
             yield picked
 
 
 def same(one: Item, other: Item) -> bool:
-    """Whether two examples are the same one, or ask the same thing."""
-    return one is other or (one.context == other.context and one.contexts == other.contexts)
+    """Whether two examples are the same one, or ask the same thing. Those with several contexts differ in the right one
+    alone where they are twins, as Winograd's schemas are."""
+    if one.contexts or other.contexts:
+        return sorted(one.contexts) == sorted(other.contexts)
+    return one.context == other.context
 
 
 class Preparer:

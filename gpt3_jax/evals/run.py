@@ -18,9 +18,9 @@ from gpt3_jax.evals import protocol
 from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
 from gpt3_jax.evals.protocol import LeftOut, Prepared, Shots
-from gpt3_jax.evals.requests import Answer, Completed, Request, Score
+from gpt3_jax.evals.requests import Answer, Completed, Completion, Request, Score
 from gpt3_jax.evals.results import Cell
-from gpt3_jax.evals.scoring import EachAnswer, Generated
+from gpt3_jax.evals.scoring import EachAnswer
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.table_h1 import size_of
 from gpt3_jax.evals.tasks.item import Item, Items
@@ -85,11 +85,25 @@ def run(
         progress: whether to log what is done and how much time is left.
     """
     cells: list[Cell] = []
+    warned: set[str] = set()
     places = [(each, k) for each in loaded for k in columns(each, shots)]
     for number, (each, k) in enumerate(places, start=1):
         where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})" if progress else ""
-        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where)
+        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where, warned)
     return cells
+
+
+def check_examples(loaded: Sequence[TaskItems], shots: Sequence[Shots | None]) -> None:
+    """Says which K of optional tasks are left out. Raises UserError if another task has too few examples for a K, or
+    nothing is left to evaluate."""
+    for each in loaded:
+        for k in (each.task.shots if k is None else k for k in shots):
+            if each.task.optional and (line := protocol.too_few(each.task, each.items, k)):
+                log.info(f"{line}; K = {k} is left out")
+        for k in columns(each, shots):
+            protocol.check_shots(each.task, each.items, k)
+    if not any(columns(each, shots) for each in loaded):
+        raise UserError("there is nothing to evaluate; name at least one task and one K")
 
 
 def columns(loaded: TaskItems, shots: Sequence[Shots | None]) -> list[Shots]:
@@ -109,6 +123,7 @@ def _evaluate(
     kept: KeptAnswers | None,
     on_record: Callable[[dict[str, Any]], None],
     where: str,
+    warned: set[str],
 ) -> list[Cell]:
     task = loaded.task
     preparer = protocol.Preparer(task, loaded.items, subject.tokenizer, subject.config.n_ctx)
@@ -129,7 +144,10 @@ def _evaluate(
     for each in prepared:
         for request in each.requests:
             asked.setdefault(request, each.item.id)
-    _warn_of_impossible_answers(subject, task, [each.item for each in prepared])
+    if task.name not in warned:  # said once, not for each K
+        warned.add(task.name)
+        _warn_of_impossible_answers(subject, task, prepared)
+    generates = any(isinstance(request, Completion) for request in asked)
     answers = answer_all(subject, task.name, asked, kept, where)
     scored = []
     for each in prepared:
@@ -155,7 +173,8 @@ def _evaluate(
                 left_out=len(left_out),
                 seeds=tuple(seeds),
                 by_seed=tuple(apart),
-                chance=protocol.chance([each.item for each in prepared]) if name == "accuracy" else None,
+                # What is generated can be anything, and is seldom one of the choices by chance.
+                chance=None if generates or name != "accuracy" else protocol.chance([each.item for each in prepared]),
                 row=task.row,
                 size=size_of(subject.config),
                 shots_mean=statistics.fmean(each.shots for each in prepared),
@@ -167,21 +186,23 @@ def _evaluate(
     return cells
 
 
-def _warn_of_impossible_answers(subject: Subject, task: Task, items: Sequence[Item]) -> None:
-    """Says how many items no completion can answer, because it would end before the answer does."""
-    how = task.scoring
-    if not isinstance(how, Generated):
-        return
+def _warn_of_impossible_answers(subject: Subject, task: Task, prepared: Sequence[Prepared]) -> None:
+    """Says how many items no completion can answer, because it would end before the answer does. Items of which nothing
+    is generated are not among them."""
 
-    def possible(answer: str) -> bool:
-        whole = not how.stop or how.stop not in answer.strip()
+    def possible(answer: str, how: Completion) -> bool:
+        whole = not any(stop in answer.strip() for stop in how.stop)
         return whole and len(subject.tokenizer.encode(answer)) <= how.max_tokens
 
-    distinct = {item.id: item for item in items}
-    if lost := sum(not any(map(possible, item.accepted)) for item in distinct.values()):
+    asked = {
+        each.item.id: (each.item, how) for each in prepared for how in each.requests if isinstance(how, Completion)
+    }
+    lost = [how for item, how in asked.values() if not any(possible(answer, how) for answer in item.accepted)]
+    if lost:
+        stop = " or ".join(map(repr, lost[0].stop))
         log.warning(
-            f"task {task.name}: {lost} of {len(distinct)} items cannot be answered: their answers contain the stop "
-            f"string {how.stop!r} or are longer than {how.max_tokens} tokens; change them with --set stop=…, "
+            f"task {task.name}: {len(lost)} of {len(asked)} items cannot be answered: their answers contain the stop "
+            f"string {stop} or are longer than {lost[0].max_tokens} tokens; change them with --set stop=…, "
             "--set max_tokens=…"
         )
 

@@ -135,7 +135,7 @@ class EachAnswer:
     true: str = "- [True] "
     false: str = "- [False] "
     earlier_answers: bool = False
-    """Whether the question's earlier answers stand before an answer, with what is right of them."""
+    """Whether the question's earlier answers stand before an answer, with their gold labels."""
 
     def contexts(self, item: Item) -> tuple[str, ...]:
         return (item.context,)
@@ -239,7 +239,7 @@ class Referent(Generated):
 
 @dataclasses.dataclass(frozen=True)
 class LastWord(Generated):
-    """LAMBADA: the likelihood of the completion, and whether the model tells it; then choice 0, the only one, is
+    """LAMBADA: the likelihood of the completion, and whether the model predicts it; then choice 0, the only one, is
     chosen."""
 
     answer: Literal["likeliest", "generated"] = "likeliest"
@@ -247,7 +247,10 @@ class LastWord(Generated):
     generated is the completion, but for punctuation after it."""
 
     def requests(self, prompts: Sequence[str], separator: str, item: Item) -> list[Request]:
-        scored = Continuation(prompts[0], separate(prompts[0], separator) + item.completion)
+        between = separate(prompts[0], separator)
+        if item.zero_shot_separator is not None and prompts[0] == item.zero_shot:
+            between = item.zero_shot_separator
+        scored = Continuation(prompts[0], between + item.completion)
         return [scored] if self.answer == "likeliest" else [scored, *super().requests(prompts, separator, item)]
 
     def judge(self, answers: Sequence[Answer], item: Item) -> Judgement:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.files import is_file
@@ -109,15 +109,18 @@ def from_hf(
     where = [None] * len(names(table)) if shardings is None else shardings.leaves()
     wanted = dict(zip(names(table), where, strict=True))
     placed: dict[str, jax.Array] = {}
+    keep = (lambda _, array: array) if each is None else each
     for name in sorted(wanted, key=lambda name: arrays[name].size, reverse=True):
-        array, sharding = arrays.pop(name), wanted[name]
-        if sharding is None:
-            on_device = jnp.asarray(array)
-        else:
-            # Each process gives its own shards; device_put would compare the whole arrays of all processes.
-            on_device = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        placed[name] = on_device if each is None else each(name.replace(".", "/"), on_device)
+        # No name holds what was placed, so that it is gone when the next is placed.
+        placed[name] = keep(name.replace(".", "/"), _placed(arrays.pop(name), wanted[name]))
     return config, jax.tree.unflatten(jax.tree.structure(table), [placed[name] for name in wanted])
+
+
+def _placed(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(array)
+    # Each process gives its own shards; device_put would compare the whole arrays of all processes.
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def config_from_hf(folder: Path) -> ModelConfig:

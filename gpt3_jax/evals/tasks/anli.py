@@ -11,15 +11,15 @@ from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import CHOICES
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Task
 
 _WORDS = ("True", "Neither", "False")
 _LABELS: Mapping[Any, int] = {"e": 0, "n": 1, "c": 2, 0: 0, 1: 1, 2: 2}
 """Entailment, neutral, contradiction, as the authors and as the Hub write them."""
 
 
-def _read(prefix: str, found: Found, _: Mapping[str, Value]) -> Iterator[Item | None]:
+def _read(prefix: str, found: Found, _: Options) -> Iterator[Item | None]:
     for number, (where, row) in enumerate(found.rows()):
         premise = rows.text(row, "premise" if "premise" in row else "context", where)
         hypothesis = rows.text(row, "hypothesis", where)

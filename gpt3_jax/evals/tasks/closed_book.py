@@ -15,10 +15,10 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import upper_first
 from gpt3_jax.evals.tasks.open_settings import DELIMITER, GENERATED, SEPARATOR
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
+from gpt3_jax.evals.tasks.wording import upper_first
 
 _MOST = 10_000
 """Answers of one question, at most; TriviaQA has hundreds of aliases for some."""
@@ -35,7 +35,7 @@ def _item(id: str, question: str, answers: tuple[str, ...]) -> Item:
     return Item(id, f"Q: {question}\n\nA:", answers[0], answers=tuple(dict.fromkeys(answers)))
 
 
-def _written(question: str, options: Mapping[str, Value]) -> str:
+def _written(question: str, options: Options) -> str:
     if options["form"] == "as it is":
         return question
     bare = question.strip()
@@ -49,7 +49,7 @@ def _id(row: Mapping[str, Any], names: tuple[str, ...], number: int) -> str:
 # ---- TriviaQA
 
 
-def _trivia(found: Found, _: Mapping[str, Value]) -> Iterator[Item]:
+def _trivia(found: Found, _: Options) -> Iterator[Item]:
     number = 0
     for where, row in found.rows():
         for at, each in rows.objects_in(row, "Data", where) if "Data" in row else [(where, row)]:
@@ -58,7 +58,7 @@ def _trivia(found: Found, _: Mapping[str, Value]) -> Iterator[Item]:
 
 
 def _trivia_item(where: str, row: dict[str, Any], number: int) -> Item:
-    """Accepted are the answer itself, its aliases, also as the release has normalised them, and what people gave."""
+    """Accepted are the answer itself, its aliases, also as the release has normalised them, and human answers."""
     lower = "question" in row  # the Hub's names
     question = rows.text(row, "question" if lower else "Question", where)
     at, answer = rows.object_in(row, "answer" if lower else "Answer", where)
@@ -67,8 +67,9 @@ def _trivia_item(where: str, row: dict[str, Any], number: int) -> Item:
         if lower
         else ("Value", "Aliases", "NormalizedAliases", "HumanAnswers")
     )
-    known = [rows.texts(answer[name], name, at, (0, _MOST)) for name in lists if name in answer]
-    aliases = tuple(alias for each in known for alias in each)
+    # The release normalises the alias "The" to nothing, which is no answer.
+    known = [rows.texts(answer[name], name, at, (0, _MOST), empty=True) for name in lists if name in answer]
+    aliases = tuple(alias for each in known for alias in each if alias.strip())
     return _item(_id(row, ("QuestionId", "question_id"), number), question, (rows.text(answer, value, at), *aliases))
 
 
@@ -76,7 +77,7 @@ def _trivia_item(where: str, row: dict[str, Any], number: int) -> Item:
 
 
 def _rows(answers_of: Callable[[str, dict[str, Any]], tuple[str, tuple[str, ...]]]) -> published.Read:
-    def read(found: Found, options: Mapping[str, Value]) -> Iterator[Item]:
+    def read(found: Found, options: Options) -> Iterator[Item]:
         for number, (where, row) in enumerate(found.rows()):
             question, answers = answers_of(where, row)
             yield _item(_id(row, ("qId",), number), _written(question, options), answers)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import LastWord, MeanLogLikelihood
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import label, upper_first
+from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import CHOICES, GENERATED, header
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
-
-Options = Mapping[str, Value]
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
+from gpt3_jax.evals.tasks.wording import upper_first
 
 
 def _lambada(found: Found, options: Options) -> Iterator[Item]:
-    """A text is all but its last word, which is to be told. Line breaks within it are kept."""
+    """A text is all but its last word, which is to be predicted. Line breaks within it are kept."""
     plain = rows.plain_name(found.files[0]).endswith(".txt")
     texts = (
         rows.lines(found.files[0]) if plain else [(where, rows.text(row, "text", where)) for where, row in found.rows()]
@@ -27,20 +26,22 @@ def _lambada(found: Found, options: Options) -> Iterator[Item]:
         split = re.fullmatch(r"(.*\S)(\s+)(\S+)", text.strip(), re.DOTALL)
         if split is None:
             raise UserError(
-                f"{where}: the text {text[:60]!r} has fewer than two words; expected a last word to be told"
+                f"{where}: the text {text[:60]!r} has fewer than two words; expected a last word to be predicted"
             )
         before, space, word = split[1], split[2], split[3]
-        # The separator of the task is one space; any other white space belongs to the text.
-        kept = before if space == " " else before + space.removesuffix(" ")
+        # The separator of the task is one space; any other white space belongs to the text, and stays as it is. A space
+        # at its end begins the word's token.
+        kept = before + space.removesuffix(" ")
+        between = None if space == " " else " " if space.endswith(" ") else ""
         blank = f"{before}{space}{options['blank']}. {options['arrow']}"
-        yield Item(str(number), blank, word, right=(0,), zero_shot=kept)
+        yield Item(str(number), blank, word, right=(0,), zero_shot=kept, zero_shot_separator=between)
 
 
 def _hellaswag(found: Found, options: Options) -> Iterator[Item | None]:
     for number, (where, row) in enumerate(found.rows()):
         activity = rows.text(row, "activity_label", where)
         first, second = rows.text(row, "ctx_a", where), rows.text(row, "ctx_b", where, empty=True)
-        endings = rows.texts(rows.required(row, "endings", where), "endings", where, (4, 4))
+        endings = rows.texts(rows.required(row, "endings", where), "endings", where, (4, 4), empty=True)
         right = label(row, "label", where, {**{n: n for n in range(4)}, **{str(n): n for n in range(4)}})
         if options["ctx_b"] == "upper":
             second = upper_first(second)
@@ -77,8 +78,8 @@ def _storycloze(found: Found, _: Options) -> Iterator[Item | None]:
 _LAMBADA_OPEN = (
     Open(
         "answer",
-        "How the word is told is not said; the default likeliest asks whether each of its tokens is the likeliest, as "
-        "GPT-2's evaluation did, generated takes the first word that beam search generates.",
+        "How the word is predicted is not said; the default likeliest asks whether each of its tokens is the "
+        "likeliest, as GPT-2's evaluation did, generated takes the first word that beam search generates.",
         ("likeliest", "generated"),
     ),
     Open(

@@ -40,6 +40,11 @@ class Item:
     """Words by which the perplexity of a text is counted; None: its own, separated by white space."""
     zero_shot: str | None = None
     """The context without demonstrations, for tasks that have another form there; None: `context`."""
+    zero_shot_separator: str | None = None
+    """Between `zero_shot` and the completion; None: the task's separator."""
+    group: str = ""
+    """The story, paragraph or article that several examples are about: none of them is a demonstration for another,
+    because it would show the item's text, and in a dialogue its answer. Empty: it has a text of its own."""
 
     @property
     def accepted(self) -> tuple[str, ...]:

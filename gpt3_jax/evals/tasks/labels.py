@@ -1,8 +1,7 @@
-"""Labels of published rows, and what several entries do with their texts."""
+"""Labels of published rows."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,17 +18,3 @@ def label(row: Mapping[str, Any], field: str, where: str, known: Mapping[Any, _T
     if value is None or (not isinstance(value, bool) and value in UNLABELLED):
         return None
     return rows.one_of(row, field, where, known)
-
-
-def detokenised(text: str) -> str:
-    """A text without the spaces that a tokenizer put before punctuation and clitics: "Edward 's hat ." is "Edward's
-    hat."."""
-    return re.sub(r"\s+(?=(?:[.,;:?!]|'(?:s|d|m|re|ve|ll)\b|'(?=\s|$)|n't\b))", "", text)
-
-
-def upper_first(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

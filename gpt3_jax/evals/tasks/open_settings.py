@@ -27,7 +27,11 @@ DECODING = Open(
     "Section 2.4 uses beam search for free-form answers and does not name these tasks; the default is beam search.",
     ("beam", "greedy"),
 )
-SEED = Open("item_seed", "Which examples the paper used is known from OpenAI's files only; ours are generated from 0.")
+SEED = Open(
+    "item_seed",
+    "Which examples the paper used is known from OpenAI's files only; ours are generated from 0.",
+    least=0,
+)
 COUNT = Open("items", "Number of examples that are generated; the default is that of OpenAI's files.")
 LEADING = Open(
     "leading",
@@ -40,6 +44,7 @@ STRIDE = Open(
     "stride",
     "How the paper cuts texts longer than its context is not said; the default 0 reads windows of the context's length "
     "without overlap, N scores N tokens of each window and keeps the rest as context.",
+    least=0,
 )
 SEPARATOR = Open("separator", "What stands between context and completion is not said; the default is one space.")
 DELIMITER = Open(

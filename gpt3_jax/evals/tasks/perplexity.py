@@ -8,14 +8,15 @@ compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gpt3_jax.evals.scoring import Likelihood
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.open_settings import STRIDE
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
+from gpt3_jax.evals.tasks.wording import rejoined
 
 _OPEN = (
     STRIDE,
@@ -36,10 +37,8 @@ _OPEN = (
 _HEADING = re.compile(r"^\s*=\s[^=].*[^=]\s=\s*$")
 """Of an article of WikiText; those of its sections have more signs."""
 
-_RULES = (
-    (r" @([-,.])@ ", r"\1"),
-    (r"\\/", "/"),
-    (r" (?=(?:[.,;:?!%)\]}]|'(?:s|d|m|re|ve|ll)\b|n't\b)(?:\s|$|[.,;:?!'\"]))", ""),
+_BEFORE = ((r" @([-,.])@ ", r"\1"), (r"\\/", "/"))
+_AFTER = (
     (r"([(\[{]) ", r"\1"),
     (r"([$#]) (?=[\dN])", r"\1"),
     (r'" (.*?) "', r'"\1"'),
@@ -48,7 +47,10 @@ _RULES = (
 
 def detokenised(line: str) -> str:
     """A line of the Penn Treebank or WikiText as people write it."""
-    for pattern, by in _RULES:
+    for pattern, by in _BEFORE:
+        line = re.sub(pattern, by, line)
+    line = rejoined(line)
+    for pattern, by in _AFTER:
         line = re.sub(pattern, by, line)
     return line
 
@@ -61,7 +63,7 @@ def _lines(found: Found, field: str) -> list[str]:
 
 
 def _reader(field: str, cut: Callable[[Sequence[str]], list[list[str]]]) -> published.Read:
-    def read(found: Found, options: Mapping[str, Value]) -> Iterator[Item]:
+    def read(found: Found, options: Options) -> Iterator[Item]:
         for number, lines in enumerate(cut(_lines(found, field))):
             text = "\n".join(
                 (detokenised(line.strip()) if options["detokenizer"] == "rules" else line) for line in lines

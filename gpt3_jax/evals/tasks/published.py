@@ -29,6 +29,8 @@ from gpt3_jax.evals.tasks import rows
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.task import Open, Source, Task, Value
 
+Options = Mapping[str, Value]
+"""Settings of a task's loader."""
 FILES = {"test_file": "", "train_file": ""}
 """Options of a task that is read from published files."""
 OPEN_FILES = (
@@ -49,6 +51,8 @@ class Split:
     any number of folders. Upper and lower case are the same."""
     many: bool = False
     """Whether all files that match in one folder are the split together, as in RACE."""
+    hub: bool = True
+    """Whether the Hub's copy has all that this split needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Found:
         return self.files[0] if len(self.files) == 1 else f"{os.path.dirname(self.files[0])} ({len(self.files)} files)"
 
 
-Read = Callable[[Found, Mapping[str, Value]], Iterable[Item | None]]
+Read = Callable[[Found, Options], Iterable[Item | None]]
 """Makes a split's examples; None for a row without a label, which is left out and counted."""
 
 
@@ -92,7 +96,7 @@ def task(
     data_set: DataSet,
     read: Read,
     *,
-    options: Mapping[str, Value] | None = None,
+    options: Options | None = None,
     open: tuple[Open, ...] = (),
     **fields: Any,
 ) -> Task:
@@ -113,13 +117,13 @@ def task(
     )
 
 
-def missing(name: str, data_set: DataSet, source: Source, options: Mapping[str, Value]) -> str | None:
+def missing(name: str, data_set: DataSet, source: Source, options: Options) -> str | None:
     """One line if the evaluated split is not there: the `missing` of a task's entry."""
     found = find(name, data_set, "test", source, options)
     return found if isinstance(found, str) else None
 
 
-def load(name: str, data_set: DataSet, read: Read, source: Source, options: Mapping[str, Value]) -> Items:
+def load(name: str, data_set: DataSet, read: Read, source: Source, options: Options) -> Items:
     """The examples of a task: the `load` of its entry, after `name`, `data_set` and `read`.
 
     Raises:
@@ -131,16 +135,16 @@ def load(name: str, data_set: DataSet, read: Read, source: Source, options: Mapp
         raise UserError(found)
     test = _items(name, found, read, options)
     if not test:
-        raise UserError(f"task {name}: {found} has no row with a label; give the split that has labels")
+        raise UserError(f"task {name}: {found} has no row with a label or answer; give the split that has them")
     if data_set.train is None and not options["train_file"]:
         return Items(test, test, str(found))
-    demonstrations = find(name, data_set, "train", source, options)
+    demonstrations = find(name, data_set, "train", source, options, found)
     if isinstance(demonstrations, str):
         return Items(test, None, f"{found} ({demonstrations})")
     return Items(test, _items(name, demonstrations, read, options), f"{found}, {demonstrations}")
 
 
-def _items(name: str, found: Found, read: Read, options: Mapping[str, Value]) -> list[Item]:
+def _items(name: str, found: Found, read: Read, options: Options) -> list[Item]:
     made = list(read(found, options))
     items = [item for item in made if item is not None]
     seen: dict[str, int] = {}
@@ -149,13 +153,24 @@ def _items(name: str, found: Found, read: Read, options: Mapping[str, Value]) ->
             items[number] = dataclasses.replace(item, id=f"{item.id} ({seen[item.id] + 1})")
         seen[item.id] = seen.get(item.id, 0) + 1
     if len(items) < len(made):
-        log.info(f"task {name}: {len(made) - len(items)} of {len(made)} rows of {found} have no label and are left out")
+        without = f"{len(made) - len(items)} of {len(made)} rows of {found}"
+        log.info(f"task {name}: {without} have no label or answer and are left out")
     log.info(f"task {name}: {found.split} items in {found}: {len(items):,}")
     return items
 
 
-def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapping[str, Value]) -> Found | str:
+def find(
+    name: str,
+    data_set: DataSet,
+    split: str,
+    source: Source,
+    options: Options,
+    beside: Found | None = None,
+) -> Found | str:
     """The files of a split ("test" or "train"), or one line that says what was looked for and where.
+
+    Args:
+        beside: the other split; of several versions its own is taken.
 
     Raises:
         UserError: the folder is not there, several candidates fit, or a file that the settings name is not there.
@@ -163,18 +178,22 @@ def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapp
     wanted = data_set.test if split == "test" else data_set.train or data_set.test
     if given := str(options[f"{split}_file"]):
         return _given(f"{name}.{split}_file", given, split, wanted)
-    names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in data_set.hub)]
+    on_hub = data_set.hub if wanted.hub else ()
+    names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in on_hub)]
     what = f"task {name}: no {split} split"
     if source.data is None:
         return f"{what}: give its folder with --data (in training evals.data), or --set {name}.{split}_file=PATH"
     candidates = [
         *_released(source.data, source.files, wanted),
-        *_on_hub(source.data, source.files, data_set.hub, wanted.name),
+        *_on_hub(source.data, source.files, on_hub, wanted.name),
     ]
     if not candidates:
         return f"{what} in {source.data}; looked for {' or '.join(names)}"
     if len(candidates) == 1:
         return Found(split, *candidates[0])
+    if beside:
+        own = _versions(beside.files[0])
+        candidates = [each for each in candidates if _versions(each[0][0]) == own] or candidates
     newest = _newest([files[0] for files, _ in candidates])
     if newest is None:
         there = ", ".join(str(Found(split, *each)) for each in candidates)
@@ -269,8 +288,12 @@ def _newest(paths: Sequence[str]) -> int | None:
     """The index of the path with the highest version; None if they differ in more than versions."""
     if len({_VERSION.sub("#", path) for path in paths}) > 1:
         return None
-    versions = [[tuple(map(int, version.split("."))) for version in _VERSION.findall(path)] for path in paths]
+    versions = list(map(_versions, paths))
     return max(range(len(paths)), key=versions.__getitem__)
+
+
+def _versions(path: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, version.split("."))) for version in _VERSION.findall(path)]
 
 
 # ---- the Hub's layouts
@@ -310,7 +333,11 @@ def _saved(root: str, path: str, data_set: str, configuration: str, split: str) 
     here = config or (configuration if configuration in (*above, *_NO_CONFIGURATION) else "")
     if _normal(data_set) not in map(_normal, names if config else above) or configuration not in ("", here):
         return None
-    return tuple(os.path.join(root, folder, str(each.get("filename"))) for each in state["_data_files"]), True
+    place = os.path.join(root, path)
+    names = [rows.text(each, "filename", at) for at, each in rows.objects_in(state, "_data_files", place)]
+    if not names:
+        raise UserError(f"{place}: '_data_files' is empty; expected the data set's files; save it again")
+    return tuple(os.path.join(root, folder, each) for each in names), True
 
 
 def _snapshots(root: str, files: Sequence[str], data_set: str, configuration: str, split: str) -> list[Candidate]:

@@ -9,7 +9,7 @@ DROP is also read as rows of ``passage``, ``question`` and ``answers``, a list o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gpt3_jax.errors import UserError
@@ -17,10 +17,9 @@ from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.open_settings import DELIMITER, GENERATED, SEPARATOR
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
 
-Options = Mapping[str, Value]
 _MOST = 10_000
 """Entries of a list, at most."""
 
@@ -31,15 +30,15 @@ def _turns(top: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
     return "\n\n".join([top, *before, f"Q: {question}", "A:"])
 
 
-def _dialogues(make: Callable[[str, dict[str, Any], str, Options], Iterable[Item]]) -> published.Read:
-    """Reads what stands under ``data`` in a release, or the Hub's rows. `make` gets a number too, for dialogues without
-    a name."""
+def _dialogues(make: Callable[[str, str, dict[str, Any], str, Options], Iterable[Item]]) -> published.Read:
+    """Reads what stands under ``data`` in a release, or the Hub's rows. `make` gets the split, the place, the row, a
+    number for dialogues without a name, and the options."""
 
     def read(found: Found, options: Options) -> Iterator[Item]:
         number = 0
         for where, row in found.rows():
             for at, each in rows.objects_in(row, "data", where) if "data" in row else [(where, row)]:
-                yield from make(at, each, str(number), options)
+                yield from make(found.split, at, each, str(number), options)
                 number += 1
 
     return read
@@ -58,13 +57,20 @@ def _as_many(where: str, questions: Sequence[str], **others: Sequence[Any]) -> N
 # ---- CoQA
 
 
-def _coqa(where: str, row: dict[str, Any], number: str, _: Options) -> Iterator[Item]:
-    """The answers of a release are lists of objects; the Hub's are an object of lists, without the other people's."""
+def _coqa(split: str, where: str, row: dict[str, Any], number: str, _: Options) -> Iterator[Item]:
+    """The answers of a release are lists of objects; the Hub's are an object of lists, without the other people's. What
+    is evaluated must have those: CoQA's F1 is over the answers of several people."""
     story = rows.text(row, "story", where)
+    if split == "test" and not row.get("additional_answers"):
+        raise UserError(
+            f"{where}: there are no 'additional_answers', the other people's, over which CoQA's F1 is taken; give the "
+            "authors' coqa-dev-v1.0.json"
+        )
     if isinstance(row.get("answers"), dict):
         questions = list(rows.texts(rows.required(row, "questions", where), "questions", where, (1, _MOST)))
         at, answers_of = rows.object_in(row, "answers", where)
-        answers = list(rows.texts(rows.required(answers_of, "input_text", at), "input_text", at, (1, _MOST)))
+        given = rows.required(answers_of, "input_text", at)
+        answers = list(rows.texts(given, "input_text", at, (1, _MOST), empty=True))
         others: list[list[str]] = []
     else:
         questions = _in_order(rows.objects_in(row, "questions", where))
@@ -76,7 +82,7 @@ def _coqa(where: str, row: dict[str, Any], number: str, _: Options) -> Iterator[
     earlier = list(zip(questions, answers, strict=True))
     for n, (question, answer) in enumerate(earlier):
         references = (answer, *(each[n] for each in others))
-        yield Item(f"{name} {n + 1}", _turns(story, earlier[:n], question), answer, answers=references)
+        yield Item(f"{name} {n + 1}", _turns(story, earlier[:n], question), answer, answers=references, group=story)
 
 
 def _in_order(turns: Sequence[rows.Row], empty: bool = False) -> list[str]:
@@ -91,7 +97,7 @@ def _in_order(turns: Sequence[rows.Row], empty: bool = False) -> list[str]:
 _CANNOT = "CANNOTANSWER"
 
 
-def _quac(where: str, row: dict[str, Any], number: str, options: Options) -> Iterator[Item]:
+def _quac(_: str, where: str, row: dict[str, Any], number: str, options: Options) -> Iterator[Item]:
     if "paragraphs" not in row:
         yield from _quac_row(where, row, number, options)
         return
@@ -119,8 +125,8 @@ def _quac_row(where: str, row: dict[str, Any], number: str, options: Options) ->
     title, section = rows.text(row, "wikipedia_page_title", where), rows.text(row, "section_title", where)
     questions = rows.texts(rows.required(row, "questions", where), "questions", where, (1, _MOST))
     at, answers = rows.object_in(row, "answers", where)
-    given = rows.required(answers, "texts", at)
-    references = [list(rows.texts(each, "texts", at, (1, _MOST))) for each in given]
+    given = rows.list_in(answers, "texts", at)
+    references = [list(rows.texts(each, f"texts[{n}]", at, (1, _MOST))) for n, each in enumerate(given)]
     at, original = rows.object_in(row, "orig_answers", where)
     first = rows.texts(rows.required(original, "texts", at), "texts", at, (1, _MOST))
     _as_many(where, questions, answers=references, orig_answers=first)
@@ -148,7 +154,8 @@ def _quac_items(
     earlier = [(question, shown(answer)) for question, answer in zip(questions, first, strict=True)]
     for n, (question, answer) in enumerate(earlier):
         accepted = tuple(map(shown, references[n]))
-        yield Item(ids[n], _turns(top, earlier[:n], question), answer, answers=accepted, unanswerable=none)
+        context = _turns(top, earlier[:n], question)
+        yield Item(ids[n], context, answer, answers=accepted, unanswerable=none, group=top)
 
 
 # ---- SQuAD 2.0
@@ -197,7 +204,7 @@ def _squad_item(
             raise UserError(f"{where}: 'is_impossible' is {str(impossible).lower()}, and {there}")
     context = _turns(top, before, rows.text(row, "question", where))
     accepted = tuple(dict.fromkeys(answers)) or (none,)
-    return Item(str(row.get("id") or number), context, accepted[0], answers=accepted, unanswerable=none)
+    return Item(str(row.get("id") or number), context, accepted[0], answers=accepted, unanswerable=none, group=top)
 
 
 # ---- DROP
@@ -219,6 +226,7 @@ def _drop(found: Found, options: Options) -> Iterator[Item | None]:
             answers=texts,
             spans=tuple(answers),
             joiner=joiner,
+            group=passage,
         )
 
 
@@ -241,7 +249,7 @@ def _drop_answers(found: Found, where: str, row: dict[str, Any]) -> list[tuple[s
         given = rows.required(row, "answers", where)
         if not isinstance(given, list) or not given:
             raise UserError(f"{where}: 'answers' is {given!r:.60}; expected a list of answers, each a list of spans")
-        return [rows.texts(each, f"answers[{n}]", where, (1, _MOST)) for n, each in enumerate(given)]
+        return [rows.texts(each, f"answers[{n}]", where, (1, _MOST), empty=True) for n, each in enumerate(given)]
     if "answers_spans" in row:
         if found.split == "test":
             raise UserError(
@@ -249,11 +257,13 @@ def _drop_answers(found: Found, where: str, row: dict[str, Any]) -> list[tuple[s
                 "apart; give the authors' drop_dataset_dev.json, or a copy with 'validated_answers'"
             )
         at, spans = rows.object_in(row, "answers_spans", where)
-        return [rows.texts(rows.required(spans, "spans", at), "spans", at, (1, _MOST))]
+        return [rows.texts(rows.required(spans, "spans", at), "spans", at, (1, _MOST), empty=True)]
     others = row.get("validated_answers") or []
     if isinstance(others, dict):  # the Hub's: lists by field
-        count = max((len(each) for each in others.values()), default=0)
-        others = [{name: each[n] for name, each in others.items() if n < len(each)} for n in range(count)]
+        at = f"{where}, validated_answers"
+        lists = {name: rows.list_in(others, name, at) for name in others}
+        count = max(map(len, lists.values()), default=0)
+        others = [{name: each[n] for name, each in lists.items() if n < len(each)} for n in range(count)]
     given = [
         rows.object_in(row, "answer", where),
         *rows.objects_in({"validated_answers": others}, "validated_answers", where),
@@ -267,7 +277,7 @@ def _drop_spans(where: str, answer: dict[str, Any]) -> tuple[str, ...]:
     if number not in ("", None):
         return (str(number),)
     if answer.get("spans"):
-        return rows.texts(answer["spans"], "spans", where, (1, _MOST))
+        return rows.texts(answer["spans"], "spans", where, (1, _MOST), empty=True)
     at, date = rows.object_in(answer, "date", where)
     parts = [rows.text(date, part, at, empty=True) for part in ("day", "month", "year") if part in date]
     return (" ".join(part.strip() for part in parts if part.strip()),)
@@ -308,7 +318,7 @@ TASKS = (
         "coqa",
         "CoQA",
         DataSet(
-            Split("validation", ("coqa-dev-v1.0.json",)),
+            Split("validation", ("coqa-dev-v1.0.json",), hub=False),
             Split("train", ("coqa-train-v1.0.json",)),
             (("coqa", ""),),
         ),

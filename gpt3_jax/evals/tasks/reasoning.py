@@ -14,10 +14,8 @@ from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import ANSWER_CONTEXT, CHOICES, PER_TOKEN
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
-
-Options = Mapping[str, Value]
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
 
 
 def _piqa(found: Found, _: Options) -> Iterator[Item | None]:
@@ -97,7 +95,7 @@ def _race(found: Found, options: Options) -> Iterator[Item | None]:
             }[str(options["other_questions"])]
             before = "".join(f"Q: {q}\n\nA: {c[r]}\n\n" for q, c, r in shown if r is not None)
             context = f"Article:\n{article}\n\n{before}Q: {question}\n\nA:"
-            yield Item(f"{id}.{n}", context, choices[right], choices, (right,))
+            yield Item(f"{id}.{n}", context, choices[right], choices, (right,), group=article)
 
 
 _Asked = tuple[str, tuple[str, ...], int | None]
@@ -141,7 +139,7 @@ def _document(path: str) -> dict[str, Any]:
 
 
 def _asked(where: str, question: str, options: Any, answer: Any) -> _Asked:
-    choices = rows.texts(options, "options", where, (2, 9))
+    choices = rows.texts(options, "options", where, (2, 9), empty=True)
     letters = {letter: n for n, letter in enumerate("ABCDEFGHI"[: len(choices)])}
     return question, choices, label({"answer": answer}, "answer", where, letters)
 

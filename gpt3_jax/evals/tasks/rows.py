@@ -72,8 +72,12 @@ def rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         UserError: as `read_text`; a line is no JSON object; there is none.
         RunError: as `read_text`.
     """
+    yield from _lines_of_json(path, read_text(path))
+
+
+def _lines_of_json(path: str, text: str) -> Iterator[Row]:
     empty = True
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -102,8 +106,15 @@ def objects(path: str) -> Iterator[Row]:
             yield f"{path}, row {number}", row
     elif name.endswith((".csv", ".tsv")):
         yield from table(path, "\t" if name.endswith(".tsv") else ",")
-    elif name.endswith(".json") and not _is_lines(path):
-        found = document(path)
+    elif name.endswith(".json"):
+        text = read_text(path)
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "msg", "") == "Extra data":  # after the first line's object
+                yield from _lines_of_json(path, text)
+                return
+            found = _document(path, text)
         for number, row in enumerate(found if isinstance(found, list) else [found]):
             if not isinstance(row, dict):
                 raise UserError(f"{path}, item {number} is {_kind(row)}; expected an object")
@@ -112,19 +123,14 @@ def objects(path: str) -> Iterator[Row]:
         yield from rows(path)
 
 
-def _is_lines(path: str) -> bool:
-    """Whether the first line that is not empty is a JSON object of its own."""
-    first = next(filter(str.strip, read_text(path).split("\n")), "")
-    try:
-        return isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def document(path: str) -> Any:
     """A file that is one JSON value. Raises the errors of `read_text`; UserError if it is not JSON."""
+    return _document(path, read_text(path))
+
+
+def _document(path: str, text: str) -> Any:
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError):
             raise UserError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fetch it again") from None
@@ -204,9 +210,7 @@ def number(row: Mapping[str, Any], field: str, where: str, least: int, most: int
 
 def objects_in(row: Mapping[str, Any], field: str, where: str) -> list[Row]:
     """A field that is a list of objects, each with its place."""
-    value = required(row, field, where)
-    if not isinstance(value, list):
-        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected a list of objects")
+    value = list_in(row, field, where, "objects")
     for index, each in enumerate(value):
         if not isinstance(each, dict):
             raise UserError(f"{where}: {field!r}[{index}] is {_kind(each)}; expected an object")
@@ -221,8 +225,16 @@ def object_in(row: Mapping[str, Any], field: str, where: str) -> Row:
     return f"{where}, {field}", value
 
 
-def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[str, ...]:
-    """A value that must be a list of `count` (least, most) texts."""
+def list_in(row: Mapping[str, Any], field: str, where: str, of: str = "") -> list[Any]:
+    """A field that is a list, of what the error calls `of`."""
+    value = required(row, field, where)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {field!r} is {_kind(value)}; expected a list{f' of {of}' if of else ''}")
+    return value
+
+
+def texts(value: Any, field: str, where: str, count: tuple[int, int], empty: bool = False) -> tuple[str, ...]:
+    """A value that must be a list of `count` (least, most) texts; with something in each, unless `empty`."""
     least, most = count
     some = str(least) if least == most else f"{least} to {most}"
     if not isinstance(value, list):
@@ -230,7 +242,7 @@ def texts(value: Any, field: str, where: str, count: tuple[int, int]) -> tuple[s
     if not least <= len(value) <= most:
         raise UserError(f"{where}: {field!r} has {len(value)} entries; expected {some}")
     for each in value:
-        if not isinstance(each, str) or not each.strip():
+        if not isinstance(each, str) or not (empty or each.strip()):
             raise UserError(f"{where}: {field!r} holds {_short(json.dumps(each))}; expected texts")
         _require_characters(each, field, where)
     return tuple(value)

@@ -6,7 +6,6 @@ Rows are read as the authors publish them (one folder a task: ``BoolQ/val.jsonl`
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,12 +16,11 @@ from gpt3_jax.evals.answer_rules import squad_normalised
 from gpt3_jax.evals.scoring import EachAnswer, Labelled, MeanLogLikelihood, Referent, Rule
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import detokenised, label, lower_first
+from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import CHOICES, DELIMITER, GENERATED, LABELS, header
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
-
-Options = Mapping[str, Value]
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
+from gpt3_jax.evals.tasks.wording import lower_first, rejoined
 
 
 def _row(make: Callable[[str, str, dict[str, Any], Options], Item | None]) -> published.Read:
@@ -84,7 +82,7 @@ def _copa(id: str, where: str, row: dict[str, Any], options: Options) -> Item | 
     if options["first_letter"] == "lower":
         choices = [lower_first(choice) for choice in choices]
     elif options["first_letter"] == "lower but I":
-        choices = [choice if re.match(r"I\b", choice) else lower_first(choice) for choice in choices]
+        choices = [choice if re.match(r"I\b|.[A-Z]", choice) else lower_first(choice) for choice in choices]
     if right is None:
         return None
     return Item(id, f"{premise.strip().removesuffix('.')} {link}", choices[right], tuple(choices), (right,))
@@ -125,7 +123,7 @@ def _wsc_item(id: str, where: str, row: dict[str, Any], options: Options) -> Ite
         return None
     marked = _marked(text, pronoun, index, at)
     if options["text"] == "detokenised":
-        marked, noun = detokenised(marked), detokenised(noun)
+        marked, noun = rejoined(marked), rejoined(noun)
     context = (
         f'Passage: {marked}\nQuestion: In the passage above, what does the pronoun "*{pronoun.strip()}*" refer to?'
         "\nAnswer:"
@@ -166,7 +164,7 @@ def _multirc(found: Found, _: Options) -> Iterator[Item | None]:
             continue
         right = tuple(n for n, each in enumerate(labels) if each == 0)
         lines = [(_EACH.true if n in right else _EACH.false) + text for n, text in enumerate(texts)]
-        yield Item(id, f"{passage}\n\n{question}\n", "\n".join(lines), tuple(texts), right)
+        yield Item(id, f"{passage}\n\n{question}\n", "\n".join(lines), tuple(texts), right, group=passage)
 
 
 _Question = tuple[str, str, str, str, list[rows.Row]]
@@ -174,12 +172,13 @@ _Question = tuple[str, str, str, str, list[rows.Row]]
 
 
 def _questions(found: Found) -> Iterator[_Question]:
-    flat: list[tuple[tuple[int, int], str, dict[str, Any]]] = []
+    flat: dict[tuple[int, ...], list[rows.Row]] = {}
     for where, row in found.rows():
         if "paragraph" in row:  # the Hub has a row for each answer
             at, idx = rows.object_in(row, "idx", where)
             numbers = (rows.number(idx, each, at, 0, 1 << 40) for each in ("paragraph", "question"))
-            flat.append((tuple(numbers), where, row))  # type: ignore[arg-type]
+            answer = {**row, "text": rows.text(row, "answer", where)}
+            flat.setdefault(tuple(numbers), []).append((where, answer))
             continue
         at, passage = rows.object_in(row, "passage", where)
         text = rows.text(passage, "text", at)
@@ -187,11 +186,10 @@ def _questions(found: Found) -> Iterator[_Question]:
             asked = rows.text(question, "question", where_question)
             id = f"{row.get('idx', where)}.{question.get('idx', number)}"
             yield id, where_question, text, asked, rows.objects_in(question, "answers", where_question)
-    for key, group in itertools.groupby(flat, key=lambda each: each[0]):
-        answers = [(where, {**row, "text": rows.text(row, "answer", where)}) for _, where, row in group]
+    for key, answers in flat.items():
         where, first = answers[0]
         passage_text, asked = (rows.text(first, field, where) for field in ("paragraph", "question"))
-        yield f"{key[0]}.{key[1]}", where, passage_text, asked, list(answers)
+        yield f"{key[0]}.{key[1]}", where, passage_text, asked, answers
 
 
 # ---- ReCoRD
@@ -210,7 +208,8 @@ def _record(found: Found, options: Options) -> Iterator[Item | None]:
             raise UserError(f"{where}: the query has no @placeholder: {query[:60]!r}")
         choices = tuple(f"- {query.replace('@placeholder', entity)}" for entity in entities)
         own, accepted_texts = tuple(entities), tuple(answers)
-        yield Item(id, _bullets(passage), choices[right[0]], choices, right, fillings=own, answers=accepted_texts)
+        shown = choices[right[0]]
+        yield Item(id, _bullets(passage), shown, choices, right, fillings=own, answers=accepted_texts, group=passage)
 
 
 def _bullets(passage: str) -> str:
@@ -328,7 +327,7 @@ TASKS = (
             Open(
                 "first_letter",
                 "Figure G.5 has the choice in lower case; whether a choice that begins with the word I has too is not "
-                "said: the default lower changes all, lower but I leaves that word, data leaves all.",
+                "said: the default lower changes all, lower but I leaves that word and acronyms, data leaves all.",
                 ("lower", "lower but I", "data"),
             ),
         ),
@@ -348,7 +347,7 @@ TASKS = (
             Open(
                 "earlier_answers",
                 "Whether an answer is judged after the question's earlier answers is not said; the default judges each "
-                "alone, true puts the earlier ones before it with what is right of them, as in a demonstration.",
+                "alone, true puts the earlier ones before it with their gold labels, as in a demonstration.",
             ),
         ),
         metrics=("all answers right", "F1a"),

@@ -72,6 +72,8 @@ class Open:
     """What a text may be; empty: anything."""
     path: bool = False
     """Whether it is a file of the user's."""
+    least: int = 1
+    """The smallest whole number that it may be; 0 where 0 has a meaning of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +141,7 @@ class Task:
             there = f"there are {', '.join(known)}" if known else "it has none"
             raise UserError(f"task {self.name} has no open setting {name!r}; {there}")
         what = f"{self.name}.{name}"
-        value = (
-            local_path(text, what) if known[name].path else _parse(what, text, self.setting(name), known[name].choices)
-        )
+        value = local_path(text, what) if known[name].path else _parse(what, text, self.setting(name), known[name])
         home = self._home(name)
         if home is self:
             fields: dict[str, Any] = {name: value}
@@ -160,21 +160,21 @@ class Task:
         raise ValueError(f"task {self.name}: {name!r} is neither a field of it or of its scoring rule, nor an option")
 
 
-def _parse(what: str, text: str, now: Value, choices: tuple[str, ...]) -> Value:
+def _parse(what: str, text: str, now: Value, open: Open) -> Value:
     try:
         if isinstance(now, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(now, int):
             value = int(text)
-            if value < min(now, 1):  # a default of 0 has a meaning of its own
+            if value < open.least:
                 raise ValueError
             return value
         if isinstance(now, float):
             return float(text)
     except (KeyError, ValueError):
         kind = "true or false" if isinstance(now, bool) else "a number"
-        kind += f" from {min(now, 1)}" if kind == "a number" and isinstance(now, int) else ""
+        kind += f" from {open.least}" if kind == "a number" and isinstance(now, int) else ""
         raise UserError(f"{what} is {text!r}; expected {kind} (default: {now})") from None
-    if choices and text not in choices:
-        raise UserError(f"{what} is {text!r}; expected one of {', '.join(choices)} (default: {now})")
+    if open.choices and text not in open.choices:
+        raise UserError(f"{what} is {text!r}; expected one of {', '.join(open.choices)} (default: {now})")
     return text.replace("\\n", "\n")

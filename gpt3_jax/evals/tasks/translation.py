@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import bleu
@@ -19,10 +19,9 @@ from gpt3_jax.evals.scoring import Generated
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
 from gpt3_jax.evals.tasks.open_settings import DELIMITER, GENERATED, SEPARATOR
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Task, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open, Task
 
-Options = Mapping[str, Value]
 _LANGUAGES = {
     "en": ("English", "eng"),
     "fr": ("French", "fra"),
@@ -41,6 +40,7 @@ _TRAIN_LINES = Open(
     "train_lines",
     "Which training texts the demonstrations are from is not said, the examples shown look like WMT's; the default "
     "draws from the first 100,000 lines of the one that is found, 0 from all of them.",
+    least=0,
 )
 
 
@@ -65,12 +65,12 @@ def _pairs(source: str, target: str, found: Found, most: int | None) -> Iterator
             yield rows.text(both, source, at, empty=True).strip(), rows.text(both, target, at, empty=True).strip()
         return
     (path,) = found.files
-    foreign = _foreign(source, target)
-    english = published.companion(path, _english(path, foreign), "English lines")
-    theirs, ours = _sentences(path, most), _sentences(english, most)
-    if len(ours) != len(theirs):
-        raise UserError(f"{path} has {len(theirs):,} lines, and {english} has {len(ours):,}; expected as many")
-    yield from zip(*((theirs, ours) if source == foreign else (ours, theirs)), strict=True)
+    language = _foreign(source, target)
+    beside = published.companion(path, _english(path, language), "English lines")
+    foreign, english = _sentences(path, most), _sentences(beside, most)
+    if len(english) != len(foreign):
+        raise UserError(f"{path} has {len(foreign):,} lines, and {beside} has {len(english):,}; expected as many")
+    yield from zip(*((foreign, english) if source == language else (english, foreign)), strict=True)
 
 
 def _foreign(source: str, target: str) -> str:

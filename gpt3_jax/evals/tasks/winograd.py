@@ -4,20 +4,25 @@ candidate in the pronoun's place."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import PartialEvaluation
 from gpt3_jax.evals.tasks import published, rows
 from gpt3_jax.evals.tasks.item import Item
-from gpt3_jax.evals.tasks.labels import label, lower_first, upper_first
+from gpt3_jax.evals.tasks.labels import label
 from gpt3_jax.evals.tasks.open_settings import DELIMITER
-from gpt3_jax.evals.tasks.published import DataSet, Found, Split
-from gpt3_jax.evals.tasks.task import Open, Value
+from gpt3_jax.evals.tasks.published import DataSet, Found, Options, Split
+from gpt3_jax.evals.tasks.task import Open
+from gpt3_jax.evals.tasks.wording import lower_first, upper_first
 
-Options = Mapping[str, Value]
 _POSSESSIVES = ("my", "your", "his", "her", "its", "our", "their")
+_AFTER_AN_OBJECT = re.compile(
+    r"$|\W|(?:the|a|an|to|in|on|at|with|for|from|of|by|and|or|but|because|when|while|that|as|if|so)(?![\w-])",
+    re.IGNORECASE,
+)
+"""How the rest of a sentence begins where "her" before it is no possessive: "to disturb her, undressing"."""
 _DETERMINERS = (*_POSSESSIVES, "the", "a", "an", "this", "that", "these", "those", "some", "many", "each", "every")
 
 
@@ -89,12 +94,13 @@ def _of_rows(found: Found, options: Options) -> Iterator[Item | None]:
 def _schema(
     id: str, before: str, pronoun: str, after: str, candidates: list[str], right: int, options: Options
 ) -> Item:
-    own = [_candidate(each, pronoun, bool(before), str(options["candidates"])) for each in candidates]
+    possessive = pronoun.lower() in _POSSESSIVES and not (pronoun.lower() == "her" and _AFTER_AN_OBJECT.match(after))
+    own = [_candidate(each, pronoun, possessive, bool(before), str(options["candidates"])) for each in candidates]
     contexts = tuple(f"{before} {each}".strip() for each in own)
     return Item(id, contexts[right], _joined(after), right=(right,), contexts=contexts)
 
 
-def _candidate(text: str, pronoun: str, inside: bool, how: str) -> str:
+def _candidate(text: str, pronoun: str, possessive: bool, inside: bool, how: str) -> str:
     """A candidate in the pronoun's place: in the pronoun's case, and possessive if it is."""
     first, space, rest = text.partition(" ")
     if how == "figure" and space and first.lower() in _POSSESSIVES:
@@ -102,8 +108,9 @@ def _candidate(text: str, pronoun: str, inside: bool, how: str) -> str:
     if first.lower() in _DETERMINERS and space:
         first = lower_first(first)
     text = first + space + rest
-    if pronoun.lower() in _POSSESSIVES and not re.search(r"['\u2019]s?$", text):
-        text += "'s"
+    if possessive and not re.search(r"['\u2019]s?$", text):
+        plural = pronoun.lower() == "their" and text.endswith("s")
+        text += "'" if plural else "'s"
     begins = pronoun[:1].isupper() and pronoun != "I"
     return upper_first(text) if begins or not inside else text
 

@@ -33,6 +33,7 @@ _WORDS = Open(
     "item_seed",
     "The paper takes the 10,000 most frequent words of a list that it cites; ours are drawn from the given list with "
     "this seed.",
+    least=0,
 )
 
 
