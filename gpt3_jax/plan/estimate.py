@@ -2,8 +2,9 @@
 and to order the rest before it compiles. A receipt never contains them.
 
 The memory of a step is that of its fullest moment: when the loss is computed, when the first block's backward pass
-runs, or when the token table's gradient is made. What is alive then was read from the buffers of compiled programs, the
-receipts that are kept and others drawn at random; each figure here says which buffers it stands for.
+runs, when the token table's gradient is made, or when gradients are reduced. What is alive then was read from the
+buffers of compiled programs, the receipts that are kept and others drawn at random; each figure here says which buffers
+it stands for.
 
 Bytes are a device's; n tokens of one microbatch on one data shard, D = d_model, L layers, V a tensor shard's slice of
 the padded vocabulary, Ψ parameters of one tensor shard, t tensor shards, N the ZeRO group, c bytes of the compute
@@ -139,7 +140,8 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     deferred = 4 * table if product else width * tokens * (vocab + model.d_model)
     gradients = width * (psi - table) if stage < 2 else 4 * psi / group
     if stage == 1:
-        gradients += 4 * psi / group  # what the reduce-scatter after the loss writes into
+        # What the reduce-scatter after the loss writes into; of several, the compiler makes some as early as here.
+        gradients += 4 * psi / group / 2
 
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
     logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
@@ -161,7 +163,10 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     part = 4 * table / math.ceil(table / TABLE_PART) if stage >= 2 else 0
     embedding = (weights if several else 0) + gradients + deferred + (2 if product else 3) * part + 4 * unit
 
-    return held + max(loss, backward, embedding) + (0 if gpu else _TPU_CODE)
+    # At stage 0 a single microbatch's gradients are there, rounded, and reduced in fp32.
+    update = (width + 4) * psi if stage == 0 and not several else 0
+
+    return held + max(loss, backward, embedding, update) + (0 if gpu else _TPU_CODE)
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int) -> Work:
