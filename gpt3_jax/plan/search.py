@@ -86,7 +86,9 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                         continue
                     need = estimate.memory(changed, mesh, microbatches, topology.platform)
                     tight = tight or (remat == "full" and need > ROOMY * usable)
-                    prediction = predict(estimate.work(changed, mesh, microbatches), changed, topology, mesh)
+                    prediction = predict(
+                        estimate.work(changed, mesh, microbatches, topology.platform), changed, topology, mesh
+                    )
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
     # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
