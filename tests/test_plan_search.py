@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,12 @@ def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[searching.Candidate] = []
-    monkeypatch.setattr(searching, "confirm", lambda found, *args: (tried.extend(found), []))
+
+    def none_fits(found: list[searching.Candidate], *args: object) -> tuple[list[Any], list[Any]]:
+        tried.extend(found)
+        return [], []
+
+    monkeypatch.setattr(searching, "confirm", none_fits)
     mesh = MeshShape(data=8)
     now = _now(settings(), mesh)
     del now["parallel.data"]
@@ -341,7 +347,7 @@ def test_a_search_ends_in_time_and_says_what_it_left_out(
         now += 10.0
         raise RunError("no")
 
-    monkeypatch.setattr(searching.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(searching, "plan", ten_seconds)
     monkeypatch.setattr(searching, "_of_other_remats", lambda *args: [])
     assert search(settings(), node(), 1, None, seconds) == []

@@ -33,6 +33,8 @@ _TPU_CODE = 2**25
 """The program itself lies in a TPU's memory: 25 to 54 MiB in the receipts. A GPU's compiler does not say."""
 _LANES = 128
 """A TPU pads the last dimension of what it keeps to this. Only heads narrower than it are kept in such an array."""
+_ON_CHIP = 2**27
+"""A TPU's memory on the chip: a buffer that passes between two operations and is smaller may lie there instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +67,15 @@ def _padding(config: Config) -> float:
     return math.ceil(d_head / _LANES) * _LANES / d_head
 
 
-def _working(config: Config, tensor: int, gpu: bool, pair: bool) -> float:
-    """Alive in the backward pass of one block beside what is kept, in bytes as in `_Alive`."""
+def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) -> float:
+    """Alive in the backward pass of one block beside what is kept, in bytes as in `_Alive`, `unit` times."""
     if config.memory.remat == "none":
         return _WORKING_NONE.over(tensor)
     program = "tpu" if not gpu else "gpu pair" if pair else "gpu"
     most = _WORKING[program].over(tensor) + _HIDDEN[program] / config.memory.mlp_parts / tensor
-    if not gpu and tensor > 1 and _padding(config) > 1.5:
-        # While collectives are waited for, gradients of narrow heads lie there padded, and once more joined.
+    padding = _padding(config)
+    if not gpu and padding > 1 and 6 * padding * unit / tensor > _ON_CHIP:
+        # Gradients of queries, keys and values of narrow heads lie there padded, and once more joined.
         most = max(most, _Alive(4, 78).over(tensor))
     if gpu and config.memory.remat == "dots":
         # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
@@ -148,7 +151,7 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     streams = unit * (4 + 2 / mesh.tensor)
     loss = weights + (width * table if stage == 3 else 0) + kept + deferred + logits + streams
 
-    working = unit * _working(config, mesh.tensor, gpu, pair)
+    working = unit * _working(config, mesh.tensor, unit, gpu, pair)
     if stage == 3:
         # Of an MLP in parts, two are there; it has two thirds of a block's weights.
         parts = config.memory.mlp_parts
