@@ -173,14 +173,16 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
 
 
 _MOVED = {
-    "tpu": {"full": _Alive(14, 215), "dots": _Alive(14, 245), "none": _Alive(14, 285)},
+    "on chip": {"full": _Alive(20, 165), "dots": _Alive(20, 190), "none": _Alive(20, 275)},
+    "tpu": {"full": _Alive(9, 290), "dots": _Alive(9, 420), "none": _Alive(9, 420)},
     "gpu": {"full": _Alive(6, 235), "dots": _Alive(6, 505), "none": _Alive(6, 490)},
 }
-_MOVED_WEIGHTS = {"tpu": 3, "gpu": 30}
+_MOVED_WEIGHTS = {"on chip": 5, "tpu": 0, "gpu": 30}
 """What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
-for each weight and microbatch: medians over 24 programs for GPUs and 53 for TPUs, whose compiler keeps much of a small
-model on the chip. `elementwise` is the least that it could be, 136 where a block is computed again and 96 elsewhere.
-What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
+for each weight and microbatch: medians over 26 programs for GPUs, 46 for TPUs whose hidden units fit on the chip, and
+7 where they do not (none of these without remat: taken as with dots). `elementwise` is the least that it could be, 136
+where a block is computed again and 96 elsewhere. What is kept is copied into stacks of all layers and out of them:
+hence more is moved where less is computed again."""
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
@@ -199,7 +201,8 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
     again = {"none": 0.0, "dots": attention / 3}.get(remat, matmuls + attention / 3)
     psi = psi_of_shard(config.model, mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
-    compiler = "tpu" if platform == "tpu" else "gpu"
+    hidden = 4 * width * _tokens_of_microbatch(config, mesh, microbatches) * model.d_model / mesh.tensor
+    compiler = "gpu" if platform != "tpu" else "tpu" if hidden > _ON_CHIP else "on chip"
     moved = _MOVED[compiler]["full" if remat == "offload" else remat]
     each = moved.over(mesh.tensor) if mesh.tensor > 1 else moved.split
     hbm = each * tokens / mesh.batch_shards * model.d_model * model.n_layers
