@@ -1139,4 +1139,18 @@ BUGS = (
         "100 * math.hypot",
         ("test_contamination", "test_the_error_of_the_difference_is_that_of_drawing_items", ()),
     ),
+    Bug(
+        "the estimate of memory forgets the rows that every tensor shard gathers",
+        "plan/estimate.py",
+        "return self.whole + self.split / tensor",
+        "return self.split / tensor",
+        ("test_plan_estimate", "test_the_estimate_is_within_its_error", ()),
+    ),
+    Bug(
+        "a search tries first what may not fit",
+        "plan/search.py",
+        "return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]",
+        "return [*unlikely, *likely]",
+        ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),
+    ),
 )

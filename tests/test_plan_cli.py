@@ -58,6 +58,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ([*PLAN, "v5p:2x2x1", "--picture", "no/such/folder/x.png"], ["no/such/folder/x.png", "does not exist"]),
         ([*PLAN, "v5p:2x2x1", "--parallel.stagge", "3"], ["parallel.stagge", "parallel.stage"]),
         ([*PLAN, "v5p:2x2x1", "--keep", "2"], ["--keep 2", "add --search"]),
+        ([*PLAN, "v5p:2x2x1", "--minutes", "2"], ["--minutes 2", "add --search"]),
+        ([*PLAN, "v5p:2x2x1", "--minutes", "0", "--search"], ["--minutes is 0", "more than 0"]),
         ([*PLAN, "v5p:2x2x1", "--out", "x.yaml"], ["--out x.yaml", "add --search"]),
         ([*PLAN, "v5p:2x2x1", "--search", "--out", __file__], [__file__, "exists"]),
         ([*PLAN, "v5p:2x2x1", "--search", "--out", "no/such/x.yaml"], ["no/such/x.yaml", "does not exist"]),

@@ -15,7 +15,6 @@ import gpt3_jax
 from gpt3_jax.config import load_config
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.receipt import Receipt, make_receipt, receipt_from_json
-from gpt3_jax.plan.search import SLACK
 from gpt3_jax.plan.step import compile_step
 from gpt3_jax.plan.table import render
 from gpt3_jax.plan.topologies import open_topology
@@ -83,22 +82,22 @@ def test_a_small_step_compiled_now_moves_what_is_traced(stage: int) -> None:
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
-def test_the_estimate_is_near_enough_to_prune_by(kept: Kept) -> None:
+def test_the_estimate_is_within_its_error(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     config = load_config(kept.configs, kept.overrides)
-    need = estimate.memory(config, receipt.mesh, receipt.batch["microbatches"])
-    # Too high by more than the search's slack, and what fits would not be tried.
-    assert 0.6 * receipt.memory.total < need < SLACK * receipt.memory.total
+    need = estimate.memory(config, receipt.mesh, receipt.batch["microbatches"], receipt.topology["platform"])
+    assert need == pytest.approx(receipt.memory.total, rel=estimate.ERROR)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
 def test_the_estimate_orders_by_what_a_step_does(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     config = load_config(kept.configs, kept.overrides)
-    work = estimate.work(config, receipt.mesh, receipt.batch["microbatches"])
-    # The estimate leaves out what kernels compute of masked blocks, and what of a block no gradient needs again.
-    assert 0.95 * receipt.flops.device < work.matmul_flops < 1.15 * receipt.flops.device
-    for axis, near in (("data", 0.01), ("tensor", 0.1), (HOST, 1e-9)):
+    work = estimate.work(config, receipt.mesh, receipt.batch["microbatches"], receipt.topology["platform"])
+    # A TPU's kernel also computes what is masked of a block of positions: the smaller the model, the larger its share.
+    least = 0.99 if receipt.topology["platform"] == "gpu" else 0.85
+    assert least * receipt.flops.device < work.matmul_flops < 1.01 * receipt.flops.device
+    for axis, near in (("data", 0.01), ("tensor", 1e-3), (HOST, 1e-9)):
         ours = sum(part.bytes for part in work.traffic if part.axes == (axis,))
         assert ours == pytest.approx(sum(row.bytes for row in receipt.traced if row.axes == axis), rel=near)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
 def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
     roomy = candidates(settings(), node())
     needs = sorted(c.bytes for c in roomy if c.config.memory.remat == "full")
-    usable = int(needs[len(needs) // 2] / searching.TIGHT)  # half of them are short of it
+    usable = int(needs[len(needs) // 2] / searching.ROOMY)  # half of them are short of it
 
     def place(c: searching.Candidate) -> tuple[object, ...]:
         return (*c.mesh.sizes, c.config.parallel.stage, c.config.memory.microbatch)
@@ -105,7 +106,7 @@ def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else
     need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
     saving = [c for c in found if c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1]
     # What is tight but hopeless is left out, like everything that cannot fit.
-    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > searching.TIGHT * usable}
+    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > searching.ROOMY * usable}
     assert {(c.config.memory.remat, c.config.memory.mlp_parts) for c in saving} == {
         ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
     }  # fmt: skip
@@ -156,7 +157,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
 
 
 def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
-    usable = int(max(c.bytes for c in candidates(settings(), node())))
+    usable = int(max(c.bytes for c in candidates(settings(), node()) if c.config.memory.remat == "full"))
     found = candidates(settings(), node(usable))
     tried = list(searching.worth_compiling(found, settings()))
     assert any(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1 for c in tried)
@@ -191,7 +192,12 @@ def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[searching.Candidate] = []
-    monkeypatch.setattr(searching, "confirm", lambda found, *args: tried.extend(found))
+
+    def none_fits(found: list[searching.Candidate], *args: object) -> tuple[list[Any], list[Any]]:
+        tried.extend(found)
+        return [], []
+
+    monkeypatch.setattr(searching, "confirm", none_fits)
     mesh = MeshShape(data=8)
     now = _now(settings(), mesh)
     del now["parallel.data"]
@@ -206,7 +212,7 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     hbm = {}
     for stage in formulas.STAGES:
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
-        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1)
+        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1, "gpu")
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
         assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"
@@ -236,14 +242,14 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
 
     monkeypatch.setattr(cache, "compile_step", compiles)
     found = search(settings(), node(), 2, tmp_path)
-    assert len(found) == 2 and len(compiled) == 3, "two, and the fastest of the remat that is not among them"
+    assert len(found) == 2 and len(compiled) == 4, "two, both with one remat, and the fastest of the two others"
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum("B, fits" in line for line in said) == 3
+    assert sum("B, fits" in line for line in said) == 4
 
     again = search(settings(), node(), 2, tmp_path)
-    assert len(compiled) == 3
+    assert len(compiled) == 4
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in said[-1]
 
@@ -268,7 +274,9 @@ def test_the_command_writes_the_best_or_says_that_there_is_none(
     argv = ["--config", "tiny.yaml", "--topology", "h100:1x8", "--search", "--out", str(file)]
 
     def command() -> int:
-        return command_line._search(settings(), node(), 2, None, Namespace(out=str(file), json=False), argv)
+        return command_line._search(
+            settings(), node(), 2, None, Namespace(out=str(file), json=False, minutes=None), argv
+        )
 
     monkeypatch.setattr(searching, "search", lambda *_: [])
     assert command() == 1 and not file.exists()
@@ -336,6 +344,50 @@ def test_a_search_that_finds_fewer_says_so(monkeypatch: pytest.MonkeyPatch, said
     monkeypatch.setattr(searching, "plan", refuse)
     assert search(settings(), node(), 1, None) == []
     assert "0 of the 1 wanted were found: 4 of the fastest kinds were compiled" in said[-1]
+
+
+def test_the_first_compiled_has_room_and_what_may_not_fit_comes_last() -> None:
+    some = sorted(c.bytes for c in candidates(settings(), node()))
+    usable = int(some[len(some) // 2])
+    found = candidates(settings(), node(usable))
+    order = searching.in_order(iter(found), usable)
+    assert sorted(map(id, order)) == sorted(map(id, found))
+    first, *rest = order
+    assert first == next(c for c in found if c.bytes <= searching.ROOMY * usable)
+    unlikely = [c.bytes > usable for c in rest]
+    assert True in unlikely and unlikely == sorted(unlikely)
+    for some_of_them in ([c for c in rest if c.bytes <= usable], [c for c in rest if c.bytes > usable]):
+        assert some_of_them == [c for c in found if c in some_of_them], "fastest first"
+
+
+@pytest.mark.parametrize(("seconds", "attempts"), [(0.0, 1), (25.0, 2), (1e9, 4)])
+def test_a_search_ends_in_time_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], seconds: float, attempts: int
+) -> None:
+    """With compilations of ten seconds each, none begins that would end after the time."""
+    now = 0.0
+
+    def ten_seconds(*args: object) -> None:
+        nonlocal now
+        now += 10.0
+        raise RunError("no")
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(searching, "plan", ten_seconds)
+    monkeypatch.setattr(searching, "_of_other_remats", lambda *args: [])
+    assert search(settings(), node(), 1, None, seconds) == []
+    assert now == 10.0 * attempts
+    if attempts == 4:
+        assert "4 of the fastest kinds were compiled" in said[-1]
+    else:
+        assert f"stopped after {now:.0f} s with {4 - attempts} more to compile" in said[-1]
+        assert "--parallel.stage" in said[-1] and "--minutes" in said[-1]
+
+
+def test_what_was_kept_takes_no_time(tmp_path: Path, said: list[str]) -> None:
+    found = search(settings(), node(), 2, tmp_path, 1e9)
+    assert search(settings(), node(), 2, tmp_path, 0.0) == found
+    assert not any("stopped after" in line for line in said)
 
 
 def refuse(*args: object) -> None:

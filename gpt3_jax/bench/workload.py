@@ -119,7 +119,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
 def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
     """Estimated bytes on a device for one microbatch of `shard_sequences` sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
-    return estimate.memory(run, shape_of(mesh), 1)
+    return estimate.memory(run, shape_of(mesh), 1, mesh_platform(mesh))
 
 
 def attention_choices(work: Workload) -> dict[str, str]:

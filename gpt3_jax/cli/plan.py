@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         return 0
     if args.keep is not None and not args.search:
         raise UserError(f"--keep {args.keep} is for a search; add --search, or leave it out")
+    if args.minutes is not None and not args.search:
+        raise UserError(f"--minutes {args.minutes:g} is for a search; add --search, or leave it out")
     if args.out is not None:
         if not args.search:
             raise UserError(f"--out {args.out} is for a search; add --search, or leave it out")
@@ -77,6 +79,8 @@ def main(argv: list[str]) -> int:
     keep = 3 if args.keep is None else args.keep
     if keep < 1:
         raise UserError(f"--keep is {keep}; expected at least 1")
+    if args.minutes is not None and not args.minutes > 0:
+        raise UserError(f"--minutes is {args.minutes:g}; expected more than 0")
     topology = open_topology(args.topology, args.slices)
     cache = None if args.no_cache else default_cache()
     if args.use != "train":
@@ -153,9 +157,10 @@ def _search(
 ) -> int:
     from gpt3_jax.plan.found import write_configuration
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import search
+    from gpt3_jax.plan.search import SECONDS, search
 
-    found = search(config, topology, keep, cache)
+    seconds = SECONDS if args.minutes is None else 60 * args.minutes
+    found = search(config, topology, keep, cache, seconds)
     if args.out is not None and found:
         best, receipt = found[0]
         write_configuration(args.out, best.config, receipt, shlex.join(["gpt3-jax", "plan", *argv]))
@@ -279,6 +284,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep", type=int, metavar="N", help="for --search: number of configurations to find (default: 3)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="for --search: how long to compile; what is left out is said (default: 2)",
     )
     parser.add_argument(
         "--out",

@@ -200,6 +200,12 @@ def bands(config: ModelConfig) -> tuple[int | None, ...]:
     return tuple(config.band_width if kind == "banded" else None for kind in config.attention_pattern)
 
 
+def switches_attention(config: ModelConfig, tensor: int, platform: str) -> bool:
+    """Whether one block's code serves layers of every kind of attention, over `tensor` shards: a GPU waits for its host
+    at every switch, which only a long block hides."""
+    return platform not in ("gpu", "rocm") or 12 * config.d_model**2 // tensor >= _LONG_BLOCK
+
+
 def band_shares(config: ModelConfig) -> dict[int | None, float]:
     """Share of the layers by band, in the order of the branches that a block switches between; None is dense."""
     period = bands(config)
@@ -242,9 +248,7 @@ def blocks(
         return jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    # A GPU waits for its host at every switch, which only a long block hides.
-    may_choose = local.platform not in ("gpu", "rocm") or 12 * config.d_model**2 // local.tensor_size >= _LONG_BLOCK
-    if unroll == 1 and not no_loop and len(kinds) > 1 and may_choose:
+    if unroll == 1 and not no_loop and len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform):
         # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
         # postpone one block's weight gradients until the next block's, and hold all that they need until then.
         branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]

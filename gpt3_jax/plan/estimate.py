@@ -1,69 +1,218 @@
 """Estimates of what a configuration needs and costs, by arithmetic alone. The search uses them to drop what cannot fit
 and to order the rest before it compiles. A receipt never contains them.
 
-Bytes are a device's; B tokens of one microbatch on one data shard, D = d_model, L layers, V padded vocabulary, Ψ
-parameters of one tensor shard, t tensor shards, N the ZeRO group.
+The memory of a step is that of its fullest moment: when the loss is computed, when the first block's backward pass
+runs, when the token table's gradient is made, or when gradients are reduced. What is alive then was read from the
+buffers of compiled programs, the receipts that are kept and others drawn at random; each figure here says which buffers
+it stands for.
+
+Bytes are a device's; n tokens of one microbatch on one data shard, D = d_model, L layers, V a tensor shard's slice of
+the padded vocabulary, Ψ parameters of one tensor shard, t tensor shards, N the ZeRO group, c bytes of the compute
+dtype.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 from gpt3_jax.config import Config
+from gpt3_jax.model.matmul import GRADIENT_PART
 from gpt3_jax.model.params import count_params, train_flops_per_token
+from gpt3_jax.model.transformer import TABLE_PART, switches_attention
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.formulas import psi_of_shard
 from gpt3_jax.plan.roofline import Traffic, Work
 from gpt3_jax.program.traffic import HOST, ring_share
 
-_KEPT = {"offload": 0, "full": 2, "dots": 22, "none": 36}
-"""Bytes of activations kept per layer, token and unit of D, by remat: nothing on the device; the block's input; the
-matmuls' results beside it; everything."""
-_WORKING = 44
-"""Bytes alive within one block, forward and backward, per token and unit of D."""
+ERROR = 0.10
+"""How far `memory` may be from what is compiled, as a share of that. Tests hold it to this for every receipt."""
+
+_TPU_CODE = 2**25
+"""The program itself lies in a TPU's memory: 25 to 54 MiB in the receipts. A GPU's compiler does not say."""
+_LANES = 128
+"""A TPU pads the last dimension of what it keeps to this. Only heads narrower than it are kept in such an array."""
+_ON_CHIP = 2**27
+"""A TPU's memory on the chip: a buffer that passes between two operations and is smaller may lie there instead."""
 
 
-def memory(config: Config, mesh: MeshShape, microbatches: int) -> float:
-    """Estimates the bytes that a device needs."""
-    model, stage = config.model, config.parallel.stage
-    psi = psi_of_shard(config.model, mesh.tensor)
-    group = mesh.data if stage else 1
-    tokens = _tokens_of_microbatch(config, mesh, microbatches)
+@dataclasses.dataclass(frozen=True)
+class _Alive:
+    """Activations of a block in bytes for each token of a microbatch and unit of D, in bf16: what every tensor shard
+    holds whole (rows gathered for a matmul, and partial sums), and what tensor shards split."""
+
+    whole: float
+    split: float
+
+    def over(self, tensor: int) -> float:
+        return self.whole + self.split / tensor
+
+
+_WORKING = {"tpu": _Alive(8, 28), "gpu": _Alive(8, 24), "gpu pair": _Alive(14, 38)}
+"""Alive in the backward pass of a block that is computed again, but for the MLP's hidden units. Whole: the two gathered
+inputs of its matmuls, the gathered gradient of its output and the gradient of an input, 2 each. Split: queries, keys,
+values and the heads' output with their gradients, 2 each, and some residual streams. Where a GPU's program has two
+blocks in one iteration, a kernel's gradient waits, with all it needs, until the other block's."""
+_HIDDEN = {"tpu": 10, "gpu": 32, "gpu pair": 48}
+"""The MLP's hidden units before and after the activation and their gradient, 8 each; parts divide them. A GPU has them
+in fp32 beside, 16, and of two blocks. On a TPU they are there when the attention's are not: what they take more."""
+_WORKING_NONE = _Alive(4, 20)
+"""The same where nothing is computed again: the gradients alone; the rest is among what is kept."""
+
+
+def _padding(config: Config) -> float:
+    """How much more memory a TPU takes for an array of heads than it has elements."""
+    d_head = config.model.d_head
+    return math.ceil(d_head / _LANES) * _LANES / d_head
+
+
+def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) -> float:
+    """Alive in the backward pass of one block beside what is kept, in bytes as in `_Alive`, `unit` times."""
+    if config.memory.remat == "none":
+        return _WORKING_NONE.over(tensor)
+    program = "tpu" if not gpu else "gpu pair" if pair else "gpu"
+    most = _WORKING[program].over(tensor) + _HIDDEN[program] / config.memory.mlp_parts / tensor
+    padding = _padding(config)
+    if not gpu and padding > 1 and 6 * padding * unit / tensor > _ON_CHIP:
+        # Gradients of queries, keys and values of narrow heads lie there padded, and once more joined.
+        most = max(most, _Alive(4, 78).over(tensor))
+    if gpu and config.memory.remat == "dots":
+        # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
+        # that is all of them, or half where there are two.
+        most = max(most, _fp32(config) * config.model.n_layers * (1 / 2 if pair else 1))
+    return most
+
+
+def _fp32(config: Config) -> int:
+    """Bytes of an fp32 element in the unit of `_Alive`, which grows with the compute dtype."""
+    return 4 if config.model.dtype == "bfloat16" else 2
+
+
+def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
+    """Kept for the backward pass, for each layer."""
+    if config.memory.remat == "offload":
+        return _Alive(0, 0)
+    if config.memory.remat == "full":
+        return _Alive(0, 2)  # the block's input
+    if config.memory.remat == "dots":
+        # Beside the input the results of the matmuls: of queries, keys, values and hidden units, 7 D, and of the
+        # attention's output, partial sums of every position. A TPU's compiler rounds them to bf16 before it keeps them.
+        # A GPU's keeps them in fp32, as the policy sees them.
+        if gpu:
+            return _Alive(_fp32(config), 2 + _fp32(config) * 7)
+        return _Alive(2, 2 + 2 * 7)
+    # Whole: the gathered inputs of both halves. Split: hidden units before and after the activation, 16; queries, keys,
+    # values and the heads' output for the attention's kernel, 8; that output for its projection, 2; the streams, 4.
+    return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
+
+
+def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> float:
+    """Estimates the bytes that a device needs.
+
+    Args:
+        platform: tpu, or gpu; any other is taken for a GPU.
+    """
+    model, stage, remat = config.model, config.parallel.stage, config.memory.remat
+    gpu = platform != "tpu"
     width = 2 if model.dtype == "bfloat16" else 4
-    state = 12 * psi / group
-    table = model.n_vocab_padded * model.d_model / mesh.tensor
-    block = (psi - table) / model.n_layers
-    # Of an MLP in parts, two are there; it has two thirds of a block's weights.
-    parts = config.memory.mlp_parts
-    there = block if parts == 1 else block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
-    gathered = width * (psi if stage < 3 else there + table)
-    # Below stage 2 in the compute dtype; above, shards of them and what is on its way into them.
-    gradients = width * psi if stage < 2 else 4 * psi / group + 4 * min(table, 2**25) + width * there
-    if microbatches > 1:
-        gradients += 4 * (psi if stage < 2 else psi / group)
-    kept = _KEPT[config.memory.remat] * width / 2 * tokens * model.d_model * model.n_layers / mesh.tensor
-    working = _WORKING * tokens * model.d_model / mesh.tensor
-    logits = 10 * min(config.memory.loss_chunk, tokens) * model.n_vocab_padded / mesh.tensor
-    return state + gathered + gradients + kept + max(working, logits)
+    group = mesh.data if stage else 1
+    several = microbatches > 1
+    tokens = _tokens_of_microbatch(config, mesh, microbatches)
+    unit = width / 2 * tokens * model.d_model
+    psi = psi_of_shard(model, mesh.tensor)
+    vocab = model.n_vocab_padded / mesh.tensor
+    table = vocab * model.d_model
+    blocks = psi - table - model.n_ctx * model.d_model
+    pair = gpu and len(model.attention_pattern) > 1 and not switches_attention(model, mesh.tensor, "gpu")
+
+    # Throughout: master weights and moments; with several microbatches the sums of their gradients.
+    held = 12 * psi / group
+    if several:
+        held += 4 * psi / (group if stage >= 2 else 1)
+    # Below stage 3 all weights are there. The table's are free in the backward pass if no microbatch follows.
+    weights = width * psi if stage < 3 else 0
+    kept = unit * model.n_layers * _kept(config, gpu, pair).over(mesh.tensor)
+    if remat == "none" and stage == 3:
+        kept += width * blocks / group  # the shards, cast, from which each block is gathered again
+    elif remat == "none" and pair:
+        kept += width * blocks  # each block's weights, cut out of the pair
+    # The gradient of the output matrix, until that of the token table is made (`loss.Deferred`). The compiler rounds it
+    # before or after the blocks; if before, the table's own gradient has the place.
+    product = tokens > model.d_model
+    deferred = 4 * table if product else width * tokens * (vocab + model.d_model)
+    gradients = width * (psi - table) if stage < 2 else 4 * psi / group
+    if stage == 1:
+        # What the reduce-scatter after the loss writes into; of several, the compiler makes some as early as here.
+        gradients += 4 * psi / group / 2
+
+    rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
+    logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
+    streams = unit * (4 + 2 / mesh.tensor)
+    loss = weights + (width * table if stage == 3 else 0) + kept + deferred + logits + streams
+
+    working = unit * _working(config, mesh.tensor, unit, gpu, pair)
+    if stage == 3:
+        # Of an MLP in parts, two are there; it has two thirds of a block's weights.
+        parts = config.memory.mlp_parts
+        working += width * blocks / model.n_layers * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
+    if stage >= 2:
+        working += 2 * width * min(blocks / model.n_layers / 3, GRADIENT_PART)  # a part is made, another is reduced
+    backward = weights + kept + gradients + deferred + working
+    if stage < 3 and not several:
+        backward -= width * table
+
+    # A part of the table's gradient and the same on its way; from two factors it is multiplied out beside them.
+    part = 4 * table / math.ceil(table / TABLE_PART) if stage >= 2 else 0
+    embedding = (weights if several else 0) + gradients + deferred + (2 if product else 3) * part + 4 * unit
+
+    # At stage 0 a single microbatch's gradients are there, rounded, and reduced in fp32.
+    update = (width + 4) * psi if stage == 0 and not several else 0
+
+    return held + max(loss, backward, embedding, update) + (0 if gpu else _TPU_CODE)
 
 
-def work(config: Config, mesh: MeshShape, microbatches: int) -> Work:
-    """Estimates what a step computes and moves."""
-    model, stage = config.model, config.parallel.stage
+_MOVED = {
+    "on chip": {"full": _Alive(20, 165), "dots": _Alive(20, 190), "none": _Alive(20, 275)},
+    "tpu": {"full": _Alive(9, 290), "dots": _Alive(9, 420), "none": _Alive(9, 420)},
+    "gpu": {"full": _Alive(6, 235), "dots": _Alive(6, 505), "none": _Alive(6, 490)},
+}
+_MOVED_WEIGHTS = {"on chip": 5, "tpu": 0, "gpu": 30}
+"""What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
+for each weight and microbatch: medians over 26 programs for GPUs, 46 for TPUs whose hidden units fit on the chip, and
+7 where they do not (none of these without remat: taken as with dots). `elementwise` is the least that it could be, 136
+where a block is computed again and 96 elsewhere. What is kept is copied into stacks of all layers and out of them:
+hence more is moved where less is computed again."""
+
+
+def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
+    """Estimates what a step computes and moves.
+
+    Args:
+        platform: tpu, or gpu; any other is taken for a GPU.
+    """
+    model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     devices = mesh.devices
     tokens = config.train.batch_tokens
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
-    again = {"offload": 4 / 3, "full": 4 / 3, "dots": 1.05, "none": 1.0}[config.memory.remat]
+    # Of a block that is computed again no gradient needs the MLP's last matmul, 4 of its 12 D².
+    matmuls = 2.0 * 8 * model.d_model**2 * model.n_layers * tokens / devices
+    again = {"none": 0.0, "dots": attention / 3}.get(remat, matmuls + attention / 3)
     psi = psi_of_shard(config.model, mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
-    remat = config.memory.remat
-    block = elementwise.block_bytes(model.d_model, model.d_ff, remat) + elementwise.flash_bytes(model.d_model, remat)
-    moved = (block * model.n_layers + elementwise.loss_bytes(model.n_vocab_padded)) * tokens / devices
-    hbm = moved + elementwise.optimizer_bytes(psi / (mesh.data if stage else 1))
+    hidden = 4 * width * _tokens_of_microbatch(config, mesh, microbatches) * model.d_model / mesh.tensor
+    compiler = "gpu" if platform != "tpu" else "tpu" if hidden > _ON_CHIP else "on chip"
+    moved = _MOVED[compiler]["full" if remat == "offload" else remat]
+    each = moved.over(mesh.tensor) if mesh.tensor > 1 else moved.split
+    hbm = each * tokens / mesh.batch_shards * model.d_model * model.n_layers
+    hbm += elementwise.loss_bytes(model.n_vocab_padded) * tokens / devices
+    hbm += _MOVED_WEIGHTS[compiler] * psi * microbatches
+    hbm += elementwise.optimizer_bytes(psi / (mesh.data if stage else 1))
     return Work(
         tokens=tokens,
         devices=devices,
-        matmul_flops=again * (model_flops + attention),
+        matmul_flops=model_flops + attention + again,
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
@@ -88,7 +237,9 @@ def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, wid
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))
     if mesh.tensor > 1:
         tokens = _tokens_of_microbatch(config, mesh, microbatches) * microbatches
-        passes = 6 if config.memory.remat in ("full", "offload") else 4
+        # Two gathers and two scatters of a block, forward and backward, are the bytes of four all-reduces. All but the
+        # last scatter are computed again. One gather and one scatter more stand at the head and the embedding.
+        passes = 4 + (0 if config.memory.remat == "none" else 1.5) + 2 / model.n_layers
         moved = float(ring_share("all-reduce", mesh.tensor)) * passes * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
     if config.memory.remat == "offload":

@@ -4,6 +4,7 @@ by arithmetic; the best are compiled."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -24,13 +25,13 @@ from gpt3_jax.quantities import size
 REMATS: tuple[Remat, ...] = get_args(Remat)
 PARTS = 8
 """Parts of an MLP that are tried where memory is short."""
-TIGHT = 0.7
-"""Share of the capacity. Where full remat is estimated above it, MLPs in parts and offload are tried too."""
-ROOMY = 0.9
-"""Share of the capacity. What is estimated below it will most likely fit."""
-SLACK = 1.4
-"""A candidate whose estimate is this much above the capacity is not compiled. For the kept receipts the estimates are
-0.70 to 1.37 times what was compiled; a test holds them below this."""
+ROOMY = 1 - estimate.ERROR
+"""Share of the capacity. What is estimated below it fits. Where full remat is estimated above it, MLPs in parts and
+offload are tried too."""
+SLACK = 1 + estimate.ERROR
+"""Share of the capacity. What is estimated above it does not fit, and is not compiled."""
+SECONDS = 120.0
+"""How long a search compiles, unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,11 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     changed = _changed(config, mesh, stage, remat, microbatch, parts)
                     if changed is None or (_saves_only(changed, config) and not tight):
                         continue
-                    need = estimate.memory(changed, mesh, microbatches)
-                    tight = tight or (remat == "full" and need > TIGHT * usable)
-                    prediction = predict(estimate.work(changed, mesh, microbatches), changed, topology, mesh)
+                    need = estimate.memory(changed, mesh, microbatches, topology.platform)
+                    tight = tight or (remat == "full" and need > ROOMY * usable)
+                    prediction = predict(
+                        estimate.work(changed, mesh, microbatches, topology.platform), changed, topology, mesh
+                    )
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
     # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
@@ -121,27 +124,76 @@ def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candi
             yield candidate
 
 
-def search(config: Config, topology: Topology, keep: int, cache: Path | None) -> list[tuple[Candidate, Receipt]]:
+def in_order(tried: Iterator[Candidate], usable: int) -> list[Candidate]:
+    """The candidates in the order in which a search compiles them, from fastest first: the fastest that fits by any
+    error of the estimate comes first, so that there is one; those that fit only by an error come last."""
+    likely: list[Candidate] = []
+    unlikely: list[Candidate] = []
+    for candidate in tried:
+        (likely if candidate.bytes <= usable else unlikely).append(candidate)
+    safe = next((c for c in likely if c.bytes <= ROOMY * usable), None)
+    return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]
+
+
+class Clock:
+    """How long a search may compile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = time.monotonic()
+        self._longest = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def has_time(self) -> bool:
+        """Whether another compilation, as long as the longest so far, ends in time. The first always has."""
+        return not self._longest or self.elapsed + self._longest <= self.seconds
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a compilation took."""
+        self._longest = max(self._longest, seconds)
+
+
+def search(
+    config: Config, topology: Topology, keep: int, cache: Path | None, seconds: float = SECONDS
+) -> list[tuple[Candidate, Receipt]]:
     """The `keep` fastest configurations that fit, each compiled; fastest first by what the compiled programs predict.
+
+    Args:
+        seconds: no compilation is begun that, as long as the longest before it, would end later. What is left out is
+            said.
 
     Raises:
         UserError: as `candidates`; or none that can fit.
     """
+    clock = Clock(seconds)
     found = candidates(config, topology)
     if not found:
         raise UserError(
             f"no mesh, stage, remat and microbatch fits {topology.name} by arithmetic; take more devices or a smaller "
             "model"
         )
+    assert topology.usable is not None
     log.info(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    tried = list(worth_compiling(found, config))
+    tried = in_order(worth_compiling(found, config), topology.usable)
     attempts = 4 * keep
-    confirmed = confirm(iter(tried), topology, keep, attempts, cache)
+    confirmed, left = confirm(tried, topology, keep, attempts, cache, clock)
     if others := _of_other_remats(found, confirmed, topology):
-        log.info("and the fastest of each other remat, in case the estimate misranks it")
-        confirmed += confirm(iter(others), topology, len(others), len(others), cache)
-        confirmed = sorted(confirmed, key=_step_seconds)[:keep]
-    if len(confirmed) < keep:
+        if clock.has_time():
+            log.info("and the fastest of each other remat, in case the estimate misranks it")
+        more, out = confirm(others, topology, len(others), len(others), cache, clock)
+        confirmed, left = confirmed + more, left + [c for c in out if c not in left]
+    confirmed = sorted(confirmed, key=_step_seconds)[:keep]
+    if left:
+        fastest = min(left, key=lambda c: c.prediction.step_seconds)
+        log.info(
+            f"stopped after {clock.elapsed:.0f} s with {len(left)} more to compile, by arithmetic the fastest of them "
+            f"{fastest.options}: {size(fastest.bytes)}, {fastest.prediction.step_seconds:.2f} s a step; "
+            "--minutes gives a search more time"
+        )
+    elif len(confirmed) < keep:
         why = (
             f"{attempts} of the fastest kinds were compiled"
             if len(tried) > attempts
@@ -174,35 +226,47 @@ def nearest(
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(iter(roomy), topology, keep, 3 * keep, cache)
+    return confirm(roomy, topology, keep, 3 * keep, cache)[0]
 
 
 def confirm(
-    found: Iterator[Candidate],
+    found: Sequence[Candidate],
     topology: Topology,
     keep: int,
     attempts: int,
     cache: Path | None,
-) -> list[tuple[Candidate, Receipt]]:
-    """Compiles candidates in this order until `keep` of them fit."""
+    clock: Clock | None = None,
+) -> tuple[list[tuple[Candidate, Receipt]], list[Candidate]]:
+    """Compiles candidates in this order until `keep` of them fit, after as many attempts, or when the time is up.
+
+    Returns:
+        Those that fit, fastest first; and those that there was no time for.
+    """
     confirmed: list[tuple[Candidate, Receipt]] = []
-    for number, candidate in enumerate(found, 1):
-        if number > attempts or len(confirmed) == keep:
+    for done, candidate in enumerate(found[:attempts]):
+        if len(confirmed) == keep:
             break
+        if clock and not clock.has_time():
+            return sorted(confirmed, key=_step_seconds), list(found[done:attempts])
+        began = time.monotonic()
+        kept = False
         try:
             receipt, kept = plan(candidate.config, topology, cache)
         except (RunError, UserError) as error:
-            log.info(f"[{number}] {candidate.options}: {error}")
+            log.info(f"[{done + 1}] {candidate.options}: {error}")
             continue
+        finally:
+            if clock and not kept:
+                clock.took(time.monotonic() - began)
         verdict = "fits" if receipt.memory.fits else "does not fit"
         step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         log.info(
-            f"[{number}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
+            f"[{done + 1}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
             f"{' (kept from before)' if kept else ''}"
         )
         if receipt.memory.fits:
             confirmed.append((candidate, receipt))
-    return sorted(confirmed, key=_step_seconds)
+    return sorted(confirmed, key=_step_seconds), []
 
 
 def _step_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
