@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_items import wrong_kinds
 
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
@@ -563,6 +565,8 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
         for each in paragraph["qas"]
     ]
     same(on_hub("squad_v2", "squadv2", rows, tmp_path / "s", "validation"), released("squadv2", SQUAD))
+    apart = on_hub("squad_v2", "squadv2", [*rows[::2], *rows[1::2]], tmp_path / "apart", "validation")
+    assert sorted(item.context.count("Q:") for item in apart) == [1, 1, 2, 3], "rows of a paragraph may lie apart"
     section = DROP["drop_dataset_dev.json"]["nfl_1"]
     rows = [
         {
@@ -755,6 +759,19 @@ PARALLEL: list[tuple[str, Files, str]] = [
     ("ptb", {"ptb.test.txt": ""}, "ptb.test.txt is empty"),
     ("ptb", {"ptb.valid.txt": PTB}, "looked for ptb.test.txt or the Hub's ptb_text_only (test)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("triviaqa", TRIVIA), ("naturalqs", NATURAL), ("webqs", WEB), ("coqa", COQA), ("quac", QUAC), ("squadv2", SQUAD),
+     ("drop", DROP)],
+)  # fmt: skip
+def test_no_value_of_another_kind_is_a_traceback(name: str, files: Files, tmp_path: Path) -> None:
+    first = next(iter(files))
+    for each in wrong_kinds(files[first]):
+        data = write(tmp_path, {first: each})
+        with contextlib.suppress(UserError):  # any other error is one
+            load(name, data)
 
 
 @pytest.mark.parametrize(("task", "files", "message"), [*CLOSED_BOOK, *READING, *PARALLEL])
