@@ -389,6 +389,40 @@ def test_the_first_lines_are_those_of_all(
         assert rows.lines(str(path), most) == every[:most]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1}', ["item 0"]),
+        ('[{"a": 1}, {"a": 2}]', ["item 0", "item 1"]),
+        ('{"a":\n1}', ["item 0"]),
+        ('{"a": 1}\n\n{"a": 2}\n', ["line 1", "line 3"]),
+        ('{"a": 1}\n{"a"', "line 2 is not JSON"),
+        ('{"a":\n1}\n{}', "line 3 is not JSON (Extra data)"),
+        ("", "line 1 is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_json_is_a_document_or_lines_and_decoded_once(
+    text: str, found: list[str] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    read: list[str] = []
+    once = rows.read_text
+
+    def counted(path: str, lines: int | None = None) -> str:
+        read.append(path)
+        return once(path, lines)
+
+    monkeypatch.setattr(rows, "read_text", counted)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=re.escape(found)):
+            list(rows.objects(str(path)))
+    else:
+        assert [where for where, _ in rows.objects(str(path))] == [f"{path}, {each}" for each in found]
+    assert len(read) == 1
+
+
 def sgm(*sentences: str) -> str:
     segments = "\n".join(f'<seg id="{n}">{sentence}</seg>' for n, sentence in enumerate(sentences, start=1))
     return f'<srcset setid="newstest" srclang="any">\n<doc docid="1">\n<p>\n{segments}\n</p>\n</doc>\n</srcset>\n'
