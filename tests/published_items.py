@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -737,3 +737,11 @@ def write_snapshot(folder: Path, case: Case, owner: str = "owner") -> Path:
     for split, all_rows in case.hub_rows.items():
         pq.write_table(pa.Table.from_pylist(list(all_rows)), there / f"{split}-00000-of-00001.parquet")
     return folder
+
+
+def wrong_kinds(value: Any) -> Iterator[Any]:
+    """JSON with something of another kind in the place of each part of it; of a list, of the first two."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value[:2]):
+        inside = wrong_kinds(each) if isinstance(each, (dict, list)) else ()
+        for other in (None, 5, [5], {"a": 5}, *inside):
+            yield {**value, key: other} if isinstance(value, dict) else [*value[:key], other, *value[key + 1 :]]

@@ -844,8 +844,8 @@ BUGS = (
     Bug(
         "a paragraph's questions stay before those of the next",
         "evals/tasks/reading.py",
-        "before, last = [], top",
-        "last = top",
+        "by_paragraph.setdefault(top, [])",
+        'by_paragraph.setdefault("", [])',
         ("test_free_answer_tasks", "test_prompts_of_squad_have_the_earlier_questions_of_the_paragraph", ()),
     ),
     Bug(

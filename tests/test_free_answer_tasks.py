@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_items import wrong_kinds
 
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
@@ -387,6 +389,40 @@ def test_the_first_lines_are_those_of_all(
         assert rows.lines(str(path), most) == every[:most]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1}', ["item 0"]),
+        ('[{"a": 1}, {"a": 2}]', ["item 0", "item 1"]),
+        ('{"a":\n1}', ["item 0"]),
+        ('{"a": 1}\n\n{"a": 2}\n', ["line 1", "line 3"]),
+        ('{"a": 1}\n{"a"', "line 2 is not JSON"),
+        ('{"a":\n1}\n{}', "line 3 is not JSON (Extra data)"),
+        ("", "line 1 is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_json_is_a_document_or_lines_and_decoded_once(
+    text: str, found: list[str] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    read: list[str] = []
+    once = rows.read_text
+
+    def counted(path: str, lines: int | None = None) -> str:
+        read.append(path)
+        return once(path, lines)
+
+    monkeypatch.setattr(rows, "read_text", counted)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=re.escape(found)):
+            list(rows.objects(str(path)))
+    else:
+        assert [where for where, _ in rows.objects(str(path))] == [f"{path}, {each}" for each in found]
+    assert len(read) == 1
+
+
 def sgm(*sentences: str) -> str:
     segments = "\n".join(f'<seg id="{n}">{sentence}</seg>' for n, sentence in enumerate(sentences, start=1))
     return f'<srcset setid="newstest" srclang="any">\n<doc docid="1">\n<p>\n{segments}\n</p>\n</doc>\n</srcset>\n'
@@ -563,6 +599,8 @@ def test_the_hubs_rows_give_the_examples_of_the_releases(tmp_path: Path) -> None
         for each in paragraph["qas"]
     ]
     same(on_hub("squad_v2", "squadv2", rows, tmp_path / "s", "validation"), released("squadv2", SQUAD))
+    apart = on_hub("squad_v2", "squadv2", [*rows[::2], *rows[1::2]], tmp_path / "apart", "validation")
+    assert sorted(item.context.count("Q:") for item in apart) == [1, 1, 2, 3], "rows of a paragraph may lie apart"
     section = DROP["drop_dataset_dev.json"]["nfl_1"]
     rows = [
         {
@@ -755,6 +793,19 @@ PARALLEL: list[tuple[str, Files, str]] = [
     ("ptb", {"ptb.test.txt": ""}, "ptb.test.txt is empty"),
     ("ptb", {"ptb.valid.txt": PTB}, "looked for ptb.test.txt or the Hub's ptb_text_only (test)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("triviaqa", TRIVIA), ("naturalqs", NATURAL), ("webqs", WEB), ("coqa", COQA), ("quac", QUAC), ("squadv2", SQUAD),
+     ("drop", DROP)],
+)  # fmt: skip
+def test_no_value_of_another_kind_is_a_traceback(name: str, files: Files, tmp_path: Path) -> None:
+    first = next(iter(files))
+    for each in wrong_kinds(files[first]):
+        data = write(tmp_path, {first: each})
+        with contextlib.suppress(UserError):  # any other error is one
+            load(name, data)
 
 
 @pytest.mark.parametrize(("task", "files", "message"), [*CLOSED_BOOK, *READING, *PARALLEL])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -20,6 +21,7 @@ from published_items import (
     write_release,
     write_saved,
     write_snapshot,
+    wrong_kinds,
 )
 
 import gpt3_jax
@@ -818,6 +820,34 @@ def test_a_wrong_file_is_one_line(name: str, place: int, tmp_path: Path) -> None
         load(name, tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_value_of_another_kind_is_a_traceback(name: str, tmp_path: Path) -> None:
+    write_release(tmp_path, CASES[name])
+    for path in sorted(tmp_path.rglob("*")):
+        if "train" in path.name or "train" in path.parts or path.suffix not in (".jsonl", ".txt"):
+            continue
+        text = path.read_text()
+        if not text.startswith("{"):
+            continue
+        for changed in wrong_kinds(json.loads(text.partition("\n")[0])):
+            path.write_text(json.dumps(changed) + "\n")
+            with contextlib.suppress(UserError):  # any other error is one
+                load(name, tmp_path)
+        path.write_text(text)
+
+
+def test_rows_of_an_article_may_lie_apart(tmp_path: Path) -> None:
+    rows = [
+        {"example_id": id, "article": text, "question": f"{n}?", "options": ["a", "b"], "answer": "A"}
+        for n, (id, text) in enumerate([("x", "One."), ("y", "Two."), ("x", "One.")])
+    ]
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "race.parquet")
+    items = load("race_high", tmp_path, f"race_high.test_file={tmp_path}/race.parquet").test
+    assert [(item.id, item.context.count("Q:")) for item in items] == [("x.0", 2), ("x.1", 2), ("y.0", 1)]
 
 
 def test_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:

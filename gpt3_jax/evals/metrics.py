@@ -63,8 +63,8 @@ class Metric:
     slope: Callable[[float], float] = lambda _: 100.0
     """The derivative of `of_ratio`."""
     whole: Callable[[Sequence[Sequence[bleu.Pair]]], tuple[float, np.ndarray]] | None = None
-    """For corpus-level metrics: the value and those of a bootstrap, which draws the same
-    items for every system, from each item's texts and references. `score` then only ranks two answers."""
+    """For corpus-level metrics: the value and those of a bootstrap, which draws the same items for every system, from
+    each item's texts and references. `score` then only ranks two answers."""
     by_items: bool = True
     """Whether an item has a score of its own, so that two evaluations can be compared item by item."""
     signature: Callable[[], str] | None = None

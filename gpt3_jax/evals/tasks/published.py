@@ -88,7 +88,7 @@ class Found:
 
 
 Read = Callable[[Found, Options], Iterable[Item | None]]
-"""Makes a split's examples; None for a row without a label, which is left out and counted."""
+"""Makes a split's examples; None for a row without a label or answer, which is left out and counted."""
 
 
 def task(

@@ -162,13 +162,11 @@ def _quac_items(
 
 
 def _squad(found: Found, options: Options) -> Iterator[Item]:
-    """The questions of a paragraph are together in a release; on the Hub they follow each other."""
-    before: list[tuple[str, str]] = []
-    last = ""
+    """The questions of a paragraph are together in a release; on the Hub each is a row, and they may lie apart."""
+    by_paragraph: dict[str, list[tuple[str, str]]] = {}
     for number, (title, context, at, question) in enumerate(_questions(found)):
         top = f"Title: {title.replace('_', ' ')}\n\nBackground: {context}"
-        if top != last:
-            before, last = [], top
+        before = by_paragraph.setdefault(top, [])
         item = _squad_item(at, question, str(number), top, before, options)
         before.append((rows.text(question, "question", at), item.completion))
         yield item

@@ -108,7 +108,7 @@ def _articles(found: Found) -> Iterator[tuple[str, str, list[_Asked]]]:
         for path in found.files:
             for where, row in rows.objects(path) if path.lower().endswith(".jsonl") else [(path, _document(path))]:
                 texts = rows.texts(rows.required(row, "questions", where), "questions", where, (1, 100))
-                lists, letters = rows.required(row, "options", where), row.get("answers")
+                lists, letters = rows.list_in(row, "options", where), row.get("answers")
                 for field, value in (("options", lists), ("answers", letters)):
                     if value is not None and (not isinstance(value, list) or len(value) != len(texts)):
                         raise UserError(f"{where}: {field!r} is not a list of {len(texts)}, one for each question")
@@ -119,15 +119,12 @@ def _articles(found: Found) -> Iterator[tuple[str, str, list[_Asked]]]:
                 id = os.path.splitext(os.path.basename(path))[0]
                 yield str(row.get("id", id)), rows.text(row, "article", where), asked
         return
-    id, article, questions = "", "", list[_Asked]()
+    by_article: dict[str, tuple[str, list[_Asked]]] = {}  # whose rows may lie apart
     for where, row in found.rows():
-        here = rows.text(row, "article", where)
-        if questions and here != article:
-            yield id, article, questions
-            questions = []
-        id, article = str(row.get("example_id", where)), here
+        article = rows.text(row, "article", where)
+        _, questions = by_article.setdefault(article, (str(row.get("example_id", where)), []))
         questions.append(_asked(where, rows.text(row, "question", where), row.get("options"), row.get("answer")))
-    if questions:
+    for article, (id, questions) in by_article.items():
         yield id, article, questions
 
 

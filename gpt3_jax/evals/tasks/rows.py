@@ -110,11 +110,13 @@ def objects(path: str) -> Iterator[Row]:
         text = read_text(path)
         try:
             found = json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data" or "\n" in text[: error.pos].strip():
+                raise _no_document(path, error) from None
+            yield from _lines_of_json(path, text)  # the first value is a line of its own
+            return
         except (ValueError, RecursionError) as error:
-            if getattr(error, "msg", "") == "Extra data":  # after the first line's object
-                yield from _lines_of_json(path, text)
-                return
-            found = _document(path, text)
+            raise _no_document(path, error) from None
         for number, row in enumerate(found if isinstance(found, list) else [found]):
             if not isinstance(row, dict):
                 raise UserError(f"{path}, item {number} is {_kind(row)}; expected an object")
@@ -125,16 +127,16 @@ def objects(path: str) -> Iterator[Row]:
 
 def document(path: str) -> Any:
     """A file that is one JSON value. Raises the errors of `read_text`; UserError if it is not JSON."""
-    return _document(path, read_text(path))
-
-
-def _document(path: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise UserError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fetch it again") from None
-        raise UserError(f"{path} is not JSON ({type(error).__name__}); fetch it again") from None
+        raise _no_document(path, error) from None
+
+
+def _no_document(path: str, error: Exception) -> UserError:
+    if isinstance(error, json.JSONDecodeError):
+        return UserError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fetch it again")
+    return UserError(f"{path} is not JSON ({type(error).__name__}); fetch it again")
 
 
 def lines(path: str, most: int | None = None) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from gpt3_jax.evals.tasks.wording import lower_first, upper_first
 
 _POSSESSIVES = ("my", "your", "his", "her", "its", "our", "their")
 _AFTER_AN_OBJECT = re.compile(
-    r"$|\W|(?:the|a|an|to|in|on|at|with|for|from|of|by|and|or|but|because|when|while|that|as|if|so)(?![\w-])",
+    r"$|[.,;:?!)]|(?:the|a|an|to|in|on|at|with|for|from|of|by|and|or|but|because|when|while|that|as|if|so)(?![\w-])",
     re.IGNORECASE,
 )
 """How the rest of a sentence begins where "her" before it is no possessive: "to disturb her, undressing"."""
