@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if getattr(config.option, "numprocesses", None):
             raise pytest.UsageError("`-m gpu` needs `-n 0`: one process takes most of the GPU's memory")
         return  # JAX starts as the user's environment says, and compiles as it does for the user
+    if not hasattr(config, "workerinput"):  # not in xdist's processes, which have it from the first one
+        programs = tempfile.TemporaryDirectory(prefix="gpt3-jax-tests-")
+        os.environ["GPT3_JAX_TEST_PROGRAMS"] = programs.name
+        config.add_cleanup(programs.cleanup)
     os.environ["JAX_PLATFORMS"] = "cpu"
     # LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs
     # for milliseconds. What the user has set wins. A process that a test starts inherits it, unless the test says

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import CACHE, finish
+from tiny_run import SHARED, finish
 
 import gpt3_jax
 from gpt3_jax.cli import main as front
@@ -215,7 +215,7 @@ def add(self, request, answer):
 kept.KeptAnswers.add = add
 main(["evaluate", {str(made / "run")!r}, "--tasks", {tasks(made)[0]!r}, "--shots", "0,1", "--out", {str(out)!r}])
 """
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name}
+    env = {**os.environ, **SHARED}
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=env).returncode == -9
     assert (out / FILE).read_bytes().count(b"\n") == 5 and not (out / RESULTS).exists()
     again = gpt3_jax.evals.evaluate(made / "run", tasks(made)[0], (0, 1), out=out)
