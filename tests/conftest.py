@@ -34,6 +34,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+LONGEST = (
+    "test_cluster_processes", "test_evals_scorer", "test_attention", "test_zero", "test_loop", "test_train_cli",
+    "test_cluster_compilation_cache", "test_bench_proof", "test_evaluate_model", "test_step", "test_offload",
+    "test_evals_hook",
+)  # fmt: skip
+"""Files of half a minute and more: they come first, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_there_is_stays() -> None:
     """No garbage collection looks again through what was imported and traced before: reading a checkpoint asks for

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tiny_run import SHARED, finish, losses, metrics, start, tiny, write_data, write_tokens
+from tiny_run import environment, finish, losses, metrics, start, tiny, write_data, write_tokens
 
 from gpt3_jax.cli.main import main
 from gpt3_jax.cli.train import same_command
@@ -498,8 +498,7 @@ def test_a_person_at_a_terminal_sees_one_line_kept_up_to_date(tmp_path: Path, da
     file = write(tmp_path, yaml.safe_dump(to_dict(config)), "tiny.yaml")
     # A terminal of 80 columns is its stdin, stdout and stderr. (Not `pty.fork`: JAX has threads in this process.)
     terminal, its = pty.openpty()
-    screen = {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
-    env = {**os.environ, **SHARED, **screen, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {**environment(), "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
     command = [sys.executable, "-m", "gpt3_jax", "train", "--config", file]
     process = subprocess.Popen(command, env=env, stdin=its, stdout=its, stderr=its, start_new_session=True)
     os.close(its)

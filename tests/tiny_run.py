@@ -98,17 +98,21 @@ def saved(config: Config) -> TrainState:
     return state
 
 
-def start(config: Config, file: Path, *more: str, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
-    """``gpt3-jax train`` in a process of its own, after the Python code `before`."""
-    file.write_text(yaml.safe_dump(to_dict(config)))
-    env = {
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many devices. It compiles as pytest's own processes do, whose programs it can then take."""
+    return {
         **os.environ,
         **SHARED,
         "JAX_PLATFORMS": "cpu",
-        # As in pytest's own processes (conftest.py), whose programs it can then take.
         "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
+
+
+def start(config: Config, file: Path, *more: str, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
+    """``gpt3-jax train`` in a process of its own, after the Python code `before`."""
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    env = environment(devices)
     arguments = ["train", "--config", str(file), *more]
     command = [sys.executable, "-m", "gpt3_jax", *arguments]
     if before:
