@@ -197,8 +197,8 @@ def _wsc(text: str, noun: str, pronoun: str, place: int, label: bool, idx: int, 
 
 
 _WSC = (
-    # The place is one too high, as in one item of the data; the pronoun also stands in "his".
-    ("Mr. Webb saw Otto 's cat , and he fed it .", "Otto 's cat", "it", 11, True, 4),
+    # The place is one too high, as in one item of the data; the same word stands before it too.
+    ("Mr. Webb saw it was Otto 's cat , and he fed it .", "Otto 's cat", "it", 13, True, 4),
     ("Anna met Ruth because she had called.", "Anna", "she", 4, True, 1),
     ("The dog chased the ball until it burst.", "The ball", "it", 6, True, 2),
     ("The dog chased the ball until it burst.", "The dog", "it", 6, False, 3),
@@ -211,8 +211,9 @@ WSC = dataclasses.replace(
         *(_wsc(*each) for each in _WSC[1:]),
         prompts=(
             "Final Exam with Answer Key\nInstructions: Please carefully read the following passages. For each passage, "
-            "you must identify which noun the pronoun marked in *bold* refers to.\n=====\nPassage: Mr. Webb saw Otto's "
-            'cat, and he fed *it*.\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:',
+            "you must identify which noun the pronoun marked in *bold* refers to.\n=====\nPassage: Mr. Webb saw it was "
+            "Otto's cat, and he fed *it*.\nQuestion: In the passage above, what does the pronoun "
+            '"*it*" refer to?\nAnswer:',
         ),
         asked=("otto's cat",),
         shown=(
@@ -224,8 +225,8 @@ WSC = dataclasses.replace(
         delimiter="\n\n",
         top="Final Exam with Answer Key\nInstructions: Please carefully read the following passages. For each passage, "
         "you must identify which noun the pronoun marked in *bold* refers to.\n=====\n",
-        few="Passage: Mr. Webb saw Otto's cat, and he fed *it*.\nQuestion: In the passage above, what does the pronoun "
-        '"*it*" refer to?\nAnswer:',
+        few="Passage: Mr. Webb saw it was Otto's cat, and he fed *it*.\nQuestion: In the passage above, what does the "
+        'pronoun "*it*" refer to?\nAnswer:',
     ),
     hub_rows={
         "validation": [_wsc(*_WSC[0], flat=True)],

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gpt3_jax import model
-from gpt3_jax.bench import ceilings, checkpoint, decode, mfu, step, timing, workload
+from gpt3_jax.bench import ceilings, checkpoint, decode, evaluate, mfu, step, timing, workload
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cli.bench import main
 from gpt3_jax.config import Config, load_config, preset, replace
@@ -292,6 +292,27 @@ def test_generations_vocabulary_never_ends(config: Config) -> None:
     assert pieces[-1] == Piece(0, 0, "x", 12, "max_tokens")
 
 
+# -- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_counts_its_items_and_the_tokens_that_are_not_padding(config: Config) -> None:
+    requests = evaluate.invented("choices", 3, 5, 16, 61)
+    assert len(requests) == 12 and len({context for context, _ in requests}) == 3
+    contexts = {context for context, _ in requests}
+    tokens = sum(map(len, contexts)) + sum(len(choice) - 1 for _, choice in requests)
+    mesh = make_mesh(config.parallel)
+    times = evaluate.measure(config, mesh, items=3, context_tokens=5, repeat=2)
+    assert tuple(times.kinds) == evaluate.KINDS
+    found = times.kinds["choices"]
+    assert (found.items, found.tokens, found.seconds.count) == (3, tokens, 2)
+    assert found.items_per_second == pytest.approx(3 / found.seconds.median)
+    assert found.tokens_per_second == pytest.approx(tokens / found.seconds.median)
+    assert 0 < found.padding < 1 and found.programs >= 1
+    letters = times.kinds["one-token choices"]
+    assert letters.tokens == sum(map(len, {c for c, _ in evaluate.invented("one-token choices", 3, 5, 16, 61)}))
+    assert times.kinds["texts"].tokens == 3 * 16
+
+
 # -- checkpoints ---------------------------------------------------------------------------------------------------
 
 
@@ -415,7 +436,7 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
         (["loader", "--gigabytes", "1e9"], "random token shards need"),
         (
             ["gpt3-small"],
-            "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint, ceilings or all",
+            "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint, evaluate, ceilings or all",
         ),
         (["step", "tokens/web"], "unexpected argument 'tokens/web'"),
         (["decode", "--profile"], "--profile is an option of bench step"),
@@ -424,6 +445,8 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
         (["loader", "--gigabytes", "nan"], "--gigabytes is nan; expected more than 0"),
         (["loader", "--gigabytes", "0.01", "--batch", "1000000000"], "GiB of memory are left; lower --batch"),
         (["decode", "--rows", "17"], "--rows is 17; expected 16 at most"),
+        (["evaluate", "--context-tokens", "250"], "at most 245 fit model.n_ctx, 256"),
+        (["decode", "--items", "3"], "--items is an option of bench evaluate"),
         (["checkpoint", "--folder", "nowhere"], "--folder 'nowhere' is not a folder"),
         (["--step", "3"], "unknown option --step; the nearest is --steps"),
         (["--config", "nothing"], "configuration file 'nothing' does not exist"),

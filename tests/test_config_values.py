@@ -240,6 +240,7 @@ def test_what_a_setting_means_is_said_at_the_field() -> None:
         "train.nonfinite", "train.tensorboard", "memory.microbatch", "memory.remat", "memory.unroll",
         "memory.mlp_parts", "memory.loss_chunk", "data.train", "data.eval", "data.builtin", "data.prefetch",
         "data.tokenizer", "evals.tasks", "evals.shots", "evals.every_tokens", "evals.limit", "evals.words",
+        "evals.data",
         "parallel.stage", "parallel.replica", "parallel.data", "parallel.tensor", "parallel.overlap",
         "checkpoint.every_tokens", "checkpoint.keep_last", "checkpoint.keep_every_tokens", "checkpoint.on_change",
         "distributed.mode", "distributed.coordinator", "distributed.processes", "distributed.process_id",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(evaluated
     assert name == f"{TASK}/{cell.metric}/K=0"
     assert 0 < lines[-1]["share_of_time"] <= 1
     assert lines[-1]["seconds"] > 0
+
+
+def test_tasks_are_read_from_their_data_sets(tmp_path: Path) -> None:
+    row = {"premise": "It fell.", "choice1": "It ran.", "choice2": "It sat.", "question": "cause", "label": 0}
+    folder = tmp_path / "sets" / "COPA"
+    folder.mkdir(parents=True)
+    (folder / "val.jsonl").write_text(json.dumps(row) + "\n")
+    found = {"tasks": ["copa", "cb"], "shots": [0], "every_tokens": 10_000, "limit": 2, "data": str(tmp_path / "sets")}
+    with pytest.raises(UserError, match=r"task cb: no test split in .*sets; looked for CB/val\.jsonl"):
+        train.run(config(tmp_path, evals=found), hooks=[evals.EvaluateTasks])
 
 
 def test_an_evaluation_leaves_the_losses_as_they_are(evaluated: tuple[Path, int], tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     assert "K = 1: 3 prompts with fewer demonstrations, which did not fit; 0.0 on average" in text
     with pytest.raises(UserError, match="none of its 4 items fits into the context of 20 tokens of exact; the short"):
         at(20)
+    loaded[0] = dataclasses.replace(loaded[0], task=dataclasses.replace(loaded[0].task, optional=True))
+    assert at(20).cells == (), "of a group of what there is, it is left out with a line"
 
 
 def test_examples_that_there_are_not_are_counted_apart_from_those_that_do_not_fit(tmp_path: Path) -> None:

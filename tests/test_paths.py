@@ -18,11 +18,13 @@ from gpt3_jax.config import Config, SourceConfig, load_config
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
-PATH_FIELDS = {"train.run_dir", "data.tokenizer", "data.train[].path", "data.eval[].path", "evals.words"}
+PATH_FIELDS = {
+    "train.run_dir", "data.tokenizer", "data.train[].path", "data.eval[].path", "evals.words", "evals.data",
+}  # fmt: skip
 OTHER_TEXT_FIELDS = {"distributed.coordinator"}
 OTHER_OPTIONS = {
     "what", "--prompt", "--text-key", "--split-on", "--topology", "--model", "--tasks", "--show", "--shots", "--set",
-    "--item", "--tokenizer", "--stop",
+    "--item", "--tokenizer", "--stop", "--probes", "--split-samples-on",
 }  # fmt: skip
 """Text that is no path. `report --model` is given to `load_config`, `evaluate --tasks` and `--show` to `select`, which
 resolves the paths in them."""
@@ -121,6 +123,10 @@ COMMAND_LINES = {
     "plan": ([],),
     "report": (["paper"],),
     "bench": ([],),
+    "bias": (["a"],),
+    "contamination": (["a", "--tasks", "x"],),
+    "memorisation": (["a"],),
+    "news": (["write", "a", "--articles", "x"], ["score", "a"]),
 }
 """For each command with a parser of its own, lines that it takes; the paths of `train` are those of `load_config`."""
 
@@ -151,7 +157,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
             yield action
 
 
-@pytest.mark.parametrize("command", sorted(set(front.COMMANDS) - {"train"}))
+@pytest.mark.parametrize("command", sorted(set(front.COMMANDS) - {"train", "lm-eval"}))
 def test_every_text_option_of_a_command_is_resolved_or_known_to_be_no_path(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol, table_h1
 from gpt3_jax.evals.evaluation import load_tasks
 from gpt3_jax.evals.requests import Completion, Continuation
-from gpt3_jax.evals.run import TaskItems
+from gpt3_jax.evals.run import TaskItems, columns
+from gpt3_jax.evals.tasks import published
 from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.select import GROUPS, TASKS, select
 from gpt3_jax.evals.tasks.task import Task
@@ -158,13 +160,21 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path: Path) -> None:
     assert len(load("cb", data).test) == 1
 
 
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    write_release(tmp_path, CASES["race_high"])
+    for copy in ("__MACOSX", ".trash"):
+        write_release(tmp_path / copy, CASES["race_high"])
+    (tmp_path / "some/folder/RACE/test/high/._10.txt").write_text("attributes")
+    assert len(load("race_high", tmp_path).test) == 1
+
+
 def test_what_is_not_found_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load("race_high", tmp_path)
     assert str(error.value) == (
         f"task race_high: no test split in {tmp_path}; looked for RACE/test/high/*.txt or the Hub's race high (test)"
     )
-    with pytest.raises(UserError, match="task cb: no test split: give its folder with --data, or its file with --set"):
+    with pytest.raises(UserError, match=r"task cb: no test split: give its folder with --data \(in training evals"):
         load_tasks(select(["cb"]))
     with pytest.raises(UserError, match=r"the folder of data sets '.*none' is not there"):
         load("cb", tmp_path / "none")
@@ -206,6 +216,11 @@ def test_the_newer_of_two_versions_is_taken(tmp_path: Path) -> None:
         load("anli_r2", tmp_path)
 
 
+def test_versions_are_compared_as_numbers() -> None:
+    assert published._newest(["d/anli_v0.9/x", "d/anli_v0.10/x", "d/anli_v0.1/x"]) == 1
+    assert published._newest(["d/a_v0.9/x", "d/b_v0.10/x"]) is None
+
+
 def test_files_can_be_named_outright(tmp_path: Path) -> None:
     case = CASES["piqa"]
     for ending in (".jsonl", "-labels.lst"):
@@ -236,6 +251,46 @@ def test_a_saved_set_that_lost_its_names_is_known_by_its_folders(tmp_path: Path)
         load("rte", tmp_path)
 
 
+def test_of_several_configurations_the_first_known_one_is_taken(tmp_path: Path) -> None:
+    """A snapshot holds all of them: of WSC the corrected one is read, of LAMBADA the English one."""
+    pytest.importorskip("pyarrow")
+    case = CASES["wsc"]
+    write_snapshot(tmp_path, case)
+    write_snapshot(tmp_path, dataclasses.replace(case, hub=("super_glue", "wsc")))
+    assert "wsc.fixed" in load("wsc", tmp_path).source
+    case = CASES["lambada"]
+    for config in ("en", "de"):
+        write_snapshot(tmp_path, dataclasses.replace(case, hub=("lambada_openai", config)))
+    assert f"{os.sep}en{os.sep}" in load("lambada", tmp_path).source
+
+
+@pytest.mark.parametrize("name", ["0000.parquet", "test-00000-of-00001.parquet"])
+def test_splits_may_have_folders_of_their_own(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_snapshot(tmp_path, CASES["arc_easy"])
+    (path,) = tmp_path.rglob("test-00000-of-00001.parquet")
+    (path.parent / "test").mkdir()
+    path.rename(path.parent / "test" / name)
+    assert len(load("arc_easy", tmp_path).test) == 1
+
+
+def test_a_snapshot_of_another_data_set_is_not_taken(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for name, other in (("lambada_plain", "imdb"), ("openbookqa", "gsm8k"), ("rte", "glue"), ("cb", "glue")):
+        case = CASES[name]
+        write_snapshot(tmp_path, dataclasses.replace(case, hub=(other, case.hub[1])))
+        write_saved(tmp_path, dataclasses.replace(case, hub=(other, case.hub[1])), name=f"saved {name}")
+        with pytest.raises(UserError, match="no test split"):
+            load(name, tmp_path)
+
+
+def test_the_root_of_a_snapshot_is_enough(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for name in ("boolq", "hellaswag", "anli_r1"):
+        write_snapshot(tmp_path, CASES[name])
+        assert len(load(name, next((tmp_path / f"datasets--owner--{CASES[name].hub[0]}").rglob("0a1b"))).test) == 1
+
+
 def test_a_snapshot_with_a_part_missing_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     write_snapshot(tmp_path, CASES["cb"])
@@ -258,6 +313,17 @@ def test_the_paper_is_all_that_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert tasks[names.index("copa")].task.options["first_letter"] == "data"
     with pytest.raises(UserError, match="task boolq: no test split"):  # one that is asked for by its name must be there
         load_tasks(select(["paper", "superglue"], [], str(tmp_path)), str(tmp_path), str(words))
+
+
+def test_of_the_paper_what_cannot_be_asked_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_release(tmp_path, CASES["copa"])  # two demonstrations, no word list, no arithmetic
+    with caplog.at_level("INFO"):
+        tasks = load_tasks(select(["paper"], [], str(tmp_path)), str(tmp_path), str(tmp_path / "no words"), 1)
+    assert "words" not in {each.task.name for each in tasks} and "; left out: cycle_letters_in_word, " in caplog.text
+    (copa,) = [each for each in tasks if each.task.name == "copa"]
+    assert columns(copa, [0, 1, 2, 3, None]) == [0, 1, 2]
+    asked = dataclasses.replace(copa, task=dataclasses.replace(copa.task, optional=False))
+    assert columns(asked, [0, 3]) == [0, 3], "one that is asked for by its name is refused instead"
 
 
 # ---- what the data has

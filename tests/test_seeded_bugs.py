@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,9 @@ def run(caught_by: tuple[str, str, tuple[Any, ...]], folder: Path) -> None:
     test = importlib.import_module(module)
     origin = sys.modules["gpt3_jax"].__file__
     assert origin is not None and origin.startswith(str(folder)), "the test would run against the real package"
-    getattr(test, function)(*arguments)
+    called = getattr(test, function)
+    fixtures = {"tmp_path": Path(tempfile.mkdtemp(dir=folder))} if "tmp_path" in signature(called).parameters else {}
+    called(*arguments, **fixtures)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name.replace(" ", "-") for bug in BUGS])

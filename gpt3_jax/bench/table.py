@@ -8,6 +8,7 @@ from typing import Any
 from gpt3_jax.bench.ceilings import Ceilings
 from gpt3_jax.bench.checkpoint import CheckpointTimes
 from gpt3_jax.bench.decode import DecodeTimes
+from gpt3_jax.bench.evaluate import EvaluateTimes
 from gpt3_jax.bench.families import FAMILIES
 from gpt3_jax.bench.loader import LoaderTimes
 from gpt3_jax.bench.mfu import CONVENTIONS
@@ -112,6 +113,34 @@ def decode(d: DecodeTimes) -> str:
             f"  weights read once per token: {size(d.weight_bytes)}, so "
             f"{d.weight_bytes / d.token_seconds.median / 1e9:,.1f} GB/s",
             *([_memory(d.memory)] if d.memory else []),
+        ]
+    )
+
+
+def evaluate(e: EvaluateTimes) -> str:
+    """Evaluation."""
+    mesh = " × ".join(f"{axis} {n}" for axis, n in e.mesh.items())
+    rows = [
+        (
+            kind,
+            f"{k.items_per_second:,.2f}",
+            count(k.tokens_per_second),
+            f"{k.items:,}",
+            f"{k.padding:.0%}",
+            measured(k.seconds.median),
+            f"{measured(k.seconds.smallest)} to {measured(k.seconds.largest)}",
+            measured(k.first_call_seconds),
+            str(k.programs),
+        )
+        for kind, k in e.kinds.items()
+    ]
+    columns = ("", "items/s", "tokens/s", "items", "padding", "median", "range", "first call", "programs")
+    return "\n".join(
+        [
+            f"Evaluation: likelihoods of invented items, contexts of {2 * e.context_tokens // 3:,} to "
+            f"{e.context_tokens:,} tokens, four choices each; mesh {mesh}, stage {e.stage}; repeated: {e.repeat}",
+            grid(rows, columns),
+            *([_memory(e.memory)] if e.memory else []),
         ]
     )
 

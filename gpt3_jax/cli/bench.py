@@ -20,14 +20,15 @@ from gpt3_jax.paths import local_path
 
 PARTS = ("step", "decode", "loader", "checkpoint")
 """What `all` measures."""
-ALONE = ("ceilings",)
+ALONE = ("evaluate", "ceilings")
 
-_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|ceilings|all] [--config FILE ...]
+_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|evaluate|ceilings|all] [--config FILE ...]
                       [options] [--SECTION.KEY VALUE ...]"""
 
 _DESCRIPTION = """Measures on the attached devices: the training step that train runs (step, the default), generation
 (decode), reading data in training's order (loader), saving and restoring (checkpoint), or all of them. Without a
-configuration, it uses the quickstart's. ceilings measures the machine alone: a large bf16 matmul and a copy."""
+configuration, it uses the quickstart's. evaluate measures how fast choices and texts are scored; ceilings the machine
+alone: a large bf16 matmul and a copy."""
 
 _EPILOG = """examples:
   gpt3-jax bench --config gpt3-small
@@ -81,6 +82,7 @@ _OPTIONS = {
     "step": ("steps", "warmup", "profile"),
     "decode": ("prompt_tokens", "new_tokens", "rows"),
     "loader": ("gigabytes", "n_ctx", "batch", "batches"),
+    "evaluate": ("items", "context_tokens"),
 }
 """The options that only one part uses. They are refused with other parts."""
 
@@ -88,7 +90,7 @@ _OPTIONS = {
 def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
     from gpt3_jax.bench.storage import require_folder
 
-    for name in ("steps", "warmup", "prompt_tokens", "new_tokens", "rows", "gigabytes", "n_ctx", "batch", "batches"):
+    for name in (name for names in _OPTIONS.values() for name in names if name != "profile"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0")
     if args.repeat <= 0:
@@ -136,7 +138,7 @@ class _Bench:
         self._texts.append(table.machine(self._result["machine"]))
         measures: dict[str, Callable[[], None]] = {
             "step": self._step, "decode": self._decode, "loader": self._loader, "checkpoint": self._checkpoint,
-            "ceilings": self._ceilings,
+            "evaluate": self._evaluate, "ceilings": self._ceilings,
         }  # fmt: skip
         code = 0
         for part in parts:
@@ -200,6 +202,17 @@ class _Bench:
         self._result["checkpoint"] = dataclasses.asdict(times)
         self._texts.append(f"{' + '.join(self._names)}\n{table.checkpoint(times)}")
 
+    def _evaluate(self) -> None:
+        from gpt3_jax.bench import evaluate, table
+        from gpt3_jax.parallel.mesh import make_mesh
+
+        args = self._args
+        log.info("measuring evaluation")
+        mesh = make_mesh(self._config.parallel)
+        times = evaluate.measure(self._config, mesh, args.items, args.context_tokens, args.repeat)
+        self._result["evaluate"] = dataclasses.asdict(times)
+        self._texts.append(f"{' + '.join(self._names)}\n{table.evaluate(times)}")
+
     def _ceilings(self) -> None:
         import jax
 
@@ -245,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=5,
         metavar="N",
-        help="repetitions of decode, loader and checkpoint (default: %(default)s)",
+        help="repetitions of decode, loader, checkpoint and evaluate (default: %(default)s)",
     )
     step = parser.add_argument_group("step")
     step.add_argument(
@@ -284,5 +297,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     loader.add_argument(
         "--batches", type=int, default=20, metavar="N", help="batches per repetition (default: %(default)s)"
+    )
+    evaluate = parser.add_argument_group("evaluate")
+    evaluate.add_argument(
+        "--items", type=int, metavar="N", help="items of each kind (default: as many as fill about two batches)"
+    )
+    evaluate.add_argument(
+        "--context-tokens", type=int, metavar="N", help="most tokens of a context (default: half of model.n_ctx)"
     )
     return parser

@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tokenize(commands)
     _add_inspect(commands)
+    _add_languages(commands)
     return parser
 
 
@@ -165,6 +166,87 @@ def _add_inspect(commands: Any) -> None:
     parser.set_defaults(run=_inspect)
 
 
+def _add_languages(commands: Any) -> None:
+    parser = commands.add_parser(
+        "languages",
+        help="documents, words and characters of a corpus by language",
+        description=(
+            "Counts a corpus by language, as the paper publishes it of its own: languages_by_document_count.csv, "
+            "languages_by_word_count.csv and languages_by_character_count.csv. CLD2 finds a document's language (extra "
+            "languages); where it finds none reliably, the language is 'unknown'. Words are separated by white space. "
+            "Inputs are text, JSONL and Parquet, as data tokenize reads them, and folders of token shards."
+        ),
+    )
+    parser.add_argument(
+        "paths", type=local_path, nargs="+", metavar="PATH", help="files, globs, or folders of token shards"
+    )
+    parser.add_argument(
+        "--out", type=local_path, metavar="DIR", help="folder for the three files (default: print a table only)"
+    )
+    parser.add_argument(
+        "--look-at",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="characters of a document that the detector sees, a third each from its beginning, middle and end; 0: all "
+        "(default: %(default)s). All are counted",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that detect (default: one per core, here %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=local_path,
+        metavar="NAME",
+        help="decodes token shards (default: the tokenizer that they record)",
+    )
+    like_tokenize: dict[str, dict[str, Any]] = {
+        "--text-key": {"default": "text", "metavar": "KEY"},
+        "--split-on": {"type": _not_empty, "metavar": "TEXT"},
+        "--format": {"choices": ("text", "jsonl", "parquet")},
+        "--errors": {"choices": ("strict", "replace"), "default": "strict"},
+        "--on-error": {"choices": ("stop", "skip"), "default": "stop"},
+    }
+    for name, options in like_tokenize.items():
+        parser.add_argument(name, help="as for data tokenize", **options)
+    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+    parser.set_defaults(run=_languages)
+
+
+def _languages(arguments: argparse.Namespace) -> int:
+    from gpt3_jax.data import languages
+
+    options = Options(
+        text_key=arguments.text_key,
+        split_on=arguments.split_on or "",
+        kind=arguments.format,
+        errors=arguments.errors,
+        on_error=arguments.on_error,
+    )
+    with _bar("detecting", "{task.fields[documents]:,} documents") as bar:
+        found = languages.count_languages(
+            arguments.paths,
+            options=options,
+            look_at=arguments.look_at,
+            tokenizer=arguments.tokenizer,
+            workers=arguments.workers,
+            on_progress=lambda progress: bar(
+                completed=progress.bytes_read, total=progress.bytes_total, documents=progress.documents
+            ),
+        )
+    if found.left_out.counts:
+        print(found.left_out, file=sys.stderr)
+    print(json.dumps(found.as_data(), indent=1) if arguments.json else found.table())
+    if arguments.out:
+        for path in languages.write_csvs(found, arguments.out):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
 def _tokenize(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     options = Options(
@@ -196,6 +278,16 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             f"{len(source.index.shards):,} shards ({source.dtype.name}), {record['seconds']:.1f} s"
         )
     return 0
+
+
+@contextmanager
+def _bar(what: str, fields: str) -> Iterator[Callable[..., None]]:
+    """A progress line over bytes, at a terminal."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TextColumn(fields), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, documents=0)
+        yield lambda **values: bar.update(task, **values)
 
 
 @contextmanager

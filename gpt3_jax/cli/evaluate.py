@@ -59,29 +59,21 @@ def main(argv: list[str]) -> int:
         raise UserError("no model to evaluate; give the folder of a run or of a Hugging Face model")
     if args.tokenizer or args.item:
         raise UserError("--tokenizer and --item are for --show; leave them out")
-    from gpt3_jax.environment import start_devices
     from gpt3_jax.evals.evaluation import evaluate_subjects, load_tasks
     from gpt3_jax.evals.tasks.select import select
 
     config = load_config([], dotted)
     parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
     tasks = load_tasks(select(args.tasks or ["arithmetic"], args.set, args.data), args.data, args.words, args.limit)
-    from gpt3_jax.cluster import compilation_cache
     from gpt3_jax.cluster.agreement import is_lead
-    from gpt3_jax.cluster.leaving import NoneLeftWaiting
-    from gpt3_jax.cluster.start import shutdown, start
-    from gpt3_jax.evals.loading import load_each
+    from gpt3_jax.evals.loading import load_each, started
 
-    start(config.distributed)
-    with NoneLeftWaiting():
-        start_devices()
-        compilation_cache.enable()
+    with started(config.distributed):
         results = evaluate_subjects(
             load_each(args.models, parallel), tasks, shots, args.seeds, args.out, {"command": argv}
         )
         if is_lead():
             print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
-        shutdown()
     return 0
 
 

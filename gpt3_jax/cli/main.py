@@ -17,10 +17,15 @@ from gpt3_jax.errors import RunError, UserError, explain
 COMMANDS = {
     "train": "train a model; without arguments, the quickstart: a small GPT-3 on the text of the standard library",
     "plan": "memory, traffic and predicted time of a configuration on a TPU or GPU topology, without the hardware",
-    "data": "convert text to token shards and inspect them (data tokenize, data inspect)",
+    "data": "convert text to token shards and inspect them; languages of a corpus (data tokenize, inspect, languages)",
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
     "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
+    "lm-eval": "lm-evaluation-harness on a checkpoint: its tasks by its own protocol",
+    "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
+    "news": "articles that a model writes, and a blind quiz about who wrote them",
+    "contamination": "which items of tasks are in the training text, and the scores without them (Table C.1)",
+    "memorisation": "how much of samples, or of a model's continuations, is in the training text, and where",
     "generate": "complete prompts with a checkpoint",
     "convert": "convert checkpoints from and to Hugging Face's GPT-2 and GPT-Neo formats",
 }
@@ -32,7 +37,7 @@ usage: gpt3-jax COMMAND [OPTIONS]
 GPT-3 and ZeRO, made executable in JAX.
 
 commands:
-{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<13} {line}" for name, line in COMMANDS.items())}
 
   gpt3-jax COMMAND --help explains each option with its default and unit.
 
@@ -125,7 +130,7 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown {kind} {name!r}; {hint}; gpt3-jax --help explains them")
-    return int(importlib.import_module(f"gpt3_jax.cli.{name}").main(rest))
+    return int(importlib.import_module(f"gpt3_jax.cli.{name.replace('-', '_')}").main(rest))
 
 
 def _stdout_is_broken() -> bool:

@@ -25,6 +25,7 @@ _EPILOG = """examples:
   gpt3-jax report scaling                                      # 175B: compile time against depth and devices; 1 / N
   gpt3-jax report remat --topology h100:1x8 --model gpt3-xl    # memory and predicted time of each remat
   gpt3-jax report compare evals/a evals/b                      # two evaluations, item by item
+  gpt3-jax report compute runs/a runs/b --picture loss.png     # loss against compute, beside L = 2.57 C^-0.048
   gpt3-jax report in-context --out runs/in-context             # trains a small model that learns from its context
   gpt3-jax report in-context --out runs/in-context --sizes small middle large --seeds 3"""
 
@@ -35,6 +36,7 @@ _OPTIONS = {
     "scaling": ("compiled", "devices", "json"),
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
+    "compute": ("folders", "picture", "json"),
     "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
 }
 """The options of each report."""
@@ -63,6 +65,8 @@ def main(argv: list[str]) -> int:
         "predicts for published runs, beside those measured; scaling: 175B's compile time against depth and devices, "
         "and its model state against 1 / N; remat: memory and predicted time with each setting of memory.remat; "
         "compare: two evaluations item by item: the difference, its standard error, a sign test; "
+        "compute: loss of runs against training compute, beside the paper's law (GPT-3 Figure 3.1); without a run, "
+        "PF-days and the law's loss of the shipped models; "
         "in-context: trains small models on examples of rules, and draws their accuracy on words and rules "
         "never seen against the number of examples (GPT-3 Figure 1.2); what is trained already is not trained again",
     )
@@ -71,7 +75,8 @@ def main(argv: list[str]) -> int:
         type=local_path,
         nargs="*",
         metavar="FOLDER",
-        help="for compare: two folders written by gpt3-jax evaluate --out, or one that holds two models",
+        help="for compare: two folders written by gpt3-jax evaluate --out, or one that holds two models; for compute: "
+        "folders of runs",
     )
     parser.add_argument(
         "--topology", metavar="NAME", help="for zero, remat: the topology to compile for, as in gpt3-jax plan"
@@ -105,7 +110,7 @@ def main(argv: list[str]) -> int:
         "--picture",
         type=local_path,
         metavar="FILE",
-        help="for zero: also draw bars, .png, .svg or .pdf (needs matplotlib)",
+        help="for zero: also draw bars; for compute: also draw the losses; .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument(
         "--no-cache",
@@ -159,6 +164,8 @@ def main(argv: list[str]) -> int:
         return _scaling(args)
     if args.what == "compare":
         return _compare(args)
+    if args.what == "compute":
+        return _compute(args)
     if args.what == "in-context":
         return _in_context(args, argv)
     if not args.topology:
@@ -175,6 +182,25 @@ def _compare(args: argparse.Namespace) -> int:
         raise UserError(f"report compare got {len(args.folders)} folders; expected two, or one that holds two models")
     found = paired.compare(*args.folders, *[None] * (2 - len(args.folders)))
     print(paired.to_json(*found) if args.json else paired.table(*found), end="")
+    return 0
+
+
+def _compute(args: argparse.Namespace) -> int:
+    from gpt3_jax.plan.picture import check_picture
+    from gpt3_jax.reports import compute, compute_picture
+
+    if args.picture:
+        check_picture(args.picture)
+        if not args.folders:
+            raise UserError("report compute draws the losses of runs; give the folder of one, or leave out --picture")
+    curves = [compute.read_run(folder) for folder in args.folders]
+    if args.json:
+        print(json.dumps([curve.as_data() for curve in curves], indent=1))
+    else:
+        print(compute.table(curves) if curves else compute.budget_table(), end="")
+    if args.picture:
+        compute_picture.draw(curves, args.picture)
+        log.info(f"wrote {args.picture}")
     return 0
 
 

@@ -330,10 +330,8 @@ class CheckpointConfig:
         for name in ("every_tokens", "keep_last"):
             value = getattr(self, name)
             _require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
-        _require(
-            self.keep_every_tokens >= 0,
-            f"checkpoint.keep_every_tokens is {self.keep_every_tokens}; expected 0 or more",
-        )
+        kept = self.keep_every_tokens
+        _require(kept >= 0, f"checkpoint.keep_every_tokens is {kept}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,15 +349,17 @@ class EvalsConfig:
     """Items of each task that are evaluated, the first ones."""
     words: str = setting("", changes_run=False)
     """List of words for the word tasks, one a line; empty: the machine's."""
+    data: str = setting("", changes_run=False)
+    """Folder of the tasks' data sets, as in gpt3-jax evaluate --data; empty: none."""
 
     def __post_init__(self) -> None:
         for name in ("every_tokens", "limit"):
             value = getattr(self, name)
             _require(value >= 1, f"evals.{name} is {value}; expected at least 1")
-        for k in self.shots:
-            _require(k >= 0, f"evals.shots has {k}; expected 0 or more")
+        _require(min(self.shots, default=0) >= 0, f"evals.shots has {min(self.shots, default=0)}; expected 0 or more")
         _require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
-        object.__setattr__(self, "words", local_path(self.words, "evals.words") if self.words else "")
+        for name in (each for each in ("words", "data") if getattr(self, each)):
+            object.__setattr__(self, name, local_path(getattr(self, name), f"evals.{name}"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,8 @@ class Document:
 
     where: str
     """File and line, text or row. Lines and texts count from 1, rows from 0 as in Parquet readers."""
+    record: int
+    """The number in `where`; 1 for a file that is one text."""
     text: Callable[[], str]
     """Returns the text, which may be empty. Raises BadDocument if there is none or it cannot be read."""
 
@@ -30,10 +32,11 @@ def documents(block: Block, options: Options) -> Iterator[Document]:
     if isinstance(data, list):
         for number, value in enumerate(data, start=block.start.record):
             where = f"{block.path}, row {number}"
-            yield Document(where, functools.partial(_row_text, value, where, options))
+            yield Document(where, number, functools.partial(_row_text, value, where, options))
         return
     if block.too_long:
-        yield Document(block.too_long, functools.partial(_refuse, block.too_long, TOO_LONG, "too long"))
+        refuse = functools.partial(_refuse, block.too_long, TOO_LONG, "too long")
+        yield Document(block.too_long, block.end.record, refuse)
         return
     separator = b"\n" if block.kind == "jsonl" else options.split_on.encode()
     name = "line" if block.kind == "jsonl" else "text"
@@ -41,7 +44,7 @@ def documents(block: Block, options: Options) -> Iterator[Document]:
     for number, record in enumerate(data.split(separator) if separator else [data], start=block.start.record + 1):
         where = f"{block.path}, {name} {number}" if separator else block.path
         if block.kind == "text" or record.strip():
-            yield Document(where, functools.partial(_text, record, where, offset, block, options))
+            yield Document(where, number, functools.partial(_text, record, where, offset, block, options))
         offset += len(record) + len(separator)
 
 

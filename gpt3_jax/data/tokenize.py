@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
+import functools
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gpt3_jax.data.documents import BadDocument, Block, Cursor, Options, blocks, find_inputs
 from gpt3_jax.data.files import is_file
+from gpt3_jax.data.in_order import in_order, pool
 from gpt3_jax.data.records import documents
 from gpt3_jax.data.shards import DEFAULT_SHARD_TOKENS, INDEX, ShardSource, token_dtype
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.data.writer import LeftOut, ShardWriter, clear_journal
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import UserError
 
 BLOCK_BYTES = 4 * 2**20
 COMMIT_SECONDS = 5.0
+_KILLED = (
+    "a tokenizing process was killed, perhaps for lack of memory; run the same command again with fewer "
+    "--workers: it resumes where it stopped"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +102,16 @@ def tokenize(
     total = sum(file.size for file in inputs)
     with (
         ShardWriter(Path(out), encoder, recipe, identity, shard_tokens) as writer,
-        _pool(tokenizer, options, workers) as pool,
+        pool(workers, _start_worker, (tokenizer, options)) as processes,
     ):
         start = Cursor(**writer.cursor) if writer.cursor else Cursor()
         committed = time.monotonic()
         last = start
-        for block, encoded in _in_order(
-            blocks(inputs, options, start, block_bytes), pool, encoder, options, window=3 * workers
-        ):
+        read = blocks(inputs, options, start, block_bytes)
+        jobs = ((dataclasses.replace(block, data=b""), block) for block in read)
+        here = functools.partial(encode_block, tokenizer=encoder, options=options)
+        work = here if processes is None else _encode_in_worker
+        for block, encoded in in_order(jobs, processes, work, 3 * workers, _KILLED):
             writer.append(encoded.tokens, encoded.lengths, encoded.text_bytes, encoded.left_out)
             last = block.end
             if time.monotonic() - committed >= commit_seconds:
@@ -174,62 +174,12 @@ def _complete(out: Path, tokenizer: Tokenizer, recipe: dict[str, object], shard_
     return source
 
 
-def _in_order(
-    source: Iterator[Block], pool: Executor | None, tokenizer: Tokenizer, options: Options, window: int
-) -> Iterator[tuple[Block, Encoded]]:
-    """Yields blocks with their tokens, in the order read, with at most `window` of them in progress."""
-    if pool is None:
-        for block in source:
-            yield block, encode_block(block, tokenizer, options)
-        return
-    pending: deque[tuple[Block, Future[Encoded]]] = deque()
-    try:
-        for block in source:
-            pending.append((dataclasses.replace(block, data=b""), pool.submit(_encode_in_worker, block)))
-            if len(pending) >= window:
-                done, future = pending.popleft()
-                yield done, future.result()
-        while pending:
-            done, future = pending.popleft()
-            yield done, future.result()
-    except BrokenProcessPool:
-        raise RunError(
-            "a tokenizing process was killed, perhaps for lack of memory; run the same command again with fewer "
-            "--workers: it resumes where it stopped"
-        ) from None
-
-
-@contextlib.contextmanager
-def _pool(tokenizer: str, options: Options, workers: int) -> Iterator[Executor | None]:
-    if workers == 1:
-        yield None
-        return
-    # Not fork: this process may have threads (JAX's, the progress bar's), whose locks a fork would copy.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, options))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 _worker: tuple[Tokenizer, Options]
 
 
 def _start_worker(tokenizer: str, options: Options) -> None:
     global _worker
-    # Ctrl-C reaches every process of a terminal. The parent ends the work of this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = load_tokenizer(tokenizer), options
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """Ends this worker when its parent process is gone, which the pool's own queues would not notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _encode_in_worker(block: Block) -> Encoded:

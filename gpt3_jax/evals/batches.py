@@ -21,6 +21,11 @@ _BRANCH_LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BRANCHES = (2, 3, 4, 5, 6, 8, 12, 16)
 MOST_BRANCHES = _BRANCHES[-1]
 """Continuations of one context in a row; more of them get rows of their own."""
+_SHARED = 0.9
+"""Of the tokens of rows of their own, those that a row of several continuations may have. Its attention is dearer: of
+texts that begin alike with end-of-text, each has its own row."""
+_PARTS = 4
+"""Of the distance between two of `LENGTHS`."""
 _SHORTEST_PREFIX = 64
 """Tokens that contexts have in common before they are looked at as users of one prefix."""
 
@@ -82,6 +87,7 @@ def arrange(
     shards: int = 1,
     tensor: int = 1,
     kernel_block: int = 1,
+    shape_tokens: int = 4096,
 ) -> Iterator[Batch]:
     """All requests, (context ids, continuation ids), each in one batch, the longest first.
 
@@ -91,11 +97,13 @@ def arrange(
         shards: the number of rows is a multiple of it.
         tensor: lengths are padded to multiples of it, the tensor axis.
         kernel_block: trunks also to multiples of this, which the attention kernel takes.
+        shape_tokens: tokens of padding that another length must save to be worth a program of its own.
     """
     multiple = math.lcm(tensor, kernel_block)
     for prefix, items in _with_prefixes(_items(requests), batch_tokens * shards, multiple):
         room = n_ctx - len(prefix)
-        sizes = {id(item): _size(item, multiple, tensor, room) for item in items}
+        padded = trunk_lengths([len(item.trunk) for item in items], shape_tokens)
+        sizes = {id(item): _size(item, padded, multiple, tensor, room) for item in items}
         items = sorted(items, key=lambda item: (sizes[id(item)], item.asked, item.which), reverse=True)
         first = 0
         while first < len(items):
@@ -130,23 +138,63 @@ class _Row(NamedTuple):
         return _Row(*(max(pair) for pair in zip(self, other, strict=True)))
 
 
-def _size(item: Item, multiple: int, tensor: int, room: int) -> _Row:
-    trunk = _round(len(item.trunk), LENGTHS, multiple, room)
+def trunk_lengths(lengths: Sequence[int], shape_tokens: int) -> dict[int, int]:
+    """What each of the lengths is padded to.
+
+    Those between two of `LENGTHS` are padded to the next quarter between them that holds the longest: the program is
+    another one than for other requests, but still one. A lower quarter is a second program, which must save
+    `shape_tokens` tokens of padding.
+    """
+    cells: dict[int, list[int]] = {}
+    for length in lengths:
+        cells.setdefault(padded_length(length, 1, length + 512), []).append(length)
+    found: dict[int, int] = {}
+    for upper, members in cells.items():
+        lower = max((n for n in LENGTHS if n < upper), default=0) if upper <= LENGTHS[-1] else upper - 512
+        step = max(1, (upper - lower) // _PARTS)
+        quarters = [lower + -(-(length - lower) // step) * step for length in members]
+        taken = [max(quarters)]
+        while True:
+            saved = {quarter: _saved(quarter, quarters, taken) for quarter in set(quarters) - set(taken)}
+            best = max(saved, key=lambda quarter: saved[quarter], default=None)
+            if best is None or saved[best] < shape_tokens:
+                break
+            taken.append(best)
+        found |= {
+            length: min(n for n in taken if n >= quarter) for length, quarter in zip(members, quarters, strict=True)
+        }
+    return found
+
+
+def _saved(quarter: int, quarters: list[int], taken: list[int]) -> int:
+    """Tokens of padding that one more length saves."""
+    above = min(n for n in taken if n > quarter)
+    below = max((n for n in taken if n < quarter), default=0)
+    return (above - quarter) * sum(below < each <= quarter for each in quarters)
+
+
+def _size(item: Item, padded: dict[int, int], multiple: int, tensor: int, room: int) -> _Row:
+    trunk = _round(len(item.trunk), padded[len(item.trunk)], multiple, room)
     if not item.branches:
         return _Row(trunk, 0, 0)
     branches = next(n for n in _BRANCHES if n >= len(item.branches))
-    return _Row(trunk, branches, _round(item.branch_tokens, _BRANCH_LENGTHS, tensor, room))
+    tokens = item.branch_tokens
+    padded_tokens = next((n for n in _BRANCH_LENGTHS if n >= tokens), padded_length(tokens, 1, room))
+    return _Row(trunk, branches, _round(tokens, padded_tokens, tensor, room))
 
 
 def _items(requests: Sequence[tuple[Ids, Ids]]) -> list[Item]:
     by_context: dict[Ids, list[int]] = {}
     for i, (context, _) in enumerate(requests):
         by_context.setdefault(context, []).append(i)
-    return [
-        Item(context, tuple(requests[i][1] for i in part), tuple(part))
-        for context, which in by_context.items()
-        for part in (which[n : n + MOST_BRANCHES] for n in range(0, len(which), MOST_BRANCHES))
-    ]
+    items = []
+    for context, which in by_context.items():
+        for part in (which[n : n + MOST_BRANCHES] for n in range(0, len(which), MOST_BRANCHES)):
+            shared = Item(context, tuple(requests[i][1] for i in part), tuple(part))
+            apart = [Item(context, (requests[i][1],), (i,)) for i in part]
+            one_row = len(context) + len(part) * shared.branch_tokens
+            items += [shared] if one_row <= _SHARED * sum(len(item.trunk) for item in apart) else apart
+    return items
 
 
 def _with_prefixes(items: list[Item], batch_tokens: int, multiple: int) -> Iterator[tuple[Ids, list[Item]]]:
@@ -207,16 +255,16 @@ def _batch(group: list[Item], prefix: Ids, row: _Row, rows: int) -> Batch:
     return Batch(prefix, trunk, branches, tokens_BS, lengths_B, at_BN, labels_BN, tuple(places))
 
 
-def _round(length: int, lengths: tuple[int, ...], multiple: int, room: int) -> int:
-    """The length that `length` is padded to: at most `room`, unless the multiple wants more."""
-    padded = next((n for n in lengths if n >= length), padded_length(length, 1, room))
-    padded = max(min(padded, room), length)
-    return -(-padded // multiple) * multiple
+def _round(length: int, padded: int, multiple: int, room: int) -> int:
+    """The length that `length` is padded to: `padded`, but at most `room`, unless the multiple wants more."""
+    return -(-max(min(padded, room), length) // multiple) * multiple
 
 
 def _rows(count: int, shards: int) -> int:
-    """Rows for `count` items: a power of two on each shard."""
-    return _power(-(-count // shards)) * shards
+    """Rows for `count` items: as many on each shard, beyond eight in steps of an eighth."""
+    rows = -(-count // shards)
+    step = _power(rows) // 8 or 1
+    return -(-rows // step) * step * shards
 
 
 def _power(n: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
@@ -10,9 +11,9 @@ from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.encoding import encode, windows
-from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Score, Text, TextScore
+from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Sample, Score, Text, TextScore
 from gpt3_jax.evals.scorer import Likelihood, Scorer
-from gpt3_jax.generation import Generator
+from gpt3_jax.generation import Decoding, Generator
 from gpt3_jax.interop.loading import Loaded
 from gpt3_jax.model.params import Params
 
@@ -114,15 +115,19 @@ class Engine:
                 yield i, TextScore(sums[i], tokens[i], len(text.encode(errors="replace")), len(text.split()))
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
-        groups: dict[tuple[object, ...], list[int]] = {}
+        groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}
         for i, request in requests.items():
-            groups.setdefault((request.stop, request.max_tokens, request.decoding), []).append(i)
-        for group in groups.values():
-            like = requests[group[0]]
+            # Samples that differ in their number only are computed together.
+            decoding = request.decoding
+            like = dataclasses.replace(decoding, number=0) if isinstance(decoding, Sample) else decoding
+            groups.setdefault((request.stop, request.max_tokens, like), []).append(i)
+        for (stop, max_tokens, decoding), group in groups.items():
             if self._generator is None:
                 self._generator = Generator(self._params, self.config, self.tokenizer, self._mesh)
             prompts = [self.tokenizer.encode(requests[i].prompt) for i in group]
-            for n, completed in self._generator.complete(prompts, like.stop, like.max_tokens, like.decoding):
+            found = [requests[i].decoding for i in group]
+            samples = [each.number for each in found if isinstance(each, Sample)] or None
+            for n, completed in self._generator.complete(prompts, stop, max_tokens, decoding, samples):
                 yield group[n], completed
 
 

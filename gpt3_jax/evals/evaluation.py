@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import UserError
 from gpt3_jax.evals import protocol, run
 from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.results import RESULTS, Cell, Results, to_json
+from gpt3_jax.evals.results import FORMAT, RESULTS, Cell, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
+from gpt3_jax.evals.written import make_folder, records, require_own, write
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -78,13 +79,15 @@ def load_tasks(
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; expected at least 1 item")
     source = Source(*(None if path is None else os.fspath(path) for path in (data, words)))
-    loaded = []
+    loaded, left_out = [], dict[str, list[str]]()
     for task in tasks:
         if task.optional and (line := task.missing(source, task.options)):
-            log.info(f"{line}; the task is left out")
+            left_out.setdefault(line, []).append(task.name)
             continue
         items = task.load(source, task.options)
         loaded.append(TaskItems(task, items, items.test if limit is None else items.test[:limit]))
+    for line, names in left_out.items():
+        log.info(f"{line}; left out: {', '.join(names)}")
     return loaded
 
 
@@ -104,14 +107,19 @@ def evaluate_subjects(
     """
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
-    if not loaded or not shots:
-        raise UserError("there is nothing to evaluate; name at least one task and one K")
     for each in loaded:
-        for k in run.columns(each.task, shots):
+        for k in (each.task.shots if k is None else k for k in shots):
+            if each.task.optional and (line := protocol.too_few(each.task, each.items, k)):
+                log.info(f"{line}; K = {k} is left out")
+        for k in run.columns(each, shots):
             protocol.check_shots(each.task, each.items, k)
-    folder = _folder(out)
+    if not any(run.columns(each, shots) for each in loaded):
+        raise UserError("there is nothing to evaluate; name at least one task and one K")
+    folder = make_folder(out)
     # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
     with alone_in(folder) if folder else contextlib.nullcontext():
+        if folder:
+            require_own(folder, FORMAT)
         return _evaluate(subjects, loaded, shots, seeds, folder, made_by or {})
 
 
@@ -125,7 +133,7 @@ def _evaluate(
 ) -> Results:
     cells: list[Cell] = []
     models: list[dict[str, Any]] = []
-    with _records(folder) as on_record:
+    with records(folder / ITEMS if folder else None) as on_record:
         for subject in subjects:
             if subject.name in {model["name"] for model in models}:
                 subject = dataclasses.replace(subject, name=f"{subject.name} ({len(models) + 1})")
@@ -136,7 +144,7 @@ def _evaluate(
     tasks = {each.task.name: each.as_data() for each in loaded}
     results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **made_by})
     if folder and is_lead():
-        _write(folder / RESULTS, results.to_json())
+        write(folder / RESULTS, results.to_json())
         _draw(results, folder)
     return results
 
@@ -149,55 +157,3 @@ def _draw(results: Results, folder: Path) -> None:
             log.info(f"wrote {folder / name}")
     except UserError as error:  # matplotlib is optional
         log.info(f"no pictures: {error}")
-
-
-def _folder(out: str | os.PathLike[str] | None) -> Path | None:
-    if out is None:
-        return None
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from None
-    return folder
-
-
-@contextlib.contextmanager
-def _records(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Takes records and writes them to `ITEMS`, which appears when all are there."""
-    if folder is None or not is_lead():
-        yield lambda _: None
-        return
-    path = folder / ITEMS
-    with _writing(path):
-        file = open(_partial(path), "w", encoding="utf-8", errors="surrogatepass")  # noqa: SIM115
-
-    def write(record: dict[str, Any]) -> None:
-        with _writing(path):
-            print(to_json(record), file=file)
-
-    with contextlib.closing(file):
-        yield write
-        with _writing(path):
-            file.close()
-            _partial(path).replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    with _writing(path):
-        _partial(path).write_text(text, encoding="utf-8", errors="surrogatepass")
-        _partial(path).replace(path)
-    log.info(f"wrote {path}")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_suffix(".partial")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"cannot write {path}: {why}; free some space, or choose another --out") from None

@@ -35,7 +35,8 @@ class EvaluateTasks(Hook):
         self.every_tokens = evals.every_tokens
         self._run, self._telemetry = run, telemetry
         with together("reading the tasks"):
-            self._tasks = load_tasks(select(evals.tasks), words=evals.words or None, limit=evals.limit)
+            data = evals.data or None
+            self._tasks = load_tasks(select(evals.tasks, data=data), data, evals.words or None, evals.limit)
             for each in self._tasks:
                 for shots in evals.shots:
                     protocol.check_shots(each.task, each.items, shots)
@@ -67,7 +68,7 @@ class EvaluateTasks(Hook):
         now = time.monotonic()
         self._seconds += now - started
         share = self._seconds / (now - self._started)
-        values = {**_values(cells), "seconds": now - started, "share_of_time": share}
+        values = {**_values(cells), **_errors(cells), "seconds": now - started, "share_of_time": share}
         self._telemetry.record("tasks", moment.tokens, values)
         self._say(moment.tokens, cells, f"{duration(now - started)}; evaluations are {share:.1%} of this run's time")
 
@@ -92,5 +93,15 @@ class EvaluateTasks(Hook):
 
 
 def _values(cells: list[Cell]) -> dict[str, float]:
-    """By task, metric and K: ``two_digit_addition/acc/K=1``."""
-    return {f"{cell.task}/{cell.metric}/K={cell.shots}": cell.value for cell in cells}
+    """By task, metric and K: ``two_digit_addition/accuracy/K=1``."""
+    return {_name(cell): cell.value for cell in cells}
+
+
+def _errors(cells: list[Cell]) -> dict[str, float]:
+    """Standard errors and numbers of items: the same names with ``/stderr`` and ``/items``."""
+    errors = {f"{_name(cell)}/stderr": cell.stderr for cell in cells if cell.stderr is not None}
+    return {**errors, **{f"{_name(cell)}/items": cell.items for cell in cells}}
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.task}/{cell.metric}/K={cell.shots}"

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
 import jax
 
-from gpt3_jax.config import ParallelConfig
+from gpt3_jax.cluster import compilation_cache
+from gpt3_jax.cluster.leaving import NoneLeftWaiting
+from gpt3_jax.cluster.start import shutdown, start
+from gpt3_jax.config import DistributedConfig, ParallelConfig
+from gpt3_jax.environment import start_devices
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.interop.loading import load_model, load_tokenizer_of
 from gpt3_jax.model.params import count_params
 from gpt3_jax.parallel.mesh import MeshShape, make_mesh
+
+
+@contextlib.contextmanager
+def started(distributed: DistributedConfig) -> Iterator[None]:
+    """Joins the other processes of the run, if there are any, and starts the devices; leaves them at the end.
+
+    Raises:
+        UserError: the cluster is there but this process was not started as part of it.
+        RunError: the processes do not find one another, or one of them failed.
+    """
+    start(distributed)
+    with NoneLeftWaiting():
+        start_devices()
+        compilation_cache.enable()
+        yield
+        shutdown()
 
 
 def load_each(folders: Sequence[str | os.PathLike[str]], parallel: ParallelConfig | None = None) -> Iterator[Subject]:

@@ -155,20 +155,27 @@ def tokens_of(request: Request, tokenizer: Tokenizer) -> int:
 
 def check_shots(task: Task, items: Items, shots: Shots) -> None:
     """Raises UserError if K demonstrations cannot be drawn for the task."""
+    if line := too_few(task, items, shots):
+        raise UserError(line)
+
+
+def too_few(task: Task, items: Items, shots: Shots) -> str:
+    """One line that says why K demonstrations cannot be drawn for the task; empty if they can."""
     if shots == 0 or not task.scoring.prompted:
-        return
+        return ""
     if items.train is None:
-        raise UserError(
+        return (
             f"{items.source}: task {task.name} has no {task.splits[1]} split to draw {shots} demonstrations from; "
             "give one, or evaluate with --shots 0"
         )
     there = len(items.train) - (1 if items.train is items.test else 0)
     if there < (1 if shots == "max" else shots):
         of = "other than the item itself " if items.train is items.test else ""
-        raise UserError(
+        return (
             f"{items.source}: {shots} demonstrations were asked for, and there {'is' if there == 1 else 'are'} {there} "
             f"{of}to draw from; give more examples, or --shots {there} at most"
         )
+    return ""
 
 
 def chance(items: Sequence[Item]) -> float | None:

@@ -15,6 +15,7 @@ from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.table_h1 import paper_value
 
 RESULTS = "results.json"
+FORMAT = "gpt3_jax evaluation"
 STANDARD_ERROR = (
     "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
     "number; for ratios (loss, perplexity, bits, F1a) by linearisation over items; for macro F1 by the jackknife over "
@@ -116,7 +117,8 @@ class Results:
     def _notes(self) -> str:
         lines = ["", "", "  accuracy, exact match and F1 in per cent; paper: Table H.1, the model of the same shape"]
         signatures = {name: sign for task in self.tasks.values() for name, sign in task.get("signatures", {}).items()}
-        lines += [f"  {name}: {sign}" for name, sign in signatures.items()]
+        shown = {cell.metric for cell in self.cells}
+        lines += [f"  {name}: {sign}" for name, sign in signatures.items() if name in shown]
         for each in self.superglue():
             model = f", {each['model']}" if len(self.models) > 1 else ""
             paper = "" if each["paper"] is None else f", the paper's is {_number(each['paper'])}"
@@ -146,7 +148,7 @@ class Results:
 
     def as_data(self) -> dict[str, Any]:
         return {
-            "format": "gpt3_jax evaluation",
+            "format": FORMAT,
             "version": 1,
             "made_by": dict(self.made_by),
             "standard_error": STANDARD_ERROR,

@@ -85,18 +85,20 @@ def run(
         progress: whether to log what is done and how much time is left.
     """
     cells: list[Cell] = []
-    places = [(each, k) for each in loaded for k in columns(each.task, shots)]
+    places = [(each, k) for each in loaded for k in columns(each, shots)]
     for number, (each, k) in enumerate(places, start=1):
         where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})" if progress else ""
         cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where)
     return cells
 
 
-def columns(task: Task, shots: Sequence[Shots | None]) -> list[Shots]:
-    """Each K of a task once, with the paper's in place of None."""
+def columns(loaded: TaskItems, shots: Sequence[Shots | None]) -> list[Shots]:
+    """Each K of a task once, with the paper's in place of None; of an optional task, those that it has examples for."""
+    task = loaded.task
     if not task.scoring.prompted:
         return [0]  # a text has no demonstrations
-    return list(dict.fromkeys(task.shots if k is None else k for k in shots))
+    wanted = dict.fromkeys(task.shots if k is None else k for k in shots)
+    return [k for k in wanted if not (task.optional and protocol.too_few(task, loaded.items, k))]
 
 
 def _evaluate(
@@ -115,10 +117,14 @@ def _evaluate(
     left_out = {each.item.id: each for each in made if isinstance(each, LeftOut)}
     if not prepared:
         shortest = min(each.tokens for each in left_out.values())
-        raise UserError(
+        line = (
             f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
             f"tokens of {subject.name}; the shortest takes {shortest}"
         )
+        if not task.optional:
+            raise UserError(line)
+        log.warning(f"{line}; K = {shots} is left out")
+        return []
     asked: dict[Request, str] = {}
     for each in prepared:
         for request in each.requests:

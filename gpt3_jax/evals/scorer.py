@@ -24,6 +24,10 @@ from gpt3_jax.parallel.zero import parameter_partitions
 BATCH_TOKENS = {"cpu": 4096}
 """Tokens of a batch on one device, padding included, by platform."""
 _BATCH_TOKENS = 16384
+_SHAPE_BATCHES = {"cpu": 1}
+"""Batches' worth of padding that another shape of rows must save, by platform: a program compiles in the time of about
+one batch of gpt3-small on two cores, and of many on an accelerator (by arithmetic; measured on a CPU only)."""
+_SHAPE_BATCHES_OF_OTHERS = 64
 _KERNEL_BLOCK = {"tpu": 128}
 """Lengths that the platform's attention kernel takes are multiples of it."""
 
@@ -86,6 +90,7 @@ class Scorer:
         self._rows = NamedSharding(mesh, batch_partition(mesh))
         platform = mesh_platform(mesh)
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(platform, _BATCH_TOKENS)
+        self._shape_tokens = _SHAPE_BATCHES.get(platform, _SHAPE_BATCHES_OF_OTHERS) * self._batch_tokens
         self._kernel_block = _KERNEL_BLOCK.get(platform, 1)
 
     def use(self, params: Params) -> None:
@@ -111,16 +116,8 @@ class Scorer:
     def stream(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
         """As `score`: pairs of a request's index and its likelihood, as soon as they are known."""
         checked = [self._checked(i, *request) for i, request in enumerate(requests)]
-        batches = arrange(
-            checked,
-            self.model.n_ctx,
-            self._batch_tokens,
-            batch_shards(self.mesh),
-            self.mesh.shape[TENSOR],
-            self._kernel_block,
-        )
         late: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
-        for batch in batches:
+        for batch in self.arranged(checked):
             # One batch is read while the next is computed.
             now = batch, self._dispatch(batch)
             if late is not None:
@@ -128,6 +125,24 @@ class Scorer:
             late = now
         if late is not None:
             yield from _read(*late)
+
+    def arranged(self, requests: Sequence[tuple[Ids, Ids]]) -> Iterator[Batch]:
+        """The batches that are computed for these requests."""
+        shards = batch_shards(self.mesh)
+        return arrange(
+            requests,
+            self.model.n_ctx,
+            self._batch_tokens,
+            shards,
+            self.mesh.shape[TENSOR],
+            self._kernel_block,
+            self._shape_tokens * shards,
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch on all devices, padding included."""
+        return self._batch_tokens * batch_shards(self.mesh)
 
     def _dispatch(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         arrays = (batch.tokens_BS, batch.lengths_B, batch.at_BN, batch.labels_BN)

@@ -42,10 +42,15 @@ class Sample(Sampling):
     """`Sampling` with the seed of its random numbers."""
 
     seed: int = 0
+    number: int = 0
+    """Which of the samples that a prompt has with this seed, from 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed(self.seed)
+        require_type("sample number", self.number, numbers.Integral, "a whole number")
+        if not 0 <= self.number < 2**31:
+            raise UserError(f"sample number is {self.number}; expected 0 <= number < 2**31")
 
 
 @dataclasses.dataclass(frozen=True)

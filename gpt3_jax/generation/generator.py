@@ -122,7 +122,12 @@ class Generator:
         return (piece for group in groups for _, piece in self._grow(group, sampling, seed))
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], stop: str | Sequence[str], max_tokens: int, decoding: Decoding
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: str | Sequence[str],
+        max_tokens: int,
+        decoding: Decoding,
+        samples: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Completed]]:
         """Completes each prompt once. Yields its index and completion, as they are ready: prompts of similar length
         are computed together, the shortest first.
@@ -130,6 +135,7 @@ class Generator:
         Args:
             prompts: token ids. An empty prompt is the beginning of a document.
             stop: texts in front of which a completion ends.
+            samples: the number of each prompt's sample, in place of `Sample.number`; for `Sample` only.
 
         Raises:
             UserError: as `stream`.
@@ -141,8 +147,8 @@ class Generator:
         if isinstance(decoding, Beam):
             return self._search_all(encoded, order, stops, max_tokens, decoding)
         sampling = Sampling(temperature=0) if isinstance(decoding, Greedy) else decoding
-        seed = 0 if isinstance(decoding, Greedy) else decoding.seed
-        rows = [self._row(i, 0, encoded[i], max_tokens, stops) for i in order]
+        seed, number = (0, 0) if isinstance(decoding, Greedy) else (decoding.seed, decoding.number)
+        rows = [self._row(i, samples[i] if samples else number, encoded[i], max_tokens, stops) for i in order]
         return (
             (row.prompt, row.completed())
             for group in _batched(rows, self._rows_at_once)

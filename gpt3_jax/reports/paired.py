@@ -65,7 +65,8 @@ class Comparison:
 
 
 def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]:
-    """Names of the two models, and their comparison in each task, K and metric that both have.
+    """The two models, each by its name and the folder of its evaluation, and their comparison in each task, K and
+    metric that both have.
 
     Args:
         first, second: folders of ``gpt3-jax evaluate --out``; without the second, the first must hold two models.
@@ -75,9 +76,9 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
             and id that are not the same example.
         RunError: the file of items cannot be read or is damaged.
     """
-    models = [*_read(first).items()]
+    models = [*read(first).items()]
     if second is not None:
-        others = [*_read(second).items()]
+        others = [*read(second).items()]
         for folder, found in ((first, models), (second, others)):
             if len(found) != 1:
                 names = ", ".join(name for name, _ in found)
@@ -92,7 +93,8 @@ def compare(first: str, second: str | None) -> tuple[str, str, list[Comparison]]
         raise UserError(f"{both} have no task with the same K in common; nothing can be compared")
     for key in common:
         _require_same(key[0], name_a, a[key].fingerprints, name_b, b[key].fingerprints)
-    return name_a, name_b, [_compare(key, a[key], b[key]) for key in common]
+    compared = [_compare(key, a[key], b[key]) for key in common]
+    return f"{name_a} ({first})", f"{name_b} ({second or first})", compared
 
 
 def _require_same(task: str, name_a: str, a: Mapping[str, str], name_b: str, b: Mapping[str, str]) -> None:
@@ -134,7 +136,7 @@ def to_json(name_a: str, name_b: str, found: Sequence[Comparison]) -> str:
     return results.to_json(data, indent=1) + "\n"
 
 
-def _read(folder: str) -> dict[str, dict[_Key, Scores]]:
+def read(folder: str) -> dict[str, dict[_Key, Scores]]:
     """Scores by model."""
     path = Path(folder) / ITEMS
     if not path.is_file():
@@ -174,8 +176,8 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     both = [item for item in a.scores if item in b.scores]
     common = [item for item in both if a.scores[item][1] or b.scores[item][1]]  # without those that do not count
     pairs_a, pairs_b = ([side.scores[item] for item in common] for side in (a, b))
-    value_a, rest_a = _value(metric, pairs_a)
-    value_b, rest_b = _value(metric, pairs_b)
+    value_a, rest_a = value(metric, pairs_a)
+    value_b, rest_b = value(metric, pairs_b)
     stderr = None
     if len(common) > 1:
         apart = math.hypot(*(x - y for x, y in zip(rest_b, rest_a, strict=True)))  # holds what squares would not
@@ -204,7 +206,7 @@ def _compare(key: _Key, a: Scores, b: Scores) -> Comparison:
     )
 
 
-def _value(metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float, list[float]]:
+def value(metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float, list[float]]:
     """The metric over items, and what each item adds to its error, by linearisation."""
     bottom = sum(weight for _, weight in pairs) or math.nan
     found = sum(score for score, _ in pairs) / bottom

@@ -166,7 +166,7 @@ def find(name: str, data_set: DataSet, split: str, source: Source, options: Mapp
     names = [*wanted.files, *(f"the Hub's {of} {config}".strip() + f" ({wanted.name})" for of, config in data_set.hub)]
     what = f"task {name}: no {split} split"
     if source.data is None:
-        return f"{what}: give its folder with --data, or its file with --set {name}.{split}_file=PATH"
+        return f"{what}: give its folder with --data (in training evals.data), or --set {name}.{split}_file=PATH"
     candidates = [
         *_released(source.data, source.files, wanted),
         *_on_hub(source.data, source.files, data_set.hub, wanted.name),
@@ -278,64 +278,73 @@ def _newest(paths: Sequence[str]) -> int | None:
 _SHARD = re.compile(r"^(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet$")
 
 
+_NO_CONFIGURATION = ("default", "plain_text")
+"""What the Hub calls the configuration of a data set that has only one."""
+_FOLDERS = ("data", *_NO_CONFIGURATION)
+"""Folders of its files."""
+
+
 def _on_hub(root: str, files: Sequence[str], names: Sequence[tuple[str, str]], split: str) -> list[Candidate]:
-    saved = [each for each in (_saved(root, each, names, split) for each in files) if each is not None]
-    return [*saved, *_snapshots(root, files, names, split)]
+    """What is there of the first data set and configuration of which anything is."""
+    for data_set, configuration in names:
+        saved = (_saved(root, each, data_set, configuration, split) for each in files)
+        found = [each for each in saved if each is not None]
+        found += _snapshots(root, files, data_set, configuration, split)
+        if found:
+            return found
+    return []
 
 
-def _saved(root: str, path: str, names: Sequence[tuple[str, str]], split: str) -> Candidate | None:
-    """A split that ``save_to_disk`` wrote: state.json has its name and its files, dataset_info.json the data set's."""
+def _saved(root: str, path: str, data_set: str, configuration: str, split: str) -> Candidate | None:
+    """A split that ``save_to_disk`` wrote: state.json has its name and its files, dataset_info.json the data set's. A
+    set that was changed before it was saved can have lost its names; then its folders say what it is."""
     folder, name = os.path.split(path)
     if name != "state.json":
         return None
     state, info = (_json(os.path.join(root, folder, each)) for each in (name, "dataset_info.json"))
     if not isinstance(state.get("_data_files"), list) or (state.get("_split") or os.path.basename(folder)) != split:
         return None
-    sets = [_normal(str(info.get(key) or "")) for key in ("dataset_name", "builder_name")]
-    config = info.get("config_name") or ""
-    above = [_normal(part) for part in folder.split(os.sep)]
-    above.append(_normal(os.path.basename(os.path.abspath(root))))
-    for data_set, configuration in names:
-        by_info = _normal(data_set) in sets and configuration in ("", config)
-        # A set that was changed before it was saved can have lost its names; then its folders say what it is.
-        by_folders = not config and (_normal(configuration or data_set) in above)
-        if by_info or by_folders:
-            parts = [os.path.join(root, folder, str(each.get("filename"))) for each in state["_data_files"]]
-            return tuple(parts), True
-    return None
+    names = [str(info[key]) for key in ("dataset_name", "builder_name") if info.get(key)]
+    config = str(info.get("config_name") or "")
+    above = _above(root, folder)
+    here = config or (configuration if configuration in (*above, *_NO_CONFIGURATION) else "")
+    if _normal(data_set) not in map(_normal, names if config else above) or configuration not in ("", here):
+        return None
+    return tuple(os.path.join(root, folder, str(each.get("filename"))) for each in state["_data_files"]), True
 
 
-def _snapshots(root: str, files: Sequence[str], names: Sequence[tuple[str, str]], split: str) -> list[Candidate]:
-    """Parquet files as the Hub keeps them: CONFIGURATION/SPLIT-00000-of-00001.parquet, or SPLIT/0000.parquet."""
+def _snapshots(root: str, files: Sequence[str], data_set: str, configuration: str, split: str) -> list[Candidate]:
+    """Parquet files as the Hub keeps them: CONFIGURATION/SPLIT-00000-of-00001.parquet, or SPLIT/0000.parquet, below a
+    folder with the data set's name."""
     folders: dict[str, list[tuple[str, int]]] = {}
     for path in files:
         folder, name = os.path.split(path)
+        above, last = os.path.split(folder)
         shard = _SHARD.match(name)
         if shard and shard["split"] == split:
-            folders.setdefault(folder, []).append((path, int(shard["count"])))
-        elif re.fullmatch(r"\d{4}\.parquet", name) and os.path.basename(folder) == split:
-            folders.setdefault(os.path.dirname(folder), []).append((path, 0))
-    whole: list[Candidate] = []
-    by_configuration: list[Candidate] = []
-    own = os.path.basename(os.path.abspath(root))
+            folders.setdefault(above if last == split else folder, []).append((path, int(shard["count"])))
+        elif re.fullmatch(r"\d{4}\.parquet", name) and last == split:
+            folders.setdefault(above, []).append((path, 0))
+    found: list[Candidate] = []
     for folder, parts in folders.items():
-        above = [own, *(folder.split(os.sep) if folder else [])]
-        for data_set, configuration in names:
-            named = _normal(data_set) in map(_normal, above)
-            fits = configuration == above[-1]
-            free = not configuration or configuration in ("default", "plain_text")
-            if not (fits or (named and free)):
-                continue
-            for path, count in parts:
-                if count and count != len(parts):
-                    raise UserError(
-                        f"{os.path.join(root, path)} is one of {count} parts, of which {len(parts)} are there; "
-                        "fetch the others"
-                    )
-            candidate = tuple(sorted(os.path.join(root, path) for path, _ in parts)), True
-            (whole if named else by_configuration).append(candidate)
-            break
-    return whole or by_configuration
+        names = _above(root, folder)
+        own = names[-1] in _FOLDERS or "snapshots" in names[-2:-1] or _normal(names[-1]) == _normal(data_set)
+        fits = configuration in ("", names[-1]) or (configuration in _NO_CONFIGURATION and own)
+        if not fits or _normal(data_set) not in map(_normal, names):
+            continue
+        for path, count in parts:
+            if count and count != len(parts):
+                raise UserError(
+                    f"{os.path.join(root, path)} is one of {count} parts, of which {len(parts)} are there; "
+                    "fetch the others"
+                )
+        found.append((tuple(sorted(os.path.join(root, path) for path, _ in parts)), True))
+    return found
+
+
+def _above(root: str, folder: str) -> list[str]:
+    """The names of a folder below `root` and of all above it."""
+    return os.path.abspath(os.path.join(root, folder)).split(os.sep)
 
 
 def _normal(name: str) -> str:

@@ -137,7 +137,9 @@ def _of_file(path: str) -> Task:
         # What the generator needs has no meaning for a file.
         task = TASKS[stem]
         here = tuple(each for each in task.open if each.name not in task.options)
-        return dataclasses.replace(task, load=load, options={}, open=here, splits=("itself", "itself"))
+        return dataclasses.replace(
+            task, load=load, missing=lambda _, __: None, options={}, open=here, splits=("itself", "itself")
+        )
     rows = openai_files.read(path)
     newlines, space = openai_files.frame(rows)
     plain = Task(

@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from gpt3_jax.data.files import is_folder, read_errors
+from gpt3_jax.cluster.log import log
+from gpt3_jax.data.files import is_folder, read_errors, reason
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.scoring import Rule
 from gpt3_jax.evals.tasks.item import Items
@@ -29,7 +30,8 @@ class Source:
     @functools.cached_property
     def files(self) -> tuple[str, ...]:
         """The paths of all files of `data` at any depth, relative to it, in the order of their names. Links are
-        followed, a folder once. Raises UserError if the folder is not there, RunError if it cannot be read."""
+        followed, a folder once. Hidden files and folders are left out, and macOS's copies of their attributes. Raises
+        UserError if the folder is not there, RunError if it cannot be read."""
         if self.data is None:
             return ()
         if not is_folder(self.data):
@@ -37,16 +39,22 @@ class Source:
         found: list[str] = []
         visited: set[str] = set()
         with read_errors(self.data):
-            for folder, folders, names in os.walk(self.data, followlinks=True):
+            for folder, folders, names in os.walk(self.data, onerror=_not_looked_into, followlinks=True):
                 real = os.path.realpath(folder)
                 if real in visited:
                     folders.clear()
                     continue
                 visited.add(real)
-                folders.sort()
+                folders[:] = sorted(each for each in folders if each[0] != "." and each != "__MACOSX")
                 inside = os.path.relpath(folder, self.data)
-                found += [name if inside == "." else os.path.join(inside, name) for name in sorted(names)]
+                found += [
+                    name if inside == "." else os.path.join(inside, name) for name in sorted(names) if name[0] != "."
+                ]
         return tuple(found)
+
+
+def _not_looked_into(error: OSError) -> None:
+    log.warning(f"cannot look into {error.filename}: {reason(error)}; data sets in it are not found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,8 @@ class Task:
     missing: Callable[[Source, Mapping[str, Value]], str | None] = lambda _, __: None
     """One line if the files that the task needs are not there."""
     optional: bool = False
-    """Whether the task is left out, with that line, where its files are not there."""
+    """Whether the task is left out, with that line, where its files are not there or no item fits the model's context,
+    and a K for which it has too few examples."""
 
     def __post_init__(self) -> None:
         for each in self.open:

@@ -96,6 +96,14 @@ def known_words(source: Source) -> tuple[list[str], str]:
     return words, path
 
 
+def _missing(source: Source, _: Mapping[str, Value]) -> str | None:
+    try:
+        known_words(source)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def rows(name: str, scramble: _Scramble, words: list[str], options: Mapping[str, Value]) -> list[openai_files.Row]:
     """Rows in the format of OpenAI's files, one for each word that can be scrambled, at most as many as `options`
     says."""
@@ -126,6 +134,7 @@ def _task(name: str, row: str, scramble: _Scramble, about: str) -> Task:
         name=name,
         row=row,
         load=functools.partial(_load, name, scramble),
+        missing=_missing,
         scoring=Generated(max_tokens=24),
         metrics=("exact match",),
         shots=100,

@@ -1,0 +1,1 @@
+"""EleutherAI's lm-evaluation-harness on this project's models."""
