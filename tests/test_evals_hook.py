@@ -31,10 +31,10 @@ def config(folder: Path, **sections: Any) -> Config:
     return tiny(data, folder / "run", **{**wanted, **sections})
 
 
-def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = config(tmp_path)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of a run with evaluations, and how often its engine let go of the parameters."""
+    folder = tmp_path_factory.mktemp("evaluated")
     released: list[Engine] = []
     release = Engine.release
 
@@ -42,14 +42,20 @@ def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(
         released.append(engine)
         release(engine)
 
-    monkeypatch.setattr(Engine, "release", counted)
-    train.run(made, hooks=[evals.EvaluateTasks])
-    lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "tasks"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Engine, "release", counted)
+        train.run(config(folder), hooks=[evals.EvaluateTasks])
+    return folder / "run", len(released)
+
+
+def test_tasks_are_evaluated_on_their_cadence_with_the_trained_weights(evaluated: tuple[Path, int]) -> None:
+    run, released = evaluated
+    lines = [line for line in metrics(run) if line["kind"] == "tasks"]
     # Before the first step, at the first batches past 3,000 and 6,000, and at the end.
     assert [line["tokens"] for line in lines] == [0, 3072, 6144, 8192]
-    assert len(released) == len(lines)  # between evaluations the memory is the step's
+    assert released == len(lines)  # between evaluations the memory is the step's
     (name,) = (name for name in lines[0] if name.startswith(TASK) and name.endswith("K=0"))
-    results = evals.evaluate(tmp_path / "run", TASK, shots=[0], limit=3)
+    results = evals.evaluate(run, TASK, shots=[0], limit=3)
     (cell,) = results.cells
     assert lines[-1][name] == cell.value
     for line in lines:
@@ -87,13 +93,9 @@ def test_of_the_paper_what_cannot_be_asked_is_left_out_of_training(
     assert "there is 1 to draw from; give more examples, or --shots 1 at most; K = 2 is left out" in caplog.text
 
 
-def test_an_evaluation_leaves_the_losses_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "with").mkdir()
-    (tmp_path / "without").mkdir()
-    train.run(config(tmp_path / "with"), hooks=[evals.EvaluateTasks])
-    train.run(config(tmp_path / "without", evals={}))
-
-    assert losses(tmp_path / "with" / "run") == losses(tmp_path / "without" / "run")
+def test_an_evaluation_leaves_the_losses_as_they_are(evaluated: tuple[Path, int], tmp_path: Path) -> None:
+    train.run(config(tmp_path, evals={}))
+    assert losses(evaluated[0]) == losses(tmp_path / "run")
 
 
 def test_tasks_that_no_hook_evaluates_are_refused(tmp_path: Path) -> None:

@@ -110,14 +110,33 @@ def test_the_likeliest_tokens_are_flagged() -> None:
     assert found[1].token_greedy[:2] == (True, False)
 
 
+def alike() -> list[Request]:
+    """With and without a common prefix, in as few shapes as there are kinds of programs: each is compiled per mesh."""
+    rng = np.random.default_rng(0)
+    common = ids(rng, 70)
+    contexts = [(ids(rng, 30), (1, 1, 1, 1)), (ids(rng, 31), (4, 1, 6))]
+    contexts += [(common + ids(rng, 20), sizes) for sizes in ((2, 5), (1, 1), (3,), (1,), (2, 2, 2)) * 4]
+    return [(context, ids(rng, size)) for context, sizes in contexts for size in sizes]
+
+
 @pytest.mark.parametrize(
-    ("shape", "stage"), [((1, 8, 1), 1), ((1, 8, 1), 3), ((2, 2, 2), 1), ((2, 2, 2), 3), ((1, 1, 8), 3)]
+    ("shape", "stage"),
+    [
+        ((1, 8, 1), 1),
+        pytest.param((1, 8, 1), 3, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+        ((2, 2, 2), 3),
+        ((1, 1, 8), 3),
+    ],
 )
 def test_a_mesh_gives_the_likelihoods_of_one_device(shape: tuple[int, int, int], stage: int) -> None:
     replica, data, tensor = shape
     parallel = ParallelConfig(replica=replica, data=data, tensor=tensor, stage=stage)  # type: ignore[arg-type]
-    scorer = Scorer(params(), CONFIG, make_mesh(parallel), parallel, batch_tokens=400 // (replica * data))
-    assert_equal(scorer.score(mixed()), expected())
+    requests, shards = alike(), replica * data
+    made = arranged(requests, batch_tokens=1600 // shards, shards=shards, tensor=tensor)
+    assert [bool(batch.prefix) for batch in made] == [True, False]
+    scorer = Scorer(params(), CONFIG, make_mesh(parallel), parallel, batch_tokens=1600 // shards)
+    assert_equal(scorer.score(requests), [by_logits(request) for request in requests])
 
 
 def test_parameters_cast_ahead_give_the_same_likelihoods_to_the_bit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -11,13 +12,14 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import CACHE, finish
+from tiny_run import SHARED, finish
 
 import gpt3_jax
 from gpt3_jax.cli import main as front
@@ -32,11 +34,12 @@ from gpt3_jax.evals.subject import Subject
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.store import CheckpointStore
-from gpt3_jax.train.checkpoint.trained import load_trained
+from gpt3_jax.train.checkpoint.trained import Trained, load_trained
 from gpt3_jax.train.state import init_state
 
+CTX = 128
 MODEL = {
-    "n_layers": 1, "attention_pattern": ["dense"], "d_model": 16, "n_heads": 2, "n_ctx": 128, "n_vocab": 257,
+    "n_layers": 1, "attention_pattern": ["dense"], "d_model": 16, "n_heads": 2, "n_ctx": CTX, "n_vocab": 257,
     "vocab_multiple": 16, "init_std": 0.5, "dtype": "float32",
 }  # fmt: skip
 QUESTIONS = [
@@ -70,12 +73,20 @@ def tasks(made: Path) -> list[str]:
 SETTINGS = ["max_tokens=3", "items=4", "decoding=greedy"]  # other tests are about beams
 
 
+@functools.cache
+def plain(run: Path) -> tuple[Trained, Callable[..., jax.Array]]:
+    """The checkpoint, read once, and the model's plain forward pass, compiled once: rows are filled up to the
+    context, and what fills them comes after every token and is seen by none."""
+    return load_trained(run), jax.jit(gpt3_jax.model.forward, static_argnums=2)
+
+
 def logprobs(made: Path, context: str, continuation: str) -> np.ndarray:
     """Of each byte of the continuation, by the model's plain forward pass."""
-    trained = load_trained(made / "run")
+    trained, forward = plain(made / "run")
     ids = ByteTokenizer().encode(context + continuation)
-    logits = gpt3_jax.model.forward(trained.params, jnp.array([ids]), trained.config.model)
-    of_next = jax.nn.log_softmax(logits[0].astype(jnp.float32))
+    row = np.zeros((1, CTX), np.int32)
+    row[0, : len(ids)] = ids
+    of_next = np.asarray(jax.nn.log_softmax(forward(trained.params, row, trained.config.model)[0].astype(jnp.float32)))
     n = len(continuation.encode())
     return np.array([of_next[i - 1, ids[i]] for i in range(len(ids) - n, len(ids))])
 
@@ -204,7 +215,7 @@ def add(self, request, answer):
 kept.KeptAnswers.add = add
 main(["evaluate", {str(made / "run")!r}, "--tasks", {tasks(made)[0]!r}, "--shots", "0,1", "--out", {str(out)!r}])
 """
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name}
+    env = {**os.environ, **SHARED}
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=env).returncode == -9
     assert (out / FILE).read_bytes().count(b"\n") == 5 and not (out / RESULTS).exists()
     again = gpt3_jax.evals.evaluate(made / "run", tasks(made)[0], (0, 1), out=out)

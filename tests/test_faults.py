@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from faults import GOES_ON, LATE, NO_REASON, STOPS, Injector, Place, table
-from tiny_run import CACHE, tiny, write_tokens
+from tiny_run import SHARED, tiny, write_tokens
 
 from gpt3_jax.cli.main import main
 from gpt3_jax.config import to_dict
@@ -236,7 +236,7 @@ def test_a_system_call_that_fails_is_one_line(command: str, calls: str, folder: 
     names = calls.partition(":")[0]
     tracer = ["strace", "-f", "-qq", "-o", os.devnull, "--seccomp-bpf", "-e", f"trace={names}", "-e", f"inject={calls}"]
     path = os.pathsep.join(filter(None, sys.path))
-    env = {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": CACHE.name}
+    env = {**os.environ, **SHARED, "PYTHONPATH": path}
     argv = [*tracer, sys.executable, "-m", "gpt3_jax", *COMMANDS[command].format(d=folder).split()]
     ended = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert ended.returncode == 1, ended.stderr

@@ -65,7 +65,7 @@ def ramped(data: Path, run_dir: Path, tokens: int) -> Config:
         run_dir,
         train={
             "tokens": tokens, "batch_tokens": 64, "ramp_start_tokens": 32, "ramp_tokens": tokens // 2, "ramp_sizes": 3,
-            "eval_tokens": tokens // 4, "tensorboard": True,
+            "eval_tokens": tokens // 4,
         },
         checkpoint={"every_tokens": 96},
     )  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tiny_run import finish, losses, metrics, start, tiny, write_data, write_tokens
+from tiny_run import environment, finish, losses, metrics, start, tiny, write_data, write_tokens
 
 from gpt3_jax.cli.main import main
 from gpt3_jax.cli.train import same_command
@@ -498,9 +498,8 @@ def test_a_person_at_a_terminal_sees_one_line_kept_up_to_date(tmp_path: Path, da
     file = write(tmp_path, yaml.safe_dump(to_dict(config)), "tiny.yaml")
     # A terminal of 80 columns is its stdin, stdout and stderr. (Not `pty.fork`: JAX has threads in this process.)
     terminal, its = pty.openpty()
-    env = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "gpt3_jax", "train", "--config", file, "--parallel.data", "8"]
-    command += ["--train.batch_tokens", "128"]
+    env = {**environment(), "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+    command = [sys.executable, "-m", "gpt3_jax", "train", "--config", file]
     process = subprocess.Popen(command, env=env, stdin=its, stdout=its, stderr=its, start_new_session=True)
     os.close(its)
     seen = b""
@@ -520,4 +519,4 @@ def test_a_person_at_a_terminal_sees_one_line_kept_up_to_date(tmp_path: Path, da
     assert all(len(update) <= 80 for update in updates[:-1]), updates
     assert text.count("held out at") == 2
     assert "next:" in text.splitlines()[-4]
-    assert len(metrics(tmp_path / "run")) == 32 + 2
+    assert len(metrics(tmp_path / "run")) == 64 + 2

@@ -22,8 +22,8 @@ SETTINGS = dict(
 
 WHOLE = ((1, 8, 1), (2, 2, 2))
 """Meshes that the default part takes every stage on."""
-SOME = {(8, 1, 1): (0, 3), (2, 4, 1): (1, 3), (1, 4, 2): (0, 2), (1, 1, 8): (0, 3)}
-"""Its stages on each of the others, whose axes are all in those."""
+SOME = {(8, 1, 1): (0,), (2, 4, 1): (1,), (1, 4, 2): (2,), (1, 1, 8): (3,)}
+"""Its stage on each of the others, whose axes are all in those."""
 DEFAULT = [(mesh, stage) for mesh in MESHES for stage in SOME.get(mesh, STAGES)]
 
 

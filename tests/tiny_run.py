@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.reader import CheckpointReader
 from gpt3_jax.train.state import TrainState, abstract_state
 
-# XLA takes seconds for what these runs execute in milliseconds, and they are many and alike, here and in processes that
-# the tests start.
-CACHE = tempfile.TemporaryDirectory(prefix="gpt3-jax-tests-")
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
+PROGRAMS = os.environ.get("GPT3_JAX_TEST_PROGRAMS", "")
+"""Folder of compiled programs (conftest.py makes it, for all of pytest's processes): XLA takes seconds for what these
+runs execute in milliseconds, and they are many and alike, here and in processes that the tests start."""
+jax.config.update("jax_compilation_cache_dir", PROGRAMS or None)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+SHARED = {"JAX_COMPILATION_CACHE_DIR": PROGRAMS, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+"""Environment variables with which another process takes programs from there, and adds its own."""
 
 CTX = 16
 MODEL = {
@@ -97,19 +98,21 @@ def saved(config: Config) -> TrainState:
     return state
 
 
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many devices. It compiles as pytest's own processes do, whose programs it can then take."""
+    return {
+        **os.environ,
+        **SHARED,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+
 def start(config: Config, file: Path, *more: str, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
     """``gpt3-jax train`` in a process of its own, after the Python code `before`."""
     file.write_text(yaml.safe_dump(to_dict(config)))
-    # Several processes share no compiled programs on CPU, so that each of their starts compiles: in a hurry.
-    hurry = " --xla_backend_optimization_level=0" if config.distributed.processes > 1 else ""
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}{hurry}",
-        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
+    env = environment(devices)
     arguments = ["train", "--config", str(file), *more]
     command = [sys.executable, "-m", "gpt3_jax", *arguments]
     if before:

@@ -14,9 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
@@ -80,6 +77,13 @@ class _Events:
     """
 
     def __init__(self, folder: Path, tokens: int) -> None:
+        # Here, because tensorboardX imports torch where that is installed: a second of the start of every command that
+        # writes no events.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
         folder.mkdir(parents=True, exist_ok=True)
         # The file's name contains the time in seconds. Two starts within one second must not share a file.
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
@@ -92,8 +96,8 @@ class _Events:
     def write(self, kind: str, tokens: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
             if value is not None:
-                summary = scalar(f"{kind}/{name}", value)
-                self._writer.write_event(Event(step=tokens, wall_time=time.time(), summary=summary))
+                summary = self._scalar(f"{kind}/{name}", value)
+                self._writer.write_event(self._event(step=tokens, wall_time=time.time(), summary=summary))
         self._writer.flush()
 
     def close(self) -> None:
