@@ -318,5 +318,5 @@ def test_bleu_without_sacrebleu_says_what_to_install(monkeypatch: pytest.MonkeyP
     from gpt3_jax.evals import bleu
 
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[evals\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints\.txt -e '\.\[evals\]'"):
         bleu.require()

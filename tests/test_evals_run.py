@@ -234,6 +234,9 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     def at(n_ctx: int) -> Results:
         return evaluate_subjects([subject(ExactModel(), config=ModelConfig(n_vocab=257, n_ctx=n_ctx))], loaded, [0, 1])
 
+    def at_zero(n_ctx: int) -> Results:
+        return evaluate_subjects([subject(ExactModel(), config=ModelConfig(n_vocab=257, n_ctx=n_ctx))], loaded, [0])
+
     zero, one = at(48).cells
     assert (zero.items, zero.left_out) == (3, 1) and zero.value == 100
     assert (one.prompts_with_fewer, one.shots_mean) == (3, 0)
@@ -242,8 +245,10 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     assert "K = 1: 3 prompts with fewer demonstrations, which did not fit; 0.0 on average" in text
     with pytest.raises(UserError, match="none of its 4 items fits into the context of 20 tokens of exact; the short"):
         at(20)
-    loaded[0] = dataclasses.replace(loaded[0], task=dataclasses.replace(loaded[0].task, optional=True))
-    assert at(20).cells == (), "of a group of what there is, it is left out with a line"
+    other = tmp_path / "sum.jsonl"
+    other.write_text(json.dumps({"context": "1 plus 1 =", "completion": " 2"}) + "\n")
+    loaded += load_tasks(select([str(other)], ["max_tokens=4"]))
+    assert {cell.task for cell in at_zero(20).cells} == {"sum"}, "beside others it is left out with a line"
 
 
 def test_examples_that_there_are_not_are_counted_apart_from_those_that_do_not_fit(tmp_path: Path) -> None:

@@ -108,4 +108,4 @@ def test_without_the_harness_a_line_says_how_to_install_it(
     assert main(["lm-eval", "--tasks", "a"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert "pip install 'gpt3-jax[evals]'" in err
+    assert "pip install -c constraints.txt -e '.[evals]'" in err

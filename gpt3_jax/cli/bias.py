@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpt3_jax.config import load_config, split_overrides
+from gpt3_jax.config import load_devices, split_overrides
 from gpt3_jax.paths import local_path
 
 _SECTIONS = ("parallel", "distributed")
@@ -44,8 +44,7 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.probes.outputs import Drawing
     from gpt3_jax.probes.setup import PROBES, prepare
 
-    config = load_config([], dotted)
-    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
+    parallel, distributed = load_devices(dotted)
     files = {"winogender": args.winogender, "sentiment": args.sentiwordnet}
     probes = [name for name in PROBES if name not in files or files[name]]  # those whose data is there
     if args.probes is not None:
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.evals.loading import load_each, started
     from gpt3_jax.probes.bias import probe_subjects
 
-    with started(config.distributed):
+    with started(distributed):
         found = probe_subjects(load_each(args.models, parallel), setup, args.out, {"command": argv})
         if is_lead():
             print(found.to_json() if args.json else found.table(), end="" if args.json else "\n", flush=True)

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpt3_jax.cluster.log import log
-from gpt3_jax.config import load_config, split_overrides
+from gpt3_jax.config import load_devices, split_overrides
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
@@ -63,13 +63,12 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.evals.evaluation import evaluate_subjects, load_tasks
     from gpt3_jax.evals.tasks.select import select
 
-    config = load_config([], dotted)
-    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
+    parallel, distributed = load_devices(dotted)
     tasks = load_tasks(select(args.tasks or ["arithmetic"], args.set, args.data), args.data, args.words, args.limit)
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.evals.loading import load_each, started
 
-    with started(config.distributed):
+    with started(distributed):
         results = evaluate_subjects(
             load_each(args.models, parallel), tasks, shots, args.seeds, args.out, {"command": argv}
         )

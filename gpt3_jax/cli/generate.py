@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt3_jax.config import load_config, split_overrides
+from gpt3_jax.config import load_devices, split_overrides
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
@@ -39,8 +39,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     own, dotted = split_overrides(argv, ("parallel", "distributed"))
     arguments = parser.parse_args(own)
-    config = load_config([], dotted)
-    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
+    parallel, distributed = load_devices(dotted)
     if arguments.beams is not None:
         for name in ("temperature", "top_k", "top_p", "samples", "seed"):
             if getattr(arguments, name) != parser.get_default(name):
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     beam = None if arguments.beams is None else Beam(arguments.beams)
     if dotted:
-        start(config.distributed)
+        start(distributed)
     with NoneLeftWaiting():
         start_devices()
         compilation_cache.enable()

@@ -17,7 +17,8 @@ usage: gpt3-jax lm-eval [run] --model_args pretrained=FOLDER[,NAME=VALUE...] --t
 
 Runs EleutherAI's lm-evaluation-harness on a run or on a Hugging Face model (GPT-2, GPT-Neo). Everything after lm-eval
 goes to the harness's own command line unchanged; its model gpt3-jax is there too, and is the default of --model.
-gpt3-jax lm-eval run --help lists the harness's options. It needs the extra evals: pip install 'gpt3-jax[evals]'
+gpt3-jax lm-eval run --help lists the harness's options. It needs the extra evals:
+pip install -c constraints.txt -e '.[evals]'
 
 Its protocol is not the GPT-3 paper's: gpt3_jax/evals/harness/README.md says where they differ. gpt3-jax evaluate
 follows the paper.
@@ -64,7 +65,9 @@ def main(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise
-        raise UserError("lm-evaluation-harness is not installed; install it: pip install 'gpt3-jax[evals]'") from None
+        raise UserError(
+            "lm-evaluation-harness is not installed; install it: pip install -c constraints.txt -e '.[evals]'"
+        ) from None
 
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.start import shutdown, start
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> int:
             cli_evaluate()
             shutdown()
     except Exception as error:
-        if isinstance(error, UserError | RunError) or _raised_by(error.__traceback__) not in _THEIRS:
+        if isinstance(error, UserError | RunError) or not _THEIRS & _callers(error.__traceback__):
             raise
         logging.getLogger("lm_eval").debug("where it was raised:", exc_info=error)
         raise RunError(f"lm-evaluation-harness: {_one_line(error)} (LMEVAL_LOG_LEVEL=DEBUG shows where)") from None
@@ -121,13 +124,14 @@ def _pools_without_jax() -> Iterator[None]:
         multiprocessing.set_start_method(before, force=True)
 
 
-def _raised_by(trace: TracebackType | None) -> str:
-    """The package whose code raised."""
-    name = ""
+def _callers(trace: TracebackType | None) -> set[str]:
+    """The packages whose code was running below this project's last function: one of them raised, or what it called."""
+    found = set[str]()
     while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        found = set() if package == "gpt3_jax" else found | {package}
         trace = trace.tb_next
-    return name.split(".")[0]
+    return found
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gpt3_jax.config import load_config, split_overrides
+from gpt3_jax.config import load_devices, split_overrides
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
@@ -50,8 +50,7 @@ def _write(args: argparse.Namespace, dotted: list[str], argv: list[str]) -> int:
     from gpt3_jax.probes.articles import read_articles
     from gpt3_jax.probes.news import Writing, write_news
 
-    config = load_config([], dotted)
-    parallel = config.parallel if any(each.startswith("--parallel.") for each in dotted) else None
+    parallel, distributed = load_devices(dotted)
     writing = Writing(args.samples, args.temperature, args.top_p, args.seed, args.longest)
     control = Writing(args.samples, args.control_temperature, 1.0, args.seed, args.longest)
     if args.in_context < 0:
@@ -69,7 +68,7 @@ def _write(args: argparse.Namespace, dotted: list[str], argv: list[str]) -> int:
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.evals.loading import started
 
-    with started(config.distributed):
+    with started(distributed):
         authors = _authors(args, parallel, context, writing, control)
         news = write_news(authors, asked, args.out, args.seed, {"command": argv})
         if is_lead():

@@ -16,7 +16,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from gpt3_jax.config.schema import Config
+from gpt3_jax.config.schema import Config, DistributedConfig, ParallelConfig
 from gpt3_jax.config.setting import meanings, sections
 from gpt3_jax.config.values import Naming, convert, expected, types_of
 from gpt3_jax.config.yaml_text import BadYaml, read_yaml
@@ -99,6 +99,18 @@ def split_overrides(argv: Sequence[str], sections: Sequence[str] = ()) -> tuple[
         if "=" not in argument:
             overrides += itertools.islice(rest, 1)
     return own, overrides
+
+
+def load_devices(overrides: Sequence[str]) -> tuple[ParallelConfig | None, DistributedConfig]:
+    """The mesh and the processes for a model that is trained already: sections `parallel` (None if nothing sets it) and
+    `distributed` from dotted overrides. Whether the mesh divides the model is checked when it is loaded.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    values = _read_overrides(overrides)
+    parallel = ParallelConfig(**values["parallel"]) if "parallel" in values else None
+    return parallel, DistributedConfig(**values.get("distributed", {}))
 
 
 def from_dict(values: Any) -> Config:

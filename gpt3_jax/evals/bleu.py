@@ -30,7 +30,9 @@ def require() -> None:
     try:
         import sacrebleu  # noqa: F401
     except ImportError:
-        raise UserError("BLEU is computed by sacrebleu, which is not there: pip install 'gpt3-jax[evals]'") from None
+        raise UserError(
+            "BLEU is computed by sacrebleu, which is not there: pip install -c constraints.txt -e '.[evals]'"
+        ) from None
 
 
 def signature(name: str) -> str:

@@ -114,6 +114,8 @@ def evaluate_subjects(
     with alone_in(folder) if folder else contextlib.nullcontext():
         if folder:
             require_own(folder, FORMAT)
+            if (folder / RESULTS).exists():
+                log.info(f"{folder / RESULTS} of an earlier evaluation will be replaced")
         return _evaluate(subjects, loaded, shots, seeds, folder, made_by or {})
 
 
@@ -146,6 +148,8 @@ def _evaluate(
 def _draw(results: Results, folder: Path) -> None:
     from gpt3_jax.evals import picture  # imports what only pictures need
 
+    for earlier in (picture.BY_SHOTS, picture.BY_SIZE, picture.BY_TOKENS):  # they may show what was here before
+        (folder / earlier).unlink(missing_ok=True)
     try:
         for name in picture.draw(results, folder):
             log.info(f"wrote {folder / name}")

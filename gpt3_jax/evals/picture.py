@@ -99,7 +99,7 @@ def _grid(results: Results, groups: _Groups, path: Path, below: str, panel: _Pan
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in axes.flat[len(groups) :]:
         ax.set_visible(False)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     save(figure, str(path))
     return path.name
 

@@ -174,9 +174,10 @@ def too_few(task: Task, items: Items, shots: Shots) -> str:
     there = len(items.train) - (1 if items.train is items.test else 0)
     if there < (1 if shots == "max" else shots):
         of = "other than the item itself " if items.train is items.test else ""
+        verb = "is" if there == 1 else "are"
         return (
-            f"{items.source}: {shots} demonstrations were asked for, and there {'is' if there == 1 else 'are'} {there} "
-            f"{of}to draw from; give more examples, or --shots {there} at most"
+            f"task {task.name}, {items.source}: {shots} demonstrations were asked for, and there {verb} {there} {of}"
+            f"to draw from; give more examples, or evaluate it by itself with --shots {there} at most"
         )
     return ""
 

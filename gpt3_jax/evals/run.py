@@ -83,13 +83,18 @@ def run(
         kept: answers of earlier runs are taken from it, and new ones added.
         on_record: gets one record for each item, K and seed.
         progress: whether to log what is done and how much time is left.
+
+    Raises:
+        UserError: no item of any task fits into the model's context.
+        RunError: a likelihood is not a finite number.
     """
     cells: list[Cell] = []
     warned: set[str] = set()
     places = [(each, k) for each in loaded for k in columns(each, shots)]
     for number, (each, k) in enumerate(places, start=1):
         where = f"{subject.name}: {each.task.name}, K = {k} ({number} of {len(places)})" if progress else ""
-        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where, warned)
+        alone = number == len(places) and not cells  # nothing else was evaluated
+        cells += _evaluate(subject, each, k, range(seeds if k else 1), kept, on_record, where, warned, alone)
     return cells
 
 
@@ -124,6 +129,7 @@ def _evaluate(
     on_record: Callable[[dict[str, Any]], None],
     where: str,
     warned: set[str],
+    alone: bool,
 ) -> list[Cell]:
     task = loaded.task
     preparer = protocol.Preparer(task, loaded.items, subject.tokenizer, subject.config.n_ctx)
@@ -136,7 +142,7 @@ def _evaluate(
             f"task {task.name}: none of its {len(left_out)} items fits into the context of {subject.config.n_ctx} "
             f"tokens of {subject.name}; the shortest takes {shortest}"
         )
-        if not task.optional:
+        if alone:
             raise UserError(line)
         log.warning(f"{line}; K = {shots} is left out")
         return []

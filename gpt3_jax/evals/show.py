@@ -74,7 +74,7 @@ def prepared_prompts(
     """The prompts of one item with seed 0.
 
     Raises:
-        UserError: no such item, too few demonstrations, or an item that does not fit.
+        UserError: no such item, too few demonstrations, or an item that does not fit; without `item`, none that does.
     """
     task, items = chosen.task, chosen.items
     k = task.shots if shots is None else shots
@@ -86,7 +86,11 @@ def prepared_prompts(
     if not task.scoring.prompted:
         raise UserError(f"task {task.name} has no prompt: the model reads the text itself")
     protocol.check_shots(task, items, k)
-    made = protocol.Preparer(task, items, tokenizer, n_ctx).prepare(found, k, 0)
+    preparer = protocol.Preparer(task, items, tokenizer, n_ctx)
+    made = preparer.prepare(found, k, 0)
+    if isinstance(made, LeftOut) and item is None:  # any will do: the first that fits
+        others = ((each, preparer.prepare(each, k, 0)) for each in chosen.evaluated)
+        found, made = next((pair for pair in others if not isinstance(pair[1], LeftOut)), (found, made))
     if isinstance(made, LeftOut):
         raise UserError(
             f"item {found.id} of {task.name} takes {made.tokens:,} tokens; the context is {n_ctx:,}, so it is left out"

@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from gpt3_jax.config import ParallelConfig, load_config
+from gpt3_jax.config import ParallelConfig, load_devices
 from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.generation import Beam, Greedy, Sample
 from gpt3_jax.generation.decoding import Decoding, require_seed
@@ -71,7 +71,7 @@ class ModelArgs:
                 _require_positive(f"--model_args {name}", values[name])
         require_seed(values.get("seed", 0))
         mesh = [f"--parallel.{name}={given[name]}" for name in MESH if name in given]
-        return ModelArgs(**values, parallel=load_config([], mesh).parallel if mesh else None)
+        return ModelArgs(**values, parallel=load_devices(mesh)[0])
 
 
 @dataclasses.dataclass(frozen=True)
