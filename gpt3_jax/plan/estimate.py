@@ -54,7 +54,7 @@ _WORKING = {"tpu": _Alive(8, 28), "gpu": _Alive(8, 24), "gpu pair": _Alive(14, 3
 inputs of its matmuls, the gathered gradient of its output and the gradient of an input, 2 each. Split: queries, keys,
 values and the heads' output with their gradients, 2 each, and some residual streams. Where a GPU's program has two
 blocks in one iteration, a kernel's gradient waits, with all it needs, until the other block's."""
-_HIDDEN = {"tpu": 10, "gpu": 32, "gpu pair": 48}
+_HIDDEN = {"tpu": 10, "gpu": 32, "gpu pair": 42}
 """The MLP's hidden units before and after the activation and their gradient, 8 each; parts divide them. A GPU has them
 in fp32 beside, 16, and of two blocks. On a TPU they are there when the attention's are not: what they take more."""
 _WORKING_NONE = _Alive(4, 20)
@@ -74,9 +74,10 @@ def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) ->
     program = "tpu" if not gpu else "gpu pair" if pair else "gpu"
     most = _WORKING[program].over(tensor) + _HIDDEN[program] / config.memory.mlp_parts / tensor
     padding = _padding(config)
-    if not gpu and padding > 1 and 6 * padding * unit / tensor > _ON_CHIP:
-        # Gradients of queries, keys and values of narrow heads lie there padded, and once more joined.
-        most = max(most, _Alive(4, 78).over(tensor))
+    if not gpu and 6 * padding * unit / tensor > _ON_CHIP:
+        # The gradients of queries, keys and values lie there one by one, and twice joined, all padded, before those of
+        # the MLP, with two of its hidden units, are through.
+        most = max(most, _Alive(8, 10 + 16 / config.memory.mlp_parts + 24 * padding).over(tensor))
     if gpu and config.memory.remat == "dots":
         # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
         # that is all of them, or half where there are two.
