@@ -54,7 +54,7 @@ _WORKING = {"tpu": _Alive(8, 28), "gpu": _Alive(8, 24), "gpu pair": _Alive(14, 3
 inputs of its matmuls, the gathered gradient of its output and the gradient of an input, 2 each. Split: queries, keys,
 values and the heads' output with their gradients, 2 each, and some residual streams. Where a GPU's program has two
 blocks in one iteration, a kernel's gradient waits, with all it needs, until the other block's."""
-_HIDDEN = {"tpu": 10, "gpu": 32, "gpu pair": 48}
+_HIDDEN = {"tpu": 10, "gpu": 32, "gpu pair": 42}
 """The MLP's hidden units before and after the activation and their gradient, 8 each; parts divide them. A GPU has them
 in fp32 beside, 16, and of two blocks. On a TPU they are there when the attention's are not: what they take more."""
 _WORKING_NONE = _Alive(4, 20)
@@ -74,9 +74,10 @@ def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) ->
     program = "tpu" if not gpu else "gpu pair" if pair else "gpu"
     most = _WORKING[program].over(tensor) + _HIDDEN[program] / config.memory.mlp_parts / tensor
     padding = _padding(config)
-    if not gpu and padding > 1 and 6 * padding * unit / tensor > _ON_CHIP:
-        # Gradients of queries, keys and values of narrow heads lie there padded, and once more joined.
-        most = max(most, _Alive(4, 78).over(tensor))
+    if not gpu and 6 * padding * unit / tensor > _ON_CHIP:
+        # The gradients of queries, keys and values lie there one by one, and twice joined, all padded, before those of
+        # the MLP, with two of its hidden units, are through.
+        most = max(most, _Alive(8, 10 + 16 / config.memory.mlp_parts + 24 * padding).over(tensor))
     if gpu and config.memory.remat == "dots":
         # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
         # that is all of them, or half where there are two.
@@ -173,16 +174,15 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
 
 
 _MOVED = {
-    "on chip": {"full": _Alive(20, 165), "dots": _Alive(20, 190), "none": _Alive(20, 275)},
-    "tpu": {"full": _Alive(9, 290), "dots": _Alive(9, 420), "none": _Alive(9, 420)},
-    "gpu": {"full": _Alive(6, 235), "dots": _Alive(6, 505), "none": _Alive(6, 490)},
+    "on chip": {"full": _Alive(26, 170), "dots": _Alive(26, 170), "none": _Alive(26, 260)},
+    "tpu": {"full": _Alive(3, 295), "dots": _Alive(3, 340), "none": _Alive(3, 340)},
+    "gpu": {"full": _Alive(20, 240), "dots": _Alive(20, 460), "none": _Alive(20, 360)},
 }
-_MOVED_WEIGHTS = {"on chip": 5, "tpu": 0, "gpu": 30}
+_MOVED_WEIGHTS = {"on chip": 4, "tpu": 5, "gpu": 23}
 """What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
-for each weight and microbatch: medians over 26 programs for GPUs, 46 for TPUs whose hidden units fit on the chip, and
-7 where they do not (none of these without remat: taken as with dots). `elementwise` is the least that it could be, 136
-where a block is computed again and 96 elsewhere. What is kept is copied into stacks of all layers and out of them:
-hence more is moved where less is computed again."""
+for each weight and microbatch: medians over 33 programs for GPUs, 50 for TPUs whose hidden units fit on the chip, and
+19 where they do not. `elementwise` is the least that it could be, 136 where a block is computed again and 96 elsewhere.
+What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
