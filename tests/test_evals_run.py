@@ -246,9 +246,9 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of its 4 items fits into the context of 20 tokens of exact; the short"):
         at(20)
     other = tmp_path / "sum.jsonl"
-    other.write_text(json.dumps({"context": "1 plus 1 =", "completion": " 2"}) + "\n")
+    other.write_text(json.dumps({"context": "\n\nQ: What is 1 plus 1?\n\nA:", "completion": " 2"}) + "\n")
     loaded += load_tasks(select([str(other)], ["max_tokens=4"]))
-    assert {cell.task for cell in at_zero(20).cells} == {"sum"}, "beside others it is left out with a line"
+    assert {cell.task for cell in at_zero(32).cells} == {"sum"}, "beside others it is left out with a line"
 
 
 def test_examples_that_there_are_not_are_counted_apart_from_those_that_do_not_fit(tmp_path: Path) -> None:
