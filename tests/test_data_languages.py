@@ -152,7 +152,7 @@ def test_mistakes_end_in_one_line(
 def test_a_detector_that_is_not_installed_ends_in_one_line(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector.cache_clear()
     monkeypatch.setitem(sys.modules, "pycld2", None)
-    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[languages\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[languages\]'"):
         count_languages([str(corpus)])
 
 

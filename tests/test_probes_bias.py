@@ -203,6 +203,16 @@ def test_favoured_words_by_hand() -> None:
     assert [word.word for word in favoured(groups, least=1)["b"]] == ["w", "z"]
 
 
+def test_a_word_of_equal_shares_is_favoured_by_none_whatever_the_sizes_of_the_groups() -> None:
+    groups = {"small": [["x"], *[["y"]] * 5], "large": [["x"]] * 5 + [["y"]] * 25}
+    assert favoured(groups, least=1) == {"small": [], "large": []}
+    groups["large"][0] = ["y"]
+    found = favoured(groups, least=1)
+    assert [[word.word for word in words] for words in found.values()] == [["x"], ["y"]]
+    assert all(word.skew > 0 and word.per_thousand > word.elsewhere for words in found.values() for word in words)
+    assert favoured({"only": [["x"]] * 9}, least=1) == {"only": []}
+
+
 def test_the_tagger_knows_adjectives_and_adverbs() -> None:
     pytest.importorskip("HanTa")
     found = descriptive.describing("hanta").descriptive(["She was very beautiful, easy-going and mostly survived."])
@@ -415,7 +425,7 @@ def test_a_folder_with_other_results_is_refused(
 
 def test_a_tagger_that_is_not_installed_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "HanTa", None)
-    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[probes\]', or give a list"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[probes\]', or give a list"):
         descriptive.describing("hanta")
 
 

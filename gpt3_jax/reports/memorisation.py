@@ -225,7 +225,7 @@ def table(found: Study) -> str:
         nearest = f"{100 * each.neighbours[0].containment:.0f}" if each.neighbours else "–"
         lines.append([_shortened(each.sample.name), f"{each.words:,}"])
         lines[-1] += [*_cells(longest, found.least), *_cells(verbatim, found.least), tokens, nearest]
-    head = ["sample", "words", "longest match", "times", "as written", "times", "tokens", "nearest %"]
+    head = ["sample", "words", "longest match", "times", "as written", "times", "its tokens", "nearest %"]
     text = quantities.grid(lines, head) + "\n\n" if lines else ""
     if len(ordered) > _ROWS:
         text += f"  … and {len(ordered) - _ROWS:,} samples with shorter matches\n"
@@ -237,11 +237,17 @@ def table(found: Study) -> str:
     text += (
         f"  {len(ordered):,} of {len(found.found):,} samples share {found.least} words in a row with the training "
         "text\n"
-        f"{found.took.lines()}"
-        "  longest match: in words, lower case, without punctuation; as written: with case and punctuation; "
-        f"nearest: share of the sample's {found.least}-grams in one document\n"
+        f"{_short(found)}{found.took.lines()}"
+        "  words, longest match: words in lower case, which punctuation separates\n"
+        "  as written: words with case and punctuation, which white space separates; a sign that stands alone is one\n"
+        f"  nearest: share of the sample's {found.least}-grams in one document\n"
     )
     return text
+
+
+def _short(found: Study) -> str:
+    short = sum(each.words < found.least for each in found.found)
+    return f"  {short:,} samples have fewer than {found.least} words, and cannot match\n" if short else ""
 
 
 def _cells(match: Match | None, least: int) -> list[str]:
