@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from gpt3_jax.paths import local_path
 from gpt3_jax.reports.corpus_options import add_options, corpus_of, progress_bar
 
 if TYPE_CHECKING:
+    from gpt3_jax.evals.kept import KeptAnswers
+    from gpt3_jax.evals.subject import Subject
     from gpt3_jax.ngrams.corpus import Corpus
 
 _DESCRIPTION = """Finds how much of samples stands in the training text: the longest match of each, in words and in
@@ -28,9 +30,9 @@ _EPILOG = """examples:
   gpt3-jax memorisation data/train --model runs/small --prefix 50 --passages data/held-out
 
 Samples: JSON lines, each a text or an object with the key text, or a text file (one sample; several with
---split-samples-on). --out holds memorisation.json and memorisation.jsonl, and with --prefix reproduction.json,
-reproduction.jsonl, a picture, and answers.jsonl: answers of a run that was interrupted, which the same command takes
-again."""
+--split-samples-on). --out holds memorisation.json and memorisation.jsonl, or with --prefix reproduction.json and
+reproduction.jsonl; a picture; and with --model answers.jsonl: answers of a run that was interrupted, which the same
+command takes again."""
 
 
 def main(argv: list[str]) -> int:
@@ -52,13 +54,20 @@ def main(argv: list[str]) -> int:
     corpus = corpus_of(args)
     report = _samples if args.prefix is None else _reproduction
     from gpt3_jax.evals.results import to_json
+    from gpt3_jax.reports import written
 
-    data, text = report(args, corpus, argv)
+    with contextlib.ExitStack() as stack:
+        if args.model:
+            stack.enter_context(written.said_when_interrupted("the model's answers, in answers.jsonl", args.out))
+        folder = stack.enter_context(written.alone_in(args.out))
+        data, text = report(args, corpus, folder, argv)
     print(to_json(data, indent=1) + "\n" if args.json else text, end="", flush=True)
     return 0
 
 
-def _samples(args: argparse.Namespace, corpus: Corpus, argv: list[str]) -> tuple[Mapping[str, Any], str]:
+def _samples(
+    args: argparse.Namespace, corpus: Corpus, folder: Path | None, argv: list[str]
+) -> tuple[Mapping[str, Any], str]:
     from gpt3_jax.data.tokenizer import load_tokenizer
     from gpt3_jax.reports import memorisation, written
 
@@ -66,45 +75,43 @@ def _samples(args: argparse.Namespace, corpus: Corpus, argv: list[str]) -> tuple
     if args.samples:
         samples = [each for path in args.samples for each in memorisation.read_samples(path, args.split_samples_on)]
     else:
-        from gpt3_jax.environment import start_devices
-        from gpt3_jax.generation import generate
-        from gpt3_jax.interop.loading import load_tokenizer_of
-
-        start_devices()
-        tokenizer, _ = load_tokenizer_of(args.model)
-        texts = generate(
-            args.model, "", max_tokens=args.max_tokens, temperature=args.temperature, samples=args.count, seed=args.seed
-        )
-        samples = [memorisation.Sample(f"{args.model}, sample {n}", text) for n, text in enumerate(texts)]
+        with _loaded(args, folder) as (subject, kept):
+            tokenizer = subject.tokenizer
+            samples = memorisation.generated(
+                subject, args.model, args.count, args.max_tokens, args.temperature, args.seed, kept
+            )
     with progress_bar() as on_progress:
         found = memorisation.study(samples, corpus, args.least, args.neighbours, tokenizer, args.workers, on_progress)
     data = memorisation.as_data(found) | {"command": argv}
-    if args.out:
-        folder = written.make_folder(args.out)
+    if folder:
         written.write_lines(folder / "memorisation.jsonl", memorisation.records(found))
         written.write_json(folder / "memorisation.json", data)
         _draw(lambda: memorisation.draw_picture(found, folder))
     return data, memorisation.table(found)
 
 
-def _reproduction(args: argparse.Namespace, corpus: Corpus, argv: list[str]) -> tuple[Mapping[str, Any], str]:
+@contextlib.contextmanager
+def _loaded(args: argparse.Namespace, folder: Path | None) -> Iterator[tuple[Subject, KeptAnswers | None]]:
+    """The model, and with a folder the answers that are kept there."""
     from gpt3_jax.environment import start_devices
-    from gpt3_jax.evals.kept import KeptAnswers, alone_in
+    from gpt3_jax.evals.kept import KeptAnswers
     from gpt3_jax.evals.loading import load
+
+    start_devices()
+    subject = load(args.model)
+    with KeptAnswers(folder, subject.depends_on()) if folder else contextlib.nullcontext() as kept:
+        yield subject, kept
+
+
+def _reproduction(
+    args: argparse.Namespace, corpus: Corpus, folder: Path | None, argv: list[str]
+) -> tuple[Mapping[str, Any], str]:
     from gpt3_jax.ngrams.corpus import Corpus
     from gpt3_jax.reports import reproduction, written
 
     source = Corpus(args.passages, corpus.options, args.tokenizer) if args.passages else corpus
     continuation = 50 if args.continuation is None else args.continuation
-    folder = written.make_folder(args.out) if args.out else None
-    start_devices()
-    subject = load(args.model)
-    with contextlib.ExitStack() as stack:
-        kept = None
-        if folder:
-            stack.enter_context(alone_in(folder))
-            kept = stack.enter_context(KeptAnswers(folder, subject.depends_on()))
-        on_progress = stack.enter_context(progress_bar())
+    with _loaded(args, folder) as (subject, kept), progress_bar() as on_progress:
         found = reproduction.study(
             subject, corpus, source, args.prefix, continuation, args.count, args.seed, args.workers, kept, on_progress
         )

@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 
 from gpt3_jax import quantities
+from gpt3_jax.cluster.log import log
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.kept import KeptAnswers
+from gpt3_jax.evals.requests import Completed, Completion, Request
+from gpt3_jax.evals.requests import Sample as Drawn
+from gpt3_jax.evals.run import answer_all
+from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks import rows
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.matches import PLACES, Matcher, Matchers, Matches
@@ -134,6 +140,38 @@ def _text_of(line: str, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where} holds no text: {line.strip()[:_SHOWN]}; expected a text, or an object with 'text'")
     return value
+
+
+def generated(
+    subject: Subject,
+    name: str,
+    count: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    kept: KeptAnswers | None = None,
+) -> list[Sample]:
+    """Samples of a model after nothing but end-of-text, which `kept` keeps as they come.
+
+    Raises:
+        UserError: a number out of range.
+    """
+    if count < 1 or max_tokens < 1:
+        raise UserError(f"--count is {count} and --max-tokens is {max_tokens}; expected at least 1 of each")
+    drawn = [Drawn(float(temperature), 0, 1.0, seed, number) for number in range(count)]
+    requests = [Completion("", (), max_tokens, each) for each in drawn]
+    asked: dict[Request, str] = {request: f"sample {number}" for number, request in enumerate(requests)}
+    answers = answer_all(subject, "memorisation", asked, kept, f"{subject.name}: samples")
+    found = []
+    for number, request in enumerate(requests):
+        answer = answers[request]
+        assert isinstance(answer, Completed)
+        found.append(Sample(f"{name}, sample {number}", answer.text))
+    if max_tokens > subject.config.n_ctx - 1:
+        log.warning(
+            f"a sample has at most {subject.config.n_ctx - 1} tokens, the context; --max-tokens is {max_tokens}"
+        )
+    return found
 
 
 def study(
