@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     with contextlib.ExitStack() as stack:
         if args.model:
-            stack.enter_context(written.said_when_interrupted("the model's answers, in answers.jsonl", args.out))
+            stack.enter_context(written.said_when_interrupted(None, args.out))
         folder = stack.enter_context(written.alone_in(args.out))
         data, text = report(args, corpus, folder, argv)
     print(to_json(data, indent=1) + "\n" if args.json else text, end="", flush=True)

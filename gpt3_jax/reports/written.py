@@ -54,14 +54,14 @@ def alone_in(out: str | os.PathLike[str] | None) -> Iterator[Path | None]:
 
 
 @contextlib.contextmanager
-def said_when_interrupted(kept: str, out: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Says after Ctrl-C what is not lost: `kept`, or without `out` nothing."""
+def said_when_interrupted(kept: str | None, out: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Says after Ctrl-C what is not lost: `kept`, or without `out` nothing. None: `KeptAnswers` says what is kept."""
     try:
         yield
     except KeyboardInterrupt:
         if out is None:
             log.info("nothing is kept without --out; with it, the same command goes on where it was interrupted")
-        else:
+        elif kept:
             log.info(f"{out} keeps {kept}; the same command goes on from there")
         raise
 
