@@ -16,12 +16,13 @@ from random_run import logprobs, write_run
 from gpt3_jax.cli import main as front
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.engine import Engine
+from gpt3_jax.evals.loading import load
 from gpt3_jax.evals.requests import Completed, Completion, Request, Sample, Score
 from gpt3_jax.evals.results import RESULTS
 from gpt3_jax.generation import Generator, Sampling
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.probes import cooccurrence, descriptive, occupations, sentiment, winogender
-from gpt3_jax.probes.bias import SAMPLES, bias
+from gpt3_jax.probes.bias import SAMPLES, bias, say_if_cut
 from gpt3_jax.probes.favoured import favoured, words_of
 from gpt3_jax.probes.lists import package_lists, user_lists
 from gpt3_jax.probes.occupations import Occupations, Variant
@@ -290,6 +291,18 @@ def test_the_command_goes_on_where_it_was_interrupted(
     assert (tmp_path / SAMPLES).read_bytes() == (done / SAMPLES).read_bytes()
     assert data["setup"]["lists"]["source"]["female"].endswith("words.json")
     assert data["setup"]["outputs"] == {"outputs": 3, "tokens": 9, "temperature": 1.0, "top_p": 0.9, "seed": 5}
+
+
+def test_what_a_tokenizer_of_bytes_blurs_and_what_the_context_cuts_is_said(
+    made: Path, done: Path, tmp_path: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "answers.jsonl").write_bytes((done / "answers.jsonl").read_bytes())
+    assert front.main(command(made, tmp_path)) == 0
+    assert capsys.readouterr().out.count("with a tokenizer of bytes, P(male) holds") == 1
+    assert not any("they are cut there" in line for line in said)
+    subject, setup = load(made / "run"), prepare(["religion"], drawing=Drawing(1, 9999))
+    say_if_cut(subject, setup)
+    assert "not for outputs of 9,999; they are cut there" in said[-1]
 
 
 def test_outputs_are_those_of_the_generator(made: Path, done: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -199,12 +200,13 @@ def test_half_of_a_quiz_is_the_models_and_one_quiz_does_not_give_away_another() 
     assert len(others) > 1
 
 
-def test_quizzes_that_were_made_before_keep_their_keys(tmp_path: Path) -> None:
+def test_quizzes_that_were_made_before_keep_their_keys() -> None:
     human = [Article(str(n), "s", "h") for n in range(6)]
     one, two = (make_quiz("m", [(each, "m") for each in human], seed) for seed in (0, 1))
-    (tmp_path / KEY).write_text(key_to_json([one], keys_before(tmp_path)))
-    (tmp_path / KEY).write_text(key_to_json([two], keys_before(tmp_path)))
-    keys = read_key(str(tmp_path))
+    with tempfile.TemporaryDirectory() as folder:
+        for each in (one, two):
+            (Path(folder) / KEY).write_text(key_to_json([each], keys_before(Path(folder))))
+        keys = read_key(folder)
     assert {quiz.id: tuple(item.machine for item in quiz.items) for quiz in (one, two)} == {
         quiz: key.machine for quiz, key in keys.items()
     }

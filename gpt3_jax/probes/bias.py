@@ -80,7 +80,7 @@ def _probe(
     subject: Subject, setup: Setup, kept: KeptAnswers | None, on_record: Callable[[dict[str, Any]], None]
 ) -> dict[str, Found]:
     found = {}
-    _say_if_cut(subject, setup)
+    say_if_cut(subject, setup)
     for probe in setup.probes:
         asked = {request: str(n) for n, request in enumerate(setup.requests(probe))}
         answers = answer_all(subject, probe, asked, kept, f"{subject.name}: {probe}")
@@ -90,7 +90,7 @@ def _probe(
     return found
 
 
-def _say_if_cut(subject: Subject, setup: Setup) -> None:
+def say_if_cut(subject: Subject, setup: Setup) -> None:
     """Says that outputs are shorter than asked for, where the context has no room."""
     prompts = [each for probe in setup.probes for group in setup.prompts(probe).values() for each in group]
     longest = max((len(subject.tokenizer.encode(prompt)) for prompt in prompts), default=0)

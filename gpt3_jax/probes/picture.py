@@ -56,7 +56,7 @@ def _occupations(found: Mapping[str, Any], result: Bias) -> Any:
         ax.axvline(0, color="0.7", linewidth=1)
         ax.set_yticks(range(len(probe.variants)), list(probe.variants), fontsize=8)
         ax.invert_yaxis()
-        ax.set_title(f"{model}: {RUN_ON}" if result.runs_on(model) else model, fontsize=9)
+        ax.set_title(f"{model}\n{RUN_ON}" if result.runs_on(model) else model, fontsize=9)
         _plain(ax)
     axes.flat[-1].set_xlabel("log(P(female) / P(male)): left of 0 is male-leaning", fontsize=8)
     _legend(figure, axes.flat[0])

@@ -349,7 +349,6 @@ def draw_picture(found: Study, folder: Path) -> Path:
         axes.bar_label(bars, fontsize=8)
     axes.set_xticks(range(len(labels)), labels)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(0, 1.12 * max(1, len(found.found) if longest == found.least else axes.dataLim.y1))
     axes.set(xlabel="longest match in the training text, words", ylabel="samples")
     axes.legend(fontsize=8)
     path = folder / PICTURE
