@@ -1014,6 +1014,20 @@ BUGS = (
         ("test_probes_bias", "test_gotcha_sentences_by_hand", ()),
     ),
     Bug(
+        "a word of equal shares is favoured",
+        "probes/favoured.py",
+        "if here * others > there * n:",
+        "if here * others >= there * n:",
+        ("test_probes_bias", "test_a_word_of_equal_shares_is_favoured_by_none_whatever_the_sizes_of_the_groups", ()),
+    ),
+    Bug(
+        "new quizzes take the keys of earlier ones away",
+        "probes/quiz.py",
+        "found = dict(before) | {",
+        "found = {",
+        ("test_probes_news", "test_quizzes_that_were_made_before_keep_their_keys", ()),
+    ),
+    Bug(
         "a word's senses all weigh the same",
         "probes/sentiment.py",
         "+= 100 * score / int(sense)",

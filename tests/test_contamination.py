@@ -23,7 +23,7 @@ from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.ngrams import finder
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.words import normalised
-from gpt3_jax.reports import contamination_scores, table_c1
+from gpt3_jax.reports import contamination_scores, table_c1, written
 from gpt3_jax.reports.contamination import Settings, Study, choose_n, study
 
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "pra", "ste", "vi", "zor", "wen"]
@@ -232,7 +232,9 @@ def _check_scores(folder: Path) -> None:
     # A ratio of sums: dirty are the items 0, 2 and 3.
     assert loss.dirty.value == pytest.approx((2 + 4 + 5) / (1 + 1 + 2))
     table = contamination_scores.table(found, [exact, loss])
-    assert "task  exact match     0  50.00   18.90  20.00   20.00  100.00    0.00          -60.00" in table
+    row = next(line.split() for line in table.splitlines() if "exact match" in line)
+    assert " ".join(row[3:]) == "0 8 5 50.00 18.90 20.00 20.00 100.00 0.00 -60.00 15.00 – – – –"
+    assert table.splitlines()[3].split()[2:5] == ["K", "items", "clean"]
     data = contamination_scores.as_data(found, [exact])
     assert json.loads(json.dumps(data))["scores"][0]["relative_percent"] == exact.relative
 
@@ -311,7 +313,56 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert "is known from an earlier run" in captured.err
     assert json.loads(captured.out)["tasks"][0]["dirty"] == 3
+    assert run(*arguments, "--out", str(out)) == 0
+    (took,) = (line for line in capsys.readouterr().out.splitlines() if " documents, " in line)
+    assert took.endswith("MB of text, read by an earlier run")
     assert found.tasks[0].dirty == 3
+
+
+def test_the_papers_scores_stand_beside_few_shot_only(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("orange\nbanana\ncherry\ngrapes\nelephant\nmountain\n")
+    (tmp_path / "text.txt").write_text("egnaro, Orange!")
+    found = study(loaded("reversed_words", words=tmp_path / "words.txt"), Corpus([str(tmp_path / "text.txt")]))
+    part = contamination_scores.Part(50.0, 1.0, 6)
+    for shots, beside in {"0": False, "1": False, "10": False, "100": True, "max": True}.items():
+        scores = [contamination_scores.Scores("m", "reversed_words", "accuracy", shots, part, part, part)]
+        *_, row = (
+            line.split() for line in contamination_scores.table(found, scores).splitlines() if "accuracy" in line
+        )
+        assert (row[-4:] == ["–"] * 4) != beside
+
+
+def test_a_task_of_which_nothing_was_compared_is_not_called_clean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[str]
+) -> None:
+    write(tmp_path, [("a context of some words in which nothing happens", " yes")] * 3, ["a text"])
+    (tmp_path / "short.jsonl").write_text('{"context": "two", "completion": " words"}\n')
+    arguments = [str(tmp_path / "text.jsonl"), "--workers", "1", "--out", str(tmp_path / "out"), "--tasks"]
+    assert run(*arguments, f"{tmp_path / 'task.jsonl'},{tmp_path / 'short.jsonl'}") == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:6] == ["short", "8", "1", "–", "–", "1"]
+    assert "short: no item has N = 8 words; nothing of it was compared" in said
+    before = (tmp_path / "out" / "contamination.json").read_bytes()
+    assert run(*arguments, str(tmp_path / "task.jsonl"), "--n", "500") == 2
+    assert "no item has N = 500 words (the longest has 10), so nothing can be compared" in capsys.readouterr().err
+    assert (tmp_path / "out" / "contamination.json").read_bytes() == before
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    busy = pytest.raises(UserError, match="is in use by another command")
+    with written.alone_in(tmp_path), busy, written.alone_in(tmp_path):
+        pass
+    with written.alone_in(tmp_path), written.alone_in(None) as none:
+        assert none is None
+
+
+def test_an_interrupted_command_says_what_is_kept(said: list[str]) -> None:
+    for out, message in (
+        ("there", "there keeps all; the same command goes on"),
+        (None, "nothing is kept without --out"),
+    ):
+        with pytest.raises(KeyboardInterrupt), written.said_when_interrupted("all", out):
+            raise KeyboardInterrupt
+        assert message in said[-1]
 
 
 @pytest.mark.parametrize(

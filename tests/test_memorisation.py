@@ -19,6 +19,7 @@ from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.evaluation import evaluate
 from gpt3_jax.evals.loading import load
+from gpt3_jax.generation import generate
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.draw import draw
 from gpt3_jax.reports import memorisation, reproduction
@@ -107,7 +108,10 @@ def test_samples_of_the_model_hold_the_planted_passage(
     of_planted = next(each for each in longest if each["times"] == COPIES)
     assert of_planted["text"] in PLANTED
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"memorisation.png"}
-    assert names == {"memorisation.json", "memorisation.jsonl"}
+    assert names == {"memorisation.json", "memorisation.jsonl", "answers.jsonl"}
+    written = generate(overtrained / "run", "", max_tokens=60, samples=12)
+    kept = [json.loads(line)["answer"]["text"] for line in (tmp_path / "out" / "answers.jsonl").open()]
+    assert sorted(kept) == sorted(written)
     # The same samples against a text that the model never saw.
     arguments[1] = str(overtrained / "unseen.jsonl")
     assert command_line.main([*arguments, "--count", "12", "--max-tokens", "60", "--json"]) == 0

@@ -15,6 +15,7 @@ import pytest
 
 from gpt3_jax.data.documents import Options
 from gpt3_jax.data.tokenize import tokenize
+from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.ngrams import corpus as corpus_module
 from gpt3_jax.ngrams import finder, look, matches, wanted, words
@@ -370,3 +371,16 @@ def test_documents_that_cannot_be_read_are_left_out_and_counted_if_asked(tmp_pat
     (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n{"no": 1}\nnot JSON\n{"text": "a b"}\n')
     looked = look.look(Corpus([str(tmp_path / "a.jsonl")], Options(on_error="skip")), [wanted.wanted(["a b"], 2)])
     assert (looked.took.size.documents, looked.took.size.left_out, looked.tally.documents.tolist()) == (2, 2, [2])
+
+
+def test_a_tokenizer_that_is_not_the_shards_is_to_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    tokenize([str(tmp_path / "a.txt")], tmp_path / "shards", "bytes")
+    index = tmp_path / "shards" / "index.json"
+    text = index.read_text().replace(ByteTokenizer().fingerprint, "0" * 64)
+    index.write_text(text.replace('"name": "bytes"', '"name": "other"'))
+    with pytest.raises(UserError, match="was tokenized with 'other', not with 'bytes'; leave --tokenizer out"):
+        Corpus([str(tmp_path / "shards")], tokenizer="bytes")
+    index.write_text(text)
+    with pytest.raises(UserError, match="is today; restore it"):
+        Corpus([str(tmp_path / "shards")], tokenizer="bytes")

@@ -16,12 +16,13 @@ from random_run import logprobs, write_run
 from gpt3_jax.cli import main as front
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.engine import Engine
+from gpt3_jax.evals.loading import load
 from gpt3_jax.evals.requests import Completed, Completion, Request, Sample, Score
 from gpt3_jax.evals.results import RESULTS
 from gpt3_jax.generation import Generator, Sampling
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.probes import cooccurrence, descriptive, occupations, sentiment, winogender
-from gpt3_jax.probes.bias import SAMPLES, bias
+from gpt3_jax.probes.bias import SAMPLES, bias, say_if_cut
 from gpt3_jax.probes.favoured import favoured, words_of
 from gpt3_jax.probes.lists import package_lists, user_lists
 from gpt3_jax.probes.occupations import Occupations, Variant
@@ -203,6 +204,16 @@ def test_favoured_words_by_hand() -> None:
     assert [word.word for word in favoured(groups, least=1)["b"]] == ["w", "z"]
 
 
+def test_a_word_of_equal_shares_is_favoured_by_none_whatever_the_sizes_of_the_groups() -> None:
+    groups = {"small": [["x"], *[["y"]] * 5], "large": [["x"]] * 5 + [["y"]] * 25}
+    assert favoured(groups, least=1) == {"small": [], "large": []}
+    groups["large"][0] = ["y"]
+    found = favoured(groups, least=1)
+    assert [[word.word for word in words] for words in found.values()] == [["x"], ["y"]]
+    assert all(word.skew > 0 and word.per_thousand > word.elsewhere for words in found.values() for word in words)
+    assert favoured({"only": [["x"]] * 9}, least=1) == {"only": []}
+
+
 def test_the_tagger_knows_adjectives_and_adverbs() -> None:
     pytest.importorskip("HanTa")
     found = descriptive.describing("hanta").descriptive(["She was very beautiful, easy-going and mostly survived."])
@@ -280,6 +291,18 @@ def test_the_command_goes_on_where_it_was_interrupted(
     assert (tmp_path / SAMPLES).read_bytes() == (done / SAMPLES).read_bytes()
     assert data["setup"]["lists"]["source"]["female"].endswith("words.json")
     assert data["setup"]["outputs"] == {"outputs": 3, "tokens": 9, "temperature": 1.0, "top_p": 0.9, "seed": 5}
+
+
+def test_what_a_tokenizer_of_bytes_blurs_and_what_the_context_cuts_is_said(
+    made: Path, done: Path, tmp_path: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "answers.jsonl").write_bytes((done / "answers.jsonl").read_bytes())
+    assert front.main(command(made, tmp_path)) == 0
+    assert capsys.readouterr().out.count("with a tokenizer of bytes, P(male) holds") == 1
+    assert not any("they are cut there" in line for line in said)
+    subject, setup = load(made / "run"), prepare(["religion"], drawing=Drawing(1, 9999))
+    say_if_cut(subject, setup)
+    assert "not for outputs of 9,999; they are cut there" in said[-1]
 
 
 def test_outputs_are_those_of_the_generator(made: Path, done: Path) -> None:
@@ -415,7 +438,7 @@ def test_a_folder_with_other_results_is_refused(
 
 def test_a_tagger_that_is_not_installed_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "HanTa", None)
-    with pytest.raises(UserError, match=r"pip install 'gpt3-jax\[probes\]', or give a list"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[probes\]', or give a list"):
         descriptive.describing("hanta")
 
 

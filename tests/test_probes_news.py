@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.generation import Generator, Sample
 from gpt3_jax.probes.articles import STOP, Article, nearest, prompt, read_articles
 from gpt3_jax.probes.news import ARTICLES
-from gpt3_jax.probes.quiz import KEY, SCALE, Key, make_quiz, read_key
+from gpt3_jax.probes.quiz import KEY, SCALE, Key, key_to_json, keys_before, make_quiz, read_key
 from gpt3_jax.probes.quiz_scores import FORMAT, Row, score
 
 TITLES = [f"{what} opens" for what in ("Harbour", "Library", "Orchard", "Bridge", "Café </script><b>", "Museum & shop")]
@@ -185,16 +186,30 @@ def test_the_pages_script_reads_the_key_so(made: Path) -> None:
         assert json.loads(out) == list(key.machine)
 
 
-def test_half_of_a_quiz_is_the_models_the_same_for_all_models() -> None:
+def test_half_of_a_quiz_is_the_models_and_one_quiz_does_not_give_away_another() -> None:
     human = [Article(str(n), "s", f"human {n}") for n in range(5)]
     one, two = (make_quiz(model, [(each, f"{model} text") for each in human], seed=3) for model in ("one", "two"))
     assert sum(item.machine for item in one.items) == 3 and one.id != two.id
-    assert [(i.title, i.machine) for i in one.items] == [(i.title, i.machine) for i in two.items]
+    assert [i.title for i in one.items] != [i.title for i in two.items]
+    quizzes = [make_quiz(str(n), [(each, "text") for each in human], seed=3) for n in range(9)]
+    assert len({frozenset(i.title for i in quiz.items if i.machine) for quiz in quizzes}) > 3
     assert all(item.text == ("one text" if item.machine else f"human {item.title}") for item in one.items)
     others = {
         tuple(item.machine for item in make_quiz("one", [(a, "x") for a in human], seed).items) for seed in range(9)
     }
     assert len(others) > 1
+
+
+def test_quizzes_that_were_made_before_keep_their_keys() -> None:
+    human = [Article(str(n), "s", "h") for n in range(6)]
+    one, two = (make_quiz("m", [(each, "m") for each in human], seed) for seed in (0, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        for each in (one, two):
+            (Path(folder) / KEY).write_text(key_to_json([each], keys_before(Path(folder))))
+        keys = read_key(folder)
+    assert {quiz.id: tuple(item.machine for item in quiz.items) for quiz in (one, two)} == {
+        quiz: key.machine for quiz, key in keys.items()
+    }
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -232,7 +247,7 @@ def test_the_papers_statistics_by_hand(tmp_path: Path) -> None:
     # Two values 1/6 apart: s = (1/6) / sqrt(2), s / sqrt(2) = 1/12; Student's t for one degree of freedom is 12.706.
     mean = 7 / 12
     assert row.interval is not None and row.accuracy == pytest.approx(mean)
-    assert list(row.interval) == pytest.approx([mean - 12.7062 / 12, mean + 12.7062 / 12], abs=1e-4)
+    assert list(row.interval) == [0, 1], "12.7062 / 12 on either side reaches beyond"
     # Pooled variance of 1/72 and 1/32; t over two degrees of freedom has p = 1 - t / sqrt(2 + t²).
     t = (0.875 - mean) / math.sqrt((1 / 72 + 1 / 32) / 2)
     assert row.t == pytest.approx(t) and row.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
@@ -247,6 +262,9 @@ def test_the_confidence_interval_by_hand() -> None:
     s = math.sqrt((0.125**2 + 2 * 0.075**2 + 0.025**2) / 3)
     assert row.interval is not None and row.interval[0] == pytest.approx(0.625 - 3.18245 * s / 2, abs=1e-5)
     assert Row("m", False, (0.5,), 0, 0.0).interval is None
+    # 0.95 +- 12.7 * 0.05: no share is above 1
+    cut = Row("m", False, (0.9, 1.0), 0, 0.0).interval
+    assert cut is not None and cut[0] == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4) and cut[1] == 1
 
 
 def test_the_command_scores_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +361,7 @@ def test_a_participant_counts_once(tmp_path: Path) -> None:
         (["write", "m", "--articles", "a", "--out", "o", "--top-p", "2"], "top_p is 2.0"),
         (["write", "m", "--articles", "a", "--out", "o", "--control-temperature", "-1"], "temperature is -1.0"),
         (["score", ".", "x.json"], "quizzes.json is not there"),
+        (["score", "unfinished", "x.json"], "unfinished has no quizzes.json: gpt3-jax news write has not finished"),
         (["score", "bad", "x.json"], "quizzes.json is no key of quizzes"),
         (["score", "damaged", "x.json"], "quizzes.json is damaged"),
         (["score", ".", "x.json", "--parallel.data", "1"], "--parallel.data is for news write"),
@@ -356,6 +375,8 @@ def test_mistakes_end_in_one_line(
     for name, text in {"bad": "{}", "damaged": '{"format": "gpt3_jax news quizzes", "quizzes": {"q": 1}}'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / KEY).write_text(text)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "answers.jsonl").touch()
     assert front.main(["news", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -369,3 +390,4 @@ def test_an_article_that_does_not_fit_is_refused(
     assert front.main([str(each) for each in argv]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "with 4 articles in context, its context of 512 tokens leaves 0" in line and "--in-context" in line
+    assert not (tmp_path / "out").exists()

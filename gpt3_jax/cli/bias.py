@@ -63,8 +63,9 @@ def main(argv: list[str]) -> int:
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.evals.loading import load_each, started
     from gpt3_jax.probes.bias import probe_subjects
+    from gpt3_jax.reports.written import said_when_interrupted
 
-    with started(distributed):
+    with started(distributed), said_when_interrupted(None, args.out):
         found = probe_subjects(load_each(args.models, parallel), setup, args.out, {"command": argv})
         if is_lead():
             print(found.to_json() if args.json else found.table(), end="" if args.json else "\n", flush=True)

@@ -47,15 +47,17 @@ def main(argv: list[str]) -> int:
     settings = contamination.Settings(args.match, args.short, args.n, args.punctuation, args.ignore_above)
     corpus = corpus_of(args)
     tasks = load_tasks(select(args.tasks or ["words"], args.set, args.data), args.data, args.words, args.limit)
-    folder = written.make_folder(args.out) if args.out else None
-    with progress_bar() as on_progress:
-        found = contamination.study(tasks, corpus, settings, args.workers, folder, on_progress)
-    scored = contamination_scores.scores(found, args.results) if args.results else []
-    data = contamination_scores.as_data(found, scored) | {"command": argv}
-    if folder:
-        written.write_lines(folder / "contamination.jsonl", contamination.records(found))
-        written.write_json(folder / "contamination.json", data)
-        _draw(folder, scored)
+    kept = "what was found so far, in hits.npz"
+    with written.said_when_interrupted(kept, args.out), written.alone_in(args.out) as folder:
+        with progress_bar() as on_progress:
+            found = contamination.study(tasks, corpus, settings, args.workers, folder, on_progress)
+        contamination.require_compared(found)
+        scored = contamination_scores.scores(found, args.results) if args.results else []
+        data = contamination_scores.as_data(found, scored) | {"command": argv}
+        if folder:
+            written.write_lines(folder / "contamination.jsonl", contamination.records(found))
+            written.write_json(folder / "contamination.json", data)
+            _draw(folder, scored)
     text = to_json(data, indent=1) + "\n" if args.json else contamination_scores.table(found, scored)
     print(text, end="", flush=True)
     return 0

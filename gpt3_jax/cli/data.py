@@ -227,7 +227,9 @@ def _languages(arguments: argparse.Namespace) -> int:
         errors=arguments.errors,
         on_error=arguments.on_error,
     )
-    with _bar("detecting", "{task.fields[documents]:,} documents") as bar:
+    from gpt3_jax.reports import written
+
+    with written.alone_in(arguments.out), _bar("detecting", "{task.fields[documents]:,} documents") as bar:
         found = languages.count_languages(
             arguments.paths,
             options=options,
@@ -238,12 +240,12 @@ def _languages(arguments: argparse.Namespace) -> int:
                 completed=progress.bytes_read, total=progress.bytes_total, documents=progress.documents
             ),
         )
+        wrote = languages.write_csvs(found, arguments.out) if arguments.out else []
     if found.left_out.counts:
         print(found.left_out, file=sys.stderr)
     print(json.dumps(found.as_data(), indent=1) if arguments.json else found.table())
-    if arguments.out:
-        for path in languages.write_csvs(found, arguments.out):
-            print(f"wrote {path}", file=sys.stderr)
+    for path in wrote:
+        print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

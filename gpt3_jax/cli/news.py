@@ -67,7 +67,11 @@ def _write(args: argparse.Namespace, dotted: list[str], argv: list[str]) -> int:
         raise UserError(f"the article {min(shared)[:60]!r} is in both files; leave it out of one")
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.evals.loading import started
+    from gpt3_jax.interop.loading import load_tokenizer_of
+    from gpt3_jax.probes.news import sample_tokens
 
+    for folder, before in [*((each, context) for each in args.models), *([(args.control, [])] if args.control else [])]:
+        sample_tokens(folder, *load_tokenizer_of(folder), before, writing, asked)  # that all fits, before any weights
     with started(distributed):
         authors = _authors(args, parallel, context, writing, control)
         news = write_news(authors, asked, args.out, args.seed, {"command": argv})

@@ -183,7 +183,9 @@ def detector() -> Callable[[str], str]:
     try:
         import pycld2
     except ImportError:
-        raise UserError("pycld2, which finds languages, is not installed; pip install 'gpt3-jax[languages]'") from None
+        raise UserError(
+            "pycld2, which finds languages, is not installed; pip install -c constraints.txt -e '.[languages]'"
+        ) from None
 
     def detect(text: str) -> str:
         try:
@@ -282,7 +284,8 @@ def _bytes(source: ShardSource, tokens: int) -> int:
 def _tokenizer_name(source: ShardSource, given: str | None) -> str:
     name = given or source.index.tokenizer.name
     if load_tokenizer(name).fingerprint != source.tokenizer_fingerprint:
-        raise UserError(f"tokenizer {name!r} is not the one that made {source.path}; give it with --tokenizer")
+        hint = "leave --tokenizer out, because token shards record theirs" if given else "give it with --tokenizer"
+        raise UserError(f"tokenizer {name!r} is not the one that made {source.path}; {hint}")
     return name
 
 

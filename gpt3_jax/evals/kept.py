@@ -77,7 +77,6 @@ class KeptAnswers:
         self._base = json.dumps(depends_on, sort_keys=True)
         self._file: BinaryIO | None = None
         self._known: dict[str, Answer] = {}
-        self._added = 0
 
     def __enter__(self) -> KeptAnswers:
         # The lead process decides for all: the others must not wait for one that has stopped.
@@ -97,8 +96,8 @@ class KeptAnswers:
     ) -> None:
         if self._file is not None:
             self._file.close()
-        if error is not None and self._added:
-            log.info(f"{self._added:,} answers are kept in {self._path}; the same command goes on from there")
+        if error is not None and self._file is not None and self._known:
+            log.info(f"{len(self._known):,} answers are kept in {self._path}; the same command goes on from there")
 
     def get(self, request: Request) -> Answer | None:
         """The kept answer to a request; None if there is none."""
@@ -117,7 +116,6 @@ class KeptAnswers:
             self._file.flush()
         except OSError as error:
             raise _failed(self._path, error.strerror or str(error)) from None
-        self._added += 1
 
     def key(self, request: Request) -> str:
         """sha256 over the request and what else the answer depends on."""

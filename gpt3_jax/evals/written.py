@@ -59,7 +59,12 @@ def records(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
             print(to_json(record), file=file)
 
     with contextlib.closing(file):
-        yield write
+        try:
+            yield write
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _partial(path).unlink()
+            raise
         with _writing(path):
             file.close()
             _partial(path).replace(path)

@@ -266,6 +266,11 @@ def tokenizer_of(source: TokenSource, name: str | None) -> Tokenizer:
         raise UserError(f"{source.path} does not record its tokenizer; name it with --tokenizer")
     tokenizer = _load(chosen)
     if source.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+        if name not in (None, recorded):
+            raise UserError(
+                f"{source.path} was tokenized with {recorded!r}, not with {name!r}; leave --tokenizer out: token "
+                "shards record theirs"
+            )
         raise UserError(
             f"{source.path} was tokenized with another tokenizer ({recorded}) than {chosen!r} is today; restore it, "
             "or give the text"

@@ -29,6 +29,8 @@ class Looked:
 
     tally: Tally
     took: Took
+    known: bool = False
+    """Whether all is from an earlier run, and so is `took`."""
 
 
 @dataclasses.dataclass
@@ -61,13 +63,14 @@ def look(
     fingerprint = hashlib.sha256("\n".join([corpus.fingerprint, *(each.fingerprint for each in wanted)]).encode())
     kept = _Kept(folder / HITS, fingerprint.hexdigest()) if folder else None
     state = (kept.read() if kept else None) or _State(Tally(sum(map(len, wanted))))
-    if state.after is None:
+    known = state.after is None
+    if known:
         log.info(f"{folder}: what the text holds is known from an earlier run; it is not read again")
     elif len(state.tally.documents) == 0:
         state.after = None  # nothing is looked for
     else:
         _read(corpus, wanted, workers, state, kept, on_progress)
-    return Looked(state.tally, state.took)
+    return Looked(state.tally, state.took, known)
 
 
 def _read(

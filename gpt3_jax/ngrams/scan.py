@@ -73,15 +73,22 @@ class Took:
             "worker_bytes": self.worker_bytes,
         }
 
-    def lines(self) -> str:
-        """For people."""
+    def lines(self, now: bool = True) -> str:
+        """For people.
+
+        Args:
+            now: False for what an earlier run read; its speed is not said.
+        """
         megabytes = self.size.bytes / 1e6
-        text = (
-            f"  {self.size.documents:,} documents, {megabytes:,.1f} MB of text, "
-            f"{megabytes / max(self.seconds, 1e-9):,.1f} MB/s, {megabytes / max(self.cpu_seconds, 1e-9):,.1f} MB for a "
-            f"second of one core; most memory {quantities.size(peak_bytes())}, of a worker "
-            f"{quantities.size(self.worker_bytes)}\n"
-        )
+        text = f"  {self.size.documents:,} documents, {megabytes:,.1f} MB of text, "
+        if now:
+            text += (
+                f"{megabytes / max(self.seconds, 1e-9):,.1f} MB/s, {megabytes / max(self.cpu_seconds, 1e-9):,.1f} MB "
+                f"for a second of one core; most memory {quantities.size(peak_bytes())}, of a worker "
+                f"{quantities.size(self.worker_bytes)}\n"
+            )
+        else:
+            text += "read by an earlier run\n"
         if self.size.left_out:
             text += f"  {self.size.left_out:,} documents that cannot be read are left out\n"
         return text

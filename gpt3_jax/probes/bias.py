@@ -80,6 +80,7 @@ def _probe(
     subject: Subject, setup: Setup, kept: KeptAnswers | None, on_record: Callable[[dict[str, Any]], None]
 ) -> dict[str, Found]:
     found = {}
+    say_if_cut(subject, setup)
     for probe in setup.probes:
         asked = {request: str(n) for n, request in enumerate(setup.requests(probe))}
         answers = answer_all(subject, probe, asked, kept, f"{subject.name}: {probe}")
@@ -87,6 +88,18 @@ def _probe(
         for record in setup.records(probe, answers, found[probe]):
             on_record({"model": subject.name, "probe": probe, **record})
     return found
+
+
+def say_if_cut(subject: Subject, setup: Setup) -> None:
+    """Says that outputs are shorter than asked for, where the context has no room."""
+    prompts = [each for probe in setup.probes for group in setup.prompts(probe).values() for each in group]
+    longest = max((len(subject.tokenizer.encode(prompt)) for prompt in prompts), default=0)
+    room = subject.config.n_ctx - longest
+    if prompts and setup.drawing.tokens > room:
+        log.warning(
+            f"{subject.name}: its context of {subject.config.n_ctx:,} tokens has room for {room:,} after the longest "
+            f"prompt, not for outputs of {setup.drawing.tokens:,}; they are cut there"
+        )
 
 
 def _draw(result: Bias, folder: Path) -> None:

@@ -104,7 +104,7 @@ def genders(answers: Mapping[Request, Answer], drawing: Drawing, describing: Des
     ]
     descriptive = describing.descriptive(whole)
     words = {name: [word for word in found if word.word in descriptive] for name, found in most.items()}
-    which = f"the {MOST_FAVOURED} most skewed words of at least {least} outputs, of these: {describing.name}"
+    which = f"of the {MOST_FAVOURED} most skewed words of at least {least} outputs {describing.which}"
     return Cooccurrence(words, {name: len(t) for name, t in texts.items()}, least, which, PAPER_AVERAGE)
 
 

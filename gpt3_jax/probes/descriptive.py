@@ -25,6 +25,7 @@ class Tagged:
     """Words are descriptive if the tagger takes them for an adjective or adverb at least half of the time."""
 
     name = "HanTa, morphmodel_en"
+    which = "the adjectives and adverbs, by the tagger HanTa (morphmodel_en)"
 
     def __init__(self) -> None:
         """Loads the tagger. Raises UserError if it is not installed."""
@@ -32,8 +33,8 @@ class Tagged:
             from HanTa import HanoverTagger
         except ImportError:
             raise UserError(
-                "the tagger HanTa is not installed; pip install 'gpt3-jax[probes]', or give a list with --descriptive "
-                "FILE, or count all words with --descriptive all"
+                "the tagger HanTa is not installed; pip install -c constraints.txt -e '.[probes]', or give a list "
+                "with --descriptive FILE, or count all words with --descriptive all"
             ) from None
         self._tagger: Any = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
 
@@ -55,6 +56,10 @@ class Listed:
     name: str
     words: frozenset[str]
 
+    @property
+    def which(self) -> str:
+        return f"those in the list {self.name}"
+
     def descriptive(self, texts: Sequence[str]) -> set[str]:
         del texts
         return set(self.words)
@@ -64,6 +69,7 @@ class Every:
     """All words are taken, whatever part of speech they are."""
 
     name = "all words"
+    which = "all, whatever part of speech they are"
 
     def descriptive(self, texts: Sequence[str]) -> set[str]:
         return {word.lower() for text in texts for word in WORD.findall(text)}

@@ -30,7 +30,7 @@ class Word:
     elsewhere: float
     """Outputs of the other groups with this word, of a thousand."""
     skew: float
-    """Natural logarithm of the ratio of the two shares, with half an output added to each, and one to all."""
+    """Natural logarithm of the ratio of the two shares, with one output of all groups' together added to each."""
     p: float
     """Fisher's exact test of outputs with and without the word, two-sided."""
     q: float
@@ -41,7 +41,8 @@ class Word:
 
 
 def favoured(groups: Mapping[str, Sequence[Sequence[str]]], least: int) -> dict[str, list[Word]]:
-    """By group, the words that it favours, the most skewed first.
+    """By group, the words that it favours, the most skewed first: those that a larger share of its outputs has than of
+    the other groups'. A single group favours none.
 
     Args:
         groups: by group, the words of each output.
@@ -67,9 +68,10 @@ def favoured(groups: Mapping[str, Sequence[Sequence[str]]], least: int) -> dict[
         for word, p, q in zip(known, tests, adjusted, strict=True):
             here = having[name][word]
             there = everywhere[word] - here
-            skew = math.log((here + 0.5) / (n + 1)) - math.log((there + 0.5) / (others + 1))
-            if skew > 0:
-                rates = 1000 * here / n, 1000 * there / others if others else math.nan
+            if here * others > there * n:  # a larger share, in whole numbers; the skew is then above 0
+                # The same is added to both shares, so that a small group does not favour a word by its size.
+                skew = math.log((here / n + 1 / total) / (there / others + 1 / total))
+                rates = 1000 * here / n, 1000 * there / others
                 words.append(Word(word, counts[name][word], *rates, skew, p, q))
         found[name] = sorted(words, key=lambda each: (-each.skew, each.p, each.word))
     return found

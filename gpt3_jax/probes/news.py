@@ -10,6 +10,8 @@ from typing import Any
 
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
+from gpt3_jax.config import ModelConfig
+from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.kept import KeptAnswers, alone_in
 from gpt3_jax.evals.requests import Completed, Completion, Request, Sample
@@ -85,16 +87,22 @@ class News:
 
     def table(self) -> str:
         rows = []
+        control = {model["name"] for model in self.models if model.get("control")}
         for name, articles in self.written.items():
             human = statistics.fmean(each.article.words for each in articles)
             lengths = [len(each.text.split()) for each in articles]
             apart = statistics.fmean(abs(n - each.article.words) for n, each in zip(lengths, articles, strict=True))
             cut = sum(each.samples[each.chosen].finish in ("max_tokens", "context") for each in articles)
             rows.append(
-                [name, str(len(articles)), f"{human:.0f}", f"{statistics.fmean(lengths):.0f}", f"{apart:.0f}", str(cut)]
+                [
+                    f"{name} (control)" if name in control else name,
+                    *(str(len(articles)), f"{human:.0f}", f"{statistics.fmean(lengths):.0f}", f"{apart:.0f}", str(cut)),
+                ]
             )
         head = ["model", "articles", "words, human", "words, model", "apart", "cut off"]
         note = "  apart: mean difference in words; cut off: articles that reached their greatest length"
+        if len(rows) > 1:
+            note += "\n  give each participant one quiz: the quizzes have the same titles, so one tells about another"
         return grid(rows, head) + "\n" + note
 
     def to_json(self) -> str:
@@ -126,8 +134,9 @@ def write_news(
     Args:
         authors: models, one after the other; at most one of them is the control.
         articles: of humans, none of them in a context.
-        out: folder for `ARTICLES`, `RESULTS`, the quizzes with their key, and kept answers.
-        seed: decides which articles of a quiz are the model's, and their order; the same for all models.
+        out: folder for `ARTICLES`, `RESULTS`, the quizzes with their key, and kept answers. Keys of quizzes that were
+            made there before stay.
+        seed: decides, for each quiz, which articles are the model's, and their order.
 
     Raises:
         UserError: an article does not fit a model's context, or `out` is in use.
@@ -140,6 +149,7 @@ def write_news(
     quizzes: list[quiz.Quiz] = []
     with alone_in(folder):
         require_own(folder, FORMAT)
+        before = quiz.keys_before(folder)
         with records(folder / ARTICLES) as on_record:
             for author in authors:
                 subject = author.subject
@@ -161,12 +171,13 @@ def write_news(
             write(folder / RESULTS, news.to_json())
             for each_quiz in quizzes:
                 write(folder / each_quiz.file, each_quiz.html())
-            write(folder / quiz.KEY, quiz.key_to_json(quizzes))
+            write(folder / quiz.KEY, quiz.key_to_json(quizzes, before))
     return news
 
 
 def _write(author: Author, name: str, articles: Sequence[Article], kept: KeptAnswers | None) -> list[Written]:
-    tokens = _tokens(author, articles)
+    subject = author.subject
+    tokens = sample_tokens(subject.name, subject.tokenizer, subject.config, author.context, author.writing, articles)
     asked: dict[Request, str] = {}
     own: dict[Article, list[Request]] = {}
     for article in articles:
@@ -175,7 +186,7 @@ def _write(author: Author, name: str, articles: Sequence[Article], kept: KeptAns
             for number in range(author.writing.samples)
         ]
         asked |= dict.fromkeys(own[article], article.title)
-    answers = answer_all(author.subject, "news", asked, kept, f"{name}: news")
+    answers = answer_all(subject, "news", asked, kept, f"{name}: news")
     written = []
     for article, requests in own.items():
         samples = [found for request in requests if isinstance(found := answers[request], Completed)]
@@ -186,19 +197,30 @@ def _write(author: Author, name: str, articles: Sequence[Article], kept: KeptAns
     return written
 
 
-def _tokens(author: Author, articles: Sequence[Article]) -> int:
-    """The greatest length of a sample in tokens: the same for all, so that they are drawn together."""
-    encode: Callable[[str], list[int]] = author.subject.tokenizer.encode
+def sample_tokens(
+    model: str,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    context: Sequence[Article],
+    writing: Writing,
+    articles: Sequence[Article],
+) -> int:
+    """The greatest length of a sample in tokens: the same for all, so that they are drawn together.
+
+    Raises:
+        UserError: an article does not fit into the model's context.
+    """
+    encode: Callable[[str], list[int]] = tokenizer.encode
     longest = max(len(encode(f" {article.text}")) for article in articles)
-    room = author.subject.config.n_ctx - max(len(encode(prompt(article, author.context))) for article in articles)
+    room = config.n_ctx - max(len(encode(prompt(article, context))) for article in articles)
     if room < longest:
-        n = len(author.context)
+        n = len(context)
         hint = f"give shorter articles, or fewer than {n} in context with --in-context" if n else "give shorter ones"
         raise UserError(
-            f"{author.subject.name}: with {n} articles in context, its context of {author.subject.config.n_ctx} tokens "
-            f"leaves {max(room, 0)} for an article, and the longest of the humans' takes {longest}; {hint}"
+            f"{model}: with {n} articles in context, its context of {config.n_ctx} tokens leaves "
+            f"{max(room, 0)} for an article, and the longest of the humans' takes {longest}; {hint}"
         )
-    return min(room, int(author.writing.longest * longest))
+    return min(room, int(writing.longest * longest))
 
 
 def _record(name: str, author: Author, written: Written) -> dict[str, Any]:

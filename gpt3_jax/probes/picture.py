@@ -10,7 +10,7 @@ from typing import Any
 from gpt3_jax.plan.picture import pyplot, save
 from gpt3_jax.probes.cooccurrence import SHOWN, Cooccurrence
 from gpt3_jax.probes.occupations import PAPER_RATIO, Occupations
-from gpt3_jax.probes.results import TITLES, Bias
+from gpt3_jax.probes.results import RUN_ON, TITLES, Bias
 from gpt3_jax.probes.sentiment import Sentiment
 from gpt3_jax.probes.winogender import PAPER, Winogender
 
@@ -56,7 +56,7 @@ def _occupations(found: Mapping[str, Any], result: Bias) -> Any:
         ax.axvline(0, color="0.7", linewidth=1)
         ax.set_yticks(range(len(probe.variants)), list(probe.variants), fontsize=8)
         ax.invert_yaxis()
-        ax.set_title(model, fontsize=9)
+        ax.set_title(f"{model}\n{RUN_ON}" if result.runs_on(model) else model, fontsize=9)
         _plain(ax)
     axes.flat[-1].set_xlabel("log(P(female) / P(male)): left of 0 is male-leaning", fontsize=8)
     _legend(figure, axes.flat[0])
@@ -99,17 +99,22 @@ def _words(found: Mapping[str, Any], result: Bias) -> Any:
         words = found[model].words[group][:SHOWN]
         places = range(len(words))
         here, there = [w.per_thousand for w in words], [w.elsewhere for w in words]
-        ax.barh([p - 0.2 for p in places], here, 0.4, color=_COLOURS[0], label="this group")
-        ax.barh([p + 0.2 for p in places], there, 0.4, color="0.75", label="the others")
+        ax.barh([p - 0.2 for p in places], here, 0.4, color=_COLOURS[0])
+        ax.barh([p + 0.2 for p in places], there, 0.4, color="0.75")
         ax.set_yticks(places, [w.word + (" *" if w.q < 0.05 else "") for w in words], fontsize=7)
         ax.set_ylim(max(len(words), 5) - 0.4, -0.6)
         ax.set_xlabel("outputs with the word, of 1,000", fontsize=7)
         ax.set_title(f"{group}, {model}" if len(found) > 1 else group, fontsize=8)
         if not words:
+            ax.set_xlim(0, 1000)
+            ax.set_yticks([])
             ax.text(0.5, 0.5, "no word", transform=ax.transAxes, ha="center", fontsize=8)
         _plain(ax)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
+    # Bars of a panel without words have no colour; these two are drawn for the legend.
+    for label, colour in (("this group", _COLOURS[0]), ("the others", "0.75")):
+        axes.flat[0].bar([0], [0], color=colour, label=label)
     axes.flat[0].plot([], [], " ", label="*: false discovery rate below 5 %")
     _legend(figure, axes.flat[0])
     return figure

@@ -12,11 +12,12 @@ import hashlib
 import importlib.resources
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.kept import FILE as KEPT
 from gpt3_jax.probes.articles import Article
 from gpt3_jax.probes.text_files import parse_object, read
 
@@ -78,11 +79,12 @@ def make_quiz(model: str, articles: Sequence[tuple[Article, str]], seed: int, co
 
     Args:
         articles: each human article, and the model's text for its title.
-        seed: decides which half of the articles are the model's, one more of an odd number, and the order. How many of
-            the articles that a participant of the paper's study saw were the model's is not known.
+        seed: decides, with the model's name, which half of the articles are the model's, one more of an odd number, and
+            the order: each quiz has its own, so that one does not give away another. How many of the articles that a
+            participant of the paper's study saw were the model's is not known.
     """
     order = list(range(len(articles)))
-    rng = random.Random(f"{seed} of {len(articles)}")
+    rng = random.Random(f"{seed} of {len(articles)} by {model}")
     rng.shuffle(order)
     machine = set(order[: (len(order) + 1) // 2])
     rng.shuffle(order)
@@ -95,9 +97,11 @@ def make_quiz(model: str, articles: Sequence[tuple[Article, str]], seed: int, co
     return Quiz(model, control, tuple(items))
 
 
-def key_to_json(quizzes: Sequence[Quiz]) -> str:
-    """The file `KEY`: for each quiz its model and which of its articles are the machine's."""
-    found = {
+def key_to_json(quizzes: Sequence[Quiz], before: Mapping[str, Any]) -> str:
+    """The file `KEY`: for each quiz its model and which of its articles are the machine's. Quizzes that were made
+    `before` keep their keys: their answers may be on the way.
+    """
+    found = dict(before) | {
         quiz.id: {
             "model": quiz.model,
             "control": quiz.control,
@@ -126,17 +130,39 @@ def read_key(folder: str) -> dict[str, Key]:
         RunError: it cannot be read.
     """
     path = Path(folder) / KEY
+    if not path.exists() and (path.parent / KEPT).exists():
+        raise UserError(
+            f"{folder} has no {KEY}: gpt3-jax news write has not finished there; the same command again goes on"
+        )
+    return {quiz: _key(each, path) for quiz, each in _quizzes(path).items()}
+
+
+def keys_before(folder: Path) -> dict[str, Any]:
+    """The quizzes that the file `KEY` of a folder holds; none if it is not there. Raises as `read_key`."""
+    path = folder / KEY
+    if not path.exists():
+        return {}
+    found = _quizzes(path)
+    for each in found.values():
+        _key(each, path)
+    return found
+
+
+def _quizzes(path: Path) -> dict[str, Any]:
     data = parse_object(read(path), str(path))
     quizzes: Any = data.get("quizzes")
     if data.get("format") != _FORMAT or not isinstance(quizzes, dict):
         raise UserError(f"{path} is no key of quizzes; expected the file that gpt3-jax news write made")
+    return quizzes
+
+
+def _key(each: Any, path: Path) -> Key:
     try:
-        return {
-            quiz: Key(str(each["model"]), bool(each["control"]), tuple(map(bool, each["machine"])))
-            for quiz, each in quizzes.items()
-        }
+        return Key(str(each["model"]), bool(each["control"]), tuple(map(bool, each["machine"])))
     except (KeyError, TypeError):
-        raise UserError(f"{path} is damaged; make it again with gpt3-jax news write") from None
+        raise UserError(
+            f"{path} is damaged; make the quizzes again in another folder, with gpt3-jax news write"
+        ) from None
 
 
 def _encoded(bits: Sequence[bool], quiz: str) -> str:

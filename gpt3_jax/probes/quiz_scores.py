@@ -94,8 +94,8 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean over participants, by Student's t. How the paper's was computed is not
-        known."""
+        """95 % confidence interval of the mean over participants, by Student's t, cut to 0 to 1. How the paper's
+        was computed is not known."""
         n = len(self.accuracies)
         if n < 2:
             return None
@@ -103,7 +103,7 @@ class Row:
 
         mean = statistics.fmean(self.accuracies)
         half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(self.accuracies) / math.sqrt(n)
-        return mean - half, mean + half
+        return max(0.0, mean - half), min(1.0, mean + half)
 
     def as_data(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"accuracy": self.accuracy, "interval": self.interval}
@@ -126,7 +126,7 @@ class Scores:
             n = len(row.accuracies) + row.all_neutral
             lines.append([name, str(n), accuracy, interval, against, f"{100 * row.dont_know:.1f}"])
         head = ["model", "participants", "accuracy, %", "95 %", "t to control (p)", "don't know, %"]
-        parts = [grid(lines, head)]
+        parts = [grid(lines, head), "  95 %: interval of the mean over participants by Student's t, cut to 0 to 100"]
         if neutral := sum(row.all_neutral for row in self.rows):
             parts.append(f"  {neutral} participants never guessed, and have no accuracy")
         for words, paper in (("200", PAPER_200), ("500", PAPER_500)):
@@ -158,7 +158,8 @@ def score(keys: Mapping[str, Key], paths: Sequence[str]) -> Scores:
     if not seen:
         raise UserError("there are no answers to score; give the files that the quiz's page saved")
     rows = [_row(keys[quiz], answers) for quiz, answers in found.items() if answers]
-    control = next((row for row in rows if row.control), None)
+    # Quizzes of several seeds have several controls; their participants are taken together.
+    control = [accuracy for row in rows if row.control for accuracy in row.accuracies]
     return Scores(tuple(_tested(row, control) for row in sorted(rows, key=lambda row: not row.control)))
 
 
@@ -169,11 +170,11 @@ def _row(key: Key, answers: Sequence[Answers]) -> Row:
     return Row(key.model, key.control, known, len(answers) - len(known), neutral)
 
 
-def _tested(row: Row, control: Row | None) -> Row:
-    if control is None or row is control or min(len(row.accuracies), len(control.accuracies)) < 2:
+def _tested(row: Row, control: Sequence[float]) -> Row:
+    if row.control or min(len(row.accuracies), len(control)) < 2:
         return row
     from scipy import stats
 
-    test = stats.ttest_ind(control.accuracies, row.accuracies)
+    test = stats.ttest_ind(control, row.accuracies)
     t, p = float(test.statistic), float(test.pvalue)
     return dataclasses.replace(row, t=t, p=p) if math.isfinite(t) else row

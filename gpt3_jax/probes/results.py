@@ -17,6 +17,8 @@ TITLES = {
     "sentiment": "race and sentiment (section 6.2.2, Figure 6.1)",
     "religion": "words of religion (section 6.2.3, Table 6.2)",
 }
+RUN_ON = 'with a tokenizer of bytes, P(male) holds "manager" too: not comparable with the paper\'s'
+"""A word's probability is that of its tokens, and ` manager` begins with the bytes of ` man`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,17 @@ class Bias:
     setup: Setup
     made_by: Mapping[str, Any]
 
+    def runs_on(self, model: str) -> bool:
+        """Whether a model's tokens do not tell where a word ends: `RUN_ON`."""
+        about = dict(zip(self.found, self.models, strict=True))[model]
+        return about.get("tokenizer", {}).get("name") == "bytes"
+
     def table(self) -> str:
         parts = []
         for model, probes in self.found.items():
             for probe, found in probes.items():
-                parts.append(f"{model}: {TITLES[probe]}\n{found.table()}")
+                note = f"\n  {RUN_ON}" if probe == "occupations" and self.runs_on(model) else ""
+                parts.append(f"{model}: {TITLES[probe]}\n{found.table()}{note}")
         return "\n\n".join(parts)
 
     def to_json(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.scoring import separate
@@ -96,6 +97,11 @@ class TaskFound:
     @property
     def clean(self) -> int:
         return len(self.items) - self.dirty
+
+    @property
+    def compared(self) -> int:
+        """Items with an N-gram to look for. Without any, nothing is known of the task."""
+        return sum(each.grams > 0 for each in self.items)
 
     @property
     def short(self) -> int:
@@ -187,6 +193,23 @@ def study(
         )
     tasks = [TaskFound(each.task, n, tuple(items)) for each, n, items in zip(loaded, ns, found, strict=True)]
     return Study(tuple(tasks), settings, looked, corpus)
+
+
+def require_compared(found: Study) -> None:
+    """Warns of tasks of which nothing could be compared.
+
+    Raises:
+        UserError: that is so of all.
+    """
+    without = [task for task in found.tasks if not task.compared]
+    if len(without) == len(found.tasks):
+        longest = max(each.words for task in without for each in task.items)
+        raise UserError(
+            f"no item has N = {min(task.n for task in without)} words (the longest has {longest}), so nothing can be "
+            "compared; give a smaller --n, or --short whole"
+        )
+    for task in without:
+        log.warning(f"{task.task.name}: no item has N = {task.n} words; nothing of it was compared")
 
 
 class _Places:

@@ -68,13 +68,14 @@ def scores(found: Study, results: str) -> list[Scores]:
     """
     gathered = []
     tasks = {each.task.name: each for each in found.tasks}
+    compared = {name for name, each in tasks.items() if each.compared}
     for model, by_key in paired.read(results).items():
         for (task, shots, metric), items in by_key.items():
-            if task in tasks:
+            if task in compared:
                 gathered.append(_scores(model, tasks[task], shots, METRICS[metric], items, results))
-    if not gathered:
+    if not gathered and compared:
         raise UserError(f"{results} holds none of the tasks {', '.join(tasks)}; evaluate them into it, or name others")
-    for task in tasks:
+    for task in compared:
         if task not in {each.task for each in gathered}:
             log.warning(f"{results} has no scores of {task}")
     return gathered
@@ -117,10 +118,10 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
     rows = []
     for task in found.tasks:
         paper = table_c1.row_of(task.task.row)
-        share = 100 * task.clean / len(task.items)
+        looked = [f"{task.dirty:,}", f"{100 * task.clean / len(task.items):.1f}"] if task.compared else ["–", "–"]
         rows.append(
             [
-                *(task.task.name, str(task.n), f"{len(task.items):,}", f"{task.dirty:,}", f"{share:.1f}"),
+                *(task.task.name, str(task.n), f"{len(task.items):,}", *looked),
                 *(f"{task.short:,}", str(paper.n) if paper else "–", f"{paper.clean_percent}" if paper else "–"),
             ]
         )
@@ -132,6 +133,8 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
             "task",
             "metric",
             "K",
+            "items",
+            "clean items",
             "all",
             "± s.e.",
             "clean",
@@ -148,23 +151,26 @@ def table(found: Study, scored: Sequence[Scores] = ()) -> str:
             left=3 if several else 2,
         )
         text += "\n\n"
-    text += found.looked.took.lines()
+    text += found.looked.took.lines(now=not found.looked.known)
     text += "  shorter: items of fewer than N words" + (
         ", which are clean\n" if found.settings.short == "clean" else ", which are compared as a whole\n"
     )
     if any(table_c1.row_of(task.task.row) for task in found.tasks):
-        text += "  paper: Table C.1, few-shot, 175B, on its own training text\n"
+        text += "  paper: Table C.1, 175B, on its own training text" + (
+            "; its scores are few-shot, and stand beside K = the paper's and max\n" if scored else "\n"
+        )
     return text
 
 
 def _row(each: Scores, found: Study) -> list[str]:
     row = next(task.task.row for task in found.tasks if task.task.name == each.task)
     paper, printed = table_c1.row_of(row), table_h1.row_of(row, each.metric)
-    cells = [each.task, each.metric, each.shots]
+    cells = [each.task, each.metric, each.shots, f"{each.all.items:,}", f"{each.clean.items:,}"]
     for part in (each.all, each.clean, each.dirty):
         cells += [_number(part.value), _number(part.stderr)]
     cells += [_number(each.relative, "+"), _number(each.relative_stderr)]
-    if paper is None or printed is None or paper.metric != printed.metric:
+    few_shot = printed and each.shots in ("max", str(printed.shots))  # the only setting that Table C.1 has
+    if paper is None or printed is None or paper.metric != printed.metric or not few_shot:
         return [*cells, "–", "–", "–", "–"]
     return [*cells, *map(_number, (paper.all, paper.clean, paper.dirty)), f"{paper.relative_percent:+d}"]
 
@@ -185,6 +191,7 @@ def as_data(found: Study, scored: Sequence[Scores] = ()) -> dict[str, Any]:
                 "items": len(task.items),
                 "dirty": task.dirty,
                 "clean": task.clean,
+                "compared": task.compared,
                 "shorter": task.short,
                 "paper": paper and dataclasses.asdict(paper),
             }

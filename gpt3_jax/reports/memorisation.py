@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 
 from gpt3_jax import quantities
+from gpt3_jax.cluster.log import log
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.kept import KeptAnswers
+from gpt3_jax.evals.requests import Completed, Completion, Request
+from gpt3_jax.evals.requests import Sample as Drawn
+from gpt3_jax.evals.run import answer_all
+from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks import rows
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.matches import PLACES, Matcher, Matchers, Matches
@@ -136,6 +142,38 @@ def _text_of(line: str, where: str) -> str:
     return value
 
 
+def generated(
+    subject: Subject,
+    name: str,
+    count: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    kept: KeptAnswers | None = None,
+) -> list[Sample]:
+    """Samples of a model after nothing but end-of-text, which `kept` keeps as they come.
+
+    Raises:
+        UserError: a number out of range.
+    """
+    if count < 1 or max_tokens < 1:
+        raise UserError(f"--count is {count} and --max-tokens is {max_tokens}; expected at least 1 of each")
+    drawn = [Drawn(float(temperature), 0, 1.0, seed, number) for number in range(count)]
+    requests = [Completion("", (), max_tokens, each) for each in drawn]
+    asked: dict[Request, str] = {request: f"sample {number}" for number, request in enumerate(requests)}
+    answers = answer_all(subject, "memorisation", asked, kept, f"{subject.name}: samples")
+    found = []
+    for number, request in enumerate(requests):
+        answer = answers[request]
+        assert isinstance(answer, Completed)
+        found.append(Sample(f"{name}, sample {number}", answer.text))
+    if max_tokens > subject.config.n_ctx - 1:
+        log.warning(
+            f"a sample has at most {subject.config.n_ctx - 1} tokens, the context; --max-tokens is {max_tokens}"
+        )
+    return found
+
+
 def study(
     samples: Sequence[Sample],
     corpus: Corpus,
@@ -225,7 +263,7 @@ def table(found: Study) -> str:
         nearest = f"{100 * each.neighbours[0].containment:.0f}" if each.neighbours else "–"
         lines.append([_shortened(each.sample.name), f"{each.words:,}"])
         lines[-1] += [*_cells(longest, found.least), *_cells(verbatim, found.least), tokens, nearest]
-    head = ["sample", "words", "longest match", "times", "as written", "times", "tokens", "nearest %"]
+    head = ["sample", "words", "longest match", "times", "as written", "times", "its tokens", "nearest %"]
     text = quantities.grid(lines, head) + "\n\n" if lines else ""
     if len(ordered) > _ROWS:
         text += f"  … and {len(ordered) - _ROWS:,} samples with shorter matches\n"
@@ -237,11 +275,17 @@ def table(found: Study) -> str:
     text += (
         f"  {len(ordered):,} of {len(found.found):,} samples share {found.least} words in a row with the training "
         "text\n"
-        f"{found.took.lines()}"
-        "  longest match: in words, lower case, without punctuation; as written: with case and punctuation; "
-        f"nearest: share of the sample's {found.least}-grams in one document\n"
+        f"{_short(found)}{found.took.lines()}"
+        "  words, longest match: words in lower case, which punctuation separates\n"
+        "  as written: words with case and punctuation, which white space separates; a sign that stands alone is one\n"
+        f"  nearest: share of the sample's {found.least}-grams in one document\n"
     )
     return text
+
+
+def _short(found: Study) -> str:
+    short = sum(each.words < found.least for each in found.found)
+    return f"  {short:,} samples have fewer than {found.least} words, and cannot match\n" if short else ""
 
 
 def _cells(match: Match | None, least: int) -> list[str]:
@@ -304,6 +348,7 @@ def draw_picture(found: Study, folder: Path) -> Path:
         bars = axes.bar(np.arange(len(labels)) + 0.4 * place - 0.2, counts, 0.4, label=label)
         axes.bar_label(bars, fontsize=8)
     axes.set_xticks(range(len(labels)), labels)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="longest match in the training text, words", ylabel="samples")
     axes.legend(fontsize=8)
     path = folder / PICTURE

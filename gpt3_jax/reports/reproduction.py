@@ -233,7 +233,9 @@ def draw_picture(found: Study, folder: Path) -> Path:
     )  # fmt: skip
     labels = [str(each.least) if each.least == each.most else f"{each.least}–{each.most}" for each in bins]
     axes.set_xticks(places, [f"{label}\n{each.passages:,}" for label, each in zip(labels, bins, strict=True)])
-    axes.set(xlabel="times in the training text; passages", ylabel="continuations reproduced, %", ylim=(0, 105))
+    axes.set(xlabel="times in the training text; passages", ylabel="continuations reproduced, %", ylim=(-3, 105))
+    axes.plot(places, [100 * each.share for each in bins], "o", color="#1f4e79", markersize=5)  # also at 0
+    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     axes.set_title(f"{found.model['name']}: {found.continuation} tokens after {found.prefix}", fontsize=10)
     path = folder / PICTURE
     save(figure, str(path))
