@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt3_jax.cluster import signals
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals.results import to_json
@@ -58,7 +59,10 @@ def said_when_interrupted(kept: str | None, out: str | os.PathLike[str] | None) 
     """Says after Ctrl-C what is not lost: `kept`, or without `out` nothing. None: `KeptAnswers` says what is kept."""
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Ctrl-C inside an import or a callback can become another exception.
+        if signals.exit_code() is None and not isinstance(error, KeyboardInterrupt):
+            raise
         if out is None:
             log.info("nothing is kept without --out; with it, the same command goes on where it was interrupted")
         elif kept:
