@@ -707,8 +707,8 @@ BUGS = (
     Bug(
         "a second evaluation writes into a folder in use",
         "evals/evaluation.py",
-        "with alone_in(folder) if folder else contextlib.nullcontext():",
-        "with contextlib.nullcontext():",
+        "with alone_in(out) as folder:",
+        "with contextlib.nullcontext(out and (Path(out).mkdir(parents=True, exist_ok=True) or Path(out))) as folder:",
         ("test_evals_run", "test_a_second_evaluation_into_a_folder_in_use_changes_nothing", ()),
     ),
     Bug(

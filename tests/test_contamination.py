@@ -17,13 +17,14 @@ import pytest
 from gpt3_jax.cli import main as command_line
 from gpt3_jax.data.tokenize import tokenize
 from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.evals import written
 from gpt3_jax.evals.evaluation import ITEMS, load_tasks
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.ngrams import finder
 from gpt3_jax.ngrams.corpus import Corpus
 from gpt3_jax.ngrams.words import normalised
-from gpt3_jax.reports import contamination_scores, table_c1, written
+from gpt3_jax.reports import contamination_scores, table_c1
 from gpt3_jax.reports.contamination import Settings, Study, choose_n, study
 
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "pra", "ste", "vi", "zor", "wen"]

@@ -13,7 +13,7 @@ import pytest
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import metrics, prompts, protocol
-from gpt3_jax.evals.kept import FILE, KeptAnswers, alone_in
+from gpt3_jax.evals.kept import FILE, KeptAnswers
 from gpt3_jax.evals.metrics import METRICS, Scored
 from gpt3_jax.evals.requests import Answer, Beam, Completed, Completion, Continuation, Greedy, Request, Score, TextScore
 from gpt3_jax.evals.scoring import AnswerNormalised, Generated, Judgement, MeanLogLikelihood, PartialEvaluation
@@ -22,6 +22,7 @@ from gpt3_jax.evals.tasks.item import Item, Items
 from gpt3_jax.evals.tasks.open_settings import GENERATED
 from gpt3_jax.evals.tasks.select import GROUPS, TASKS
 from gpt3_jax.evals.tasks.task import Open, Source, Task
+from gpt3_jax.evals.written import alone_in
 
 BYTES = ByteTokenizer()
 POOL = [Item(str(n), f"Q: {n}", f"{n * n}") for n in range(12)]
@@ -391,15 +392,16 @@ def test_answers_of_other_weights_are_not_taken() -> None:
 
 def test_two_evaluations_do_not_write_into_one_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path):
-        with pytest.raises(UserError, match="is in use by another evaluation"), alone_in(tmp_path):
+        with pytest.raises(UserError, match="is in use by another command"), alone_in(tmp_path):
             pass
         keep(tmp_path, [])
         with pytest.raises(UserError, match="is in use"), alone_in(tmp_path):
             pass
     with alone_in(tmp_path):
         pass
-    with pytest.raises(RunError, match=r"cannot keep answers in .*none.*answers\.jsonl: No such file"):
-        alone_in(tmp_path / "none").__enter__()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot make the folder .*file/a: Not a directory; choose another --out"):
+        alone_in(tmp_path / "file" / "a").__enter__()
     with pytest.raises(RunError, match=r"cannot keep answers in .*none.*answers\.jsonl: No such file"):
         KeptAnswers(tmp_path / "none", {}).__enter__()
 

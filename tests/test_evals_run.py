@@ -201,7 +201,7 @@ def test_a_second_evaluation_into_a_folder_in_use_changes_nothing() -> None:
 
         def intrude() -> None:
             said = error_of(lambda: run(ExactModel(), tmp_path / "used", limit=2))
-            assert "is in use by another evaluation; wait, or choose another --out" in said
+            assert "is in use by another command; wait, or choose another --out" in said
 
         class Interrupted(ExactModel):
             def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:

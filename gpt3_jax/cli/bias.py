@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
     )
     from gpt3_jax.cluster.agreement import is_lead
     from gpt3_jax.evals.loading import load_each, started
+    from gpt3_jax.evals.written import said_when_interrupted
     from gpt3_jax.probes.bias import probe_subjects
-    from gpt3_jax.reports.written import said_when_interrupted
 
     with started(distributed), said_when_interrupted(None, args.out):
         found = probe_subjects(load_each(args.models, parallel), setup, args.out, {"command": argv})

@@ -39,10 +39,11 @@ def main(argv: list[str]) -> int:
         RunError: a file is damaged or cannot be written.
     """
     args = _parser().parse_args(argv)
+    from gpt3_jax.evals import written
     from gpt3_jax.evals.evaluation import load_tasks
     from gpt3_jax.evals.results import to_json
     from gpt3_jax.evals.tasks.select import select
-    from gpt3_jax.reports import contamination, contamination_scores, written
+    from gpt3_jax.reports import contamination, contamination_scores
 
     settings = contamination.Settings(args.match, args.short, args.n, args.punctuation, args.ignore_above)
     corpus = corpus_of(args)

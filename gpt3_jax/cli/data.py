@@ -227,7 +227,7 @@ def _languages(arguments: argparse.Namespace) -> int:
         errors=arguments.errors,
         on_error=arguments.on_error,
     )
-    from gpt3_jax.reports import written
+    from gpt3_jax.evals import written
 
     with written.alone_in(arguments.out), _bar("detecting", "{task.fields[documents]:,} documents") as bar:
         found = languages.count_languages(

@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--prefix needs a model that continues; give it by --model")
     corpus = corpus_of(args)
     report = _samples if args.prefix is None else _reproduction
+    from gpt3_jax.evals import written
     from gpt3_jax.evals.results import to_json
-    from gpt3_jax.reports import written
 
     with contextlib.ExitStack() as stack:
         if args.model:
@@ -69,7 +69,8 @@ def _samples(
     args: argparse.Namespace, corpus: Corpus, folder: Path | None, argv: list[str]
 ) -> tuple[Mapping[str, Any], str]:
     from gpt3_jax.data.tokenizer import load_tokenizer
-    from gpt3_jax.reports import memorisation, written
+    from gpt3_jax.evals import written
+    from gpt3_jax.reports import memorisation
 
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else corpus.recorded_tokenizer
     if args.samples:
@@ -106,8 +107,9 @@ def _loaded(args: argparse.Namespace, folder: Path | None) -> Iterator[tuple[Sub
 def _reproduction(
     args: argparse.Namespace, corpus: Corpus, folder: Path | None, argv: list[str]
 ) -> tuple[Mapping[str, Any], str]:
+    from gpt3_jax.evals import written
     from gpt3_jax.ngrams.corpus import Corpus
-    from gpt3_jax.reports import reproduction, written
+    from gpt3_jax.reports import reproduction
 
     source = Corpus(args.passages, corpus.options, args.tokenizer) if args.passages else corpus
     continuation = 50 if args.continuation is None else args.continuation

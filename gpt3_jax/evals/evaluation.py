@@ -14,14 +14,14 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import run
-from gpt3_jax.evals.kept import KeptAnswers, alone_in
+from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.protocol import Shots
 from gpt3_jax.evals.results import FORMAT, RESULTS, Cell, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
-from gpt3_jax.evals.written import make_folder, records, require_own, write
+from gpt3_jax.evals.written import alone_in, records, require_own, write
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -109,9 +109,8 @@ def evaluate_subjects(
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
     run.check_examples(loaded, shots)
-    folder = make_folder(out)
     # All of it under one lock: a second evaluation into the folder touches no file, not even between two models.
-    with alone_in(folder) if folder else contextlib.nullcontext():
+    with alone_in(out) as folder:
         if folder:
             require_own(folder, FORMAT)
             if (folder / RESULTS).exists():

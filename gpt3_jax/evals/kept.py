@@ -9,58 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.cluster.log import log
-from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.errors import RunError
 from gpt3_jax.evals.requests import Answer, Completed, Request, Score, TextScore
 
 FILE = "answers.jsonl"
 _KINDS: Mapping[str, type[Answer]] = {kind.__name__: kind for kind in (Score, TextScore, Completed)}
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other evaluations out of a folder: to be entered before any file in it is written.
-
-    In a multi-process run the lead process holds the lock, which is on `FILE`. It ends with the process.
-
-    Raises:
-        UserError: another evaluation writes into the folder.
-        RunError: the file cannot be opened or locked.
-    """
-    path = folder / FILE
-    with contextlib.ExitStack() as held:
-        # The lead process decides for all: the others must not wait for one that has stopped.
-        state, _, why = from_lead(_lock(path, held) if is_lead() else "").partition(" ")
-        if state == "busy":
-            raise UserError(f"{folder} is in use by another evaluation; wait, or choose another --out")
-        if state == "failed":
-            raise _failed(path, why)
-        yield
-
-
-def _lock(path: Path, held: contextlib.ExitStack) -> str:
-    """Locks the file until `held` is closed. Returns "ours", "busy", or "failed" and why."""
-    try:
-        file = held.enter_context(open(path, "ab"))  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "busy"
-    except OSError as error:
-        return f"failed {error.strerror or error}"
-    return "ours"
-
-
 class KeptAnswers:
-    """The answers in a folder, open for more. A context manager, to be entered within `alone_in` the folder.
+    """The answers in a folder, open for more. A context manager, to be entered within `written.alone_in` the folder.
 
     In a multi-process run all processes read the file, and the lead process alone appends.
 

@@ -13,11 +13,11 @@ from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.kept import KeptAnswers, alone_in
+from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.results import RESULTS
 from gpt3_jax.evals.run import answer_all, made_by
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.evals.written import make_folder, records, require_own, write
+from gpt3_jax.evals.written import alone_in, records, require_own, write
 from gpt3_jax.probes.results import FORMAT, Bias
 from gpt3_jax.probes.setup import Found, Setup
 
@@ -55,10 +55,9 @@ def probe_subjects(
     made: Mapping[str, Any] | None = None,
 ) -> Bias:
     """Probes models one after the other. With `out`, answers are kept there as they come, and results at the end."""
-    folder = make_folder(out)
     found: dict[str, dict[str, Found]] = {}
     models: list[dict[str, Any]] = []
-    with alone_in(folder) if folder else contextlib.nullcontext():
+    with alone_in(out) as folder:
         if folder:
             require_own(folder, FORMAT)
         with records(folder / SAMPLES if folder else None) as on_record:

@@ -13,12 +13,12 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.kept import KeptAnswers, alone_in
+from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.requests import Completed, Completion, Request, Sample
 from gpt3_jax.evals.results import RESULTS, to_json
 from gpt3_jax.evals.run import answer_all, made_by
 from gpt3_jax.evals.subject import Subject
-from gpt3_jax.evals.written import make_folder, records, require_own, write
+from gpt3_jax.evals.written import alone_in, records, require_own, write
 from gpt3_jax.probes import quiz
 from gpt3_jax.probes.articles import STOP, Article, nearest, prompt
 from gpt3_jax.quantities import grid
@@ -142,12 +142,11 @@ def write_news(
         UserError: an article does not fit a model's context, or `out` is in use.
         RunError: a file cannot be read or written.
     """
-    folder = make_folder(out)
-    assert folder is not None
     written: dict[str, list[Written]] = {}
     models: list[dict[str, Any]] = []
     quizzes: list[quiz.Quiz] = []
-    with alone_in(folder):
+    with alone_in(out) as folder:
+        assert folder is not None  # `out` was given
         require_own(folder, FORMAT)
         before = quiz.keys_before(folder)
         with records(folder / ARTICLES) as on_record:
