@@ -78,6 +78,9 @@ STOPS: dict[str, dict[Place, str]] = {
         ("open to write", "evals/answers.jsonl"): "answers as they come",
         ("open to write", "evals/results.partial"): "the results",
         ("rename", "evals/results.partial"): "the same, put in its place",
+        ("remove", "evals/shots.png"): "a picture of earlier results",
+        ("remove", "evals/size.png"): "the same",
+        ("remove", "evals/tokens.png"): "the same",
     },
     "data tokenize": {
         ("open to read", "book.txt"): "the text",
@@ -141,6 +144,10 @@ GOES_ON: dict[str, dict[Place, str]] = {
         ("rename", CHECKPOINT): "an old checkpoint that is to go, with a message",
         ("open to read", "run/checkpoints/deleting-tokens-N"): "the same, as it is deleted, with a message",
         ("remove", "run/checkpoints/deleting-tokens-N"): "the same, its folder, with a message",
+    },
+    "evaluate": {
+        ("open to read", "evals"): "the folder, to lock it: with a warning where it cannot be",
+        ("open to read", "evals/results.json"): "whose results are there already, if any",
     },
     "data tokenize": {("list", "shards.partial"): "what an earlier attempt left"},
     "convert from-hf": {

@@ -21,7 +21,7 @@ from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
-from gpt3_jax.evals.written import alone_in, records, require_own, write
+from gpt3_jax.evals.written import alone_in, records, remove, require_own, write
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -148,7 +148,7 @@ def _draw(results: Results, folder: Path) -> None:
     from gpt3_jax.evals import picture  # imports what only pictures need
 
     for earlier in (picture.BY_SHOTS, picture.BY_SIZE, picture.BY_TOKENS):  # they may show what was here before
-        (folder / earlier).unlink(missing_ok=True)
+        remove(folder / earlier)
     try:
         for name in picture.draw(results, folder):
             log.info(f"wrote {folder / name}")

@@ -132,10 +132,17 @@ def write(path: Path, text: str) -> None:
         with _writing(path):
             _partial(path).write_text(text, encoding="utf-8", errors="surrogatepass")
             _partial(path).replace(path)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
-            _partial(path).unlink(missing_ok=True)
+            _partial(path).unlink()
+        raise
     log.info(f"wrote {path}")
+
+
+def remove(path: Path) -> None:
+    """Removes a file that would not belong to the new results, if it is there. Raises RunError."""
+    with _writing(path):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
