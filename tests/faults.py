@@ -82,6 +82,31 @@ STOPS: dict[str, dict[Place, str]] = {
         ("remove", "evals/size.png"): "the same",
         ("remove", "evals/tokens.png"): "the same",
     },
+    "data languages": {
+        ("open to read", "book.txt"): "the text",
+        ("mkdir", "languages"): "the folder of the three files",
+        **{
+            (what, f"languages/languages_by_{kind}_count.partial"): "the counts"
+            for kind in ("document", "word", "character")
+            for what in ("open to write", "rename")
+        },
+    },
+    "contamination": {
+        ("open to read", "book.txt"): "the training text",
+        ("open to read", "pairs.jsonl"): "the task",
+        ("mkdir", "found"): "the folder of results",
+        ("open to write", "found/hits.partial"): "what the text holds",
+        ("rename", "found/hits.partial"): "the same, put in its place",
+        ("open to write", "found/contamination.partial"): "the results",
+        ("rename", "found/contamination.partial"): "the same, put in its place",
+    },
+    "memorisation": {
+        ("open to read", "book.txt"): "the training text",
+        ("open to read", "sample.txt"): "the sample",
+        ("mkdir", "matches"): "the folder of results",
+        ("open to write", "matches/memorisation.partial"): "the results",
+        ("rename", "matches/memorisation.partial"): "the same, put in its place",
+    },
     "data tokenize": {
         ("open to read", "book.txt"): "the text",
         ("mkdir", "shards.partial"): "the folder of what is not complete",
@@ -149,6 +174,9 @@ GOES_ON: dict[str, dict[Place, str]] = {
         ("open to read", "evals"): "the folder, to lock it: with a warning where it cannot be",
         ("open to read", "evals/results.json"): "whose results are there already, if any",
     },
+    "data languages": {("open to read", "languages"): "the folder, to lock it: with a warning where it cannot be"},
+    "contamination": {("open to read", "found"): "the folder, to lock it: with a warning where it cannot be"},
+    "memorisation": {("open to read", "matches"): "the folder, to lock it: with a warning where it cannot be"},
     "data tokenize": {("list", "shards.partial"): "what an earlier attempt left"},
     "convert from-hf": {
         ("remove", f"run2/{SAVING}/*"): "files that only its writing needs",

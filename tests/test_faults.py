@@ -25,15 +25,21 @@ COMMANDS = {
     "--out {d}/evals",
     "data tokenize": "data tokenize {d}/book.txt --out {d}/shards --tokenizer bytes --workers 1",
     "data inspect": "data inspect {d}/tokens --verify",
+    "data languages": "data languages {d}/book.txt --out {d}/languages --workers 1",
+    "contamination": "contamination {d}/book.txt --tasks {d}/pairs.jsonl --n 1 --out {d}/found --workers 1",
+    "memorisation": "memorisation {d}/book.txt --samples {d}/sample.txt --least 2 --out {d}/matches --workers 1",
     "bench loader": "bench loader {d}/tokens --batches 1 --repeat 1 --batch 2 --n-ctx 16",
     "convert to-hf": "convert to-hf {d}/run {d}/hf2",
     "convert from-hf": "convert from-hf {d}/hf {d}/run2 --tokenizer bytes",
 }
-QUICK = ("data tokenize", "data inspect", "bench loader")
+QUICK = ("data tokenize", "data inspect", "data languages", "contamination", "memorisation", "bench loader")
 KEPT_PARTS = {
     "train": ("run/checkpoints/tokens-256/",),
     "data tokenize": ("shards.partial/", "shards/"),
     "evaluate": ("evals/",),
+    "data languages": ("languages/languages_by_document_count.csv", "languages/languages_by_word_count.csv"),
+    "contamination": ("found/hits.npz", "found/contamination.jsonl"),
+    "memorisation": ("matches/memorisation.jsonl",),
     "convert from-hf": ("run2/config.yaml", "run2/checkpoints/tokens-0/"),
 }
 """What a command may leave when it fails: it goes on from there, or writes it again. A checkpoint that was put in its
@@ -52,6 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_tokens(folder / "tokens", 4000)
     (folder / "book.txt").write_text("a text\n" * 50)
+    (folder / "sample.txt").write_text("what a text a text is\n")
     pairs = ('{"context": "a", "completion": "b"}\n', '{"context": "c", "completion": "d"}\n')
     (folder / "pairs.jsonl").write_text("".join(pairs))
     config = tiny(
@@ -72,8 +79,9 @@ def trained(made: Path) -> Path:
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of it all, for this command."""
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it all, for this command, which draws no pictures."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     command = request.node.callspec.params["command"]
     made: Path = request.getfixturevalue("made" if command in QUICK else "trained")
     if command.startswith("convert"):

@@ -6,6 +6,7 @@ The languages are found by CLD2 (optional: pycld2), whose codes the published fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -307,9 +308,12 @@ def write_csvs(found: Statistics, folder: str | Path) -> list[Path]:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for path, kind in zip(paths, KINDS, strict=True):
-            partial = path.with_suffix(".partial")
-            partial.write_text(found.csv(kind), encoding="utf-8")
-            partial.replace(path)
+            path.with_suffix(".partial").write_text(found.csv(kind), encoding="utf-8")
+        for path in paths:  # all three are written by now
+            path.with_suffix(".partial").replace(path)
     except OSError as error:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.with_suffix(".partial").unlink()
         raise RunError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from None
     return paths

@@ -117,13 +117,13 @@ def records(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     with contextlib.closing(file):
         try:
             yield write
+            with _writing(path):
+                file.close()
+                _partial(path).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 _partial(path).unlink()
             raise
-        with _writing(path):
-            file.close()
-            _partial(path).replace(path)
 
 
 def write(path: Path, text: str) -> None:
