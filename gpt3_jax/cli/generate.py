@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt3_jax.config import load_devices, split_overrides
-from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
 
@@ -46,20 +45,15 @@ def main(argv: list[str]) -> int:
                 raise UserError(f"--beams draws no samples; leave out --{name.replace('_', '-')}, or --beams")
     prompts = _prompts(arguments)
 
-    from gpt3_jax.cluster import compilation_cache
-    from gpt3_jax.cluster.leaving import NoneLeftWaiting
-    from gpt3_jax.cluster.start import shutdown, start
+    from gpt3_jax.config import DistributedConfig
+    from gpt3_jax.evals.loading import started
     from gpt3_jax.generation import Beam, Generator, Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     beam = None if arguments.beams is None else Beam(arguments.beams)
-    if dotted:
-        start(distributed)
-    with NoneLeftWaiting():
-        start_devices()
-        compilation_cache.enable()
+    # Without options for several devices it stays by itself, also inside a cluster's job.
+    with started(distributed if dotted else DistributedConfig(mode="off")):
         _complete(Generator.load(arguments.run_dir, parallel), prompts, arguments, sampling, beam)
-        shutdown()
     return 0
 
 

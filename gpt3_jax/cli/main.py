@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": "memory, traffic and predicted time of a configuration on a TPU or GPU topology, without the hardware",
     "data": "convert text to token shards and inspect them; languages of a corpus (data tokenize, inspect, languages)",
     "report": "the papers' tables, and ZeRO's memory read from compiled programs",
-    "bench": "measure the step, generation, the data loader and checkpoints on the attached devices",
+    "bench": "measure the step, generation, evaluation, the data loader and checkpoints on the attached devices",
     "evaluate": "zero-, one- and few-shot results by the paper's protocol, beside the paper's own",
     "lm-eval": "lm-evaluation-harness on a checkpoint: its tasks by its own protocol",
     "bias": "the paper's probes of bias: occupations, pronouns, and words of gender, race and religion",
