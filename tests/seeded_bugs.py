@@ -670,6 +670,27 @@ BUGS = (
         ("test_evals_scorer", "test_the_likeliest_tokens_are_flagged", ()),
     ),
     Bug(
+        "a long text's first window is left out",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in windows[1:] if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "equal windows of a text count once",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in dict.fromkeys(windows) if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "windows are not looked up among the kept answers",
+        "evals/run.py",
+        "if kept and (known := kept.get(unit)) is not None}",
+        "if kept and not isinstance(unit, Window) and (known := kept.get(unit)) is not None}",
+        ("test_evals_run", "test_an_interrupted_text_goes_on_with_its_next_window", ()),
+    ),
+    Bug(
         "the harness is told of the first token's flag alone",
         "evals/harness/model.py",
         "found[i] = likelihood.logprob, likelihood.greedy",

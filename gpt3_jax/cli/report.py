@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,7 +194,14 @@ def _compute(args: argparse.Namespace) -> int:
         check_picture(args.picture)
         if not args.folders:
             raise UserError("report compute draws the losses of runs; give the folder of one, or leave out --picture")
-    curves = [compute.read_run(folder) for folder in args.folders]
+    runs: dict[str, str] = {}
+    for folder in args.folders:
+        path = os.path.realpath(folder)
+        if path in runs:
+            log.info(f"{folder} is the run {runs[path]}, which is shown once")
+        else:
+            runs[path] = folder
+    curves = [compute.read_run(folder) for folder in runs.values()]
     if args.json:
         print(json.dumps([curve.as_data() for curve in curves], indent=1))
     else:
