@@ -12,11 +12,12 @@ import numpy as np
 
 from gpt3_jax.data.in_context.words import (
     LETTERS,
+    Split,
     WordRule,
     draw_composed,
     draw_single,
     draw_words,
-    is_held_out_word,
+    word_split,
 )
 
 Kind = Literal["single", "composed", "table", "function", "base"]
@@ -39,7 +40,7 @@ class Table:
     entries: tuple[Example, ...]
     instruction: str = "look up the letter"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [self.entries[i] for i in rng.integers(len(self.entries), size=count)]
 
 
@@ -54,7 +55,7 @@ class Function:
     def instruction(self) -> str:
         return f"each digit times {self.times} plus {self.plus}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}{y}", f"{(self.times * x + self.plus) % 10}{(self.times * y + self.plus) % 10}")
             for x, y in rng.integers(10, size=(count, 2)).tolist()
@@ -75,7 +76,7 @@ class Base:
     def instruction(self) -> str:
         return f"add in base {self.base}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}+{y}", np.base_repr(x + y, self.base)) for x, y in rng.integers(self.base, size=(count, 2)).tolist()
         ]
@@ -95,25 +96,26 @@ class Words:
     def instruction(self) -> str:
         return self.rule.instruction
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
-        """`held_out`: words that are in no training document, neither as a question nor as an answer."""
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
+        """Questions are words of the split. In training, no answer is a word of another split."""
         examples: list[Example] = []
         while len(examples) < count:
-            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, held_out)]
-            examples += [example for example in drawn if held_out or not is_held_out_word(example[1])]
+            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, split)]
+            examples += [each for each in drawn if split != "training" or word_split(each[1]) == "training"]
         return examples[:count]
 
 
 Rule = Words | Table | Function | Base
 
 
-def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
-    """A rule of a kind: one that is in no training document, or one that may be.
+def draw_rule(rng: np.random.Generator, kind: Kind, split: Split) -> Rule:
+    """A rule of a kind: one that is in no training document ("validation", "test"), or one that may be.
 
-    A table is new each time. Rules of one step are all in the training text.
+    A table is new each time. Rules of one step are all in the training text. Functions and bases are too few for two
+    held-out splits: they have one, under both names.
     """
     if kind in ("single", "composed"):
-        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, held_out))
+        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, split))
     if kind == "table":
         size = rng.integers(2, 6)
         keys, values = rng.choice(len(LETTERS), size=size, replace=False), rng.integers(len(LETTERS), size=(size, 2))
@@ -122,7 +124,7 @@ def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
         digits = (
             Function(*rng.integers((1, 0), (4, 10)).tolist()) if kind == "function" else Base(int(rng.choice(BASES)))
         )
-        if digits.held_out == held_out:
+        if digits.held_out == (split != "training"):
             return digits
 
 
@@ -136,19 +138,19 @@ def line(question: str, answer: str) -> str:
     return f"{question}={answer}\n"
 
 
-def documents(seed: int, count: int, length: int, held_out: bool = False) -> Iterator[str]:
+def documents(seed: int, count: int, length: int, split: Split = "training") -> Iterator[str]:
     """`count` documents of `length` characters, as a function of the other arguments. The last example is cut.
 
     Args:
-        held_out: documents of held-out words, and of held-out rules where a kind has them. Otherwise the training text,
-            which holds none of either.
+        split: whose words, and whose rules where a kind has held-out ones. The training text holds neither words nor
+            rules of the other splits.
     """
-    rng = np.random.default_rng((seed, held_out))
+    rng = np.random.default_rng((seed, get_args(Split).index(split)))
     kinds = rng.choice(len(KINDS), size=count, p=[SHARES[kind] for kind in KINDS])
     instructed = rng.random(count) < INSTRUCTED
     for number in range(count):
-        rule = draw_rule(rng, KINDS[kinds[number]], held_out)
+        rule = draw_rule(rng, KINDS[kinds[number]], split)
         text = heading(rule.instruction if instructed[number] else "")
         while len(text) < length:
-            text += "".join(itertools.starmap(line, rule.examples(rng, 16, held_out)))
+            text += "".join(itertools.starmap(line, rule.examples(rng, 16, split)))
         yield text[:length]
