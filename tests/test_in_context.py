@@ -85,7 +85,8 @@ def training_text() -> tuple[str, ...]:
 def examples(document: str) -> list[tuple[str, str]]:
     """Its whole examples: the last line is cut."""
     lines = document.split("\n")[:-1]
-    return [(question, answer) for question, _, answer in (line.partition("=") for line in lines if "=" in line)]
+    parts = (line.partition("=") for line in lines if "=" in line)
+    return [(question, answer.rstrip(" ")) for question, _, answer in parts]
 
 
 def test_the_text_is_a_function_of_the_seed() -> None:
@@ -232,7 +233,15 @@ def test_recipes_are_compared_on_other_words_and_rules_than_are_reported() -> No
 def test_a_prompt_is_how_a_document_begins() -> None:
     item = Item("reverse", (("abc", "cba"), ("kqw", "wqk")), "xyz", "zyx")
     assert prompt(item, 0, instructed=False) == "xyz="
-    assert prompt(item, 2, instructed=True) == "reverse\nabc=cba\nkqw=wqk\nxyz="
+    assert prompt(item, 2, instructed=True) == "reverse       \nabc=cba       \nkqw=wqk       \nxyz="
+
+
+def test_every_line_is_as_wide() -> None:
+    """So that in every document a column means the same."""
+    assert docs.WIDTH == 15
+    for document in training_text():
+        assert all(len(line) == docs.WIDTH - 1 for line in document.split("\n")[:-1] if "=" in line)
+        assert {place % docs.WIDTH for place, letter in enumerate(document) if letter == "\n"} == {docs.WIDTH - 1}
 
 
 def test_shuffled_examples_are_of_other_rules() -> None:
@@ -250,7 +259,7 @@ class Knows:
     def __init__(self, start: str) -> None:
         self._start = start
         self.tokenizer = ByteTokenizer()
-        self.config = ModelConfig(n_ctx=60)
+        self.config = ModelConfig(n_ctx=120)
         self.asked: list[Continuation] = []
 
     def answer(self, requests: Sequence[Continuation]) -> Iterator[tuple[int, Score]]:
@@ -263,17 +272,17 @@ class Knows:
 def test_accuracies_count_what_was_right_in_each_form() -> None:
     """The answers come in any order; a prompt too long loses its first examples, never its question."""
     group = next(group for group in GROUPS if group.kind == "table")
-    engine = Knows("look up the letter\n")
+    engine = Knows("look up the letter ")
     found = evaluate(engine, [group], 5, seed=4)  # type: ignore[arg-type]
     assert {(each.instructed, each.shuffled, each.shots) for each in found} == {
         *((instructed, False, shots) for instructed in (False, True) for shots in SHOTS),
     }
     assert all(each.right == (5 if each.instructed else 0) for each in found)
     longest = max(engine.asked, key=lambda each: len(each.context))
-    assert len(longest.context + longest.continuation) <= 60
-    # a line is 5 bytes, the heading 19, the question 2, the answer 3: seven examples fit, and eleven without a heading
+    assert len(longest.context + longest.continuation) == 120
+    # the heading has two of the eight lines, the question one: five examples fit, and seven without a heading
     assert {(each.instructed, each.shots): each.dropped for each in found} == {
-        (instructed, shots): 5 * max(0, shots - (7 if instructed else 11))
+        (instructed, shots): 5 * max(0, shots - (5 if instructed else 7))
         for instructed in (False, True)
         for shots in SHOTS
     }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt3_jax.data.in_context.documents import Example, Kind, draw_rule, heading, line
+from gpt3_jax.data.in_context.documents import Example, Kind, answered, asked, draw_rule, heading, line
 from gpt3_jax.data.in_context.words import Split
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import RunError
@@ -108,14 +108,14 @@ def with_shuffled_examples(items: Sequence[Item]) -> list[Item]:
 def prompt(item: Item, shots: int, instructed: bool) -> str:
     """The prompt, up to the answer."""
     text = heading(item.instruction if instructed else "")
-    return text + "".join(itertools.starmap(line, item.examples[:shots])) + line(item.question, "")[:-1]
+    return text + "".join(itertools.starmap(line, item.examples[:shots])) + asked(item.question)
 
 
 def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int, split: Split = "test") -> list[Accuracy]:
     """Accuracies with and without the instruction for each K, and without it on shuffled examples.
 
-    An answer is right if greedy decoding gives exactly it and the end of the line. It does so if each of its tokens is
-    the likeliest one after those before it, so one forward pass tells.
+    An answer is right if greedy decoding gives exactly it and the rest of the line, which is empty. It does so if each
+    of these tokens is the likeliest one after those before it, so one forward pass tells.
 
     Args:
         engine: where a prompt and its answer are longer than the model's context, the first examples are left out.
@@ -162,7 +162,7 @@ def _by_form(forms: list[tuple[Group, bool, bool, int]]) -> dict[tuple[Group, bo
 
 
 def _request(tokenizer: Tokenizer, item: Item, shots: int, instructed: bool, n_ctx: int) -> tuple[Continuation, int]:
-    answer = f"{item.answer}\n"
+    answer = answered(item.question, item.answer)
     for left_out in range(shots + 1):
         kept = dataclasses.replace(item, examples=item.examples[left_out:])
         context = prompt(kept, shots - left_out, instructed)

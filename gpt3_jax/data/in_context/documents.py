@@ -1,5 +1,9 @@
 """Documents that are examples of one rule, which can only be known from the examples or from an instruction above them:
-"swap the ends", "qwr=rwq", "abel=lbea", each on a line of its own."""
+"swap the ends", "qwri=iwrq", "abel=lbea", each on a line of its own.
+
+Lines are filled up with spaces to one width, so that what stands below another thing is as far from it in every
+document. A model without it spends most of a short training on finding out where in a line it is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from gpt3_jax.data.in_context.words import (
+    LENGTH,
     LETTERS,
+    LONGEST,
     Split,
     WordRule,
     draw_composed,
@@ -26,6 +32,8 @@ SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "f
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
+WIDTH = LENGTH + len("=") + LONGEST + len("\n")
+"""Characters of a line."""
 HELD_OUT_BASES = (6, 9)
 BASES = (5, 6, 7, 8, 9, 10)
 
@@ -129,13 +137,24 @@ def draw_rule(rng: np.random.Generator, kind: Kind, split: Split) -> Rule:
 
 
 def heading(instruction: str) -> str:
-    """What a document begins with."""
-    return f"{instruction}\n" if instruction else ""
+    """What a document begins with: nothing, or an instruction of one or more lines."""
+    lines = -(-len(f"{instruction}\n") // WIDTH)
+    return f"{instruction:{lines * WIDTH - 1}}\n" if instruction else ""
+
+
+def asked(question: str) -> str:
+    """The start of an example's line, up to its answer."""
+    return f"{question}="
+
+
+def answered(question: str, answer: str) -> str:
+    """The rest of the line."""
+    return f"{answer:{WIDTH - len(asked(question)) - 1}}\n"
 
 
 def line(question: str, answer: str) -> str:
     """An example as a document shows it."""
-    return f"{question}={answer}\n"
+    return asked(question) + answered(question, answer)
 
 
 def documents(seed: int, count: int, length: int, split: Split = "training") -> Iterator[str]:

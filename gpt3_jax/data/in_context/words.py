@@ -24,6 +24,9 @@ _RULES_HELD_OUT: dict[int, Split] = {0: "validation", 1: "test", 2: "test"}
 STEPS = range(2, 4)
 """Steps of a composition."""
 
+LONGEST = 2 * LENGTH + 1
+"""Letters of an answer, at most."""
+
 _ANY_LETTER = "*"
 """Stands for whatever letter a step adds, where compositions are compared."""
 _PROBES = ("bhnr", "tzfo", "wmya")
@@ -154,7 +157,7 @@ def draw_composed(rng: np.random.Generator, split: Split) -> WordRule:
     """A rule of two or three steps that no single step does, of one split."""
     while True:
         rule = WordRule(tuple(_draw_step(rng) for _ in range(rng.integers(min(STEPS), max(STEPS) + 1))))
-        if len(rule("a" * LENGTH)) > 2 * LENGTH + 1:
+        if len(rule("a" * LENGTH)) > LONGEST:
             continue
         if rule.behaviour not in _single_behaviours() and rule_split(rule) == split:
             return rule
