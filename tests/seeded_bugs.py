@@ -37,14 +37,44 @@ BUGS = (
     ),
     Bug(
         "the inputs of blocks stay on the device",
-        "model/transformer.py",
-        'run = named if remat == "offload" else one_block',
-        "run = one_block",
+        "model/remat.py",
+        "return checkpoint_name(x, name) if name in self.kept else x",
+        'return checkpoint_name(x, name) if name in self.kept and name != "block_input" else x',
         (
             "test_offload",
             "test_each_blocks_input_goes_to_the_host_and_comes_back_once",
             (Cell(3, (1, 8, 1), 1, "offload"),),
         ),
+    ),
+    Bug(
+        "the MLP's hidden units are kept in fp32, as the matmul sums them",
+        "model/matmul.py",
+        'rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)',
+        "rows = jax.ad_checkpoint.checkpoint_name(jnp.dot(x.reshape(-1, x.shape[-1]), _flat(kernel.value), "
+        'preferred_element_type=jnp.float32), "mlp_up").astype(x.dtype)',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "partial sums of attention are kept before they are scattered",
+        "model/transformer.py",
+        "out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))",
+        'out_BSD = local.scatter_sequence(names(linear(heads_BTA, block.attn_out_kernel, local.platform), "residual"))',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
+    ),
+    Bug(
+        "a gathered weight is kept",
+        "model/mlp.py",
+        "return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        'down = down.with_value(names(down.value, "mlp_up"))\n'
+        "    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "the rows' statistics of attention are not kept, and its kernel runs again",
+        "model/attention/blockwise.py",
+        "checkpoint_name(lse_N, name)",
+        "lse_N",
+        ("test_remat", "test_the_attention_kernel_does_not_run_again", ("rocm", "minimal")),
     ),
     Bug(
         "a bias's gradient loses one row",
