@@ -77,6 +77,11 @@ STAGES = {
 }
 
 
+LOOP_ON = frozenset({"tpu", "gpu"})
+"""Platforms on which stage 3 gathers and reduces in the loop over depth, a block ahead and a block late (`zero.depth`).
+"""
+
+
 def parameter_partitions(table: Params[ParamSpec], mesh: Mesh, stage: int) -> Params[PartitionSpec]:
     """How each parameter, its gradient, moments and master weight lie on the mesh.
 
@@ -108,6 +113,13 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
+        self._loop = (
+            stage.gathered == "inside"
+            and DATA in self.local.axes
+            and parallel.overlap
+            and mlp_parts == 1
+            and self.local.platform in LOOP_ON
+        )
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)
@@ -152,7 +164,8 @@ class Zero:
 
         def weight(spec: ParamSpec, how: Gather, target: jax.Array, source: jax.Array | None = None) -> Weight:
             parts = self._parts if "mlp" in spec.axes else 1
-            return Weight(target, source, how, self._stage.gathered if parts == 1 else "parts", parts)
+            kind = "parts" if parts > 1 else "loop" if self._loop and spec.stacked else self._stage.gathered
+            return Weight(target, source, how, kind, parts)
 
         return self._table.map(weight, self._gathers, targets, *([] if sources is None else [sources]))
 

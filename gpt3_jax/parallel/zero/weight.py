@@ -29,7 +29,7 @@ from jax import lax
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.parallel.zero.transport import Transport
 
-Kind = Literal["ahead", "inside", "parts"]
+Kind = Literal["ahead", "loop", "inside", "parts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +137,14 @@ class Weight:
     def with_value(self, value: jax.Array) -> Weight:
         """The same weight, gathered already."""
         return Weight(self.target, value, self.how, "ahead")
+
+    def in_shape(self, value: jax.Array) -> jax.Array:
+        """One block's value with all its dimensions, from a flat one (`value`); of a stack, which has one more."""
+        return value.reshape(*value.shape[: self.how.dim + 1], *self.target.shape[self.how.dim + 2 :])
+
+    def whole(self, value: jax.Array) -> Weight:
+        """The weight as one that holds its value and is not reduced: its gradient stays whole, in the compute dtype."""
+        return Weight(value, None, self.how, "ahead")
 
     def as_array(self) -> jax.Array:
         """The whole weight as an array that any operation may differentiate: its gradient, a whole one, is reduced and
