@@ -43,6 +43,13 @@ def compiler_options(mesh: Mesh) -> Options:
     return dict(_GPU) if mesh_platform(mesh) == "gpu" else {}
 
 
+def overlaps_scatters(mesh: Mesh) -> bool:
+    """Whether the compiler runs reduce-scatters beside compute, given `compiler_options`. GPUs and TPUs with a sparse
+    core can; on a v5e every one is waited for, whatever the options."""
+    platform = mesh_platform(mesh)
+    return platform == "gpu" or (platform == "tpu" and _SCATTERS.items() <= compiler_options(mesh).items())
+
+
 def pads_scatters(mesh: Mesh, overlap: bool, columns: bool = False) -> bool:
     """Whether the compiler pads what a reduce-scatter splits: each device is then left with others' rows and sends them
     on, or everything is reduced everywhere. A TPU's does; of rows, not where a sparse core runs it.
