@@ -27,7 +27,7 @@ def in_loop(late: bool) -> Iterator[None]:
     """The loop gathers a block ahead; `late`, it also reduces a block late."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "LOOPS", frozenset({"cpu"}))
-        patch.setattr(stages, "overlaps_scatters", lambda mesh: late)
+        patch.setattr(stages, "overlaps_scatters", lambda device: late)
         yield
 
 

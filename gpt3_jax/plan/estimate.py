@@ -108,11 +108,20 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
 
 
-def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> float:
+def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
+    """Whether the loop over depth gathers a block ahead."""
+    model, parallel = config.model, config.parallel
+    one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
+    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll == 1
+    return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
+
+
+def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> float:
     """Estimates the bytes that a device needs.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        late: whether the loop over depth, where it gathers, also reduces (`compiler_options.overlaps_scatters`).
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     gpu = platform != "tpu"
@@ -150,14 +159,20 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
     logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
     streams = unit * (4 + 2 / mesh.tensor)
-    loss = weights + (width * table if stage == 3 else 0) + kept + deferred + logits + streams
+    block = width * blocks / model.n_layers
+    # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).
+    ahead = block if _in_loop(config, mesh, platform) else 0
+    loss = weights + (width * table if stage == 3 else 0) + ahead + kept + deferred + logits + streams
 
     working = unit * _working(config, mesh.tensor, unit, gpu, pair)
     if stage == 3:
         # Of an MLP in parts, two are there; it has two thirds of a block's weights.
         parts = config.memory.mlp_parts
-        working += width * blocks / model.n_layers * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
-    if stage >= 2:
+        working += ahead + block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
+    if ahead and late:
+        # One block's gradients are made, another's reduced: of these one of the MLP's kernels lies there in fp32 too.
+        working += 2 * block + 4 * blocks / model.n_layers / 3
+    elif stage >= 2:
         working += 2 * width * min(blocks / model.n_layers / 3, GRADIENT_PART)  # a part is made, another is reduced
     backward = weights + kept + gradients + deferred + working
     if stage < 3 and not several:

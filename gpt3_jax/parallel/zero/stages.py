@@ -117,7 +117,7 @@ class Zero:
         self._parts = mlp_parts
         self._blocks: Kind = stage.gathered
         if stage.gathered == "inside" and loops(self.local, parallel, mlp_parts):
-            self._blocks = "late" if overlaps_scatters(mesh) else "loop"
+            self._blocks = "late" if overlaps_scatters(mesh.devices.flat[0]) else "loop"
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)
