@@ -45,8 +45,8 @@ def _options(device: jax.Device) -> Options:
 
 
 def overlaps_scatters(device: jax.Device) -> bool:
-    """Whether the compiler runs reduce-scatters beside compute, given `compiler_options`. For GPUs it does, and for TPUs
-    with a sparse core; on a v5e each one is waited for, whatever the options."""
+    """Whether the compiler runs reduce-scatters beside compute, given `compiler_options`: on GPUs, and on TPUs with a
+    sparse core. On a v5e each one is waited for, whatever the options."""
     return device_platform(device) == "gpu" or _SCATTERS.items() <= _options(device).items()
 
 

@@ -200,11 +200,12 @@ for each weight and microbatch: medians over 33 programs for GPUs, 50 for TPUs w
 What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
 
 
-def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
+def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> Work:
     """Estimates what a step computes and moves.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        late: as for `memory`.
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     devices = mesh.devices
@@ -231,11 +232,13 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
-        traffic=tuple(_traffic(config, mesh, microbatches, psi, width)),
+        traffic=tuple(_traffic(config, mesh, microbatches, platform, late, psi, width)),
     )
 
 
-def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, width: int) -> list[Traffic]:
+def _traffic(
+    config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool, psi: float, width: int
+) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
     ring = float(ring_share("all-gather", mesh.data))
@@ -245,8 +248,12 @@ def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, wid
     elif mesh.data > 1:
         gathers = 2 * microbatches if stage == 3 else 1
         scatters = microbatches if stage >= 2 else 1
-        result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
-        result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
+        table = (model.n_vocab_padded / mesh.tensor + model.n_ctx) * model.d_model
+        # One block's more at the ends of the loop over depth (`zero.depth`).
+        more = microbatches * (psi - table) / model.n_layers if _in_loop(config, mesh, platform) else 0.0
+        gathered, scattered = gathers * psi + more, scatters * psi + (more if late else 0.0)
+        result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
+        result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))
     if mesh.replica > 1:
         reduced = reduce * psi / (mesh.data if stage else 1)
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))

@@ -89,7 +89,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     need = estimate.memory(changed, mesh, microbatches, topology.platform, late)
                     tight = tight or (remat == "full" and need > ROOMY * usable)
                     prediction = predict(
-                        estimate.work(changed, mesh, microbatches, topology.platform), changed, topology, mesh
+                        estimate.work(changed, mesh, microbatches, topology.platform, late), changed, topology, mesh
                     )
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
