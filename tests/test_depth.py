@@ -15,7 +15,7 @@ from step_traffic import of_step, parameters, tally
 
 from gpt3_jax.parallel.zero import stages
 from gpt3_jax.train.state import abstract_state
-from gpt3_jax.train.step import make_step
+from gpt3_jax.train.step import make_eval_step, make_step
 
 CELL = Cell(3, (1, 8, 1), 1, "full")
 N_LAYERS = config(CELL).model.n_layers
@@ -50,6 +50,15 @@ def assert_the_loop_changes_nothing(cell: Cell) -> None:
 @pytest.mark.parametrize("cell", [CELL, Cell(3, (1, 4, 2), 3, "none", "bfloat16")], ids=str)
 def test_the_loop_changes_nothing(cell: Cell) -> None:
     assert_the_loop_changes_nothing(cell)
+
+
+def test_evaluation_in_the_loop_gives_the_same_sum() -> None:
+    settings = config(CELL)
+    mesh = mesh_of(settings)
+    params, rows = place(settings, mesh).params, on_mesh(batch(0), mesh)
+    want = make_eval_step(settings, mesh)(params, rows)
+    with in_loop():
+        assert make_eval_step(settings, mesh)(params, rows) == want
 
 
 @pytest.mark.slow
