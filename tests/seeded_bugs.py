@@ -10,6 +10,7 @@ from step_cells import Cell
 
 EQUALS_ONE_DEVICE = ("test_zero", "assert_like_one_device", (Cell(1, (2, 2, 2), 1, "full"),))
 EQUALS_ONE_DEVICE_AT_STAGE_3 = ("test_zero", "assert_like_one_device", (Cell(3, (2, 2, 2), 3, "full"),))
+IN_THE_LOOP = ("test_depth", "assert_the_loop_changes_nothing", (Cell(3, (1, 8, 1), 1, "full"), True))
 RECIPE = ("test_step", "test_training_is_the_recipe", ())
 
 
@@ -249,6 +250,48 @@ BUGS = (
         "return not gathers_weights and",
         "return",
         ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
+    ),
+    Bug(
+        "the loop over depth gathers two blocks ahead",
+        "parallel/zero/depth.py",
+        "            ahead = gather(weights, jnp.minimum(i + 1, last))\n            targets",
+        "            ahead = gather(weights, jnp.minimum(i + 2, last))\n            targets",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "backward, the loop over depth gathers the block that it has",
+        "parallel/zero/depth.py",
+        "gather(weights, jnp.maximum(i - 1, 0))",
+        "gather(weights, i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth puts gradients a block off",
+        "parallel/zero/depth.py",
+        "_reduced(weights, made), jnp.minimum(i + 1, last))",
+        "_reduced(weights, made), i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth drops the first block's gradients",
+        "parallel/zero/depth.py",
+        "reduced = _put(reduced, _reduced(weights, made), 0)",
+        "reduced = tuple(reduced)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth reduces gradients twice",
+        "parallel/zero/depth.py",
+        "weight.cotangent(weight.how.reduce_scatter(gradient)).target for",
+        "weight.cotangent(sum(weight.how.reduce_scatter(gradient / 2) for _ in range(2))).target for",
+        ("test_depth", "assert_it_sends_one_block_more", (True, "full")),
+    ),
+    Bug(
+        "the loop over depth keeps the weights of every block",
+        "parallel/zero/depth.py",
+        "places = {id(value): _Missing(i) for i, value in enumerate(values)}",
+        "places: dict[int, Any] = {}",
+        ("test_depth", "test_no_block_keeps_gathered_weights", ()),
     ),
     Bug(
         "unrolled to the last period, nothing recomputes or gathers again",
@@ -616,6 +659,55 @@ BUGS = (
         ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
     ),
     Bug(
+        "the last layer is computed one position early",
+        "model/scoring.py",
+        "q_BNHK = project(_at(h_BSD, at_BN), slice(0, 1))[:, :, 0]",
+        "q_BNHK = project(_at(h_BSD, jnp.maximum(at_BN - 1, 0)), slice(0, 1))[:, :, 0]",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "the last layer's residual stream is another position's",
+        "model/scoring.py",
+        "x_BND = add_bias(_at(x_BSD, at_BN) + out_BND",
+        "x_BND = add_bias(_at(x_BSD, at_BN * 0) + out_BND",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "what fills up a context is seen in the last layer",
+        "model/scoring.py",
+        "is_context_A = (branch_A < 0) & (jnp.arange(len(branch_A)) < length)",
+        "is_context_A = branch_A < 0",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a continuation sees the others in the last layer",
+        "model/scoring.py",
+        "(is_context_A | (branch_A == branch_N[:, None]))",
+        "(is_context_A | (branch_N[:, None] >= 0))",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a layer is left out where the last one is apart",
+        "model/scoring.py",
+        "x_BSD = some(all_but(1), periods - 1, len(layers) - 1)",
+        "x_BSD = all_but(1)",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a triangle's banded blocks see one key too few",
+        "model/attention/triangle.py",
+        "max(0, first - band + 1)",
+        "max(0, first - band + 2)",
+        ("test_attention", "test_triangle_equals_the_definition", (29, 8, 5, 2)),
+    ),
+    Bug(
+        "a batch that is not full has rows as long as the longest of all",
+        "evals/batches.py",
+        "own = trunk_lengths([len(item.trunk) for item in group], math.inf)",
+        "own = trunk_lengths([len(item.trunk) for item in items], math.inf)",
+        ("test_evals_scorer", "test_a_batch_that_is_not_full_has_rows_as_long_as_its_own_items", ()),
+    ),
+    Bug(
         "what fills up a context is seen by its continuations",
         "model/scoring.py",
         "ends_Q = jnp.where(jnp.arange(places_Q.shape[0]) < n_trunk, prefix + trunk, prefix + length)",
@@ -649,6 +741,27 @@ BUGS = (
         "return logprob.reshape(-1)[:rows], greedy.reshape(-1)[:rows]",
         "return logprob.reshape(-1)[:rows], jnp.roll(greedy.reshape(-1)[:rows], 1)",
         ("test_evals_scorer", "test_the_likeliest_tokens_are_flagged", ()),
+    ),
+    Bug(
+        "a long text's first window is left out",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in windows[1:] if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "equal windows of a text count once",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in dict.fromkeys(windows) if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "windows are not looked up among the kept answers",
+        "evals/run.py",
+        "if kept and (known := kept.get(unit)) is not None}",
+        "if kept and not isinstance(unit, Window) and (known := kept.get(unit)) is not None}",
+        ("test_evals_run", "test_an_interrupted_text_goes_on_with_its_next_window", ()),
     ),
     Bug(
         "the harness is told of the first token's flag alone",
@@ -983,16 +1096,23 @@ BUGS = (
     Bug(
         "a held-out rule is in the training text",
         "data/in_context/documents.py",
-        "draw_composed(rng, held_out)",
-        "draw_composed(rng, held_out or rng.random() < 0.05)",
+        "draw_composed(rng, split)",
+        'draw_composed(rng, "test" if rng.random() < 0.05 else split)',
         ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "a held-out word is an answer in the training text",
         "data/in_context/documents.py",
-        "if held_out or not is_held_out_word(example[1])",
+        'if split != "training" or word_split(each[1]) == "training"',
         "if True",
         ("test_in_context", "test_no_word_of_the_training_text_is_held_out", ()),
+    ),
+    Bug(
+        "what a recipe is chosen by is what it is reported on",
+        "data/in_context/words.py",
+        "rule_split(rule) == split",
+        '(rule_split(rule) == "training") == (split == "training")',
+        ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "an instruction leaks the answers",

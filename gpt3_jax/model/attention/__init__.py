@@ -6,6 +6,7 @@ One function, and an implementation for each kind of hardware. All compute the s
 - `blockwise`: block by block, the score matrix is never materialised; pure JAX, for every platform, dtype and shape.
 - `splash`: the Pallas kernel for TPUs.
 - `cudnn`: cuDNN's flash attention, for NVIDIA GPUs.
+- `triangle`: row by row in growing blocks, for CPUs where no gradient is taken.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gpt3_jax.model.attention.cudnn import supports as cudnn_supports
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
 from gpt3_jax.model.attention.splash import supports as splash_supports
+from gpt3_jax.model.attention.triangle import triangle
 
 Implementation = Literal["plain", "blockwise", "splash", "cudnn"]
 
@@ -44,6 +46,16 @@ def attention(
     implementation = _IMPLEMENTATIONS[choose(q_BTHK.shape, q_BTHK.dtype, band, platform)]
     with jax.named_scope("attention"):
         return implementation(q_BTHK, k_BTHK, v_BTHK, band, name)
+
+
+def attention_without_gradients(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str
+) -> jax.Array:
+    """As `attention`, by an implementation whose derivative would be slow or large where that is the faster."""
+    if not cpu.takes_triangle(q_BTHK.shape[1], platform):
+        return attention(q_BTHK, k_BTHK, v_BTHK, band, platform)
+    with jax.named_scope("attention"):
+        return triangle(q_BTHK, k_BTHK, v_BTHK, band)
 
 
 def choose(shape_BTHK: tuple[int, ...], dtype: jnp.dtype, band: int | None, platform: str) -> Implementation:
