@@ -150,7 +150,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
         memory=dataclasses.replace(base.memory, remat="offload", mlp_parts=4),
     )
     found = candidates(asked, node())
-    assert {c.config.memory.remat for c in found} == {*searching.REMATS}
+    assert {c.config.memory.remat for c in found} == {*searching.REMATS} - {"none"}, "which keeps more than pays"
     for c in found:
         inside = c.config.parallel.stage == 3 and c.config.memory.remat in ("full", "offload")
         assert c.config.memory.mlp_parts == (4 if inside else 1)
