@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     # A step has one batch size. The ramp is turned off, because its start may be above the given batch size.
     config = load_config(names, ["--train.ramp_tokens", "0", *overrides])
     keep_batch = any(option.partition("=")[0] == "--train.batch_tokens" for option in overrides)
-    _prepare(config, keep_batch)
+    _prepare(config, keep_batch, parts)
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.start import shutdown, start
@@ -105,10 +105,10 @@ def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
     args.folder = require_folder(args.folder)
 
 
-def _prepare(config: Config, keep_batch: bool) -> None:
+def _prepare(config: Config, keep_batch: bool, parts: tuple[str, ...]) -> None:
     """What must be done before JAX starts its threads; see `train`."""
     from gpt3_jax.bench.workload import cpu_shard_sequences, with_batch
-    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, run_in_turn, step_bytes
 
     if cpu_only():
         import jax
@@ -117,6 +117,8 @@ def _prepare(config: Config, keep_batch: bool) -> None:
         jax.config.update("jax_platforms", "cpu")
         run = config if keep_batch else with_batch(config, cpu_shard_sequences(config), 1)
         keep_freed_memory(step_bytes(run))
+        if "step" in parts:
+            run_in_turn()
 
 
 class _Bench:

@@ -1,7 +1,8 @@
 """The training run: its state, its compiled steps, and the loop around them.
 
-The loop waits for the device only to read metrics, one step late, when the next step is already dispatched. Everything
-else that happens between steps is a hook (`gpt3_jax.train.hooks`).
+The loop waits for the device only to read metrics, one step late, when the next step is already dispatched. (A CPU runs
+a step where it is dispatched: `host_memory.run_in_turn`.) Everything else that happens between steps is a hook
+(`gpt3_jax.train.hooks`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from gpt3_jax.train.hooks.hook import Hook, Moment, Step
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
-from gpt3_jax.train.host_memory import peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import peak_resident, predicted_peak, reserve
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
@@ -208,8 +209,10 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
         hook.prepare(now)
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
-    if programs and _on_cpu(run) and (peak := predicted_peak(programs.values(), jax.local_device_count())):
-        log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
+    if programs and _on_cpu(run):
+        reserve(programs.values(), jax.local_device_count())
+        if peak := predicted_peak(programs.values(), jax.local_device_count()):
+            log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 
 
