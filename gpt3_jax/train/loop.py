@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from gpt3_jax.cluster import compilation_cache
 from gpt3_jax.cluster.agreement import is_lead
@@ -26,10 +26,10 @@ from gpt3_jax.cluster.run_lock import RunLock
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
-from gpt3_jax.config import Config
+from gpt3_jax.config import Config, from_dict, replace
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.errors import RunError, UserError, require_type
-from gpt3_jax.parallel.mesh import batch_shards
+from gpt3_jax.parallel.mesh import batch_shards, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
@@ -46,7 +46,7 @@ from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
 from gpt3_jax.train.state import abstract_state, init_state
-from gpt3_jax.train.step import make_step
+from gpt3_jax.train.step import make_step, unroll
 
 MakeHook = Callable[[Run, Telemetry], Hook]
 
@@ -123,6 +123,8 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
         sizes = recorded_sizes(restored.record, config)
         run = dataclasses.replace(run, schedule=batch_schedule(config, batch_shards(run.mesh), sizes))
         log.info(f"resuming from {folder} at {restored.tokens:,} tokens, step {restored.step}")
+    config = _settled(config, run.mesh, None if restored is None else restored.record)
+    run = dataclasses.replace(run, config=config)
     state = restored.state if restored is not None else init_state(config, run.mesh)
     for deviation in deviations(config, run.schedule, batch_shards(run.mesh)):
         log.warning(deviation)
@@ -145,6 +147,22 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     if _on_cpu(run):
         log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
     return Result(telemetry.loss, end.tokens, folder, evaluate.last, end.steps - step, stopped)
+
+
+def _settled(config: Config, mesh: Mesh, record: dict[str, Any] | None) -> Config:
+    """The configuration with the value that `memory.unroll` 0 stands for. A run resumed on a CPU goes on with the
+    program that it began with, whatever its length is by now."""
+    if config.memory.unroll:
+        return config
+    periods = unroll(config, mesh)
+    if record is not None and mesh_platform(mesh) == "cpu":
+        periods = from_dict(record["config"]).memory.unroll or periods
+    if periods > 1:
+        log.info(
+            f"memory.unroll is {periods} here: without a loop over the {config.model.n_layers} layers, a CPU is about "
+            "a tenth faster"
+        )
+    return replace(config, memory={"unroll": periods})
 
 
 def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
