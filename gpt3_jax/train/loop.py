@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.cluster import compilation_cache
+from gpt3_jax.cluster import compilation_cache, start_up
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
@@ -96,6 +96,7 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
     compilation_cache.keep_if_shared()
     run = open_run(config, checked)
     require_shared(run.folder)
+    start_up.mark("data")
     try:
         with RunLock(run.folder):
             return _run(run, hooks)
@@ -143,6 +144,7 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     hooks += [make(run, telemetry) for make in more]
     if _on_cpu(run):
         hooks.append(GiveBackMemory())
+    start_up.mark("state")
     end, stopped = _train(run, Moment(step, tokens, state, False), hooks)
     if _on_cpu(run):
         log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
@@ -193,6 +195,10 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
             batch, rows = next(batches)
             with jax.transfer_guard("disallow"):
                 state, metrics = programs[batch.sequences](state, rows)
+            if steps == now.steps:
+                jax.block_until_ready(metrics)
+                start_up.mark("step")
+                start_up.say()
             see()
             steps, before, tokens = steps + 1, tokens, (batch.first + batch.sequences) * n_ctx
             late = Step(steps, batch, metrics)
@@ -222,9 +228,15 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     programs = {}
     for size in ahead:
         shape = jax.ShapeDtypeStruct((size.sequences, config.model.n_ctx + 1), jnp.int32, sharding=rows)
-        programs[size.sequences] = make_step(config, mesh, size.microbatches).lower(abstract, shape).compile()
+        traced = make_step(config, mesh, size.microbatches).trace(abstract, shape)
+        start_up.mark("tracing")
+        lowered = traced.lower()
+        start_up.mark("lowering")
+        programs[size.sequences] = lowered.compile()
+        start_up.mark("compiling")
     for hook in hooks:
         hook.prepare(now)
+    start_up.mark("hooks")
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
     if programs and _on_cpu(run):
