@@ -60,17 +60,20 @@ def test_a_block_that_was_freed_is_not_paid_for_again() -> None:
 _GROWTH = """
 import ctypes, sys
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
-from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, resident
+from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, reserve, resident
 keep_freed_memory(float(sys.argv[1]))
 hook = GiveBackMemory()
 libc, size, kept = ctypes.CDLL(None), int(float(sys.argv[1])), []
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 before = resident()
+if sys.argv[2] == "reserve":
+    reserve(size)
+growth = 0 if sys.argv[2] == "reserve" else 16
 for step in range(20):
     block = ctypes.c_void_p()
     # As XLA allocates: aligned. And as a program lives: small objects come and stay, of every size.
-    assert libc.posix_memalign(ctypes.byref(block), 64, size + 16 * step) == 0
+    assert libc.posix_memalign(ctypes.byref(block), 64, size + growth * step) == 0
     ctypes.memset(block, 1, size)
     kept += [libc.malloc(n) for n in range(24, 256, 8)]
     libc.free(block)
@@ -93,6 +96,7 @@ def test_a_block_that_moves_leaves_little_behind(size: float) -> None:
 
     assert peak("off") > 5 * size
     assert 0.95 * size < peak("on") < 3.5 * size
+    assert 0.95 * size < peak("reserve") < 3.5 * size, "in a place of its own it moves once or twice"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is resident is read from /proc")
@@ -102,13 +106,16 @@ def test_the_peak_of_a_run_is_what_was_predicted() -> None:
 import jax, jax.numpy as jnp
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import reserve, run_in_turn, temporary_bytes
 keep_freed_memory(400e6)
+run_in_turn()
 x = jax.block_until_ready(jnp.ones((2048, 1024)))
 def work(x):
     y = jnp.concatenate([x * n for n in range(48)])
     return x + jnp.sum(y.T @ y)
 program = jax.jit(work, donate_argnums=0).lower(x).compile()
-before, predicted = peak_resident(), predicted_peak([program], 1)
+reserve(temporary_bytes([program]))
+before, predicted = peak_resident(), predicted_peak(temporary_bytes([program]))
 hook = GiveBackMemory()
 for _ in range(6):
     y = program(x)
@@ -120,7 +127,7 @@ print(before, predicted, peak_resident())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     before, predicted, peak = map(int, done.stdout.split())
-    assert predicted > before + 600e6 and before + 350e6 < peak < 1.1 * predicted
+    assert predicted > before + 300e6 and before + 350e6 < peak < 1.1 * predicted
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "quickstart"])

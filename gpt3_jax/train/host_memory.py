@@ -8,10 +8,11 @@ A block in a new place costs that step its page faults after all, and the old pl
 
 * Dispatched ahead, as JAX does, a step may allocate its block before another thread has freed the last one. So
   training runs its steps in the thread that calls them (`run_in_turn`).
-* A small long-lived object takes a part of the place while it is free. So training makes the place larger than the
-  block, and encloses it (`reserve`): glibc takes small objects from the smallest free piece, which is then the rest.
+* A small long-lived object takes a part of the place while it is free, or the few bytes that glibc splits off behind
+  an aligned block. So training makes the place larger than the block, and encloses it (`reserve`): small objects come
+  from the smallest free piece, which is then the rest, and most of them stay there.
 
-Should the process grow all the same, training returns free pages to the kernel (`give_back`, `hooks/host_memory.py`).
+When the process grows all the same, training returns free pages to the kernel (`give_back`, `hooks/host_memory.py`).
 Mapping large blocks separately instead avoids the growth and makes every step pay: half as much again for the
 quickstart.
 """
@@ -77,14 +78,15 @@ def run_in_turn() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def reserve(programs: Iterable[jax.stages.Compiled], devices: int) -> None:
-    """Makes a place in glibc's heap for the temporaries of these programs, which run one after the other on each of
-    the process's `devices`, and returns what is free to the kernel. Does nothing with another C library, or where
-    threads have arenas of their own.
+def reserve(size: int) -> None:
+    """Makes a place in glibc's heap for a block of `size` bytes that is allocated and freed again and again, and
+    returns to the kernel what is free. Does nothing with another C library, or where threads have arenas of their own.
 
     Call once, after `keep_freed_memory` and before the first step.
+
+    Args:
+        size: the largest program's `temporary_bytes`.
     """
-    size = devices * temporary_bytes(programs)
     if platform.libc_ver()[0] != "glibc" or size <= _ARENA_BYTES:
         return
     give_back()
@@ -105,10 +107,10 @@ def reserve(programs: Iterable[jax.stages.Compiled], devices: int) -> None:
 
 
 def temporary_bytes(programs: Iterable[jax.stages.Compiled]) -> int:
-    """Bytes that the largest of these programs allocates on a device while it runs."""
+    """Bytes that the largest of these programs allocates in this process while it runs, on all its devices."""
     memory = [program.memory_analysis() for program in programs]
     more = [m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in memory if m is not None]
-    return max(more, default=0)
+    return jax.local_device_count() * max(more, default=0)
 
 
 def resident() -> int | None:
@@ -131,12 +133,11 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def predicted_peak(programs: Iterable[jax.stages.Compiled], devices: int) -> int | None:
-    """The process's peak memory, in bytes, after these programs have run on the CPU backend with their arguments in
-    memory: what is resident now, plus the temporary memory of the largest program on each of the process's
-    `devices`."""
+def predicted_peak(temporary: int) -> int | None:
+    """The process's peak memory, in bytes, after programs have run whose arguments are in memory and of which the
+    largest allocates `temporary` bytes; None where the system does not report what is resident."""
     now = resident()
-    return None if now is None else max(peak_resident(), now + devices * temporary_bytes(programs))
+    return None if now is None else max(peak_resident(), now + temporary)
 
 
 def step_bytes(config: Config) -> float:
