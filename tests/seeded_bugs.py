@@ -321,13 +321,6 @@ BUGS = (
         ("test_resume", "test_a_resumed_run_keeps_its_loop_over_depth", ()),
     ),
     Bug(
-        "a step's memory has no place of its own",
-        "train/host_memory.py",
-        "block = libc.malloc(size + _BESIDE_BLOCK)",
-        "block = libc.malloc(16)",
-        ("test_host_memory", "test_a_block_that_moves_leaves_little_behind", (90e6,)),
-    ),
-    Bug(
         "masks of all pairs of blocks are computed ahead of the layers, and kept",
         "model/attention/blockwise.py",
         "i, j, _ = lax.optimization_barrier((pairs[:, 0], pairs[:, 1], q_BTHK[0, 0, 0, 0]))",
