@@ -5,12 +5,13 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.agreement import to_host
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
@@ -24,8 +25,12 @@ from gpt3_jax.inference.generate import Candidates, Draw, Drawn
 from gpt3_jax.inference.lengths import padded_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import Params
+from gpt3_jax.model.stored import Form
 from gpt3_jax.parallel.mesh import make_mesh
 
+Weights = Literal["float32", "bfloat16", "int8"]
+"""float32, bfloat16: the weights, and arithmetic, in this dtype in place of `model.dtype`; int8: the matrices in int8
+with a scale for each output channel, arithmetic in `model.dtype`."""
 _ROWS = 16
 """Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
 beam searches. More are computed in turn, to limit the memory of their caches.
@@ -48,15 +53,17 @@ class Generator:
         tokenizer: Tokenizer,
         mesh: Mesh | None = None,
         *,
+        form: Form = "compute",
         consume: bool = False,
     ) -> None:
         """Casts the weights and places them; `params` may be deleted afterwards.
 
         Args:
-            params: fp32 or in the compute dtype, in any place: ZeRO's shards on this mesh, on one device, in the host's
-                memory as numpy arrays.
+            params: fp32, in the compute dtype or quantised, in any place: ZeRO's shards on this mesh, on one device, in
+                the host's memory as numpy arrays.
             mesh: rows are split over replica and data; weights and caches over tensor. None: the one device that holds
                 `params`. In a run of several processes each must make the same calls.
+            form: how the weights are kept: int8 halves the memory of bf16 weights and changes results (`model.stored`).
             consume: whether to delete most of `params` on the way, so that they do not lie there beside the weights.
 
         Raises:
@@ -70,22 +77,39 @@ class Generator:
         start_devices()
         self.config = config
         self.tokenizer = tokenizer
-        self._weights = programs.place_weights(params, config, mesh, consume=consume)
-        self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights)
+        self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
+        self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Generator:
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        parallel: ParallelConfig | None = None,
+        weights: Weights | None = None,
+    ) -> Generator:
         """Loads a run's or a Hugging Face folder. Raises the errors of `load_model` and `make_mesh`.
 
-        A device holds its shards of the weights in the compute dtype; while they are loaded, those of one matrix of all
+        A device holds its shards of the weights as they are kept; while they are loaded, those of one matrix of all
         layers more, in fp32.
 
         Args:
             parallel: a mesh over all devices; None: the first device alone.
+            weights: how the weights are kept. A message says how far they are from the checkpoint's.
         """
+        if weights not in (None, *get_args(Weights)):
+            raise UserError(f"weights is {weights!r}; expected {', '.join(get_args(Weights))}, or none")
         mesh = None if parallel is None else make_mesh(parallel)
-        loaded = load_model(checkpoint, mesh=mesh, parallel=parallel or ParallelConfig(), weights="compute")
-        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, consume=True)
+        form: Form = "int8" if weights == "int8" else "compute"
+        loaded = load_model(
+            checkpoint,
+            mesh=mesh,
+            parallel=parallel or ParallelConfig(),
+            weights=form,
+            dtype=None if weights == "int8" else weights,
+        )
+        if weights is not None:
+            log.info(f"weights in {weights}: {loaded.rounding or 'as the checkpoint has them'}")
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, form=form, consume=True)
 
     def stream(
         self,
@@ -284,6 +308,7 @@ def generate(
     samples: int = 1,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    weights: Weights | None = None,
 ) -> list[str]:
     """Completes prompts with a run's newest checkpoint. Returns all samples of the first prompt, then of the second, …
 
@@ -295,6 +320,7 @@ def generate(
         samples: number of completions of each prompt.
         seed: equal seeds give equal texts.
         stop: texts, or one, in front of which a completion ends; they are not part of it.
+        weights: float32, bfloat16 or int8, in place of the model's dtype: see `Weights`.
 
     Raises:
         UserError: there is no checkpoint, a prompt is longer than the context, a stop string is empty, or a number is
@@ -304,7 +330,7 @@ def generate(
     require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
-    generator = Generator.load(checkpoint)
+    generator = Generator.load(checkpoint, weights=weights)
     texts = [""] * (len(prompts) * samples)
     pieces = generator.stream(prompts, max_tokens=max_tokens, sampling=sampling, samples=samples, seed=seed, stop=stop)
     for piece in pieces:

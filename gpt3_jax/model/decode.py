@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,13 +25,14 @@ import jax.numpy as jnp
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention import attention
-from gpt3_jax.model.matmul import einsum, linear
-from gpt3_jax.model.mlp import mlp
-from gpt3_jax.model.params import Block, Params
-from gpt3_jax.model.pointwise import layer_norm
-from gpt3_jax.model.transformer import bands, lookup, qkv_projection
+from gpt3_jax.model.matmul import einsum
+from gpt3_jax.model.params import Block, Params, param_table
+from gpt3_jax.model.pointwise import add_bias, gelu, layer_norm
+from gpt3_jax.model.stored import Form, Matrix, Stored, product, rows, store
+from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.parallel.mesh import platform_of
+from gpt3_jax.spec import ParamSpec
 
 _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""
@@ -41,11 +43,12 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 @flax.struct.dataclass
 class DecodeWeights:
-    """Weights as generation reads them: in the compute dtype, block by block."""
+    """Weights as generation reads them, block by block: in the compute dtype, or the matrices in int8 (`stored`)."""
 
-    token_embedding: jax.Array
+    token_embedding: Matrix
     position_embedding: jax.Array
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block[Any], ...]
+    """Kernels are each a `Matrix`."""
     ln_f_scale: jax.Array
     ln_f_bias: jax.Array
 
@@ -62,12 +65,35 @@ class Cache:
     """Tokens that each row has been given, int32: the position of its next one."""
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def decode_weights(params: Params, config: ModelConfig) -> DecodeWeights:
-    """Casts and unstacks the parameters once, so that no step has to."""
-    cast: Params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], cast.blocks) for i in range(config.n_layers))
-    return DecodeWeights(cast.token_embedding, cast.position_embedding, blocks, cast.ln_f_scale, cast.ln_f_bias)
+def decode_weights(
+    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None
+) -> DecodeWeights:
+    """Casts, or quantises, and unstacks the parameters once, so that no step has to.
+
+    Args:
+        form: compute: all in `config.dtype`; int8: the matrices in int8, a scale for each output channel.
+        platform: that generation's programs are compiled for; None: that of the devices that hold the parameters.
+    """
+    return _decode_weights(params, config, form, platform or platform_of(params))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "form", "platform"))
+def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str) -> DecodeWeights:
+    dtype, table = jnp.dtype(config.dtype), param_table(config)
+
+    def layer(i: int) -> Block[Any]:
+        def of_layer(leaf: Matrix, spec: ParamSpec) -> Matrix:
+            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform)
+
+        return params.blocks.map(of_layer, table.blocks)
+
+    return DecodeWeights(
+        store(params.token_embedding, table.token_embedding, form, dtype, platform),
+        params.position_embedding.astype(dtype),
+        tuple(layer(i) for i in range(config.n_layers)),
+        params.ln_f_scale.astype(dtype),
+        params.ln_f_bias.astype(dtype),
+    )
 
 
 def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | None = None) -> Cache:
@@ -134,7 +160,7 @@ def decode_step(
     positions_B = cache.lengths_B
     keys, values = [], []
     x_BD = _embed(weights, tokens_B, local) + weights.position_embedding[positions_B]
-    copies = _copies(config, x_BD.shape[0], local.platform)
+    copies = _copies(weights, x_BD.shape[0], local.platform)
     x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], copies, x_BD.shape[1]))
     for block, keys_NSK, values_NSK in zip(weights.blocks, cache.keys, cache.values, strict=True):
 
@@ -154,8 +180,10 @@ def decode_step(
     return _logits(weights, x_BQD, config, local), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
-def _copies(config: ModelConfig, batch: int, platform: str) -> int:
-    return cpu.row_copies(batch, jnp.dtype(config.dtype), platform)
+def _copies(weights: DecodeWeights, batch: int, platform: str) -> int:
+    if isinstance(weights.token_embedding, Stored):
+        return 1  # of int8 weights the product itself makes rows
+    return cpu.row_copies(batch, weights.token_embedding.dtype, platform)
 
 
 def _bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -206,30 +234,39 @@ def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Arra
 
 def _embed(weights: DecodeWeights, tokens: jax.Array, local: Local) -> jax.Array:
     """The token embeddings, [..., D]."""
-    table_VD = weights.token_embedding
+    table, dtype = weights.token_embedding, weights.position_embedding.dtype
     if local.tensor is None:
-        return table_VD[tokens]
+        return rows(table, tokens, dtype)
     # Each tensor shard has the rows of its slice of the vocabulary, zeros for other tokens.
-    rows, _ = lookup(Weight.plain(table_VD), tokens - local.tensor_index() * table_VD.shape[0], None)
-    return local.sum_partials(rows)
+    size = (table.values if isinstance(table, Stored) else table).shape[0]
+    ids = tokens - local.tensor_index() * size
+    inside = (ids >= 0) & (ids < size)
+    return local.sum_partials(jnp.where(inside[..., None], rows(table, jnp.where(inside, ids, 0), dtype), 0))
 
 
-def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, local: Local, attend: Attend) -> jax.Array:
+def _block(block: Block[Any], x_BTD: jax.Array, config: ModelConfig, local: Local, attend: Attend) -> jax.Array:
     """`transformer`'s block without gradients, with the attention that generation needs. The residual stream is whole
     on each tensor shard: for the few rows of a token, sharding it would only split one message into two."""
-    weights, platform = block.map(Weight.plain), local.platform
+    platform = local.platform
     h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
-    heads_BTA = attend(*qkv_projection(weights, h_BTD, config, platform)).reshape(*h_BTD.shape[:2], -1)
-    out_BTD = local.sum_partials(linear(heads_BTA, weights.attn_out_kernel, platform))
-    x_BTD = x_BTD + out_BTD + block.attn_out_bias
+    qkv_BT3A = add_bias(product(h_BTD, block.qkv_kernel, platform), block.qkv_bias)
+    qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
+    heads_BTHK = attend(qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2])
+    heads_BTA = heads_BTHK.reshape(*h_BTD.shape[:2], -1)
+    x_BTD = x_BTD + local.sum_partials(product(heads_BTA, block.attn_out_kernel, platform)) + block.attn_out_bias
     h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
-    return x_BTD + local.sum_partials(mlp(weights, h_BTD, platform)) + block.mlp_down_bias
+    hidden_BTF = gelu(add_bias(product(h_BTD, block.mlp_up_kernel, platform), block.mlp_up_bias))
+    return x_BTD + local.sum_partials(product(hidden_BTF, block.mlp_down_kernel, platform)) + block.mlp_down_bias
 
 
 def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, local: Local) -> jax.Array:
     """Logits [B, V] of the first of each row's Q copies, without the padding of the vocabulary."""
     h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
-    copies = _copies(config, h_BQD.shape[0], local.platform)
+    table = weights.token_embedding
+    copies = _copies(weights, h_BQD.shape[0], local.platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
-    logits_RV = local.gather_columns(einsum("rd,vd->rv", h_RD, weights.token_embedding, jnp.float32))
-    return logits_RV[::copies, : config.n_vocab]
+    if isinstance(table, Stored):
+        logits_RV = product(h_RD, table, local.platform, jnp.dtype(jnp.float32))
+    else:
+        logits_RV = einsum("rd,vd->rv", h_RD, table, jnp.float32)
+    return local.gather_columns(logits_RV)[::copies, : config.n_vocab]
