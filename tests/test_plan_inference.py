@@ -15,6 +15,7 @@ from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import param_table
+from gpt3_jax.model.stored import contracted, stores
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import topologies
@@ -142,6 +143,23 @@ def test_a_receipt_is_printed_whole_and_comes_back_from_json(use: Use, beams: bo
     assert ("completions of 16 tokens" in text) == (use == "generate")
 
 
+def test_int8_weights_take_a_quarter_of_fp32s_and_scales() -> None:
+    found = plan_inference(CONFIG, small_node(2**30), "generate", BATCH, "int8")
+    expected = 0
+    for spec in param_table(MODEL).leaves():
+        inputs = spec.axes[contracted(spec) + spec.stacked] if stores(spec) else None
+        outputs = [axis for axis in spec.axes if axis != inputs]
+        parts = 4 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1
+        if inputs is None:
+            expected += 4 * spec.size // parts
+            continue
+        scales = spec.size // spec.shape[spec.axes.index(inputs)]
+        expected += spec.size // parts + 4 * scales // (4 if any(TENSOR_RULES[axis] for axis in outputs) else 1)
+    for program in found.programs:
+        assert program.memory.weights == expected < 0.4 * weight_bytes()
+    assert found.model["weights"] == "int8" and "weights in int8 over tensor" in render_inference(found)
+
+
 def test_a_device_without_figures_has_memory_and_no_time() -> None:
     one = dataclasses.replace(CONFIG, parallel=ParallelConfig(data=1))
     found = plan_inference(one, fake_topology(1), "evaluate", Batch(2, 32, 0))
@@ -198,7 +216,8 @@ def test_the_command_prints_keeps_and_refuses(
     for arguments, message in (
         ([*TINY, "--rows", "2"], "--rows 2 is for --for generate or --for evaluate"),
         ([*TINY, "--beams", "2"], "--beams 2 is for --for generate or --for evaluate"),
-        ([*TINY, "--for", "generate", "--weights", "compute"], "--weights compute is for --for evaluate"),
+        ([*TINY, "--for", "generate", "--weights", "float32"], "--weights float32 is for --for evaluate"),
+        ([*TINY, "--for", "evaluate", "--weights", "int8"], "--weights int8 is for --for generate"),
         ([*TINY, "--for", "evaluate", "--search"], "--search is for training"),
     ):
         assert front.main(arguments) == 2
