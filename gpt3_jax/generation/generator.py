@@ -22,8 +22,9 @@ from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampl
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
-from gpt3_jax.inference.lengths import padded_length
+from gpt3_jax.inference.lengths import padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
+from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.stored import Form
 from gpt3_jax.parallel.mesh import make_mesh
@@ -77,6 +78,7 @@ class Generator:
         start_devices()
         self.config = config
         self.tokenizer = tokenizer
+        self._prefix: tuple[list[int], Prefix] | None = None
         self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
         self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
 
@@ -208,7 +210,9 @@ class Generator:
     def _grow(self, rows: list[Row], sampling: Sampling, seed: int) -> Iterator[tuple[Row, Piece]]:
         """Completes the rows together; each piece with its row."""
         padded = self._padded(rows)
-        tokens_BT, lengths_B, capacity = self._batch([row.prompt_ids for row in padded], [row.limit for row in padded])
+        tokens_BT, lengths_B, capacity, prefix = self._batch(
+            [row.prompt_ids for row in padded], [row.limit for row in padded]
+        )
         draw = Draw(
             np.uint32(seed),
             np.array([row.stream for row in padded], np.int32),
@@ -217,7 +221,7 @@ class Generator:
             np.float32(sampling.top_p),
         )
         n_tokens = max(row.limit for row in rows)
-        drawn, cache = programs.begin(self._weights, tokens_BT, lengths_B, draw, self._place, capacity)
+        drawn, cache = programs.begin(self._weights, tokens_BT, lengths_B, draw, self._place, capacity, prefix)
         for n in range(n_tokens):
             found: Drawn = drawn
             if n + 1 < n_tokens:
@@ -247,9 +251,10 @@ class Generator:
         self, prompts: list[list[int]], searches: list[BeamSearch], width: int
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
-        tokens_PT, lengths_P, capacity = self._batch(self._padded(prompts), [search.limit for search in searches])
+        limits = [search.limit for search in searches]
+        tokens_PT, lengths_P, capacity, prefix = self._batch(self._padded(prompts), limits)
         found: Candidates
-        found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width)
+        found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width, prefix)
         left = dict(enumerate(searches))
         while True:
             scores_PC, parents_PC, tokens_PC = (
@@ -284,17 +289,37 @@ class Generator:
         shards = self._place.shards
         return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
-    def _batch(self, prompts: list[Sequence[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Tokens [B, T] and lengths [B] of the prompts, and the capacity of their cache."""
-        lengths_B = np.array([len(ids) for ids in prompts], np.int32)
-        n_ctx = self.config.n_ctx
-        needed = max(length + limit for length, limit in zip(lengths_B.tolist(), limits, strict=False))
-        capacity = padded_length(needed, _SHORTEST, n_ctx)
-        longest = padded_length(int(lengths_B.max()), _SHORTEST, capacity)
+    def _batch(self, prompts: list[list[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int, Prefix | None]:
+        """Tokens [B, T] and lengths [B] of the prompts, the capacity of their cache; and what all of them begin with,
+        which tokens and lengths then leave out."""
+        needed = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=False))
+        capacity = padded_length(needed, _SHORTEST, self.config.n_ctx)
+        shared = self._shared(prompts)
+        lengths_B = np.array([len(ids) - shared for ids in prompts], np.int32)
+        longest = padded_length(int(lengths_B.max()), 1 if shared else _SHORTEST, capacity - shared)
         tokens_BT = np.zeros((len(prompts), longest), np.int32)
         for i, ids in enumerate(prompts):
-            tokens_BT[i, : len(ids)] = ids
-        return tokens_BT, lengths_B, capacity
+            tokens_BT[i, : len(ids) - shared] = ids[shared:]
+        return tokens_BT, lengths_B, capacity, self._prefix_of(prompts[0][:shared])
+
+    def _shared(self, prompts: list[list[int]]) -> int:
+        """How many tokens all prompts begin with, without the last of the shortest one; rounded down, so that few
+        shapes are compiled. 0 where a device has one row: it would read as much in two programs."""
+        if len(prompts) == self._place.shards:
+            return 0
+        first, last = min(prompts), max(prompts)  # in lexical order: what these two share, all do
+        most = min(map(len, prompts)) - 1
+        return shared_length(next((i for i in range(most) if first[i] != last[i]), most))
+
+    def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
+        """Its keys and values; the last one is kept for the batches that follow."""
+        if not ids:
+            return None
+        if self._prefix is None or self._prefix[0] != list(ids):
+            self._prefix = None  # the device does not hold two
+            read = programs.begin_prefix(self._weights, np.array(ids, np.int32), self._place)
+            self._prefix = list(ids), read
+        return self._prefix[1]
 
 
 def generate(

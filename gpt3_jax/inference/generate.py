@@ -25,7 +25,16 @@ from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, init_cache, prefill
+from gpt3_jax.model.decode import (
+    Cache,
+    DecodeWeights,
+    Prefix,
+    decode_step,
+    decode_weights,
+    init_cache,
+    prefill,
+    read_prefix,
+)
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
 from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, store
@@ -243,26 +252,49 @@ def make_place(
     return Place(config, Local.of(mesh), n_tokens, mesh, form)
 
 
+# -- what prompts share -----------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="place")
+def begin_prefix(weights: DecodeWeights, tokens_P: ArrayLike, place: Place) -> Prefix:
+    """Reads what all prompts of a batch begin with, once: on each batch shard, its heads over tensor."""
+
+    def local(weights: DecodeWeights, tokens_P: jax.Array) -> Prefix:
+        return read_prefix(weights, tokens_P, place.config, place.local)
+
+    run = place.over_devices(local, (*_givens(place, 0), PartitionSpec()), _prefixes(place))
+    return run(weights, tokens_P)  # type: ignore[no-any-return]
+
+
 # -- one token a row -----------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("place", "capacity"))
 def begin(
-    weights: DecodeWeights, tokens_BT: ArrayLike, lengths_B: ArrayLike, draw: Draw, place: Place, capacity: int
+    weights: DecodeWeights,
+    tokens_BT: ArrayLike,
+    lengths_B: ArrayLike,
+    draw: Draw,
+    place: Place,
+    capacity: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Drawn, Cache]:
     """Reads the prompts; the first token of each completion.
 
     Args:
-        tokens_BT, lengths_B: as `model.decode.prefill`; B is a multiple of `place.shards`.
+        tokens_BT, lengths_B, prefix: as `model.decode.prefill`; B is a multiple of `place.shards`.
         capacity: tokens that a row may reach, prompt included.
     """
 
-    def local(weights: DecodeWeights, tokens_BT: jax.Array, lengths_B: jax.Array, draw: Draw) -> tuple[Drawn, Cache]:
-        logits_BV, cache = prefill(weights, tokens_BT, lengths_B, place.config, place.local, capacity)
+    def local(
+        weights: DecodeWeights, tokens_BT: jax.Array, lengths_B: jax.Array, draw: Draw, prefix: Prefix | None
+    ) -> tuple[Drawn, Cache]:
+        logits_BV, cache = prefill(weights, tokens_BT, lengths_B, place.config, place.local, capacity, prefix)
         return _drawn(logits_BV, cache, draw, place), cache
 
-    run = place.over_devices(local, (*_givens(place, 2), _draw_partitions(place)), (PartitionSpec(), _caches(place)))
-    return run(weights, tokens_BT, lengths_B, draw)  # type: ignore[no-any-return]
+    given = (*_givens(place, 2), _draw_partitions(place), None if prefix is None else _prefixes(place))
+    run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
+    return run(weights, tokens_BT, lengths_B, draw, prefix)  # type: ignore[no-any-return]
 
 
 @functools.partial(jax.jit, static_argnames="place", donate_argnames="cache")
@@ -298,18 +330,31 @@ def _log_softmax(logits_BV: jax.Array, tokens_BK: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("place", "capacity", "width"))
 def begin_beams(
-    weights: DecodeWeights, tokens_PT: ArrayLike, lengths_P: ArrayLike, place: Place, capacity: int, width: int
+    weights: DecodeWeights,
+    tokens_PT: ArrayLike,
+    lengths_P: ArrayLike,
+    place: Place,
+    capacity: int,
+    width: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Candidates, Cache]:
-    """Reads the prompts, each once; their first candidates, and a cache with `width` rows for each prompt."""
+    """Reads the prompts, each once; their first candidates, and a cache with `width` rows for each prompt.
 
-    def local(weights: DecodeWeights, tokens_PT: jax.Array, lengths_P: jax.Array) -> tuple[Candidates, Cache]:
-        logits_PV, cache = prefill(weights, tokens_PT, lengths_P, place.config, place.local, capacity)
+    Args:
+        prefix: as `begin`.
+    """
+
+    def local(
+        weights: DecodeWeights, tokens_PT: jax.Array, lengths_P: jax.Array, prefix: Prefix | None
+    ) -> tuple[Candidates, Cache]:
+        logits_PV, cache = prefill(weights, tokens_PT, lengths_P, place.config, place.local, capacity, prefix)
         prompts = lengths_P.shape[0]
         parents_B = jnp.repeat(jnp.arange(prompts), width)
         return _candidates(logits_PV[:, None], jnp.zeros((prompts, 1)), width, place), _rows_of(cache, parents_B)
 
-    run = place.over_devices(local, _givens(place, 2), (PartitionSpec(), _caches(place)))
-    return run(weights, tokens_PT, lengths_P)  # type: ignore[no-any-return]
+    given = (*_givens(place, 2), None if prefix is None else _prefixes(place))
+    run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
+    return run(weights, tokens_PT, lengths_P, prefix)  # type: ignore[no-any-return]
 
 
 @functools.partial(jax.jit, static_argnames="place", donate_argnames="cache")
@@ -379,6 +424,14 @@ def _givens(place: Place, rows: int) -> tuple[Any, ...]:
 
 def _caches(place: Place) -> Cache | None:
     return None if place.mesh is None else cache_partitions(place.config, place.mesh)
+
+
+def _prefixes(place: Place) -> Prefix | None:
+    """Heads over tensor; the same on every batch shard."""
+    if place.mesh is None:
+        return None
+    layers: Any = (PartitionSpec(None, place.local.tensor),) * place.config.n_layers
+    return Prefix(layers, layers)
 
 
 def _draw_partitions(place: Place) -> Draw:

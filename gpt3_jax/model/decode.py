@@ -21,6 +21,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model import cpu
@@ -108,6 +109,29 @@ def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | N
     )
 
 
+@flax.struct.dataclass
+class Prefix:
+    """Keys and values of tokens that all prompts of a batch begin with, by layer, [P, H, K], in the compute dtype."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def read_prefix(weights: DecodeWeights, tokens_P: jax.Array, config: ModelConfig, local: Local) -> Prefix:
+    """Reads the tokens (int32) that prompts have in common, once for all of them, for `prefill`."""
+    keys, values = [], []
+    x_BTD = _embed(weights, tokens_P[None], local) + weights.position_embedding[: tokens_P.shape[0]]
+    for block, band in zip(weights.blocks, _bands(config), strict=True):
+
+        def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band) -> jax.Array:
+            keys.append(k_BTHK[0])
+            values.append(v_BTHK[0])
+            return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+
+        x_BTD = _block(block, x_BTD, config, local, attend)
+    return Prefix(tuple(keys), tuple(values))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "local", "capacity"))
 def prefill(
     weights: DecodeWeights,
@@ -116,6 +140,7 @@ def prefill(
     config: ModelConfig,
     local: Local,
     capacity: int | None = None,
+    prefix: Prefix | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts. Returns the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
@@ -123,31 +148,45 @@ def prefill(
         tokens_BT: int32; a row starts with its prompt, and what follows is ignored. T is at most `capacity`.
         lengths_B: int32, from 1 to T.
         local: what the device's code knows of the mesh; ``Local(platform)`` on one device.
-        capacity: tokens that a row may reach, prompt included (default: n_ctx).
+        capacity: tokens that a row may reach, prompt and prefix included (default: n_ctx).
+        prefix: what stands in front of all prompts (`read_prefix`); tokens and lengths are then those of the rest.
 
-    Compiled once per shape: round T and `capacity` up to a few sizes.
+    Compiled once per shape: round T, P and `capacity` to a few sizes.
     """
     capacity = capacity or config.n_ctx
-    if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
-        raise ValueError(
-            f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease"
-        )
+    before = 0 if prefix is None else prefix.keys[0].shape[0]
+    end = before + tokens_BT.shape[1]
+    if not end <= capacity <= config.n_ctx:
+        raise ValueError(f"prompts of {end}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease")
     keys, values = [], []
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), local.platform)
-    x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[: tokens_BT.shape[1]]
-    for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
+    x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[before:end]
+    for i, (block, band, slots) in enumerate(
+        zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True)
+    ):
 
         def attend(
-            q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band, slots: int = slots
+            q_BTHK: jax.Array,
+            k_BTHK: jax.Array,
+            v_BTHK: jax.Array,
+            i: int = i,
+            band: int | None = band,
+            slots: int = slots,
         ) -> jax.Array:
-            keys.append(_to_slots(k_BTHK, lengths_B, slots, dtype))
-            values.append(_to_slots(v_BTHK, lengths_B, slots, dtype))
-            return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+            if prefix is None:
+                out_BTHK = attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+            else:
+                k_BTHK, v_BTHK = _behind(prefix.keys[i], k_BTHK), _behind(prefix.values[i], v_BTHK)
+                out_BTHK = _attend_behind(q_BTHK, k_BTHK, v_BTHK, band)
+            keys.append(_to_slots(k_BTHK, before + lengths_B, slots, dtype))
+            values.append(_to_slots(v_BTHK, before + lengths_B, slots, dtype))
+            return out_BTHK
 
         x_BTD = _block(block, x_BTD, config, local, attend)
     last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
     # A copy: jit would hand the caller's own array on, and donating the cache would then delete it.
-    return _logits(weights, last_B1D, config, local), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
+    reached_B = jnp.copy(lengths_B) if prefix is None else before + lengths_B
+    return _logits(weights, last_B1D, config, local), Cache(tuple(keys), tuple(values), reached_B)
 
 
 def decode_step(
@@ -205,6 +244,29 @@ def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int, dtype: jnp.dt
     held_BS = jnp.maximum(_held(lengths_B - 1, slots), 0)
     x_BHSK = jnp.swapaxes(jnp.take_along_axis(x_BTHK, held_BS[:, :, None, None], axis=1), 1, 2)
     return x_BHSK.reshape(-1, *x_BHSK.shape[2:]).astype(dtype)
+
+
+def _behind(prefix_PHK: jax.Array, x_BTHK: jax.Array) -> jax.Array:
+    """The keys or values of each row's whole prompt, [B, P + T, H, K]."""
+    shape = (x_BTHK.shape[0], *prefix_PHK.shape)
+    return jnp.concatenate([jnp.broadcast_to(prefix_PHK, shape).astype(x_BTHK.dtype), x_BTHK], axis=1)
+
+
+def _attend_behind(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, band: int | None) -> jax.Array:
+    """Attention of the last T of S positions to all of them. Row by row, so that the scores of one row, [H, T, S] in
+    fp32, are in memory at a time: the platforms' kernels take as many queries as keys."""
+    length, total = q_BTHK.shape[1], k_BSHK.shape[1]
+    distance_TS = jnp.arange(total - length, total)[:, None] - jnp.arange(total)
+    visible_TS = (distance_TS >= 0) & (distance_TS < (band or total))
+
+    def row(of_row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        q_HTK, k_HSK, v_HSK = (jnp.swapaxes(x, 0, 1) for x in of_row)
+        scores_HTS = einsum("htk,hsk->hts", q_HTK, k_HSK, jnp.float32) * q_HTK.shape[-1] ** -0.5
+        weights_HTS = jax.nn.softmax(jnp.where(visible_TS, scores_HTS, _MASKED), axis=-1).astype(v_HSK.dtype)
+        return jnp.swapaxes(einsum("hts,hsk->htk", weights_HTS, v_HSK), 0, 1)
+
+    with jax.named_scope("attention"):
+        return lax.map(row, (q_BTHK, k_BSHK, v_BSHK))
 
 
 def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array, platform: str) -> jax.Array:
