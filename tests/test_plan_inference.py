@@ -7,13 +7,18 @@ import functools
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from compilers import needs_compiler_of
 from fake_topologies import fake_topology, small_node
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
+from gpt3_jax.inference import generate
 from gpt3_jax.model.params import param_table
 from gpt3_jax.model.stored import contracted, stores
 from gpt3_jax.parallel.mesh import make_mesh
@@ -222,6 +227,25 @@ def test_the_command_prints_keeps_and_refuses(
     ):
         assert front.main(arguments) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("topology", "kernel"),
+    [
+        pytest.param(name, kernel, marks=needs_compiler_of(name))
+        for name, kernel in (("v5p:2x2x2", "tpu_custom_call"), ("h100:1x8", "__cudnn$fmhaSoftmax"))
+    ],
+)
+def test_over_a_mesh_prompts_are_read_by_the_platforms_kernel(topology: str, kernel: str) -> None:
+    """A kernel for each layer, dense or banded, and no other one."""
+    model = dataclasses.replace(MODEL, d_model=1024, n_ctx=512, n_vocab=5000, band_width=128, dtype="bfloat16")
+    mesh = make_mesh(ParallelConfig(replica=1, data=1, tensor=8), topologies.open_topology(topology).devices)
+    place = generate.make_place(model, model.n_vocab, mesh)
+    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    draw = generate.Draw(np.uint32(0), ints((2,)), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
+    weights = generate.abstract_weights(model, mesh)
+    text = generate.begin.lower(weights, ints((2, 256)), ints((2,)), draw, place, 512).compile().as_text()
+    assert text is not None and text.count(f'custom_call_target="{kernel}"') == model.n_layers
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ModelConfig, ParallelConfig
@@ -20,9 +20,8 @@ from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.interop.huggingface import config_from_hf, from_hf, is_hf
 from gpt3_jax.model.params import Params, names, param_table
-from gpt3_jax.model.stored import Rounding, contracted, dequantise, quantise, rounding, stores
+from gpt3_jax.model.stored import Rounding, Stored, contracted, dequantise, quantise, rounding, stores
 from gpt3_jax.paths import local_path
-from gpt3_jax.spec import ParamSpec
 from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 from gpt3_jax.train.checkpoint.trained import config_of, load_trained
@@ -115,8 +114,13 @@ class _Cast:
         spec = self._specs[name]
         if not stores(spec):
             return array.astype(jnp.dtype(self._config.dtype))
-        made, self._roundings[name] = _rounded(array, spec, self._weights == "int8", self._config.dtype)
-        return made
+        axis = contracted(spec) + (spec.stacked and contracted(spec) >= 0)  # of all layers
+        if self._weights == "int8":
+            made, self._roundings[name] = _quantised(array, axis, *_where(array, axis))
+            return made
+        cast = array.astype(jnp.dtype(self._config.dtype))
+        self._roundings[name] = _rounding(array, cast, axis)
+        return cast
 
     @property
     def rounding(self) -> Rounding:
@@ -129,23 +133,28 @@ class _Cast:
         return record_digest(self._entries)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "int8", "dtype"))
-def _rounded(array: jax.Array, spec: ParamSpec, int8: bool, dtype: str) -> tuple[Any, Rounding]:
-    """A parameter, of all layers, in int8 or in the dtype; and how far it is from what was given."""
+_rounding = jax.jit(rounding, static_argnames="axis")
 
-    def one(weights: jax.Array) -> tuple[Any, Rounding]:
-        axis = contracted(spec)
-        if not int8:
-            cast = weights.astype(dtype)
-            return cast, rounding(weights, cast, axis)
-        made = quantise(weights, axis)
-        return made, rounding(weights, dequantise(made, axis), axis)
 
-    if not spec.stacked:
-        return one(array)
-    # One layer after another, so that a device holds the fp32 copies of one.
-    made, found = jax.lax.map(one, array)
-    return made, Rounding(jnp.sum(found.errors), jnp.sum(found.squares), jnp.max(found.largest))
+@functools.partial(jax.jit, static_argnames=("axis", "values", "scales"))
+def _quantised(
+    array: jax.Array, axis: int, values: Sharding | None, scales: Sharding | None
+) -> tuple[Stored, Rounding]:
+    """A parameter in int8, and how far it is from what was given."""
+    made = quantise(array, axis)
+    if values is not None:
+        made = jax.lax.with_sharding_constraint(made, Stored(values, scales))  # type: ignore[arg-type]
+    return made, rounding(array, dequantise(made, axis), axis)
+
+
+def _where(array: jax.Array, axis: int) -> tuple[Sharding | None, Sharding | None]:
+    """Where values and scales lie: as the array does. None: on its one device."""
+    if not isinstance(array.sharding, NamedSharding):
+        return None, None
+    dims = [*array.sharding.spec, *[None] * (array.ndim - len(array.sharding.spec))]
+    inputs = dims.pop(axis)
+    mesh = array.sharding.mesh
+    return NamedSharding(mesh, PartitionSpec(*dims, inputs)), NamedSharding(mesh, PartitionSpec(*dims))
 
 
 def load_tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, ModelConfig]:
