@@ -281,6 +281,8 @@ def test_generation_is_as_long_as_asked_for_and_leaves_the_prefill_out(
     assert (times.token_seconds.count, times.token_seconds.median) == (2 * 4, 1)
     assert times.tokens_per_second == 3
     assert times.weight_bytes == 4 * (count_params(config.model) + 3 * 16)  # three rows of padding
+    assert times.bound_share == times.weight_bytes / times.read_bytes  # of a token's one tick
+    assert decode.measure(config.model, 4, 5, 1, 1, "int8").weight_bytes < 0.6 * times.weight_bytes
 
 
 def test_generations_vocabulary_never_ends(config: Config) -> None:

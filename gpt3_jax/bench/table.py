@@ -112,7 +112,8 @@ def decode(d: DecodeTimes) -> str:
             f"  {count(d.prefill_tokens_per_second)} prompt tokens/s; first call, which compiles: "
             f"{measured(d.first_call_seconds)}",
             f"  weights read once per token: {size(d.weight_bytes)}, so "
-            f"{d.weight_bytes / d.token_seconds.median / 1e9:,.1f} GB/s",
+            f"{d.weight_bytes / d.token_seconds.median / 1e9:,.1f} GB/s"
+            + (f": {d.bound_share:.0%} of the {d.read_bytes / 1e9:,.1f} GB/s read beside it" if d.read_bytes else ""),
             *([_memory(d.memory)] if d.memory else []),
         ]
     )

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 _OPTIONS = {
     "step": ("steps", "warmup", "profile"),
-    "decode": ("prompt_tokens", "new_tokens", "rows"),
+    "decode": ("prompt_tokens", "new_tokens", "rows", "weights"),
     "loader": ("gigabytes", "n_ctx", "batch", "batches"),
     "evaluate": ("items", "context_tokens"),
 }
@@ -92,7 +92,7 @@ _OPTIONS = {
 def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
     from gpt3_jax.bench.storage import require_folder
 
-    for name in (name for names in _OPTIONS.values() for name in names if name != "profile"):
+    for name in (name for names in _OPTIONS.values() for name in names if name not in ("profile", "weights")):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected more than 0")
     if args.repeat <= 0:
@@ -186,8 +186,9 @@ class _Bench:
 
         args = self._args
         log.info("measuring generation")
-        times = decode.measure(self._config.model, args.prompt_tokens, args.new_tokens, args.rows, args.repeat)
-        self._result["decode"] = dataclasses.asdict(times)
+        lengths = args.prompt_tokens, args.new_tokens
+        times = decode.measure(self._config.model, *lengths, args.rows, args.repeat, args.weights)
+        self._result["decode"] = dataclasses.asdict(times) | {"bound_share": times.bound_share}
         self._texts.append(f"{' + '.join(self._names)}, one device\n{table.decode(times)}")
 
     def _loader(self) -> None:
@@ -294,6 +295,12 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="also trace three steps, and print where their time goes, by operation"
     )
     decode = parser.add_argument_group("decode")
+    decode.add_argument(
+        "--weights",
+        choices=("compute", "int8"),
+        default="compute",
+        help="weights in model.dtype, or the matrices in int8 (default: %(default)s)",
+    )
     decode.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="tokens per prompt (default: half of model.n_ctx)"
     )
