@@ -10,6 +10,7 @@ from step_cells import Cell
 
 EQUALS_ONE_DEVICE = ("test_zero", "assert_like_one_device", (Cell(1, (2, 2, 2), 1, "full"),))
 EQUALS_ONE_DEVICE_AT_STAGE_3 = ("test_zero", "assert_like_one_device", (Cell(3, (2, 2, 2), 3, "full"),))
+IN_THE_LOOP = ("test_depth", "assert_the_loop_changes_nothing", (Cell(3, (1, 8, 1), 1, "full"), True))
 RECIPE = ("test_step", "test_training_is_the_recipe", ())
 
 
@@ -37,14 +38,44 @@ BUGS = (
     ),
     Bug(
         "the inputs of blocks stay on the device",
-        "model/transformer.py",
-        'run = named if remat == "offload" else one_block',
-        "run = one_block",
+        "model/remat.py",
+        "return checkpoint_name(x, name) if name in self.kept else x",
+        'return checkpoint_name(x, name) if name in self.kept and name != "block_input" else x',
         (
             "test_offload",
             "test_each_blocks_input_goes_to_the_host_and_comes_back_once",
             (Cell(3, (1, 8, 1), 1, "offload"),),
         ),
+    ),
+    Bug(
+        "the MLP's hidden units are kept in fp32, as the matmul sums them",
+        "model/matmul.py",
+        'rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)',
+        "rows = jax.ad_checkpoint.checkpoint_name(jnp.dot(x.reshape(-1, x.shape[-1]), _flat(kernel.value), "
+        'preferred_element_type=jnp.float32), "mlp_up").astype(x.dtype)',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "partial sums of attention are kept before they are scattered",
+        "model/transformer.py",
+        "out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))",
+        'out_BSD = local.scatter_sequence(names(linear(heads_BTA, block.attn_out_kernel, local.platform), "residual"))',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
+    ),
+    Bug(
+        "a gathered weight is kept",
+        "model/mlp.py",
+        "return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        'down = down.with_value(names(down.value, "mlp_up"))\n'
+        "    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "the rows' statistics of attention are not kept, and its kernel runs again",
+        "model/attention/blockwise.py",
+        "checkpoint_name(lse_N, name)",
+        "lse_N",
+        ("test_remat", "test_the_attention_kernel_does_not_run_again", ("rocm", "minimal")),
     ),
     Bug(
         "a bias's gradient loses one row",
@@ -219,6 +250,48 @@ BUGS = (
         "return not gathers_weights and",
         "return",
         ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
+    ),
+    Bug(
+        "the loop over depth gathers two blocks ahead",
+        "parallel/zero/depth.py",
+        "            ahead = gather(weights, jnp.minimum(i + 1, last))\n            targets",
+        "            ahead = gather(weights, jnp.minimum(i + 2, last))\n            targets",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "backward, the loop over depth gathers the block that it has",
+        "parallel/zero/depth.py",
+        "gather(weights, jnp.maximum(i - 1, 0))",
+        "gather(weights, i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth puts gradients a block off",
+        "parallel/zero/depth.py",
+        "_reduced(weights, made), jnp.minimum(i + 1, last))",
+        "_reduced(weights, made), i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth drops the first block's gradients",
+        "parallel/zero/depth.py",
+        "reduced = _put(reduced, _reduced(weights, made), 0)",
+        "reduced = tuple(reduced)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth reduces gradients twice",
+        "parallel/zero/depth.py",
+        "weight.cotangent(weight.how.reduce_scatter(gradient)).target for",
+        "weight.cotangent(sum(weight.how.reduce_scatter(gradient / 2) for _ in range(2))).target for",
+        ("test_depth", "assert_it_sends_one_block_more", (True, "full")),
+    ),
+    Bug(
+        "the loop over depth keeps the weights of every block",
+        "parallel/zero/depth.py",
+        "places = {id(value): _Missing(i) for i, value in enumerate(values)}",
+        "places: dict[int, Any] = {}",
+        ("test_depth", "test_no_block_keeps_gathered_weights", ()),
     ),
     Bug(
         "unrolled to the last period, nothing recomputes or gathers again",
@@ -1023,16 +1096,23 @@ BUGS = (
     Bug(
         "a held-out rule is in the training text",
         "data/in_context/documents.py",
-        "draw_composed(rng, held_out)",
-        "draw_composed(rng, held_out or rng.random() < 0.05)",
+        "draw_composed(rng, split)",
+        'draw_composed(rng, "test" if rng.random() < 0.05 else split)',
         ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "a held-out word is an answer in the training text",
         "data/in_context/documents.py",
-        "if held_out or not is_held_out_word(example[1])",
+        'if split != "training" or word_split(each[1]) == "training"',
         "if True",
         ("test_in_context", "test_no_word_of_the_training_text_is_held_out", ()),
+    ),
+    Bug(
+        "what a recipe is chosen by is what it is reported on",
+        "data/in_context/words.py",
+        "rule_split(rule) == split",
+        '(rule_split(rule) == "training") == (split == "training")',
+        ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "an instruction leaks the answers",

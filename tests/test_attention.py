@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
 from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.decode import decode_weights, prefill
+from gpt3_jax.model.remat import Remat
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import mesh_platform, platform_of
@@ -236,7 +237,7 @@ def test_the_program_of_blockwise_does_not_grow_with_the_context(length: int) ->
     assert size(length) == size(1024)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
+@pytest.mark.parametrize("remat", get_args(Remat))
 def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
     """In the whole model's gradient nothing is larger than the scores of one pair of blocks."""
     config = ModelConfig(

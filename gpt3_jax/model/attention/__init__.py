@@ -29,19 +29,23 @@ from gpt3_jax.model.attention.triangle import triangle
 Implementation = Literal["plain", "blockwise", "splash", "cudnn"]
 
 
-def attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str) -> jax.Array:
+def attention(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, platform: str, name: str | None = None
+) -> jax.Array:
     """Each position attends to itself and the positions before it: all of them, or `band` in total.
 
     Scores are scaled by 1/√K; scores and softmax are fp32. Returns [B, T, H, K] in the dtype of `q`.
 
     Args:
         platform: the platform that the program is compiled for: cpu, gpu, rocm or tpu (`mesh.mesh_platform`).
+        name: for a policy of `jax.checkpoint` that keeps what the derivative needs of the forward pass, so that the
+            kernel does not run again (`model.remat`). cuDNN's takes no name; `plain` keeps its result alone.
     """
     length = q_BTHK.shape[1]
     band = None if band is None or band >= length else band
     implementation = _IMPLEMENTATIONS[choose(q_BTHK.shape, q_BTHK.dtype, band, platform)]
     with jax.named_scope("attention"):
-        return implementation(q_BTHK, k_BTHK, v_BTHK, band)
+        return implementation(q_BTHK, k_BTHK, v_BTHK, band, name)
 
 
 def attention_without_gradients(
@@ -65,7 +69,9 @@ def choose(shape_BTHK: tuple[int, ...], dtype: jnp.dtype, band: int | None, plat
     return "blockwise"
 
 
-_IMPLEMENTATIONS: dict[Implementation, Callable[[jax.Array, jax.Array, jax.Array, int | None], jax.Array]] = {
+_IMPLEMENTATIONS: dict[
+    Implementation, Callable[[jax.Array, jax.Array, jax.Array, int | None, str | None], jax.Array]
+] = {
     "plain": plain,
     "blockwise": blockwise,
     "splash": splash,
