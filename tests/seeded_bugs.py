@@ -813,6 +813,20 @@ BUGS = (
         ("test_evals_scorer", "test_the_likeliest_tokens_are_flagged", ()),
     ),
     Bug(
+        "earlier results that hold more are replaced",
+        "evals/evaluation.py",
+        "if any(items > new.get(what, 0) for what, items in held.items()):",
+        "if any(items > new.get(what, items) for what, items in held.items()):",
+        ("test_evals_run", "test_results_that_hold_more_are_moved_out_of_the_way", ()),
+    ),
+    Bug(
+        "where no item is right the standard error is 0",
+        "evals/metrics.py",
+        'metric.unit == "%" and value in (0, 100)',
+        'metric.unit == "%" and value == 100',
+        ("test_evals_protocol", "test_nothing_right_is_not_certainty", ()),
+    ),
+    Bug(
         "a long text's first window is left out",
         "evals/run.py",
         "found = [score for window in windows if",
