@@ -107,7 +107,7 @@ def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
     """Whether the loop over depth gathers a block ahead and reduces one late, if the compiler is one for it."""
     model, parallel = config.model, config.parallel
     one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
-    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll == 1
+    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll <= 1
     return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
 
 
