@@ -1229,7 +1229,7 @@ BUGS = (
     Bug(
         "parameters lie beside the weights that were made of them",
         "inference/generate.py",
-        "stack.delete()",
+        "leaf.delete()",
         "pass",
         ("test_generation_mesh", "test_weights_take_the_place_of_the_parameters", ()),
     ),
