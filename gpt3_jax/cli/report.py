@@ -38,7 +38,7 @@ _OPTIONS = {
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
     "compute": ("folders", "picture", "json"),
-    "in-context": ("out", "sizes", "seeds", "items", "split", "set", "json"),
+    "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
 }
 """The options of each report."""
 
@@ -134,11 +134,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", help="for in-context: seeds 0 to N - 1 (default: 1)")
     parser.add_argument(
         "--items", type=int, metavar="N", help="for in-context: questions of each kind of rule (default: 200)"
-    )
-    parser.add_argument(
-        "--split",
-        choices=["validation", "test"],
-        help="for in-context: words and rules to measure on. Choose settings by validation (default: test)",
     )
     parser.add_argument(
         "--set",
@@ -326,7 +321,7 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     picture = str(out / "in_context.svg")
     check_picture(picture)
-    rows = [row for size, config in runs for row in in_context.measure(size, config, items, args.split or "test")]
+    rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
     text = in_context.to_csv(rows, in_context.notes(argv))
     (out / "in_context.csv").write_text(text, encoding="utf-8")
     in_context_picture.draw(rows, picture)
