@@ -1162,7 +1162,7 @@ BUGS = (
     ),
     Bug(
         "a search tries first what may not fit",
-        "plan/search.py",
+        "plan/candidates.py",
         "return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]",
         "return [*unlikely, *likely]",
         ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),

@@ -237,9 +237,7 @@ def test_the_schedule_holds_all_matmuls_and_all_traffic(case: tuple[tuple[str, .
 
     shape = shape_of(step.mesh)
     assert step.topology.device is not None
-    seconds, found = read_schedule(
-        step.program, rates(step.topology.device, place(step.topology, shape, step.config), shape.axes)
-    )
+    seconds, found = read_schedule(step.program, rates(step.topology.device, place(step.topology, shape), shape.axes))
     sent = [sum(c.bytes_sent for c in cs) for cs in ([one.collective for one in found], step.program.collectives())]
     assert sent[0] == pytest.approx(sent[1], rel=1e-9)
     receipt = make_receipt(step)

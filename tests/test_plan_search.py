@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import pytest
+from fake_topologies import fake_topology
 from step_cells import CONTEXT, Cell, config
 
 from gpt3_jax import devices
@@ -23,8 +24,11 @@ from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
+from gpt3_jax.plan.candidates import PARTS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
+from gpt3_jax.plan.candidates import _replicas as searching_replicas
 from gpt3_jax.plan.found import check_file, write_configuration
-from gpt3_jax.plan.search import candidates, nearest, search
+from gpt3_jax.plan.receipt import Receipt
+from gpt3_jax.plan.search import Tried, best_first, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
 
@@ -97,18 +101,18 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
 def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
     roomy = candidates(settings(), node())
     needs = sorted(c.bytes for c in roomy if c.config.memory.remat == "full")
-    usable = int(needs[len(needs) // 2] / searching.ROOMY)  # half of them are short of it
+    usable = int(needs[len(needs) // 2] / ROOMY)  # half of them are short of it
 
-    def place(c: searching.Candidate) -> tuple[object, ...]:
+    def place(c: Candidate) -> tuple[object, ...]:
         return (*c.mesh.sizes, c.config.parallel.stage, c.config.memory.microbatch)
 
     found = candidates(settings(), node(usable))
     need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
     saving = [c for c in found if c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1]
     # What is tight but hopeless is left out, like everything that cannot fit.
-    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > searching.ROOMY * usable}
+    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > ROOMY * usable}
     assert {(c.config.memory.remat, c.config.memory.mlp_parts) for c in saving} == {
-        ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
+        ("offload", 1), ("full", PARTS), ("offload", PARTS)
     }  # fmt: skip
     for c in saving:
         assert c.bytes < need[place(c)]
@@ -159,7 +163,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
 def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
     usable = int(max(c.bytes for c in candidates(settings(), node()) if c.config.memory.remat == "full"))
     found = candidates(settings(), node(usable))
-    tried = list(searching.worth_compiling(found, settings()))
+    tried = list(worth_compiling(found, settings()))
     assert any(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1 for c in tried)
     kinds: dict[tuple[object, ...], list[bool]] = {}
     for c in tried:
@@ -183,7 +187,7 @@ def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None
 
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
-    tried = list(searching.worth_compiling(found, settings()))
+    tried = list(worth_compiling(found, settings()))
     kinds = [(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert set(kinds) == {(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in found}
@@ -191,11 +195,11 @@ def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
 
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[searching.Candidate] = []
+    tried: list[Candidate] = []
 
-    def none_fits(found: list[searching.Candidate], *args: object) -> tuple[list[Any], list[Any]]:
+    def none_fits(found: list[Candidate], *args: object) -> list[Any]:
         tried.extend(found)
-        return [], []
+        return []
 
     monkeypatch.setattr(searching, "confirm", none_fits)
     mesh = MeshShape(data=8)
@@ -226,7 +230,7 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
     left = candidates(settings(), node(int(half)))
     assert 0 < len(left) < len(everything)
-    assert max(c.bytes for c in left) <= searching.SLACK * half
+    assert max(c.bytes for c in left) <= SLACK * half
     with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
         search(settings(), node(1000), 1, None)
 
@@ -241,14 +245,18 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
         return compile_step(*args)
 
     monkeypatch.setattr(cache, "compile_step", compiles)
-    found = search(settings(), node(), 2, tmp_path)
+    monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
+    tried = Tried()
+    found = search(settings(), node(), 2, tmp_path, 1e9, tried)
     assert len(found) == 2 and len(compiled) == 4, "two, both with one remat, and the fastest of the two others"
+    assert [c.config for c, _ in tried.compiled] == [args[0] for args in compiled] and not tried.left
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
     assert sum("B, fits" in line for line in said) == 4
 
-    again = search(settings(), node(), 2, tmp_path)
+    again = search(settings(), node(), 2, tmp_path, 1e9)
     assert len(compiled) == 4
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in said[-1]
@@ -313,7 +321,7 @@ def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
 def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     """Whatever arithmetic puts first: of those found, the fastest by what was compiled are told."""
     seconds = {"none": 3.0, "dots": 1.0, "full": 2.0}
-    compiled: list[searching.Candidate] = []
+    compiled: list[Candidate] = []
 
     def pretend(config: Config, topology: Topology, cache: Path | None) -> tuple[object, bool]:
         compiled.append(next(c for c in everything if c.config is config))
@@ -326,10 +334,12 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
     everything = sorted(candidates(base, node()), key=lambda c: c.config.memory.remat != "none")
     monkeypatch.setattr(searching, "candidates", lambda config, topology: everything)
     monkeypatch.setattr(searching, "plan", pretend)
+    monkeypatch.setattr(searching, "_faster", lambda *args: [])
+    monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
     found = search(base, node(), 2, None)
-    assert [c.config.memory.remat for c in compiled] == ["none", "none", "full", "dots"] or [
-        c.config.memory.remat for c in compiled
-    ] == ["none", "none", "dots", "full"]
+    remats = [c.config.memory.remat for c in compiled]
+    assert remats[:2] == ["none", "none"] and sorted(remats[2:]) == ["dots", "full"]
     assert [c.config.memory.remat for c, _ in found] == ["dots", "full"]
     assert any("fastest of each other remat" in line for line in said)
 
@@ -350,10 +360,10 @@ def test_the_first_compiled_has_room_and_what_may_not_fit_comes_last() -> None:
     some = sorted(c.bytes for c in candidates(settings(), node()))
     usable = int(some[len(some) // 2])
     found = candidates(settings(), node(usable))
-    order = searching.in_order(iter(found), usable)
+    order = in_order(iter(found), usable)
     assert sorted(map(id, order)) == sorted(map(id, found))
     first, *rest = order
-    assert first == next(c for c in found if c.bytes <= searching.ROOMY * usable)
+    assert first == next(c for c in found if c.bytes <= ROOMY * usable)
     unlikely = [c.bytes > usable for c in rest]
     assert True in unlikely and unlikely == sorted(unlikely)
     for some_of_them in ([c for c in rest if c.bytes <= usable], [c for c in rest if c.bytes > usable]):
@@ -388,6 +398,80 @@ def test_what_was_kept_takes_no_time(tmp_path: Path, said: list[str]) -> None:
     found = search(settings(), node(), 2, tmp_path, 1e9)
     assert search(settings(), node(), 2, tmp_path, 0.0) == found
     assert not any("stopped after" in line for line in said)
+
+
+def made(seconds: float, scheduled: float = 1.0, sizes: tuple[int, int, int] = (1, 8, 1)) -> tuple[Candidate, Receipt]:
+    """A configuration that was compiled, with these times by arithmetic and compiled."""
+    candidate, receipt = candidates(settings(), node())[0], plan(settings(), node(), None)[0]
+    assert receipt.prediction is not None
+    return (
+        dataclasses.replace(
+            candidate,
+            mesh=MeshShape(*sizes),
+            prediction=dataclasses.replace(candidate.prediction, step_seconds=seconds),
+        ),
+        dataclasses.replace(
+            receipt,
+            prediction=dataclasses.replace(receipt.prediction, step_seconds=seconds),
+            scheduled_seconds=scheduled,
+        ),
+    )
+
+
+def test_of_those_as_fast_the_schedule_decides_and_then_simplicity() -> None:
+    """Within 3 % by the roofline, then within 3 % by the schedule; of these fewer axes, then the schedule."""
+    fast, waits = made(1.00, scheduled=1.04, sizes=(1, 4, 2)), made(1.01, scheduled=1.00, sizes=(1, 4, 2))
+    simple, plain = made(1.02, scheduled=1.02), made(1.025, scheduled=1.015)
+    slow = made(1.04, scheduled=0.5)
+    assert best_first([]) == []
+    assert best_first([slow, waits, fast]) == [waits, fast, slow]
+    assert best_first([slow, simple, waits, fast]) == [simple, fast, waits, slow]
+    assert best_first([slow, simple, plain, waits, fast]) == [plain, fast, waits, simple, slow]
+
+
+def test_what_would_be_faster_is_compiled_although_it_may_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has room to spare; of what is predicted to fit, all that is more than 3 % faster is tried after it."""
+    one = made(1.0)[0]
+    room = node().usable
+    assert room is not None
+
+    def at(seconds: float, share: float) -> Candidate:
+        return dataclasses.replace(made(seconds)[0], bytes=share * room)
+
+    near, risky, hopeless = at(0.98, 0.95), at(0.90, 0.95), at(0.5, 1.05)
+    many = [at(0.5 + i / 100, 0.95) for i in range(10)]
+    confirmed = [(one, made(1.0)[1])]
+    assert searching._faster([hopeless, risky, near, one], confirmed, node()) == [risky]
+    assert searching._faster([*many, one], confirmed, node()) == many[: searching.RISKS]
+    assert searching._faster([risky], [], node()) == []
+
+
+def test_a_remat_that_is_slower_by_more_than_arithmetic_errs_is_not_compiled() -> None:
+    best = made(1.0)
+    found = [dataclasses.replace(c, prediction=best[0].prediction) for c in candidates(settings(), node())]
+    remats = {c.config.memory.remat for c in found} - {best[0].config.memory.remat}
+    assert {c.config.memory.remat for c in searching._of_other_remats(found, [best], node())} == remats
+    slower = dataclasses.replace(best[0].prediction, step_seconds=1.01 * searching.NEAR)
+    found = [dataclasses.replace(c, prediction=slower) for c in found]
+    assert searching._of_other_remats(found, [best], node()) == []
+
+
+def test_the_simplest_as_fast_is_compiled_too() -> None:
+    best = made(1.0, sizes=(2, 2, 2))
+    simple, two, slow = made(1.02)[0], made(1.01, sizes=(1, 4, 2))[0], made(1.04)[0]
+    tight = dataclasses.replace(made(1.0)[0], bytes=0.95 * (node().usable or 0))
+    assert searching._simplest_of([best[0], tight, two, simple, slow], [best], node()) == [simple]
+    assert searching._simplest_of([two, simple], [made(1.0)], node()) == []
+    assert searching._simplest_of([best[0], slow], [best], node()) == []
+    assert searching._simplest_of([simple], [], node()) == []
+
+
+def test_replicas_of_one_slice_are_powers_of_two() -> None:
+    """A batch of fewer sequences than devices, and a width that they do not divide, need them."""
+    pod = dataclasses.replace(fake_topology(), name="v5e:2x4", family="v5e", shape=(2, 4))
+    assert searching_replicas(pod) == [1, 2, 4, 8]
+    assert searching_replicas(dataclasses.replace(pod, slices=2)) == [2, 4, 8]
+    assert searching_replicas(dataclasses.replace(node(), shape=(6, 8))) == [1, 2]
 
 
 def refuse(*args: object) -> None:

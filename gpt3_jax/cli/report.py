@@ -326,8 +326,8 @@ def _remat(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
     from gpt3_jax.plan.cache import default_cache, plan
+    from gpt3_jax.plan.candidates import REMATS
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import REMATS
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports import remat as report
 
