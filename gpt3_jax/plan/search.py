@@ -23,8 +23,6 @@ SECONDS = 120.0
 """How long a search compiles, unless told otherwise."""
 NEAR = 1.03
 """Predicted times closer than this are one: no prediction tells them apart."""
-RISKS = 4
-"""How many that are faster than what fits, but have little room by their estimate, a search compiles."""
 
 
 class Clock:
@@ -56,8 +54,17 @@ class Tried:
     """With the receipts, of what does not fit too; None where the compiler failed for another reason than memory."""
     left: list[Candidate] = dataclasses.field(default_factory=list)
 
-    def has(self, candidate: Candidate) -> bool:
-        return any(candidate is one for one in (*(c for c, _ in self.compiled), *self.left))
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether it was compiled or left out, or one that is alike but for a smaller microbatch did not fit."""
+
+        def alike(one: Candidate) -> bool:
+            other = dataclasses.replace(one.config.memory, microbatch=candidate.config.memory.microbatch)
+            return one.mesh == candidate.mesh and dataclasses.replace(one.config, memory=other) == candidate.config
+
+        if any(candidate is one for one in (*(c for c, _ in self.compiled), *self.left)):
+            return True
+        refused = [c for c, receipt in self.compiled if receipt is not None and receipt.memory.fits is False]
+        return any(c.microbatches >= candidate.microbatches and alike(c) for c in refused)
 
 
 def search(
@@ -93,12 +100,13 @@ def search(
     confirmed = confirm(order, topology, keep, attempts, cache, clock, tried)
 
     def also(why: str, others: Sequence[Candidate]) -> None:
-        new = [c for c in others if not tried.has(c)]
+        new = [c for c in others if not tried.knows(c)]
         if new and clock.has_time():
             log.info(why)
         confirmed.extend(confirm(new, topology, len(new), len(new), cache, clock, tried))
 
-    also("and what is faster if it fits", _faster(order, confirmed, topology))
+    while risky := [c for c in _faster(found, confirmed, topology) if not tried.knows(c)]:
+        also("and what is faster if it fits", risky[:1] if clock.has_time() else risky)
     also(
         "and the fastest of each other remat, in case the estimate misranks it",
         _of_other_remats(found, confirmed, topology),
@@ -231,14 +239,14 @@ def _fastest_estimate(confirmed: Sequence[tuple[Candidate, Receipt]]) -> float:
 
 
 def _faster(
-    tried: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Those that fit by their estimate, and are faster by it than any confirmed; the fastest of them."""
+    """Those that fit by their estimate, and are faster by it than any confirmed."""
     assert topology.usable is not None
     if not confirmed:
         return []
     beyond = _fastest_estimate(confirmed) / NEAR
-    return [c for c in tried if c.bytes <= topology.usable and c.prediction.step_seconds < beyond][:RISKS]
+    return [c for c in found if c.bytes <= topology.usable and c.prediction.step_seconds < beyond]
 
 
 def _of_other_remats(
