@@ -3,6 +3,7 @@
     python tests/shipped_configs.py                          # all; a minute or two each
     python tests/shipped_configs.py mesh-h100-8              # one machine
     python tests/shipped_configs.py mesh-h100-8/gpt3-xl
+    python tests/shipped_configs.py --table                  # of gpt3_jax/plan/README.md, from the receipts
 
 Each writes configs/MESH/SIZE.yaml, its receipt (tests/receipts) and its rows of tests/shipped_searches.csv: everything
 that the search compiled, and one row of a size that does not fit. Plans are kept as `gpt3-jax plan` keeps them, so that
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,10 @@ from gpt3_jax.config import config_dir, load_config, presets
 
 MACHINES = {
     "mesh-h100-8": "h100:1x8",
-    "mesh-h100-64x8": "h100:64x8",
-    "mesh-v5e-256": "v5e:16x16",
-    "mesh-v5p-512": "v5p:8x8x8",
-    "mesh-v6e-256": "v6e:16x16",
 }
 """The topology of each mesh that has a file for each size."""
 FILE = Path(__file__).parent / "shipped_searches.csv"
+RECEIPTS = Path(__file__).parent / "receipts"
 KEEP, MINUTES = 1, 5.0
 """Options of the searches. Five minutes leave nothing out on two cores that others use too."""
 
@@ -136,9 +135,32 @@ def write(made: list[Row]) -> None:
             writer.writerow(values | {n: f"{values[n]:.6g}" for n in ("step_seconds", "scheduled_seconds")})
 
 
+def table() -> str:
+    """The predicted MFU of each shipped configuration, as Markdown."""
+    from receipts_kept import Kept
+
+    def cell(mesh: str, size: str) -> str:
+        if (mesh, size) not in shipped():
+            return "–"
+        kept = json.loads((RECEIPTS / f"{Kept((size, mesh), MACHINES[mesh]).name}.json").read_text())
+        return f"{100 * kept['prediction']['mfu']:.1f}, {grid(mesh, size)}"
+
+    def grid(mesh: str, size: str) -> str:
+        (best,) = (row for row in rows() if (row.mesh, row.size, row.verdict) == (mesh, size, "best"))
+        return f"{best.replica}·{best.data}·{best.tensor} {best.remat}"
+
+    heads = [f"`{topology}`" for topology in MACHINES.values()]
+    lines = [["", *heads], ["---"] * (1 + len(heads))]
+    lines += [[size.removeprefix("gpt3-"), *(cell(mesh, size) for mesh in MACHINES)] for size in presets()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def main(asked: list[str]) -> None:
     import time
 
+    if asked == ["--table"]:
+        print(table(), end="")
+        return
     for mesh in MACHINES:
         for size in presets():
             if not asked or mesh in asked or f"{mesh}/{size}" in asked:

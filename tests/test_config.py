@@ -45,15 +45,15 @@ TABLE_2_1 = [
 SIZES = [row[0] for row in TABLE_2_1]
 SUITS = {
     "mesh-v4-32": (32, 32e9, SIZES[4:7]),
+    "mesh-h100-64x8": (512, 80e9, SIZES[6:]),
+    "mesh-v5e-256": (256, 16e9, SIZES[3:7]),
+    "mesh-v5p-512": (512, 95e9, SIZES[6:]),
+    "mesh-v6e-256": (256, 32e9, SIZES[5:]),
     "mesh-h200-8": (8, 141e9, SIZES[:7]),
     "mesh-cpu-8": (8, 16e9, SIZES[:1]),
 }
 DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
-    "mesh-v5e-256": (256, 16e9),
-    "mesh-v5p-512": (512, 95e9),
-    "mesh-v6e-256": (256, 32e9),
     "mesh-h100-8": (8, 80e9),
-    "mesh-h100-64x8": (512, 80e9),
 }
 COMPOSED = [(mesh, size) for mesh in MESHES for size in SUITS[mesh][2]] + shipped()
 
@@ -211,7 +211,7 @@ def test_a_mesh_of_many_files_stands_for_that_of_the_size_beside_it(tmp_path: Pa
         ),
         (["quickstart", "mesh-h100-8"], "for a model of your own take the settings of one: mesh-h100-8/gpt3-small"),
         (["gpt3-175b", "mesh-h100-8"], "'mesh-h100-8' has no file for gpt3-175b: a search found none that fits"),
-        (["gpt3-xl", "mesh-h100-9"], "does not exist; the nearest is 'mesh-h100-8'"),
+        (["gpt3-xl", "mesh-h100-9"], "does not exist; the nearest is mesh-h100-8"),
         (["gpt3-xl", "mesh-h100-8/gpt3-x"], "does not exist"),
         (["gpt3-xl", "../configs/mesh-h100-8"], "does not exist"),
     ],

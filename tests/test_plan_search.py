@@ -16,6 +16,7 @@ import pytest
 from fake_topologies import fake_topology
 from step_cells import CONTEXT, Cell, config
 
+from gpt3_jax import config as config_module
 from gpt3_jax import devices
 from gpt3_jax.cli import plan as command_line
 from gpt3_jax.config import Config, load_config
@@ -247,6 +248,7 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
     monkeypatch.setattr(cache, "compile_step", compiles)
     monkeypatch.setattr(searching, "NEAR", 10.0)
     monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
+    monkeypatch.setattr(searching, "_of_another_stage", lambda *args: [])
     tried = Tried()
     found = search(settings(), node(), 2, tmp_path, 1e9, tried)
     assert len(found) == 2 and len(compiled) == 4, "two, both with one remat, and the fastest of the two others"
@@ -337,6 +339,7 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(searching, "_faster", lambda *args: [])
     monkeypatch.setattr(searching, "NEAR", 10.0)
     monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
+    monkeypatch.setattr(searching, "_of_another_stage", lambda *args: [])
     found = search(base, node(), 2, None)
     remats = [c.config.memory.remat for c in compiled]
     assert remats[:2] == ["none", "none"] and sorted(remats[2:]) == ["dots", "full"]
@@ -462,6 +465,19 @@ def test_the_simplest_as_fast_is_compiled_too() -> None:
     assert searching._simplest_of([two, simple], [made(1.0)], node()) == []
     assert searching._simplest_of([best[0], slow], [best], node()) == []
     assert searching._simplest_of([simple], [], node()) == []
+
+
+def test_where_the_schedule_waits_another_stage_is_compiled_too() -> None:
+    best = made(1.0, scheduled=1.04)
+    other = [
+        dataclasses.replace(made(1.02)[0], config=config_module.replace(best[0].config, parallel={"stage": stage}))
+        for stage in (3, 2, 1)
+    ]
+    assert best[0].config.parallel.stage == 3
+    assert searching._of_another_stage([best[0], *other], [best], node()) == [other[1]]
+    assert searching._of_another_stage([best[0], *other], [made(1.0, scheduled=1.02)], node()) == []
+    assert searching._of_another_stage([made(1.04)[0]], [best], node()) == []
+    assert searching._of_another_stage(other, [], node()) == []
 
 
 def test_replicas_of_one_slice_are_powers_of_two() -> None:

@@ -10,8 +10,9 @@ import pytest
 from compilers import needs_compiler_of
 from fake_topologies import on_paper
 from receipts_kept import FOLDER, Kept
-from shipped_configs import KEEP, MACHINES, MINUTES, Row, command, rows, shipped
+from shipped_configs import KEEP, MACHINES, MINUTES, Row, command, rows, shipped, table
 
+import gpt3_jax
 from gpt3_jax.config import config_dir, load_config, presets
 from gpt3_jax.errors import UserError
 from gpt3_jax.plan.candidates import Candidate, candidates
@@ -114,6 +115,11 @@ def test_by_arithmetic_nothing_that_fits_is_more_than_3_percent_faster(mesh: str
         and not is_refused(candidate)
     ]
     assert faster == []
+
+
+def test_the_table_of_the_plans_readme_is_that_of_the_receipts() -> None:
+    readme = (Path(gpt3_jax.__file__).parent / "plan" / "README.md").read_text()
+    assert table() in readme
 
 
 @pytest.mark.slow

@@ -112,6 +112,7 @@ def search(
         _of_other_remats(found, confirmed, topology),
     )
     also("and the simplest that is as fast", _simplest_of(found, confirmed, topology))
+    also("and one of another stage, as the schedule of the best waits", _of_another_stage(found, confirmed, topology))
     confirmed = best_first(confirmed)[:keep]
     if tried.left:
         fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
@@ -263,6 +264,23 @@ def _of_other_remats(
         if remat not in there and near and candidate.bytes <= ROOMY * topology.usable:
             fastest.setdefault(remat, candidate)
     return list(fastest.values())
+
+
+def _of_another_stage(
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
+) -> list[Candidate]:
+    """Where the best's schedule takes longer than its prediction, the fastest that leaves room, is as fast by its
+    estimate, and has a stage that is not there: other traffic, at other places in the program."""
+    assert topology.usable is not None
+    if not confirmed:
+        return []
+    best = best_first(confirmed)[0]
+    if _scheduled_seconds(best) <= NEAR * _step_seconds(best):
+        return []
+    there = {c.config.parallel.stage for c, _ in confirmed}
+    near = NEAR * _fastest_estimate(confirmed)
+    fitting = (c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds <= near)
+    return [c for c in fitting if c.config.parallel.stage not in there][:1]
 
 
 def _simplest_of(
