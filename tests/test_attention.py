@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
+from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.decode import decode_weights, prefill
+from gpt3_jax.model.remat import Remat
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import mesh_platform, platform_of
@@ -81,6 +83,22 @@ def test_plain_equals_the_definition(length: int, band: int | None) -> None:
 )
 def test_blockwise_equals_the_definition(length: int, band: int | None, block: int) -> None:
     assert_like_the_definition(functools.partial(blockwise, block=block), band, qkv(length))
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 2, 6])
+@pytest.mark.parametrize(("length", "band", "block"), [(29, None, 5), (29, BAND, 5), (29, 1, BAND), (24, None, BAND)])
+def test_triangle_equals_the_definition(length: int, band: int | None, block: int, heads_at_once: int) -> None:
+    """In values; no gradient is taken of it."""
+    inputs = qkv(length, heads=6)
+    ours = functools.partial(triangle, block=block, score_bytes=heads_at_once * 4 * block * length)
+    found, expected = (run(functools.partial(how, band=band), *inputs) for how in (ours, definition))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_triangle_computes_few_scores_above_the_diagonal() -> None:
+    inputs = qkv(512)
+    found, all_scores = (dot_flops(functools.partial(how, band=None), *inputs) for how in (triangle, plain))
+    assert found == 5 / 8 * all_scores
 
 
 @pytest.mark.parametrize("block", [5, 64])
@@ -219,7 +237,7 @@ def test_the_program_of_blockwise_does_not_grow_with_the_context(length: int) ->
     assert size(length) == size(1024)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
+@pytest.mark.parametrize("remat", get_args(Remat))
 def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
     """In the whole model's gradient nothing is larger than the scores of one pair of blocks."""
     config = ModelConfig(

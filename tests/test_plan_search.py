@@ -25,7 +25,7 @@ from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
-from gpt3_jax.plan.candidates import PARTS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
+from gpt3_jax.plan.candidates import PARTS, REMATS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
 from gpt3_jax.plan.candidates import _replicas as searching_replicas
 from gpt3_jax.plan.found import check_file, write_configuration
 from gpt3_jax.plan.receipt import Receipt
@@ -80,7 +80,7 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
     meshes = {candidate.mesh.sizes for candidate in found}
     assert meshes == {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}
     assert {candidate.config.parallel.stage for candidate in found} == {0, 1, 2, 3}
-    assert {candidate.config.memory.remat for candidate in found} == {"none", "dots", "full"}
+    assert {candidate.config.memory.remat for candidate in found} == {*REMATS} - {"offload"}
 
 
 def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
@@ -155,7 +155,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
         memory=dataclasses.replace(base.memory, remat="offload", mlp_parts=4),
     )
     found = candidates(asked, node())
-    assert {c.config.memory.remat for c in found} == {"none", "dots", "full", "offload"}
+    assert {c.config.memory.remat for c in found} == {*REMATS}
     for c in found:
         inside = c.config.parallel.stage == 3 and c.config.memory.remat in ("full", "offload")
         assert c.config.memory.mlp_parts == (4 if inside else 1)
@@ -247,19 +247,20 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
 
     monkeypatch.setattr(cache, "compile_step", compiles)
     monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "OTHERS", 10)
     monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
     monkeypatch.setattr(searching, "_of_another_stage", lambda *args: [])
     tried = Tried()
     found = search(settings(), node(), 2, tmp_path, 1e9, tried)
-    assert len(found) == 2 and len(compiled) == 4, "two, both with one remat, and the fastest of the two others"
+    assert len(found) == 2 and len(compiled) == 6, "two, both with one remat, and the fastest of the four others"
     assert [c.config for c, _ in tried.compiled] == [args[0] for args in compiled] and not tried.left
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum("B, fits" in line for line in said) == 4
+    assert sum("B, fits" in line for line in said) == 6
 
     again = search(settings(), node(), 2, tmp_path, 1e9)
-    assert len(compiled) == 4
+    assert len(compiled) == 6
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in said[-1]
 
@@ -322,7 +323,7 @@ def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
 
 def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     """Whatever arithmetic puts first: of those found, the fastest by what was compiled are told."""
-    seconds = {"none": 3.0, "dots": 1.0, "full": 2.0}
+    seconds = {"none": 3.0, "minimal": 1.0, "save_qkv_proj": 2.0, "save_attention": 2.5, "full": 2.8}
     compiled: list[Candidate] = []
 
     def pretend(config: Config, topology: Topology, cache: Path | None) -> tuple[object, bool]:
@@ -338,13 +339,15 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(searching, "plan", pretend)
     monkeypatch.setattr(searching, "_faster", lambda *args: [])
     monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "OTHERS", 10)
     monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
     monkeypatch.setattr(searching, "_of_another_stage", lambda *args: [])
     found = search(base, node(), 2, None)
     remats = [c.config.memory.remat for c in compiled]
-    assert remats[:2] == ["none", "none"] and sorted(remats[2:]) == ["dots", "full"]
-    assert [c.config.memory.remat for c, _ in found] == ["dots", "full"]
-    assert any("fastest of each other remat" in line for line in said)
+    assert remats[:2] == ["none", "none"]
+    assert sorted(remats[2:]) == ["full", "minimal", "save_attention", "save_qkv_proj"]
+    assert [c.config.memory.remat for c, _ in found] == ["minimal", "save_qkv_proj"]
+    assert any("fastest of other remats" in line for line in said)
 
 
 def test_a_search_that_finds_fewer_says_so(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
@@ -451,7 +454,8 @@ def test_a_remat_that_is_slower_by_more_than_arithmetic_errs_is_not_compiled() -
     best = made(1.0)
     found = [dataclasses.replace(c, prediction=best[0].prediction) for c in candidates(settings(), node())]
     remats = {c.config.memory.remat for c in found} - {best[0].config.memory.remat}
-    assert {c.config.memory.remat for c in searching._of_other_remats(found, [best], node())} == remats
+    tried = {c.config.memory.remat for c in searching._of_other_remats(found, [best], node())}
+    assert tried < remats and len(tried) == searching.OTHERS
     slower = dataclasses.replace(best[0].prediction, step_seconds=1.01 * searching.NEAR)
     found = [dataclasses.replace(c, prediction=slower) for c in found]
     assert searching._of_other_remats(found, [best], node()) == []

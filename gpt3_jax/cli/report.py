@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ _OPTIONS = {
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
     "compute": ("folders", "picture", "json"),
-    "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
+    "in-context": ("out", "sizes", "seeds", "items", "split", "set", "json"),
 }
 """The options of each report."""
 
@@ -135,6 +136,11 @@ def main(argv: list[str]) -> int:
         "--items", type=int, metavar="N", help="for in-context: questions of each kind of rule (default: 200)"
     )
     parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        help="for in-context: words and rules to measure on. Choose settings by validation (default: test)",
+    )
+    parser.add_argument(
         "--set",
         nargs=2,
         action="append",
@@ -193,7 +199,14 @@ def _compute(args: argparse.Namespace) -> int:
         check_picture(args.picture)
         if not args.folders:
             raise UserError("report compute draws the losses of runs; give the folder of one, or leave out --picture")
-    curves = [compute.read_run(folder) for folder in args.folders]
+    runs: dict[str, str] = {}
+    for folder in args.folders:
+        path = os.path.realpath(folder)
+        if path in runs:
+            log.info(f"{folder} is the run {runs[path]}, which is shown once")
+        else:
+            runs[path] = folder
+    curves = [compute.read_run(folder) for folder in runs.values()]
     if args.json:
         print(json.dumps([curve.as_data() for curve in curves], indent=1))
     else:
@@ -313,7 +326,7 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     picture = str(out / "in_context.svg")
     check_picture(picture)
-    rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
+    rows = [row for size, config in runs for row in in_context.measure(size, config, items, args.split or "test")]
     text = in_context.to_csv(rows, in_context.notes(argv))
     (out / "in_context.csv").write_text(text, encoding="utf-8")
     in_context_picture.draw(rows, picture)

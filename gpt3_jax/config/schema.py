@@ -288,12 +288,12 @@ class TrainConfig:
 class MemoryConfig:
     """Trade-offs between memory and time. None of them changes a result by more than the rounding of sums."""
 
-    remat: Literal["none", "dots", "full", "offload"] = setting(
-        "full", was="train.remat", changes_run=False, changes_cost=True
+    remat: Literal["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"] = setting(
+        "full", was="train.remat", values_were=(("dots", "minimal"),), changes_run=False, changes_cost=True
     )
-    """What the backward pass recomputes. none: nothing; dots: all but matmul results; full: each block from its input;
-    offload: like full, with the block inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; on a CPU the same as
-    full)."""
+    """What the backward pass recomputes, by less memory and more time. none: nothing; minimal: LayerNorms and GELUs;
+    save_qkv_proj: the MLP's first matmul, too; save_attention: also queries, keys and values; full: each block from its
+    input; offload: like full, with the inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; a CPU: full)."""
     unroll: int = setting(1, was="train.unroll", changes_run=False, changes_cost=True)
     """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU, but increases
     compile time and code size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
@@ -10,8 +11,19 @@ from jax.sharding import Mesh
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.encoding import encode, windows
-from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Sample, Score, Text, TextScore
+from gpt3_jax.evals.encoding import encode, windows_of
+from gpt3_jax.evals.requests import (
+    Answer,
+    Completion,
+    Continuation,
+    Request,
+    Sample,
+    Score,
+    Text,
+    TextScore,
+    Window,
+    WindowScore,
+)
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.generation import Decoding, Generator
 from gpt3_jax.interop.loading import Loaded
@@ -62,6 +74,11 @@ class Engine:
         self._generator = None
         self._scorer.release()
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a scored batch on all devices, padding included."""
+        return self._scorer.batch_tokens
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
 
@@ -70,6 +87,7 @@ class Engine:
         """
         yield from self._continuations({i: r for i, r in enumerate(requests) if isinstance(r, Continuation)})
         yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text)})
+        yield from self._windows({i: r for i, r in enumerate(requests) if isinstance(r, Window)})
         yield from self._completions({i: r for i, r in enumerate(requests) if isinstance(r, Completion)})
 
     def _continuations(self, requests: dict[int, Continuation]) -> Iterator[tuple[int, Answer]]:
@@ -92,27 +110,20 @@ class Engine:
             yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
 
     def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
-        pairs, owners, left = [], [], {}
-        for i, request in requests.items():
-            stride = self.config.n_ctx if request.stride is None else request.stride
-            if not 1 <= stride <= self.config.n_ctx:
-                raise UserError(f"the stride is {stride}; expected 1 to the model's context, {self.config.n_ctx}")
-            parts = windows(self.tokenizer.encode(request.text), self.tokenizer.eot, self.config.n_ctx, stride)
-            if not parts:
-                raise UserError("a text to score is empty; expected at least a character")
-            pairs += parts
-            owners += [i] * len(parts)
-            left[i] = len(parts)
-        sums = dict.fromkeys(left, 0.0)
-        tokens = dict.fromkeys(left, 0)
+        parts = {i: windows_of(request, self.tokenizer, self.config.n_ctx) for i, request in requests.items()}
+        places = [i for i, found in parts.items() for _ in found]
+        scores: dict[int, list[WindowScore]] = {i: [] for i in parts}
+        for n, score in self._windows(dict(enumerate(itertools.chain.from_iterable(parts.values())))):
+            i = places[n]
+            scores[i].append(score)
+            if len(scores[i]) == len(parts[i]):
+                yield i, TextScore.of(requests[i].text, scores[i])
+
+    def _windows(self, requests: dict[int, Window]) -> Iterator[tuple[int, WindowScore]]:
+        order = list(requests)
+        pairs = [(request.context, request.continuation) for request in requests.values()]
         for n, likelihood in self._scorer.stream(pairs):
-            i = owners[n]
-            sums[i] += likelihood.logprob
-            tokens[i] += likelihood.tokens
-            left[i] -= 1
-            if not left[i]:
-                text = requests[i].text
-                yield i, TextScore(sums[i], tokens[i], len(text.encode(errors="replace")), len(text.split()))
+            yield order[n], WindowScore(likelihood.logprob, likelihood.tokens)
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
         groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}

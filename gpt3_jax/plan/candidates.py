@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
-from gpt3_jax.model.transformer import Remat
+from gpt3_jax.model.remat import Remat
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.predict import predict

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.matmul import GRADIENT_PART
 from gpt3_jax.model.params import count_params, train_flops_per_token
+from gpt3_jax.model.remat import KEPT, Name
 from gpt3_jax.model.transformer import TABLE_PART, switches_attention
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
@@ -78,31 +81,23 @@ def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) ->
         # The gradients of queries, keys and values lie there one by one, and twice joined, all padded, before those of
         # the MLP, with two of its hidden units, are through.
         most = max(most, _Alive(8, 10 + 16 / config.memory.mlp_parts + 24 * padding).over(tensor))
-    if gpu and config.memory.remat == "dots":
-        # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
-        # that is all of them, or half where there are two.
-        most = max(most, _fp32(config) * config.model.n_layers * (1 / 2 if pair else 1))
     return most
 
 
-def _fp32(config: Config) -> int:
-    """Bytes of an fp32 element in the unit of `_Alive`, which grows with the compute dtype."""
-    return 4 if config.model.dtype == "bfloat16" else 2
+_NAMED: Mapping[Name, float] = MappingProxyType(
+    {"block_input": 0, "attention": 2, "residual": 2, "qkv_proj": 6, "mlp_up": 8}
+)
+"""Bytes of what a policy keeps by name, as the split ones of `_Alive`. The input of a block is there anyway; the
+log-sum-exp of each row of scores is left out."""
 
 
 def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
     """Kept for the backward pass, for each layer."""
     if config.memory.remat == "offload":
         return _Alive(0, 0)
-    if config.memory.remat == "full":
-        return _Alive(0, 2)  # the block's input
-    if config.memory.remat == "dots":
-        # Beside the input the results of the matmuls: of queries, keys, values and hidden units, 7 D, and of the
-        # attention's output, partial sums of every position. A TPU's compiler rounds them to bf16 before it keeps them.
-        # A GPU's keeps them in fp32, as the policy sees them.
-        if gpu:
-            return _Alive(_fp32(config), 2 + _fp32(config) * 7)
-        return _Alive(2, 2 + 2 * 7)
+    if config.memory.remat != "none":
+        # The block's input, and what has a name.
+        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT.get(config.memory.remat, ())))
     # Whole: the gathered inputs of both halves. Split: hidden units before and after the activation, 16; queries, keys,
     # values and the heads' output for the attention's kernel, 8; that output for its projection, 2; the streams, 4.
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
@@ -174,15 +169,39 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
 
 
 _MOVED = {
-    "on chip": {"full": _Alive(26, 170), "dots": _Alive(26, 170), "none": _Alive(26, 260)},
-    "tpu": {"full": _Alive(3, 295), "dots": _Alive(3, 340), "none": _Alive(3, 340)},
-    "gpu": {"full": _Alive(20, 240), "dots": _Alive(20, 460), "none": _Alive(20, 360)},
+    "on chip": {
+        "full": _Alive(26, 170),
+        "save_attention": _Alive(26, 190),
+        "save_qkv_proj": _Alive(26, 200),
+        "minimal": _Alive(26, 210),
+        "none": _Alive(26, 260),
+    },
+    "tpu": {
+        "full": _Alive(3, 295),
+        "save_attention": _Alive(3, 300),
+        "save_qkv_proj": _Alive(3, 310),
+        "minimal": _Alive(3, 330),
+        "none": _Alive(3, 340),
+    },
+    "gpu": {
+        "full": _Alive(20, 240),
+        "save_attention": _Alive(20, 257),
+        "save_qkv_proj": _Alive(20, 293),
+        "minimal": _Alive(20, 321),
+        "none": _Alive(20, 360),
+    },
 }
 _MOVED_WEIGHTS = {"on chip": 4, "tpu": 5, "gpu": 23}
 """What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
 for each weight and microbatch: medians over 33 programs for GPUs, 50 for TPUs whose hidden units fit on the chip, and
 19 where they do not. `elementwise` is the least that it could be, 136 where a block is computed again and 96 elsewhere.
 What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
+
+
+_AGAIN: Mapping[str, int] = MappingProxyType(
+    {"none": 0, "minimal": 0, "save_qkv_proj": 4, "save_attention": 7, "full": 8, "offload": 8}
+)
+"""Weights of a block, in D², that are multiplied by again in the backward pass."""
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
@@ -197,8 +216,8 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
     # Of a block that is computed again no gradient needs the MLP's last matmul, 4 of its 12 D².
-    matmuls = 2.0 * 8 * model.d_model**2 * model.n_layers * tokens / devices
-    again = {"none": 0.0, "dots": attention / 3}.get(remat, matmuls + attention / 3)
+    matmuls = 2.0 * _AGAIN[remat] * model.d_model**2 * model.n_layers * tokens / devices
+    again = matmuls + (attention / 3 if remat in ("full", "offload") else 0)
     psi = psi_of_shard(config.model, mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     hidden = 4 * width * _tokens_of_microbatch(config, mesh, microbatches) * model.d_model / mesh.tensor
@@ -237,9 +256,11 @@ def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, wid
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))
     if mesh.tensor > 1:
         tokens = _tokens_of_microbatch(config, mesh, microbatches) * microbatches
-        # Two gathers and two scatters of a block, forward and backward, are the bytes of four all-reduces. All but the
-        # last scatter are computed again. One gather and one scatter more stand at the head and the embedding.
-        passes = 4 + (0 if config.memory.remat == "none" else 1.5) + 2 / model.n_layers
+        # Two gathers and two scatters of a block, forward and backward, are the bytes of four all-reduces. The gathers
+        # run again, and with full remat all but the last scatter. One gather and one scatter more stand at the head and
+        # the embedding.
+        again = {"none": 0.0, "full": 1.5, "offload": 1.5}.get(config.memory.remat, 1.0)
+        passes = 4 + again + 2 / model.n_layers
         moved = float(ring_share("all-reduce", mesh.tensor)) * passes * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
     if config.memory.remat == "offload":

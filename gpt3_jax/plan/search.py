@@ -23,6 +23,8 @@ SECONDS = 120.0
 """How long a search compiles, unless told otherwise."""
 NEAR = 1.03
 """Predicted times closer than this are one: no prediction tells them apart."""
+OTHERS = 2
+"""How many of the other remats are compiled, in case the estimate misranks them."""
 
 
 class Clock:
@@ -108,7 +110,7 @@ def search(
     while risky := [c for c in _faster(found, confirmed, topology) if not tried.knows(c)]:
         also("and what is faster if it fits", risky[:1] if clock.has_time() else risky)
     also(
-        "and the fastest of each other remat, in case the estimate misranks it",
+        "and the fastest of other remats, in case the estimate misranks it",
         _of_other_remats(found, confirmed, topology),
     )
     also("and the simplest that is as fast", _simplest_of(found, confirmed, topology))
@@ -253,8 +255,8 @@ def _faster(
 def _of_other_remats(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """For each remat that is not among those confirmed, the fastest candidate that leaves room by its estimate, if it
-    is as fast by it."""
+    """Of the remats that are not among those confirmed, the fastest two: of each the fastest candidate that leaves room
+    by its estimate, if it is as fast by it."""
     assert topology.usable is not None
     there = {c.config.memory.remat for c, _ in confirmed}
     fastest: dict[str, Candidate] = {}
@@ -263,7 +265,7 @@ def _of_other_remats(
         near = candidate.prediction.step_seconds <= NEAR * _fastest_estimate(confirmed)
         if remat not in there and near and candidate.bytes <= ROOMY * topology.usable:
             fastest.setdefault(remat, candidate)
-    return list(fastest.values())
+    return list(fastest.values())[:OTHERS]
 
 
 def _of_another_stage(
