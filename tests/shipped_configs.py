@@ -52,6 +52,11 @@ class Row:
     scheduled_seconds: float
 
     @property
+    def seconds(self) -> float:
+        """As `plan.search.step_time`."""
+        return max(self.step_seconds, self.scheduled_seconds)
+
+    @property
     def name(self) -> str:
         return f"{self.mesh}/{self.size}"
 
@@ -143,11 +148,10 @@ def table() -> str:
         if (mesh, size) not in shipped():
             return "–"
         kept = json.loads((RECEIPTS / f"{Kept((size, mesh), MACHINES[mesh]).name}.json").read_text())
-        return f"{100 * kept['prediction']['mfu']:.1f}, {grid(mesh, size)}"
-
-    def grid(mesh: str, size: str) -> str:
         (best,) = (row for row in rows() if (row.mesh, row.size, row.verdict) == (mesh, size, "best"))
-        return f"{best.replica}·{best.data}·{best.tensor} {best.remat}"
+        mfu = 100 * kept["prediction"]["mfu"]
+        scheduled = mfu * best.step_seconds / best.scheduled_seconds
+        return f"{mfu:.1f} / {scheduled:.1f}; {best.replica}·{best.data}·{best.tensor}, {best.remat}"
 
     heads = [f"`{topology}`" for topology in MACHINES.values()]
     lines = [["", *heads], ["---"] * (1 + len(heads))]

@@ -114,7 +114,7 @@ def search(
         _of_other_remats(found, confirmed, topology),
     )
     also("and the simplest that is as fast", _simplest_of(found, confirmed, topology))
-    also("and one of another stage, as the schedule of the best waits", _of_another_stage(found, confirmed, topology))
+    also("and what may wait for less than the best", _waiting_less(found, confirmed, topology))
     confirmed = best_first(confirmed)[:keep]
     if tried.left:
         fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
@@ -138,17 +138,19 @@ def search(
 def best_first(confirmed: Sequence[tuple[Candidate, Receipt]]) -> list[tuple[Candidate, Receipt]]:
     """What was compiled and fits: the best, then the others, fastest first.
 
-    Of those that the roofline predicts within 3 % of the fastest, and whose compiled schedule is within 3 % of the
-    fastest schedule of these, the best has the fewest mesh axes, and then the fastest schedule.
+    The best is the fastest, or of those within 3 % of it the one with the fewest mesh axes.
     """
-    if not confirmed:
-        return []
-    ordered = sorted(confirmed, key=_step_seconds)
-    near = [one for one in ordered if _step_seconds(one) <= NEAR * _step_seconds(ordered[0])]
-    least = min(map(_scheduled_seconds, near))
-    near = [one for one in near if _scheduled_seconds(one) <= NEAR * least]
-    best = min(near, key=lambda one: (_axes(one[0].mesh), _scheduled_seconds(one)))
-    return [best, *(one for one in ordered if one is not best)]
+    ordered = sorted(confirmed, key=lambda one: step_time(one[1]))
+    near = [one for one in ordered if step_time(one[1]) <= NEAR * step_time(ordered[0][1])]
+    best = sorted(near, key=lambda one: _axes(one[0].mesh))[:1]
+    return [*best, *(one for one in ordered if one is not best[0])]
+
+
+def step_time(receipt: Receipt) -> float:
+    """The longer of the two times of a step: the roofline's, and that of the compiled schedule. The roofline does not
+    know what the program waits for, nor the schedule what collectives share."""
+    predicted = receipt.prediction.step_seconds if receipt.prediction else 0.0
+    return max(predicted, receipt.scheduled_seconds or 0.0)
 
 
 def nearest(
@@ -220,16 +222,7 @@ def confirm(
         )
         if receipt.memory.fits:
             confirmed.append((candidate, receipt))
-    return sorted(confirmed, key=_step_seconds)
-
-
-def _step_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
-    prediction = confirmed[1].prediction
-    return prediction.step_seconds if prediction else 0.0
-
-
-def _scheduled_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
-    return confirmed[1].scheduled_seconds or 0.0
+    return sorted(confirmed, key=lambda one: step_time(one[1]))
 
 
 def _axes(mesh: MeshShape) -> int:
@@ -268,21 +261,24 @@ def _of_other_remats(
     return list(fastest.values())[:OTHERS]
 
 
-def _of_another_stage(
+def _waiting_less(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Where the best's schedule takes longer than its prediction, the fastest that leaves room, is as fast by its
-    estimate, and has a stage that is not there: other traffic, at other places in the program."""
+    """Where the compiled program of the best waits, which arithmetic cannot know: of another tensor axis, and of
+    another stage, the fastest that leaves room, if it is faster than the best if it waits for nothing."""
     assert topology.usable is not None
     if not confirmed:
         return []
-    best = best_first(confirmed)[0]
-    if _scheduled_seconds(best) <= NEAR * _step_seconds(best):
-        return []
-    there = {c.config.parallel.stage for c, _ in confirmed}
-    near = NEAR * _fastest_estimate(confirmed)
-    fitting = (c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds <= near)
-    return [c for c in fitting if c.config.parallel.stage not in there][:1]
+    (best, receipt), *_ = best_first(confirmed)
+    beyond = step_time(receipt) / NEAR
+    roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds < beyond]
+    tensors = {c.mesh.tensor for c, _ in confirmed}
+    stages = {c.config.parallel.stage for c, _ in confirmed if c.mesh == best.mesh}
+    others = [
+        *[c for c in roomy if c.mesh.tensor not in tensors][:1],
+        *[c for c in roomy if c.mesh == best.mesh and c.config.parallel.stage not in stages][:1],
+    ]
+    return others
 
 
 def _simplest_of(
