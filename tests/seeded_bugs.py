@@ -10,6 +10,7 @@ from step_cells import Cell
 
 EQUALS_ONE_DEVICE = ("test_zero", "assert_like_one_device", (Cell(1, (2, 2, 2), 1, "full"),))
 EQUALS_ONE_DEVICE_AT_STAGE_3 = ("test_zero", "assert_like_one_device", (Cell(3, (2, 2, 2), 3, "full"),))
+IN_THE_LOOP = ("test_depth", "assert_the_loop_changes_nothing", (Cell(3, (1, 8, 1), 1, "full"), True))
 RECIPE = ("test_step", "test_training_is_the_recipe", ())
 
 
@@ -249,6 +250,48 @@ BUGS = (
         "return not gathers_weights and",
         "return",
         ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
+    ),
+    Bug(
+        "the loop over depth gathers two blocks ahead",
+        "parallel/zero/depth.py",
+        "            ahead = gather(weights, jnp.minimum(i + 1, last))\n            targets",
+        "            ahead = gather(weights, jnp.minimum(i + 2, last))\n            targets",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "backward, the loop over depth gathers the block that it has",
+        "parallel/zero/depth.py",
+        "gather(weights, jnp.maximum(i - 1, 0))",
+        "gather(weights, i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth puts gradients a block off",
+        "parallel/zero/depth.py",
+        "_reduced(weights, made), jnp.minimum(i + 1, last))",
+        "_reduced(weights, made), i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth drops the first block's gradients",
+        "parallel/zero/depth.py",
+        "reduced = _put(reduced, _reduced(weights, made), 0)",
+        "reduced = tuple(reduced)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth reduces gradients twice",
+        "parallel/zero/depth.py",
+        "weight.cotangent(weight.how.reduce_scatter(gradient)).target for",
+        "weight.cotangent(sum(weight.how.reduce_scatter(gradient / 2) for _ in range(2))).target for",
+        ("test_depth", "assert_it_sends_one_block_more", (True, "full")),
+    ),
+    Bug(
+        "the loop over depth keeps the weights of every block",
+        "parallel/zero/depth.py",
+        "places = {id(value): _Missing(i) for i, value in enumerate(values)}",
+        "places: dict[int, Any] = {}",
+        ("test_depth", "test_no_block_keeps_gathered_weights", ()),
     ),
     Bug(
         "unrolled to the last period, nothing recomputes or gathers again",

@@ -29,7 +29,7 @@ BEYOND = {
 
 def off(drawn: Drawn, compiled: int) -> float:
     """The estimate's error, as a share of what was compiled."""
-    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform)
+    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform, drawn.late)
     return need / (compiled + (CODE if drawn.platform == "tpu" else 0)) - 1
 
 

@@ -217,7 +217,7 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     hbm = {}
     for stage in formulas.STAGES:
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
-        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1, "gpu")
+        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1, "gpu", late=True)
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
         assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"

@@ -14,6 +14,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model.attention import choose
 from gpt3_jax.model.params import count_params
 from gpt3_jax.model.transformer import bands
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import batch_shards, mesh_platform, shape_of
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.candidates import ROOMY, SLACK
@@ -118,7 +119,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
 def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
     """Estimated bytes on a device for one microbatch of `shard_sequences` sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
-    return estimate.memory(run, shape_of(mesh), 1, mesh_platform(mesh))
+    return estimate.memory(run, shape_of(mesh), 1, mesh_platform(mesh), overlaps_scatters(mesh.devices.flat[0]))
 
 
 def attention_choices(work: Workload) -> dict[str, str]:

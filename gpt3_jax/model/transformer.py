@@ -29,7 +29,7 @@ from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.model.remat import UNNAMED, Names, Remat, policy
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import platform_of
-from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.parallel.zero import Weight, scan_blocks
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Attention of one kind: from queries, keys and values the heads' outputs, each [B, T, H, K]."""
@@ -249,7 +249,9 @@ def blocks(
         return jax.checkpoint(one_block, policy=policy(remat), prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    if unroll == 1 and not no_loop and len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform):
+    in_loop = weights.qkv_kernel.kind in ("loop", "late")
+    one_code = len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform)
+    if unroll == 1 and not no_loop and (one_code or (in_loop and len(kinds) == 1)):
         # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
         # postpone one block's weight gradients until the next block's, and hold all that they need until then.
         branches = [_attend(band, local.platform, names) for band in kinds]
@@ -264,6 +266,8 @@ def blocks(
 
         step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
+        if in_loop:
+            return scan_blocks(step, x_BSD, (weights, which), weights.qkv_kernel.kind == "late")
         x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD
 

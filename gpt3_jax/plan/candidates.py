@@ -9,6 +9,7 @@ from typing import Any, get_args
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.remat import Remat
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.predict import predict
@@ -67,6 +68,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
             f"{topology.devices[0].device_kind} is not in the device table: its configurations cannot be ranked"
         )
     found = []
+    late = overlaps_scatters(topology.devices[0])
     for mesh in _meshes(config, topology):
         for microbatch, microbatches in _microbatches(config, mesh):
             for stage in (0, 1, 2, 3) if mesh.data > 1 else (0,):
@@ -75,10 +77,10 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     changed = _changed(config, mesh, stage, remat, microbatch, parts)
                     if changed is None or (_saves_only(changed, config) and not tight):
                         continue
-                    need = estimate.memory(changed, mesh, microbatches, topology.platform)
+                    need = estimate.memory(changed, mesh, microbatches, topology.platform, late)
                     tight = tight or (remat == "full" and need > ROOMY * usable)
                     prediction = predict(
-                        estimate.work(changed, mesh, microbatches, topology.platform), changed, topology, mesh
+                        estimate.work(changed, mesh, microbatches, topology.platform, late), changed, topology, mesh
                     )
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))

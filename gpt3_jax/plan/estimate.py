@@ -103,11 +103,20 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
 
 
-def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> float:
+def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
+    """Whether the loop over depth gathers a block ahead."""
+    model, parallel = config.model, config.parallel
+    one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
+    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll == 1
+    return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
+
+
+def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> float:
     """Estimates the bytes that a device needs.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        late: whether the loop over depth, where it gathers, also reduces (`compiler_options.overlaps_scatters`).
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     gpu = platform != "tpu"
@@ -145,14 +154,20 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
     logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
     streams = unit * (4 + 2 / mesh.tensor)
-    loss = weights + (width * table if stage == 3 else 0) + kept + deferred + logits + streams
+    block = width * blocks / model.n_layers
+    # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).
+    ahead = block if _in_loop(config, mesh, platform) else 0
+    loss = weights + (width * table if stage == 3 else 0) + ahead + kept + deferred + logits + streams
 
     working = unit * _working(config, mesh.tensor, unit, gpu, pair)
     if stage == 3:
         # Of an MLP in parts, two are there; it has two thirds of a block's weights.
         parts = config.memory.mlp_parts
-        working += width * blocks / model.n_layers * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
-    if stage >= 2:
+        working += ahead + block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
+    if ahead and late:
+        # One block's gradients are made, another's reduced: of these one of the MLP's kernels lies there in fp32 too.
+        working += 2 * block + 4 * blocks / model.n_layers / 3
+    elif stage >= 2:
         working += 2 * width * min(blocks / model.n_layers / 3, GRADIENT_PART)  # a part is made, another is reduced
     backward = weights + kept + gradients + deferred + working
     if stage < 3 and not several:
@@ -204,11 +219,12 @@ _AGAIN: Mapping[str, int] = MappingProxyType(
 """Weights of a block, in D², that are multiplied by again in the backward pass."""
 
 
-def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
+def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> Work:
     """Estimates what a step computes and moves.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        late: as for `memory`.
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     devices = mesh.devices
@@ -235,11 +251,13 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
-        traffic=tuple(_traffic(config, mesh, microbatches, psi, width)),
+        traffic=tuple(_traffic(config, mesh, microbatches, platform, late, psi, width)),
     )
 
 
-def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, width: int) -> list[Traffic]:
+def _traffic(
+    config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool, psi: float, width: int
+) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
     ring = float(ring_share("all-gather", mesh.data))
@@ -249,8 +267,12 @@ def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, wid
     elif mesh.data > 1:
         gathers = 2 * microbatches if stage == 3 else 1
         scatters = microbatches if stage >= 2 else 1
-        result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
-        result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
+        table = (model.n_vocab_padded / mesh.tensor + model.n_ctx) * model.d_model
+        # One block's more at the ends of the loop over depth (`zero.depth`).
+        more = microbatches * (psi - table) / model.n_layers if _in_loop(config, mesh, platform) else 0.0
+        gathered, scattered = gathers * psi + more, scatters * psi + (more if late else 0.0)
+        result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
+        result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))
     if mesh.replica > 1:
         reduced = reduce * psi / (mesh.data if stage else 1)
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))
