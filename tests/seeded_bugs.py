@@ -1311,6 +1311,27 @@ BUGS = (
         ("test_plan_estimate", "test_the_estimate_is_within_its_error", ()),
     ),
     Bug(
+        "a mesh of many files takes the first size that is named",
+        "config/loading.py",
+        "for name in reversed(names):",
+        "for name in names:",
+        ("test_config", "test_a_mesh_of_many_files_stands_for_that_of_the_size_beside_it", ()),
+    ),
+    Bug(
+        "a search does not see what the compiled program waits for",
+        "plan/search.py",
+        "return max(predicted, receipt.scheduled_seconds or 0.0)",
+        "return predicted",
+        ("test_plan_search", "test_of_those_as_fast_the_simplest_is_best", ()),
+    ),
+    Bug(
+        "a search takes the first that fits, though others may be faster",
+        "plan/search.py",
+        "beyond = _fastest_estimate(confirmed) / NEAR",
+        "beyond = 0.0",
+        ("test_plan_search", "test_what_would_be_faster_is_compiled_although_it_may_not_fit", ()),
+    ),
+    Bug(
         "a search tries first what may not fit",
         "plan/candidates.py",
         "return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]",
