@@ -27,8 +27,8 @@ MACHINES = {
 """The topology of each mesh that has a file for each size."""
 FILE = Path(__file__).parent / "shipped_searches.csv"
 RECEIPTS = Path(__file__).parent / "receipts"
-KEEP, MINUTES = 1, 5.0
-"""Options of the searches. Five minutes leave nothing out on two cores that others use too."""
+KEEP, MINUTES = 1, 30.0
+"""Options of the searches. Half an hour leaves nothing out, also on cores that others use too."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -480,8 +480,10 @@ def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
     assert best[0].config.parallel.stage == 3
     split, slower = made(1.1, sizes=(1, 4, 2))[0], made(1.15, sizes=(1, 2, 4))[0]
     second, first = stage(made(1.1)[0], 2), stage(made(1.11)[0], 1)
-    found = [best[0], split, second, first, slower]
-    assert searching._waiting_less(found, [best], node()) == [split, second]
+    also_split = stage(split, 2)
+    found = [best[0], split, also_split, second, first, slower]
+    assert searching._waiting_less(found, [best], node()) == [split, second, first, slower]
+    assert searching._waiting_less(found, [best, (first, best[1])], node()) == [split, second, slower]
     assert searching._waiting_less(found, [made(1.0, scheduled=1.05)], node()) == []
     assert searching._waiting_less(found, [], node()) == []
 

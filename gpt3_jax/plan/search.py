@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt3_jax.cluster.log import log
@@ -107,14 +107,17 @@ def search(
             log.info(why)
         confirmed.extend(confirm(new, topology, len(new), len(new), cache, clock, tried))
 
-    while risky := [c for c in _faster(found, confirmed, topology) if not tried.knows(c)]:
-        also("and what is faster if it fits", risky[:1] if clock.has_time() else risky)
+    def one_by_one(why: str, others: Callable[[], Sequence[Candidate]]) -> None:
+        while new := [c for c in others() if not tried.knows(c)]:
+            also(why, new[:1] if clock.has_time() else new)
+
+    one_by_one("and what is faster if it fits", lambda: _faster(found, confirmed, topology))
     also(
         "and the fastest of other remats, in case the estimate misranks it",
         _of_other_remats(found, confirmed, topology),
     )
     also("and the simplest that is as fast", _simplest_of(found, confirmed, topology))
-    also("and what may wait for less than the best", _waiting_less(found, confirmed, topology))
+    one_by_one("and what may wait for less than the best", lambda: _waiting_less(found, confirmed, topology))
     confirmed = best_first(confirmed)[:keep]
     if tried.left:
         fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
@@ -264,8 +267,8 @@ def _of_other_remats(
 def _waiting_less(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Where the compiled program of the best waits, which arithmetic cannot know: of another tensor axis, and of
-    another stage, the fastest that leaves room, if it is faster than the best if it waits for nothing."""
+    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, and of
+    each other stage, the fastest that leaves room, if it is faster than the best if it waits for nothing."""
     assert topology.usable is not None
     if not confirmed:
         return []
@@ -274,11 +277,13 @@ def _waiting_less(
     roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds < beyond]
     tensors = {c.mesh.tensor for c, _ in confirmed}
     stages = {c.config.parallel.stage for c, _ in confirmed if c.mesh == best.mesh}
-    others = [
-        *[c for c in roomy if c.mesh.tensor not in tensors][:1],
-        *[c for c in roomy if c.mesh == best.mesh and c.config.parallel.stage not in stages][:1],
-    ]
-    return others
+    fastest: dict[str, Candidate] = {}
+    for candidate in roomy:
+        if candidate.mesh.tensor not in tensors:
+            fastest.setdefault(f"tensor {candidate.mesh.tensor}", candidate)
+        elif candidate.mesh == best.mesh and candidate.config.parallel.stage not in stages:
+            fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
+    return list(fastest.values())
 
 
 def _simplest_of(
