@@ -56,7 +56,7 @@ class Drawn:
         return "gpu" if self.topology.startswith("h") else "tpu"
 
     @property
-    def late(self) -> bool:
+    def overlaps_scatters(self) -> bool:
         """Whether the compiler runs reduce-scatters beside compute (`compiler_options.overlaps_scatters`)."""
         return not self.topology.startswith("v5e")
 

@@ -18,6 +18,7 @@ from gpt3_jax import model
 from gpt3_jax.config import ModelConfig, load_config
 from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
+from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
 from gpt3_jax.model.attention.triangle import triangle
@@ -101,11 +102,27 @@ def test_triangle_computes_few_scores_above_the_diagonal() -> None:
     assert found == 5 / 8 * all_scores
 
 
+@pytest.mark.parametrize(
+    ("length", "band", "block", "group"),
+    [
+        (29, None, 5, 1),
+        (29, BAND, 5, 4),
+        (200, 70, 64, 3),
+        (200, 1, 32, 2),
+        (29, BAND, 64, None),
+        (1, None, None, None),
+    ],
+)
+def test_by_head_equals_the_definition(length: int, band: int | None, block: int | None, group: int | None) -> None:
+    assert_like_the_definition(functools.partial(by_head, block=block, group=group), band, qkv(length))
+
+
 @pytest.mark.parametrize("block", [5, 64])
-def test_blockwise_holds_scores_of_any_size(block: int) -> None:
+@pytest.mark.parametrize("function", [blockwise, by_head])
+def test_blocks_hold_scores_of_any_size(function: Any, block: int) -> None:
     """Scores of hundreds, whose exponentials overflow fp32 unless each row's maximum is taken off."""
     q, k, v = qkv(3 * BAND)
-    assert_like_the_definition(functools.partial(blockwise, block=block), None, (30 * q, 30 * k, v), within=1e-4)
+    assert_like_the_definition(functools.partial(function, block=block), None, (30 * q, 30 * k, v), within=1e-4)
 
 
 @pytest.mark.parametrize(("band", "width"), [(None, 64), (100, 80), (128, 96)])
@@ -130,7 +147,10 @@ def rounding(function: Any, band: int | None) -> list[float]:
     return [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in pairs]
 
 
-@pytest.mark.parametrize("function", [blockwise_by_4, functools.partial(blockwise, block=128), splash_interpreted])
+@pytest.mark.parametrize(
+    "function",
+    [blockwise_by_4, functools.partial(blockwise, block=128), functools.partial(by_head, block=32), splash_interpreted],
+)
 @pytest.mark.parametrize("band", [None, 100])
 def test_bf16_rounds_no_more_than_plain_does(function: Any, band: int | None) -> None:
     """The error against fp32 is that of `plain` or close to it."""
@@ -148,7 +168,10 @@ def defined() -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("function", [functools.partial(blockwise, block=32), splash_interpreted, plain])
+@pytest.mark.parametrize(
+    "function",
+    [functools.partial(blockwise, block=32), functools.partial(by_head, block=32), splash_interpreted, plain],
+)
 def test_within_a_shard_map_that_checks_its_types(function: Any, shape: tuple[int, ...]) -> None:
     """As in the step: batch over two axes, heads over the third, recomputed in the backward pass."""
     devices = jax.devices()[: int(np.prod(shape))]
@@ -263,7 +286,7 @@ def test_which_implementation_where() -> None:
     assert choose(paper, fp32, None, "tpu") == choose(paper, fp32, 256, "gpu") == "blockwise"
     assert choose((1, 2000, 16, 128), bf16, None, "tpu") == "blockwise"  # no multiple of the kernel's 128 positions
     assert choose((1, 2048, 16, 132), bf16, None, "gpu") == "blockwise"
-    assert choose(paper, bf16, None, "cpu") == "blockwise"
+    assert choose(paper, fp32, None, "cpu") == "blockwise" and choose(paper, bf16, None, "cpu") == "by_head"
     amd = SimpleNamespace(platform="gpu", client=SimpleNamespace(platform_version="PJRT C API\nrocm 70000"))
     nvidia = SimpleNamespace(platform="gpu", client=SimpleNamespace(platform_version="PJRT C API\ncuda 13000"))
     for device, expected in ((amd, "blockwise"), (nvidia, "cudnn"), (SimpleNamespace(platform="gpu"), "cudnn")):

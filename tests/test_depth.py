@@ -15,19 +15,17 @@ from step_traffic import of_step, parameters, tally
 
 from gpt3_jax.parallel.zero import stages
 from gpt3_jax.train.state import abstract_state
-from gpt3_jax.train.step import make_step
+from gpt3_jax.train.step import make_eval_step, make_step
 
 CELL = Cell(3, (1, 8, 1), 1, "full")
-LATE = [True, False]
 N_LAYERS = config(CELL).model.n_layers
 
 
 @contextmanager
-def in_loop(late: bool) -> Iterator[None]:
-    """The loop gathers a block ahead; `late`, it also reduces a block late."""
+def in_loop() -> Iterator[None]:
+    """As for a compiler that runs reduce-scatters beside compute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "LOOPS", frozenset({"cpu"}))
-        patch.setattr(stages, "overlaps_scatters", lambda device: late)
+        patch.setattr(stages, "overlaps_scatters", lambda device: True)
         yield
 
 
@@ -42,39 +40,45 @@ def train(cell: Cell, steps: int = 3) -> Any:
     return metrics, jax.device_get(state.params)
 
 
-def assert_the_loop_changes_nothing(cell: Cell, late: bool) -> None:
+def assert_the_loop_changes_nothing(cell: Cell) -> None:
     """To the bit: the same sums of the same numbers."""
     want = train(cell)
-    with in_loop(late):
+    with in_loop():
         jax.tree.map(np.testing.assert_array_equal, train(cell), want)
 
 
-@pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("cell", [CELL, Cell(3, (1, 4, 2), 3, "none", "bfloat16")], ids=str)
-def test_the_loop_changes_nothing(cell: Cell, late: bool) -> None:
-    assert_the_loop_changes_nothing(cell, late)
+def test_the_loop_changes_nothing(cell: Cell) -> None:
+    assert_the_loop_changes_nothing(cell)
+
+
+def test_evaluation_in_the_loop_gives_the_same_sum() -> None:
+    settings = config(CELL)
+    mesh = mesh_of(settings)
+    params, rows = place(settings, mesh).params, on_mesh(batch(0), mesh)
+    want = make_eval_step(settings, mesh)(params, rows)
+    with in_loop():
+        assert make_eval_step(settings, mesh)(params, rows) == want
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("remat", ["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"])
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (1, 4, 2)], ids=str)
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_the_loop_changes_nothing_anywhere(mesh: Any, microbatches: int, remat: str, late: bool) -> None:
-    assert_the_loop_changes_nothing(Cell(3, mesh, microbatches, remat), late)
+def test_the_loop_changes_nothing_anywhere(mesh: Any, microbatches: int, remat: str) -> None:
+    assert_the_loop_changes_nothing(Cell(3, mesh, microbatches, remat))
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("late", LATE)
-def test_it_sends_one_block_more(late: bool, remat: str) -> None:
+def test_it_sends_one_block_more(remat: str) -> None:
     """At the ends of the loop, what is sent keeps the iterations alike."""
-    assert_it_sends_one_block_more(late, remat)
+    assert_it_sends_one_block_more(remat)
 
 
-def assert_it_sends_one_block_more(late: bool, remat: str) -> None:
+def assert_it_sends_one_block_more(remat: str) -> None:
     cell = CELL._replace(remat=remat)
     plain = of_step(cell)
-    with in_loop(late):
+    with in_loop():
         found = of_step(cell)
     blocks = [elements for n, elements in parameters(cell).values() if n == N_LAYERS]
     others = [elements for n, elements in parameters(cell).values() if n != N_LAYERS]
@@ -82,7 +86,7 @@ def assert_it_sends_one_block_more(late: bool, remat: str) -> None:
     for elements, calls in Counter(blocks).items():
         same_size = others.count(elements)
         assert gathers[elements] >= calls * (2 * N_LAYERS + 1) + same_size
-        assert scatters[elements] == calls * (N_LAYERS + late) + same_size
+        assert scatters[elements] == calls * (N_LAYERS + 1) + same_size
     # Of no other size.
     assert set(gathers) == set(tally(plain, "all-gather", "data"))
 
@@ -91,10 +95,9 @@ def test_no_block_keeps_gathered_weights() -> None:
     """What the forward loop hands to the backward one, stacked over blocks, holds no whole kernel."""
     settings = config(CELL)
     d, f = settings.model.d_model, settings.model.d_ff
-    for late in LATE:
-        with in_loop(late):
-            for remat in ("none", "full"):
-                assert (N_LAYERS, d, f) not in _stacked(CELL._replace(remat=remat))
+    with in_loop():
+        for remat in ("none", "full"):
+            assert (N_LAYERS, d, f) not in _stacked(CELL._replace(remat=remat))
 
 
 def _stacked(cell: Cell) -> set[tuple[int, ...]]:

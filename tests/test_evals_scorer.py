@@ -17,9 +17,9 @@ from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import batches
 from gpt3_jax.evals.batches import Batch, Ids, arrange, trunk_lengths
-from gpt3_jax.evals.encoding import encode, windows
+from gpt3_jax.evals.encoding import encode, windows, windows_of
 from gpt3_jax.evals.engine import Engine
-from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text
+from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text, TextScore, WindowScore
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.mesh import make_mesh
@@ -356,6 +356,29 @@ def test_a_text_is_scored_in_windows() -> None:
         wanted = sum(by_logits((list(context), list(scored))).logprob for context, scored in parts)
         assert answer.logprob == pytest.approx(wanted, abs=2e-3)
         assert dataclasses.astuple(answer)[1:] == (len(text.encode()), len(text.encode()), 72)
+
+
+def test_windows_of_texts_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are asked for one by one, as a long text's are, and those of whole texts."""
+    long, short = Text("two wörds and more " * 25, stride=100), Text("short")
+    asked = windows_of(long, load_tokenizer("bytes"), CONFIG.n_ctx)
+    assert len(asked) > 3
+    streams: list[int] = []
+    stream = Scorer.stream
+
+    def counted(self: Scorer, requests: Any) -> Any:
+        streams.append(len(requests))
+        return stream(self, requests)
+
+    monkeypatch.setattr(Scorer, "stream", counted)
+    found = dict(engine().answer([*asked, short, long]))
+    assert [n for n in streams if n] == [2 * len(asked) + 1]
+    scores = [score for n in range(len(asked)) if isinstance(score := found[n], WindowScore)]
+    whole = TextScore.of(long.text, scores)
+    text = found[len(asked) + 1]
+    assert isinstance(text, TextScore)
+    assert (text.tokens, text.bytes, text.words) == (whole.tokens, whole.bytes, whole.words)
+    assert text.logprob == pytest.approx(whole.logprob, abs=1e-3)
 
 
 def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:

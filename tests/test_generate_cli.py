@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import gpt3_jax
@@ -15,9 +16,12 @@ from gpt3_jax.cli import main as command_line
 from gpt3_jax.cli.generate import main
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.errors import UserError
-from gpt3_jax.generation import Beam, Generator
+from gpt3_jax.generation import Beam, Generator, Sampling
+from gpt3_jax.model.decode import decode_weights
+from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.checkpoint.store import CheckpointStore
+from gpt3_jax.train.checkpoint.trained import load_trained
 from gpt3_jax.train.state import init_state
 
 MODEL = {
@@ -38,6 +42,38 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = CheckpointStore(folder / "checkpoints", keep_last=1, keep_every_tokens=0)
     store.save(0, 0, init_state(config, make_mesh(config.parallel, jax.devices()[:1])), {"config": values}, wait=True)
     return folder
+
+
+@pytest.mark.parametrize(
+    "parallel", [[], ["--parallel.replica", "2", "--parallel.data", "2", "--parallel.tensor", "2"]]
+)
+def test_weights_in_int8_are_quantised_as_they_are_loaded_and_their_error_is_said(
+    run_dir: Path, parallel: list[str], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(run_dir), "--prompt", "ab", "--weights", "int8", *OPTIONS, *parallel]) == 0
+    out = capfd.readouterr().out
+    assert out.strip("\n") and "weights in int8: rms error 0." in caplog.text and "largest error 0.39%" in caplog.text
+    quantised = Generator.load(run_dir, weights="int8")
+    weights = quantised._weights
+    assert isinstance(weights.token_embedding, Stored) and weights.blocks[0].qkv_kernel.values.dtype == "int8"
+    state = load_trained(run_dir)
+    placed = decode_weights(state.params, state.config.model, "int8")
+    jax.tree.map(np.testing.assert_array_equal, weights, placed)
+    pieces = quantised.stream(["ab"], max_tokens=6, sampling=Sampling(temperature=0))
+    assert "".join(piece.text for piece in pieces) == out.removesuffix("\n")
+
+
+def test_weights_in_another_dtype(
+    run_dir: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(run_dir), "--prompt", "ab", "--weights", "float32", *OPTIONS]) == 0
+    out = capfd.readouterr().out
+    assert "weights in float32: as the checkpoint has them" in caplog.text
+    assert out == greedy(run_dir, "ab")[0] + "\n"
+    assert main([str(run_dir), "--prompt", "ab", "--weights", "bfloat16", *OPTIONS]) == 0
+    assert "weights in bfloat16: rms error 0.1" in caplog.text
+    with pytest.raises(UserError, match="weights is 'int4'; expected float32, bfloat16, int8"):
+        gpt3_jax.generate(run_dir, "ab", weights="int4")  # type: ignore[arg-type]
 
 
 class Terminal(io.StringIO):

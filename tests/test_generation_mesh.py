@@ -21,6 +21,7 @@ from gpt3_jax.generation import Beam, Decoding, Generator, Greedy, Sample
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference.generate import place_weights
 from gpt3_jax.model.params import Params, param_table
+from gpt3_jax.model.stored import contracted, quantise, stores
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import shardings
 from gpt3_jax.parallel.zero import parameter_partitions
@@ -93,8 +94,8 @@ def test_weights_are_the_same_from_zeros_shards_and_from_the_hosts_memory(stage:
     for given in (jax.device_put(params(), where), jax.tree.map(np.asarray, params())):
         placed = place_weights(given, config, mesh)
         jax.tree.map(np.testing.assert_array_equal, placed, expected)
-        kernel = placed.blocks[0].mlp_up_kernel
-        assert kernel.sharding.shard_shape(kernel.shape) == (64, 128) and kernel.dtype == "bfloat16"
+        values = placed.blocks[0].mlp_up_kernel.values  # outputs first, as a CPU reads bf16
+        assert values.sharding.shard_shape(values.shape) == (128, 64) and values.dtype == "bfloat16"
 
 
 def test_weights_take_the_place_of_the_parameters() -> None:
@@ -105,6 +106,37 @@ def test_weights_take_the_place_of_the_parameters() -> None:
         placed = place_weights(given, CONFIG, mesh, consume=True)
         assert all(stack.is_deleted() for stack in given.blocks.leaves())
         jax.tree.map(np.testing.assert_array_equal, placed, expected)
+
+
+@pytest.mark.parametrize("given", ["parameters", "quantised ahead"])
+def test_int8_over_a_mesh_is_int8_on_one_device(given: str) -> None:
+    """What tensor shards: a kernel's outputs with their scales (qkv, mlp_up), or its inputs without (out, mlp_down)."""
+    prompts = [list(prompt.encode()) for prompt in PROMPTS]
+    one, over = (
+        dict(
+            Generator(
+                params() if given == "parameters" else quantised(), CONFIG, ByteTokenizer(), mesh, form="int8"
+            ).complete(prompts, (), 12, Greedy())
+        )
+        for mesh in (None, mesh_of((1, 2, 4)))
+    )
+    for i, answer in one.items():
+        assert over[i].text == answer.text and over[i].logprob == pytest.approx(answer.logprob, abs=2e-3)
+    weights = place_weights(params(), CONFIG, mesh_of((1, 2, 4)), "int8")
+    down = weights.blocks[0].mlp_down_kernel
+    assert down.values.sharding.shard_shape(down.values.shape) == (64, 64) and down.scales.shape == (64,)
+
+
+def quantised() -> Params[Any]:
+    """As a loader makes them: stacked, without having been cut into layers."""
+
+    def one(leaf: Any, spec: Any) -> Any:
+        if not stores(spec):
+            return leaf
+        axis = contracted(spec)
+        return jax.vmap(lambda layer: quantise(layer, axis))(leaf) if spec.stacked else quantise(leaf, axis)
+
+    return params().map(one, param_table(CONFIG))
 
 
 def test_a_token_costs_two_sums_a_block_one_for_its_embedding_and_a_gather_of_its_logits() -> None:

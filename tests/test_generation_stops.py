@@ -320,7 +320,7 @@ def test_a_length_is_padded_by_a_third_at_most_and_never_beyond_the_context(
 def test_a_long_batch_takes_those_lengths() -> None:
     wide = dataclasses.replace(CONFIG, n_ctx=4096)
     made = Generator(model.init(wide, jax.random.key(0)), wide, TOKENIZER)
-    tokens_BT, lengths_B, capacity = made._batch([[0] * 1025, [1]], [300, 300])
+    tokens_BT, lengths_B, capacity, _ = made._batch([[0] * 1025, [1]], [300, 300])
     assert (tokens_BT.shape, lengths_B.tolist(), capacity) == ((2, 1280), [1025, 1], 1536)
 
 

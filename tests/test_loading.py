@@ -237,7 +237,7 @@ def test_parameters_are_cast_one_by_one_while_they_are_loaded(
 def test_cast_weights_keep_the_fingerprint_without_padding() -> None:
     config = ModelConfig(n_layers=2, d_model=8, n_heads=1, n_ctx=8, n_vocab=5, vocab_multiple=8, dtype="bfloat16")
     params = model.init(config, jax.random.key(0))
-    cast = _Cast(config)
+    cast = _Cast(config, "compute")
     for name, leaf in named_leaves(params).items():
         assert cast(name, leaf).dtype == jnp.bfloat16
     assert cast.fingerprint() == weights_fingerprint(params, config)

@@ -321,7 +321,7 @@ def test_a_loops_copies_are_one_for_each_block() -> None:
 def test_the_estimate_knows_its_copies_and_its_work(cell: Cell) -> None:
     settings = config(cell)
     ours, full = (
-        estimate.work(c, MeshShape(*cell.mesh), cell.microbatches, "tpu", late=True)
+        estimate.work(c, MeshShape(*cell.mesh), cell.microbatches, "tpu", overlaps_scatters=True)
         for c in (settings, config(cell._replace(remat="full")))
     )
     assert ours.matmul_flops == full.matmul_flops and ours.hbm_bytes == full.hbm_bytes

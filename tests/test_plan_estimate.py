@@ -29,7 +29,7 @@ BEYOND = {
 
 def off(drawn: Drawn, compiled: int) -> float:
     """The estimate's error, as a share of what was compiled."""
-    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform, drawn.late)
+    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform, drawn.overlaps_scatters)
     return need / (compiled + (CODE if drawn.platform == "tpu" else 0)) - 1
 
 

@@ -7,14 +7,20 @@ import functools
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from compilers import needs_compiler_of
 from fake_topologies import fake_topology, small_node
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
+from gpt3_jax.inference import generate
 from gpt3_jax.model.params import param_table
+from gpt3_jax.model.stored import contracted, stores
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import topologies
@@ -142,6 +148,23 @@ def test_a_receipt_is_printed_whole_and_comes_back_from_json(use: Use, beams: bo
     assert ("completions of 16 tokens" in text) == (use == "generate")
 
 
+def test_int8_weights_take_a_quarter_of_fp32s_and_scales() -> None:
+    found = plan_inference(CONFIG, small_node(2**30), "generate", BATCH, "int8")
+    expected = 0
+    for spec in param_table(MODEL).leaves():
+        inputs = spec.axes[contracted(spec) + spec.stacked] if stores(spec) else None
+        outputs = [axis for axis in spec.axes if axis != inputs]
+        parts = 4 if any(TENSOR_RULES[axis] for axis in spec.axes) else 1
+        if inputs is None:
+            expected += 4 * spec.size // parts
+            continue
+        scales = spec.size // spec.shape[spec.axes.index(inputs)]
+        expected += spec.size // parts + 4 * scales // (4 if any(TENSOR_RULES[axis] for axis in outputs) else 1)
+    for program in found.programs:
+        assert program.memory.weights == expected < 0.4 * weight_bytes()
+    assert found.model["weights"] == "int8" and "weights in int8 over tensor" in render_inference(found)
+
+
 def test_a_device_without_figures_has_memory_and_no_time() -> None:
     one = dataclasses.replace(CONFIG, parallel=ParallelConfig(data=1))
     found = plan_inference(one, fake_topology(1), "evaluate", Batch(2, 32, 0))
@@ -198,11 +221,31 @@ def test_the_command_prints_keeps_and_refuses(
     for arguments, message in (
         ([*TINY, "--rows", "2"], "--rows 2 is for --for generate or --for evaluate"),
         ([*TINY, "--beams", "2"], "--beams 2 is for --for generate or --for evaluate"),
-        ([*TINY, "--for", "generate", "--weights", "compute"], "--weights compute is for --for evaluate"),
+        ([*TINY, "--for", "generate", "--weights", "float32"], "--weights float32 is for --for evaluate"),
+        ([*TINY, "--for", "evaluate", "--weights", "int8"], "--weights int8 is for --for generate"),
         ([*TINY, "--for", "evaluate", "--search"], "--search is for training"),
     ):
         assert front.main(arguments) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("topology", "kernel"),
+    [
+        pytest.param(name, kernel, marks=needs_compiler_of(name))
+        for name, kernel in (("v5p:2x2x2", "tpu_custom_call"), ("h100:1x8", "__cudnn$fmhaSoftmax"))
+    ],
+)
+def test_over_a_mesh_prompts_are_read_by_the_platforms_kernel(topology: str, kernel: str) -> None:
+    """A kernel for each layer, dense or banded, and no other one."""
+    model = dataclasses.replace(MODEL, d_model=1024, n_ctx=512, n_vocab=5000, band_width=128, dtype="bfloat16")
+    mesh = make_mesh(ParallelConfig(replica=1, data=1, tensor=8), topologies.open_topology(topology).devices)
+    place = generate.make_place(model, model.n_vocab, mesh)
+    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    draw = generate.Draw(np.uint32(0), ints((2,)), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
+    weights = generate.abstract_weights(model, mesh)
+    text = generate.begin.lower(weights, ints((2, 256)), ints((2,)), draw, place, 512).compile().as_text()
+    assert text is not None and text.count(f'custom_call_target="{kernel}"') == model.n_layers
 
 
 @pytest.mark.parametrize(

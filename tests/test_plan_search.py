@@ -155,7 +155,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
         memory=dataclasses.replace(base.memory, remat="offload", mlp_parts=4),
     )
     found = candidates(asked, node())
-    assert {c.config.memory.remat for c in found} == {*REMATS}
+    assert {c.config.memory.remat for c in found} == {*REMATS} - {"none"}, "which keeps more than pays"
     for c in found:
         inside = c.config.parallel.stage == 3 and c.config.memory.remat in ("full", "offload")
         assert c.config.memory.mlp_parts == (4 if inside else 1)
@@ -217,7 +217,9 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     hbm = {}
     for stage in formulas.STAGES:
         parallel = dataclasses.replace(base.parallel, stage=stage, reduce_dtype="bfloat16")
-        work = estimate.work(dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1, "gpu", late=True)
+        work = estimate.work(
+            dataclasses.replace(base, parallel=parallel), MeshShape(2, 4), 1, "gpu", overlaps_scatters=True
+        )
         over = {axis: sum(part.bytes for part in work.traffic if part.axes == (axis,)) for axis in ("data", "replica")}
         assert over["data"] == pytest.approx(2 * psi * formulas.traffic(stage) * 3 / 4)
         assert over["replica"] == pytest.approx(2 * psi / (4 if stage else 1)), "shards, all-reduced by two"

@@ -57,6 +57,15 @@ def measure(device: jax.Device, size: Size | None = None) -> Ceilings:
     )
 
 
+def read_bytes(device: jax.Device, size: Size | None = None) -> float:
+    """Bytes per second at which the device reads memory: a sum over an array that no cache holds. What generation is
+    held against, which reads the weights for each token."""
+    size = size or (SMALL if device.platform == "cpu" else LARGE)
+    x = jax.device_put(jnp.ones(2 * size.copied, jnp.float32), device)
+    total = jax.jit(jnp.sum)
+    return x.nbytes / _seconds(lambda: total(x), size.calls)
+
+
 def _seconds(run: Callable[[], jax.Array], calls: int) -> float:
     """Of one call, the next dispatched before the last has ended."""
     rounds = []

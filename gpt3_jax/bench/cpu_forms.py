@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention.blockwise import blockwise
+from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain
 from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.matmul import contract_rows, einsum
@@ -113,8 +114,9 @@ def rows() -> dict[str, tuple[float, float]]:
             without_gradient(triangle, *evaluated),
             without_gradient(blockwise, *evaluated),
         ),
-        "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(blockwise, *small)),
-        "PLAIN_SCORE_BYTES: blockwise for 2,048 positions": (training(blockwise, *large), training(plain, *large)),
+        "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(by_head, *small)),
+        "attends_by_head: 2,048 positions": (training(by_head, *large), training(blockwise, *large)),
+        "PLAIN_SCORE_BYTES: by_head for 2,048 positions": (training(by_head, *large), training(plain, *large)),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt3_jax.bench.ceilings import read_bytes
 from gpt3_jax.bench.machine import capacity, peak_memory
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cluster.device_errors import out_of_memory
@@ -17,6 +18,8 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.generation import Generator
 from gpt3_jax.model import params as model_params
+from gpt3_jax.model.decode import decode_weights
+from gpt3_jax.model.stored import Form
 from gpt3_jax.program.compiled import without_cache
 
 MOST_ROWS = 16
@@ -41,9 +44,16 @@ class DecodeTimes:
     first_call_seconds: float
     """The first call, which compiles."""
     weight_bytes: int
-    """Size of the weights in the compute dtype, which are read once per token."""
+    """Size of the weights as they are kept, which are read once per token."""
     memory: dict[str, int]
     """Peak memory in bytes, by source."""
+    read_bytes: float = 0.0
+    """Bytes per second at which the device reads memory, measured beside it."""
+
+    @property
+    def bound_share(self) -> float:
+        """The time that reading the weights once takes at `read_bytes`, as a share of a token's time."""
+        return self.weight_bytes / self.read_bytes / self.token_seconds.median if self.read_bytes else 0.0
 
 
 class _Unending:
@@ -83,9 +93,17 @@ def lengths(model: ModelConfig, prompt_tokens: int | None, new_tokens: int | Non
 
 
 def measure(
-    model: ModelConfig, prompt_tokens: int | None, new_tokens: int | None, rows: int, repeat: int
+    model: ModelConfig,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    rows: int,
+    repeat: int,
+    form: Form = "compute",
 ) -> DecodeTimes:
     """Completes `rows` prompts at once, `repeat` times after one to warm up.
+
+    Args:
+        form: how the weights are kept.
 
     Raises:
         UserError: lengths that the context does not hold; too many rows; a model that the device does not hold.
@@ -107,14 +125,17 @@ def measure(
     try:
         params = jax.jit(model_params.init, static_argnums=0)(model, jax.random.key(0))
         vocabulary: Any = _Unending(model.n_vocab, prompt)
-        generator = Generator(params, model, vocabulary)
-        weight_bytes = width * sum(leaf.size for leaf in jax.tree.leaves(params))
+        generator = Generator(params, model, vocabulary, form=form)
+        kept = jax.eval_shape(lambda p: decode_weights(p, model, form, device.platform), model_params.abstract(model))
+        weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
         del params
         with without_cache():
             started = time.perf_counter()
             _complete(generator, rows, new)
             first_call = time.perf_counter() - started
+        speeds = [read_bytes(device)]
         runs = [_complete(generator, rows, new) for _ in range(repeat)]
+        speeds.append(read_bytes(device))
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -135,6 +156,7 @@ def measure(
         first_call_seconds=first_call,
         weight_bytes=weight_bytes,
         memory=peak_memory(device, None),
+        read_bytes=max(speeds),  # before and after: the machine's, not a neighbour's share of it
     )
 
 

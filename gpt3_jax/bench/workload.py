@@ -19,6 +19,7 @@ from gpt3_jax.parallel.mesh import batch_shards, mesh_platform, shape_of
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.candidates import ROOMY, SLACK
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
+from gpt3_jax.train.step import unroll
 
 _CPU_STEP_FLOPS = 2e12
 """Maximum FLOPs (6N) of a step on a CPU, if it has more than one sequence: seconds on a laptop."""
@@ -149,6 +150,7 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "attention": attention_choices(work),
         "mesh": shape_of(work.mesh).axes,
         **cost_settings(config),
+        "unroll": unroll(config, work.mesh),
         "batch_tokens": work.tokens,
         "sequences": work.batch.sequences,
         "microbatches": work.batch.microbatches,

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     beam = None if arguments.beams is None else Beam(arguments.beams)
     # Without options for several devices it stays by itself, also inside a cluster's job.
     with started(distributed if dotted else DistributedConfig(mode="off")):
-        _complete(Generator.load(arguments.run_dir, parallel), prompts, arguments, sampling, beam)
+        _complete(Generator.load(arguments.run_dir, parallel, arguments.weights), prompts, arguments, sampling, beam)
     return 0
 
 
@@ -182,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same texts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        help="float32, bfloat16: weights and arithmetic in this dtype in place of the model's; int8: matrices in int8, "
+        "a scale for each output channel, and arithmetic in the model's dtype: half the memory of bfloat16. A message "
+        "says how far the weights are from the checkpoint's (default: the model's dtype)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON list of completions at the end, instead of streaming text"

@@ -117,8 +117,13 @@ def _check_use(args: argparse.Namespace) -> None:
             if (value := getattr(args, option)) is not None:
                 raise UserError(f"--{option.replace('_', '-')} {value} is for --for generate or --for evaluate")
         return
-    if args.use == "generate" and args.weights is not None:
-        raise UserError(f"--weights {args.weights} is for --for evaluate; generation has its weights in model.dtype")
+    if args.use == "generate" and args.weights == "float32":
+        raise UserError(
+            "--weights float32 is for --for evaluate; generation has its weights in model.dtype (--model.dtype "
+            "float32) or in int8"
+        )
+    if args.use == "evaluate" and args.weights == "int8":
+        raise UserError("--weights int8 is for --for generate; evaluation has its weights in float32 or compute")
     for option in ("search", "picture"):
         if getattr(args, option):
             raise UserError(f"--{option} is for training; leave it out, or --for {args.use}")
@@ -273,9 +278,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weights",
-        choices=("float32", "compute"),
-        help="for --for evaluate: parameters in fp32, as training keeps them, or cast once to model.dtype, as "
-        "evals.Engine takes them too: half the memory, the same results (default: float32)",
+        choices=("float32", "compute", "int8"),
+        help="for --for evaluate: parameters in fp32, as training keeps them, or cast once to model.dtype (compute), "
+        "as evals.Engine takes them too: half the memory, the same results (default: float32). For --for generate: in "
+        "model.dtype (compute, the default), or the matrices in int8",
     )
     parser.add_argument(
         "--search",

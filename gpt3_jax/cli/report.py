@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
@@ -338,15 +338,15 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
 def _remat(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
+    from gpt3_jax.model.remat import Remat
     from gpt3_jax.plan.cache import default_cache, plan
-    from gpt3_jax.plan.candidates import REMATS
     from gpt3_jax.plan.receipt import receipt_to_json
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports import remat as report
 
     topology, model = open_topology(args.topology), args.model or "gpt3-xl"
     receipts: dict[str, Receipt] = {}
-    for remat in REMATS:
+    for remat in get_args(Remat):
         log.info(f"compiling remat {remat} for {topology.name}")
         config = load_config(model.split(","), ["--memory.remat", remat])
         receipts[remat] = plan(config, topology, None if args.no_cache else default_cache())[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
@@ -86,8 +85,7 @@ class Engine:
             UserError: a request that does not fit the model's context, or has nothing to score.
         """
         yield from self._continuations({i: r for i, r in enumerate(requests) if isinstance(r, Continuation)})
-        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text)})
-        yield from self._windows({i: r for i, r in enumerate(requests) if isinstance(r, Window)})
+        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text | Window)})
         yield from self._completions({i: r for i, r in enumerate(requests) if isinstance(r, Completion)})
 
     def _continuations(self, requests: dict[int, Continuation]) -> Iterator[tuple[int, Answer]]:
@@ -109,21 +107,19 @@ class Engine:
             i = order[n]
             yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
 
-    def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
-        parts = {i: windows_of(request, self.tokenizer, self.config.n_ctx) for i, request in requests.items()}
-        places = [i for i, found in parts.items() for _ in found]
+    def _texts(self, requests: dict[int, Text | Window]) -> Iterator[tuple[int, Answer]]:
+        """All windows together, so that those of several texts fill batches."""
+        parts = {
+            i: [request] if isinstance(request, Window) else windows_of(request, self.tokenizer, self.config.n_ctx)
+            for i, request in requests.items()
+        }
+        places = [(i, window) for i, found in parts.items() for window in found]
         scores: dict[int, list[WindowScore]] = {i: [] for i in parts}
-        for n, score in self._windows(dict(enumerate(itertools.chain.from_iterable(parts.values())))):
-            i = places[n]
-            scores[i].append(score)
+        for n, likelihood in self._scorer.stream([(window.context, window.continuation) for _, window in places]):
+            i, request = places[n][0], requests[places[n][0]]
+            scores[i].append(WindowScore(likelihood.logprob, likelihood.tokens))
             if len(scores[i]) == len(parts[i]):
-                yield i, TextScore.of(requests[i].text, scores[i])
-
-    def _windows(self, requests: dict[int, Window]) -> Iterator[tuple[int, WindowScore]]:
-        order = list(requests)
-        pairs = [(request.context, request.continuation) for request in requests.values()]
-        for n, likelihood in self._scorer.stream(pairs):
-            yield order[n], WindowScore(likelihood.logprob, likelihood.tokens)
+                yield i, TextScore.of(request.text, scores[i]) if isinstance(request, Text) else scores[i][0]
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
         groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}

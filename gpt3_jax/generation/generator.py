@@ -5,12 +5,13 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
 from gpt3_jax.cluster.agreement import to_host
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.environment import start_devices
@@ -21,11 +22,16 @@ from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampl
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
-from gpt3_jax.inference.lengths import padded_length
+from gpt3_jax.inference.lengths import padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
+from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
+from gpt3_jax.model.stored import Form
 from gpt3_jax.parallel.mesh import make_mesh
 
+Weights = Literal["float32", "bfloat16", "int8"]
+"""float32, bfloat16: the weights, and arithmetic, in this dtype in place of `model.dtype`; int8: the matrices in int8
+with a scale for each output channel, arithmetic in `model.dtype`."""
 _ROWS = 16
 """Maximum number of rows that a device, or a tensor group of devices, computes at once: completions, or hypotheses of
 beam searches. More are computed in turn, to limit the memory of their caches.
@@ -48,15 +54,17 @@ class Generator:
         tokenizer: Tokenizer,
         mesh: Mesh | None = None,
         *,
+        form: Form = "compute",
         consume: bool = False,
     ) -> None:
         """Casts the weights and places them; `params` may be deleted afterwards.
 
         Args:
-            params: fp32 or in the compute dtype, in any place: ZeRO's shards on this mesh, on one device, in the host's
-                memory as numpy arrays.
+            params: fp32, in the compute dtype or quantised, in any place: ZeRO's shards on this mesh, on one device, in
+                the host's memory as numpy arrays.
             mesh: rows are split over replica and data; weights and caches over tensor. None: the one device that holds
                 `params`. In a run of several processes each must make the same calls.
+            form: how the weights are kept: int8 halves the memory of bf16 weights and changes results (`model.stored`).
             consume: whether to delete most of `params` on the way, so that they do not lie there beside the weights.
 
         Raises:
@@ -70,22 +78,40 @@ class Generator:
         start_devices()
         self.config = config
         self.tokenizer = tokenizer
-        self._weights = programs.place_weights(params, config, mesh, consume=consume)
-        self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights)
+        self._prefix: tuple[list[int], Prefix] | None = None
+        self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
+        self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], parallel: ParallelConfig | None = None) -> Generator:
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        parallel: ParallelConfig | None = None,
+        weights: Weights | None = None,
+    ) -> Generator:
         """Loads a run's or a Hugging Face folder. Raises the errors of `load_model` and `make_mesh`.
 
-        A device holds its shards of the weights in the compute dtype; while they are loaded, those of one matrix of all
+        A device holds its shards of the weights as they are kept; while they are loaded, those of one matrix of all
         layers more, in fp32.
 
         Args:
             parallel: a mesh over all devices; None: the first device alone.
+            weights: how the weights are kept. A message says how far they are from the checkpoint's.
         """
+        if weights not in (None, *get_args(Weights)):
+            raise UserError(f"weights is {weights!r}; expected {', '.join(get_args(Weights))}, or none")
         mesh = None if parallel is None else make_mesh(parallel)
-        loaded = load_model(checkpoint, mesh=mesh, parallel=parallel or ParallelConfig(), weights="compute")
-        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, consume=True)
+        form: Form = "int8" if weights == "int8" else "compute"
+        loaded = load_model(
+            checkpoint,
+            mesh=mesh,
+            parallel=parallel or ParallelConfig(),
+            weights=form,
+            dtype=None if weights == "int8" else weights,
+        )
+        if weights is not None:
+            log.info(f"weights in {weights}: {loaded.rounding or 'as the checkpoint has them'}")
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, form=form, consume=True)
 
     def stream(
         self,
@@ -184,7 +210,9 @@ class Generator:
     def _grow(self, rows: list[Row], sampling: Sampling, seed: int) -> Iterator[tuple[Row, Piece]]:
         """Completes the rows together; each piece with its row."""
         padded = self._padded(rows)
-        tokens_BT, lengths_B, capacity = self._batch([row.prompt_ids for row in padded], [row.limit for row in padded])
+        tokens_BT, lengths_B, capacity, prefix = self._batch(
+            [row.prompt_ids for row in padded], [row.limit for row in padded]
+        )
         draw = Draw(
             np.uint32(seed),
             np.array([row.stream for row in padded], np.int32),
@@ -193,7 +221,7 @@ class Generator:
             np.float32(sampling.top_p),
         )
         n_tokens = max(row.limit for row in rows)
-        drawn, cache = programs.begin(self._weights, tokens_BT, lengths_B, draw, self._place, capacity)
+        drawn, cache = programs.begin(self._weights, tokens_BT, lengths_B, draw, self._place, capacity, prefix)
         for n in range(n_tokens):
             found: Drawn = drawn
             if n + 1 < n_tokens:
@@ -223,9 +251,10 @@ class Generator:
         self, prompts: list[list[int]], searches: list[BeamSearch], width: int
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
-        tokens_PT, lengths_P, capacity = self._batch(self._padded(prompts), [search.limit for search in searches])
+        limits = [search.limit for search in searches]
+        tokens_PT, lengths_P, capacity, prefix = self._batch(self._padded(prompts), limits)
         found: Candidates
-        found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width)
+        found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width, prefix)
         left = dict(enumerate(searches))
         while True:
             scores_PC, parents_PC, tokens_PC = (
@@ -260,17 +289,37 @@ class Generator:
         shards = self._place.shards
         return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
-    def _batch(self, prompts: list[Sequence[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Tokens [B, T] and lengths [B] of the prompts, and the capacity of their cache."""
-        lengths_B = np.array([len(ids) for ids in prompts], np.int32)
-        n_ctx = self.config.n_ctx
-        needed = max(length + limit for length, limit in zip(lengths_B.tolist(), limits, strict=False))
-        capacity = padded_length(needed, _SHORTEST, n_ctx)
-        longest = padded_length(int(lengths_B.max()), _SHORTEST, capacity)
+    def _batch(self, prompts: list[list[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int, Prefix | None]:
+        """Tokens [B, T] and lengths [B] of the prompts, the capacity of their cache; and what all of them begin with,
+        which tokens and lengths then leave out."""
+        needed = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=False))
+        capacity = padded_length(needed, _SHORTEST, self.config.n_ctx)
+        shared = self._shared(prompts)
+        lengths_B = np.array([len(ids) - shared for ids in prompts], np.int32)
+        longest = padded_length(int(lengths_B.max()), 1 if shared else _SHORTEST, capacity - shared)
         tokens_BT = np.zeros((len(prompts), longest), np.int32)
         for i, ids in enumerate(prompts):
-            tokens_BT[i, : len(ids)] = ids
-        return tokens_BT, lengths_B, capacity
+            tokens_BT[i, : len(ids) - shared] = ids[shared:]
+        return tokens_BT, lengths_B, capacity, self._prefix_of(prompts[0][:shared])
+
+    def _shared(self, prompts: list[list[int]]) -> int:
+        """How many tokens all prompts begin with, without the last of the shortest one; rounded down, so that few
+        shapes are compiled. 0 where a device has one row: it would read as much in two programs."""
+        if len(prompts) == self._place.shards:
+            return 0
+        first, last = min(prompts), max(prompts)  # in lexical order: what these two share, all do
+        most = min(map(len, prompts)) - 1
+        return shared_length(next((i for i in range(most) if first[i] != last[i]), most))
+
+    def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
+        """Its keys and values; the last one is kept for the batches that follow."""
+        if not ids:
+            return None
+        if self._prefix is None or self._prefix[0] != list(ids):
+            self._prefix = None  # the device does not hold two
+            read = programs.begin_prefix(self._weights, np.array(ids, np.int32), self._place)
+            self._prefix = list(ids), read
+        return self._prefix[1]
 
 
 def generate(
@@ -284,6 +333,7 @@ def generate(
     samples: int = 1,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    weights: Weights | None = None,
 ) -> list[str]:
     """Completes prompts with a run's newest checkpoint. Returns all samples of the first prompt, then of the second, …
 
@@ -295,6 +345,7 @@ def generate(
         samples: number of completions of each prompt.
         seed: equal seeds give equal texts.
         stop: texts, or one, in front of which a completion ends; they are not part of it.
+        weights: float32, bfloat16 or int8, in place of the model's dtype: see `Weights`.
 
     Raises:
         UserError: there is no checkpoint, a prompt is longer than the context, a stop string is empty, or a number is
@@ -304,7 +355,7 @@ def generate(
     require_type("prompts", prompts, (str, Sequence), "a text or a list of texts")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
-    generator = Generator.load(checkpoint)
+    generator = Generator.load(checkpoint, weights=weights)
     texts = [""] * (len(prompts) * samples)
     pieces = generator.stream(prompts, max_tokens=max_tokens, sampling=sampling, samples=samples, seed=seed, stop=stop)
     for piece in pieces:

@@ -20,17 +20,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.model.decode import Cache, DecodeWeights, decode_step, decode_weights, init_cache, prefill
+from gpt3_jax.model.decode import (
+    Cache,
+    DecodeWeights,
+    Prefix,
+    decode_step,
+    decode_weights,
+    init_cache,
+    prefill,
+    read_prefix,
+)
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
+from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, store
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
+from gpt3_jax.spec import ParamSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,8 @@ class Place:
     """Tokens of the tokenizer; a model may have more ids. The others are never generated."""
     mesh: Mesh | None = None
     """None: one device, that of the arguments."""
+    form: Form = "compute"
+    """How the weights are kept."""
 
     @property
     def shards(self) -> int:
@@ -96,7 +109,7 @@ class Candidates:
 # -- where things lie ----------------------------------------------------------------------------------------------
 
 
-def weight_partitions(config: ModelConfig, mesh: Mesh) -> DecodeWeights:
+def weight_partitions(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
     """How each weight lies on the mesh: split over tensor, whole over the other axes.
 
     Raises:
@@ -108,13 +121,23 @@ def weight_partitions(config: ModelConfig, mesh: Mesh) -> DecodeWeights:
             f"model.n_heads {config.n_heads} is not divisible by parallel.tensor {tensor}; choose a tensor axis that "
             "divides the heads"
         )
-    table = partitions(param_table(config), mesh, zero=False)
-    block = table.blocks.map(lambda spec: PartitionSpec(*spec[1:]))  # without the dimension of layers
-    tree: Any = DecodeWeights  # of partitions, not of arrays
+    specs = param_table(config)
+    table = partitions(specs, mesh, zero=False)
+
+    def stored(where: PartitionSpec, spec: ParamSpec) -> Any:
+        where = PartitionSpec(*where[1:]) if spec.stacked else where  # without the dimension of layers
+        if not outputs_first(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh)):
+            return where
+        dims = list(where)
+        inputs = dims.pop(contracted(spec))
+        tree: Any = Stored  # of partitions, not of arrays
+        return tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
+
+    tree: Any = DecodeWeights
     return tree(  # type: ignore[no-any-return]
-        table.token_embedding,
+        stored(table.token_embedding, specs.token_embedding),
         table.position_embedding,
-        (block,) * config.n_layers,
+        (table.blocks.map(stored, specs.blocks),) * config.n_layers,
         table.ln_f_scale,
         table.ln_f_bias,
     )
@@ -129,10 +152,12 @@ def cache_partitions(config: ModelConfig, mesh: Mesh) -> Cache:
     return Cache(layers, layers, lengths)
 
 
-def abstract_weights(config: ModelConfig, mesh: Mesh) -> DecodeWeights:
+def abstract_weights(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
     """Shapes, dtypes and shardings of the weights, for compilation. Raises the errors of `weight_partitions`."""
-    made = jax.eval_shape(lambda params: decode_weights(params, config), abstract(config))
-    return _with_shardings(made, shardings(weight_partitions(config, mesh), mesh))  # type: ignore[no-any-return]
+    platform = mesh_platform(mesh)
+    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform), abstract(config))
+    where = weight_partitions(config, mesh, form)
+    return _with_shardings(made, shardings(where, mesh))  # type: ignore[no-any-return]
 
 
 def abstract_cache(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> Cache:
@@ -148,16 +173,17 @@ def _with_shardings(shapes: Any, where: Any) -> Any:
 
 
 def place_weights(
-    params: Params[Any], config: ModelConfig, mesh: Mesh | None, *, consume: bool = False
+    params: Params[Any], config: ModelConfig, mesh: Mesh | None, form: Form = "compute", *, consume: bool = False
 ) -> DecodeWeights:
-    """Weights in the compute dtype, where the programs expect them.
+    """Weights in the compute dtype, or with their matrices in int8, where the programs expect them.
 
     They are cast and moved one matrix at a time: a device holds its shards of the parameters, of the weights, and of
     one matrix more.
 
     Args:
-        params: fp32, or in the compute dtype already, wherever they lie: ZeRO's shards on this mesh, on one device, or
-            numpy arrays in the host's memory (which may hold what no device does).
+        params: fp32, or in the compute dtype already, or quantised ahead (`stored.Stored`), wherever they lie: ZeRO's
+            shards on this mesh, on one device, or numpy arrays in the host's memory (which may hold what no device
+            does).
         mesh: None: the one device that holds `params`.
         consume: whether to delete the blocks' parameters, each as soon as its layers are cut out of it.
 
@@ -165,52 +191,79 @@ def place_weights(
         UserError: as `weight_partitions`.
     """
     if mesh is None and not consume:
-        return decode_weights(params, config)
-    tree: Any = DecodeWeights  # of shardings, not of arrays
-    where = (
-        tree(None, None, (params.blocks.map(lambda _: None),), None, None)
-        if mesh is None
-        else shardings(weight_partitions(config, mesh), mesh)
-    )
-    dtype = jnp.dtype(config.dtype)
+        return decode_weights(params, config, form)
+    table, dtype = param_table(config), jnp.dtype(config.dtype)
+    platform = platform_of(params) if mesh is None else mesh_platform(mesh)
+    where = None if mesh is None else shardings(weight_partitions(config, mesh, form), mesh)
+    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform)
 
-    def whole(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
-        return jax.device_put(leaf.astype(dtype), sharding)
+    def whole(name: str) -> Any:
+        made = kept(getattr(params, name), getattr(table, name))
+        return jax.device_put(made, None if where is None else getattr(where, name))
 
-    def layers(stack: Any, sharding: NamedSharding | None) -> tuple[jax.Array, ...]:
-        cut = tuple(jax.device_put(_layer(stack, i, config.dtype), sharding) for i in range(config.n_layers))
-        if consume and isinstance(stack, jax.Array):
-            stack.delete()
+    def layers(stack: Any, spec: ParamSpec, sharding: Any = None) -> tuple[Any, ...]:
+        cut = tuple(
+            jax.device_put(kept(jax.tree.map(lambda leaf, i=i: _layer(leaf, i), stack), spec), sharding)
+            for i in range(config.n_layers)
+        )
+        if consume:
+            for leaf in jax.tree.leaves(stack):
+                if isinstance(leaf, jax.Array):
+                    leaf.delete()
         return cut
 
-    by_layer = params.blocks.map(layers, where.blocks[0])
+    by_layer = params.blocks.map(layers, table.blocks, *([] if where is None else [where.blocks[0]]))
     return DecodeWeights(
-        whole(params.token_embedding, where.token_embedding),
-        whole(params.position_embedding, where.position_embedding),
+        whole("token_embedding"),
+        whole("position_embedding"),
         tuple(by_layer.map(lambda cut, i=i: cut[i]) for i in range(config.n_layers)),
-        whole(params.ln_f_scale, where.ln_f_scale),
-        whole(params.ln_f_bias, where.ln_f_bias),
+        whole("ln_f_scale"),
+        whole("ln_f_bias"),
     )
 
 
-def _layer(stack: Any, i: int, dtype: str) -> Any:
-    return stack[i].astype(jnp.dtype(dtype)) if isinstance(stack, np.ndarray) else _cut(stack, i, dtype)
+def _layer(stack: Any, i: int) -> Any:
+    return stack[i] if isinstance(stack, np.ndarray) else _cut(stack, i)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cut(stack: jax.Array, i: int, dtype: str) -> jax.Array:
-    return lax.dynamic_index_in_dim(stack, i, keepdims=False).astype(dtype)
+@jax.jit
+def _cut(stack: jax.Array, i: int) -> jax.Array:
+    return lax.dynamic_index_in_dim(stack, i, keepdims=False)
 
 
-def make_place(config: ModelConfig, n_tokens: int, mesh: Mesh | None, weights: DecodeWeights | None = None) -> Place:
+_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform"))
+
+
+def make_place(
+    config: ModelConfig,
+    n_tokens: int,
+    mesh: Mesh | None,
+    weights: DecodeWeights | None = None,
+    form: Form = "compute",
+) -> Place:
     """The place of these weights; of a mesh of one device, that device alone.
 
     Args:
         weights: where there is no mesh, what tells the platform.
     """
     if mesh is None or mesh.size == 1:
-        return Place(config, Local(platform_of(weights) if mesh is None else Local.of(mesh).platform), n_tokens)
-    return Place(config, Local.of(mesh), n_tokens, mesh)
+        platform = platform_of(weights) if mesh is None else Local.of(mesh).platform
+        return Place(config, Local(platform), n_tokens, form=form)
+    return Place(config, Local.of(mesh), n_tokens, mesh, form)
+
+
+# -- what prompts share -----------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="place")
+def begin_prefix(weights: DecodeWeights, tokens_P: ArrayLike, place: Place) -> Prefix:
+    """Reads what all prompts of a batch begin with, once: on each batch shard, its heads over tensor."""
+
+    def local(weights: DecodeWeights, tokens_P: jax.Array) -> Prefix:
+        return read_prefix(weights, tokens_P, place.config, place.local)
+
+    run = place.over_devices(local, (*_givens(place, 0), PartitionSpec()), _prefixes(place))
+    return run(weights, tokens_P)  # type: ignore[no-any-return]
 
 
 # -- one token a row -----------------------------------------------------------------------------------------------
@@ -218,21 +271,30 @@ def make_place(config: ModelConfig, n_tokens: int, mesh: Mesh | None, weights: D
 
 @functools.partial(jax.jit, static_argnames=("place", "capacity"))
 def begin(
-    weights: DecodeWeights, tokens_BT: ArrayLike, lengths_B: ArrayLike, draw: Draw, place: Place, capacity: int
+    weights: DecodeWeights,
+    tokens_BT: ArrayLike,
+    lengths_B: ArrayLike,
+    draw: Draw,
+    place: Place,
+    capacity: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Drawn, Cache]:
     """Reads the prompts; the first token of each completion.
 
     Args:
-        tokens_BT, lengths_B: as `model.decode.prefill`; B is a multiple of `place.shards`.
+        tokens_BT, lengths_B, prefix: as `model.decode.prefill`; B is a multiple of `place.shards`.
         capacity: tokens that a row may reach, prompt included.
     """
 
-    def local(weights: DecodeWeights, tokens_BT: jax.Array, lengths_B: jax.Array, draw: Draw) -> tuple[Drawn, Cache]:
-        logits_BV, cache = prefill(weights, tokens_BT, lengths_B, place.config, place.local, capacity)
+    def local(
+        weights: DecodeWeights, tokens_BT: jax.Array, lengths_B: jax.Array, draw: Draw, prefix: Prefix | None
+    ) -> tuple[Drawn, Cache]:
+        logits_BV, cache = prefill(weights, tokens_BT, lengths_B, place.config, place.local, capacity, prefix)
         return _drawn(logits_BV, cache, draw, place), cache
 
-    run = place.over_devices(local, (*_givens(place, 2), _draw_partitions(place)), (PartitionSpec(), _caches(place)))
-    return run(weights, tokens_BT, lengths_B, draw)  # type: ignore[no-any-return]
+    given = (*_givens(place, 2), _draw_partitions(place), None if prefix is None else _prefixes(place))
+    run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
+    return run(weights, tokens_BT, lengths_B, draw, prefix)  # type: ignore[no-any-return]
 
 
 @functools.partial(jax.jit, static_argnames="place", donate_argnames="cache")
@@ -268,18 +330,31 @@ def _log_softmax(logits_BV: jax.Array, tokens_BK: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("place", "capacity", "width"))
 def begin_beams(
-    weights: DecodeWeights, tokens_PT: ArrayLike, lengths_P: ArrayLike, place: Place, capacity: int, width: int
+    weights: DecodeWeights,
+    tokens_PT: ArrayLike,
+    lengths_P: ArrayLike,
+    place: Place,
+    capacity: int,
+    width: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Candidates, Cache]:
-    """Reads the prompts, each once; their first candidates, and a cache with `width` rows for each prompt."""
+    """Reads the prompts, each once; their first candidates, and a cache with `width` rows for each prompt.
 
-    def local(weights: DecodeWeights, tokens_PT: jax.Array, lengths_P: jax.Array) -> tuple[Candidates, Cache]:
-        logits_PV, cache = prefill(weights, tokens_PT, lengths_P, place.config, place.local, capacity)
+    Args:
+        prefix: as `begin`.
+    """
+
+    def local(
+        weights: DecodeWeights, tokens_PT: jax.Array, lengths_P: jax.Array, prefix: Prefix | None
+    ) -> tuple[Candidates, Cache]:
+        logits_PV, cache = prefill(weights, tokens_PT, lengths_P, place.config, place.local, capacity, prefix)
         prompts = lengths_P.shape[0]
         parents_B = jnp.repeat(jnp.arange(prompts), width)
         return _candidates(logits_PV[:, None], jnp.zeros((prompts, 1)), width, place), _rows_of(cache, parents_B)
 
-    run = place.over_devices(local, _givens(place, 2), (PartitionSpec(), _caches(place)))
-    return run(weights, tokens_PT, lengths_P)  # type: ignore[no-any-return]
+    given = (*_givens(place, 2), None if prefix is None else _prefixes(place))
+    run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
+    return run(weights, tokens_PT, lengths_P, prefix)  # type: ignore[no-any-return]
 
 
 @functools.partial(jax.jit, static_argnames="place", donate_argnames="cache")
@@ -344,11 +419,19 @@ def _givens(place: Place, rows: int) -> tuple[Any, ...]:
     """Of the weights, and of so many arrays of rows; nothing without a mesh."""
     if place.mesh is None:
         return (None,) * (1 + rows)
-    return weight_partitions(place.config, place.mesh), *(place.rows,) * rows
+    return weight_partitions(place.config, place.mesh, place.form), *(place.rows,) * rows
 
 
 def _caches(place: Place) -> Cache | None:
     return None if place.mesh is None else cache_partitions(place.config, place.mesh)
+
+
+def _prefixes(place: Place) -> Prefix | None:
+    """Heads over tensor; the same on every batch shard."""
+    if place.mesh is None:
+        return None
+    layers: Any = (PartitionSpec(None, place.local.tensor),) * place.config.n_layers
+    return Prefix(layers, layers)
 
 
 def _draw_partitions(place: Place) -> Draw:

@@ -10,3 +10,8 @@ def padded_length(length: int, least: int, room: int) -> int:
     """The first of these lengths that is at least `length` and `least`; at most `room`, which is at least `length`."""
     wanted = max(length, least)
     return min(next((n for n in LENGTHS if n >= wanted), -(-wanted // 512) * 512), room)
+
+
+def shared_length(length: int) -> int:
+    """The last of these lengths that is at most `length`: so much of a shared prefix is computed once. 0: none."""
+    return length // 512 * 512 if length >= LENGTHS[-1] else max((n for n in LENGTHS if n <= length), default=0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import ModelConfig, ParallelConfig
@@ -18,16 +19,17 @@ from gpt3_jax.data.hf_tokenizer import FILES, has_tokenizer
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt3_jax.errors import UserError, require_type
 from gpt3_jax.interop.huggingface import config_from_hf, from_hf, is_hf
-from gpt3_jax.model.params import Params
+from gpt3_jax.model.params import Params, names, param_table
+from gpt3_jax.model.stored import Rounding, Stored, contracted, dequantise, quantise, rounding, stores
 from gpt3_jax.paths import local_path
 from gpt3_jax.train.checkpoint.integrity import array_checksums, describe, named_leaves, record_digest
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 from gpt3_jax.train.checkpoint.trained import config_of, load_trained
 
 GPT2_TOKENIZER = "r50k_base"
-Weights = Literal["float32", "compute"]
+Weights = Literal["float32", "compute", "int8"]
 """float32: as training keeps them; compute: cast as they are loaded to `model.dtype`, which changes no result of
-evaluation or generation."""
+evaluation or generation; int8: for generation, the matrices quantised as they are loaded (`model.stored`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Loaded:
     """Of the weights (`weights_fingerprint`)."""
     tokens_trained: int | None
     """None for a model that was trained elsewhere."""
+    rounding: Rounding | None = None
+    """How far the matrices are from the fp32 weights; None where they are these."""
 
 
 def load_model(
@@ -53,6 +57,7 @@ def load_model(
     mesh: Mesh | None = None,
     parallel: ParallelConfig = ParallelConfig(),
     weights: Weights = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Loaded:
     """Loads the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's format.
 
@@ -64,7 +69,8 @@ def load_model(
         mesh: where to load the parameters to; None: one device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
         weights: with "compute", a device holds its shards of the parameters in the compute dtype, and while they are
-            loaded of one of them in fp32.
+            loaded of one of them in fp32; with "int8", the matrices are `Stored`.
+        dtype: the compute dtype, in place of the model's own.
 
     Raises:
         UserError: the folder is neither, or holds a model or a tokenizer of another kind; the tokenizer does not fit
@@ -75,36 +81,80 @@ def load_model(
     name = Path(os.path.abspath(path)).name
     hf = _holds_hf(path)
     config = config_from_hf(path) if hf else config_of(path).model
-    cast = _Cast(config) if weights == "compute" and config.dtype != "float32" else None
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    casts = weights == "int8" or (weights == "compute" and config.dtype != "float32")
+    cast = _Cast(config, weights) if casts else None
     if hf:
-        config, params = from_hf(path, mesh=mesh, parallel=parallel, each=cast)
+        _, params = from_hf(path, mesh=mesh, parallel=parallel, each=cast)
         found = load_tokenizer(tokenizer or hf_tokenizer_name(path, config))
         tokens = None
     else:
         trained = load_trained(path, mesh=mesh, parallel=parallel, each=cast)
-        config, params = trained.config.model, trained.params
+        params = trained.params
         found = load_tokenizer(tokenizer or trained.config.data.tokenizer)
         tokens = trained.tokens or None  # a run at 0 tokens is a converted model
     require_fits(found, config, path)
     fingerprint = weights_fingerprint(params, config) if cast is None else cast.fingerprint()
-    return Loaded(name, config, params, found, fingerprint, tokens)
+    return Loaded(name, config, params, found, fingerprint, tokens, None if cast is None else cast.rounding)
 
 
 class _Cast:
-    """Casts parameters to the compute dtype one by one, and takes what their fingerprint needs before."""
+    """Casts or quantises parameters one by one, and takes what their fingerprint needs before."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self._config, self._weights = config, weights
+        table = param_table(config)
+        self._specs = dict(zip((name.replace(".", "/") for name in names(table)), table.leaves(), strict=True))
         self._entries: dict[str, Any] = {}
+        self._roundings: dict[str, Rounding] = {}
 
-    def __call__(self, name: str, array: jax.Array) -> jax.Array:
+    def __call__(self, name: str, array: jax.Array) -> Any:
         own = array[: self._config.n_vocab] if name == "token_embedding" else array
         self._entries |= _fingerprint_entries({name: own})
-        return array.astype(jnp.dtype(self._config.dtype))
+        spec = self._specs[name]
+        if not stores(spec):
+            return array.astype(jnp.dtype(self._config.dtype))
+        axis = contracted(spec) + (spec.stacked and contracted(spec) >= 0)  # of all layers
+        if self._weights == "int8":
+            made, self._roundings[name] = _quantised(array, axis, *_where(array, axis))
+            return made
+        cast = array.astype(jnp.dtype(self._config.dtype))
+        self._roundings[name] = _rounding(array, cast, axis)
+        return cast
+
+    @property
+    def rounding(self) -> Rounding:
+        """Of all matrices."""
+        first, *rest = self._roundings.values()
+        return sum(rest, first)
 
     def fingerprint(self) -> str:
         """As `weights_fingerprint` of the parameters before."""
         return record_digest(self._entries)
+
+
+_rounding = jax.jit(rounding, static_argnames="axis")
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "values", "scales"))
+def _quantised(
+    array: jax.Array, axis: int, values: Sharding | None, scales: Sharding | None
+) -> tuple[Stored, Rounding]:
+    """A parameter in int8, and how far it is from what was given."""
+    made = quantise(array, axis)
+    if values is not None:
+        made = jax.lax.with_sharding_constraint(made, Stored(values, scales))  # type: ignore[arg-type]
+    return made, rounding(array, dequantise(made, axis), axis)
+
+
+def _where(array: jax.Array, axis: int) -> tuple[Sharding | None, Sharding | None]:
+    """Where values and scales lie: as the array does. None: on its one device."""
+    if not isinstance(array.sharding, NamedSharding):
+        return None, None
+    dims = [*array.sharding.spec, *[None] * (array.ndim - len(array.sharding.spec))]
+    inputs = dims.pop(axis)
+    mesh = array.sharding.mesh
+    return NamedSharding(mesh, PartitionSpec(*dims, inputs)), NamedSharding(mesh, PartitionSpec(*dims))
 
 
 def load_tokenizer_of(folder: str | os.PathLike[str]) -> tuple[Tokenizer, ModelConfig]:

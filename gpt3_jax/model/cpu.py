@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from gpt3_jax.config import ModelConfig
+
 PLAIN_SCORE_BYTES = 4 * 2**20
 """Attention (`attention.choose`): up to so many bytes of scores `plain` is the fastest, as they stay in the caches;
-beyond, `blockwise` is."""
+beyond, `by_head` or `blockwise` is."""
 TRIANGLE_BLOCK = 128
 """Positions of a block of `attention.triangle`, at least."""
 
@@ -28,6 +30,38 @@ def takes_triangle(length: int, platform: str) -> bool:
     """Whether attention without gradients is `attention.triangle`: for GPT-3 Small it takes half to a third of the time
     of the other implementations for rows of 350 tokens and more, and as long as they for rows of 160 to 200."""
     return platform == "cpu" and length >= 2 * TRIANGLE_BLOCK
+
+
+def attends_by_head(dtype: jnp.dtype, platform: str) -> bool:
+    """Whether attention beyond `PLAIN_SCORE_BYTES` is `attention.by_head` and not `attention.blockwise`, whose scores
+    of all heads do not stay in the caches. In fp32 matmuls take twice as long, and the difference is small."""
+    return platform == "cpu" and dtype == jnp.bfloat16
+
+
+# -- depth ---------------------------------------------------------------------------------------------------------
+
+_UNROLLED_FROM = 5e6
+"""Weights of the blocks from which on the loop over depth is unrolled. Below, programs are compiled more often than
+long runs are made: a short run that is long enough says so in its configuration."""
+_FLOPS = 4e11
+"""Floating-point operations per second of a CPU, roughly: for what follows."""
+_SAVED, _COMPILE_S = 0.1, 0.5
+"""Part of a step that unrolling saves, and seconds that it adds to compiling for each layer: gpt3-small on two cores of
+an AMD EPYC."""
+_REPAID = 5
+"""How many times the compile time must be saved."""
+
+
+def unroll(model: ModelConfig, tokens: int) -> int:
+    """Periods of the attention pattern in an iteration of the loop over depth, for a run of `tokens` on one device.
+
+    All of them, where the steps repay what compiling takes longer: the backend copies each layer's weights, gradients
+    and activations out of the stacked arrays and into them. Else 1.
+    """
+    weights = 12 * model.n_layers * model.d_model**2
+    saved = _SAVED * 6 * weights * tokens / _FLOPS
+    pays = weights >= _UNROLLED_FROM and saved > _REPAID * _COMPILE_S * model.n_layers
+    return model.n_layers // len(model.attention_pattern) if pays else 1
 
 
 # -- matmuls in bf16 -----------------------------------------------------------------------------------------------
@@ -66,6 +100,32 @@ def row_copies(batch: int, dtype: jnp.dtype, platform: str) -> int:
     """How many equal rows a decoding step computes for one. The backend multiplies a single bf16 row at a tenth of the
     speed of two, which read the weights once all the same."""
     return 2 if batch == 1 and dtype == jnp.bfloat16 and platform == "cpu" else 1
+
+
+# -- generation's weights -------------------------------------------------------------------------------------------
+
+
+def reads_outputs_first(dtype: jnp.dtype, platform: str) -> bool:
+    """Whether generation keeps its kernels transposed, [O, I]. The backend's bf16 matmul of a few rows reads them a
+    fifth faster so; its fp32 matmul of several rows a third slower."""
+    return platform == "cpu" and dtype == jnp.bfloat16
+
+
+def int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
+    """The fp32 product of rows with an int8 matrix [O, I], without its scales.
+
+    The backend converts int8 weights to another dtype at a twentieth of the speed at which its int8 matmul reads them.
+    So each row becomes two of int8, its high and its low bits: 15 bits in all, of the row's largest number.
+    """
+    rows = x_NI.shape[0]
+    top_N1 = jnp.max(jnp.abs(x_NI.astype(jnp.float32)), axis=-1, keepdims=True)
+    unit_N1 = jnp.where(top_N1 > 0, top_N1, 1.0) / (127 * 128)
+    steps_NI = x_NI.astype(jnp.float32) / unit_N1
+    high_NI = jnp.round(steps_NI / 128)
+    low_NI = jnp.clip(jnp.round(steps_NI - 128 * high_NI), -127, 127)
+    both = jnp.concatenate([high_NI, low_NI]).astype(jnp.int8)
+    sums = jnp.einsum("ni,oi->no", both, values_OI, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return (128 * sums[:rows] + sums[rows:]) * unit_N1
 
 
 # -- the cache of generation ---------------------------------------------------------------------------------------

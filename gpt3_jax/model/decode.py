@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention import attention
-from gpt3_jax.model.matmul import einsum, linear
-from gpt3_jax.model.mlp import mlp
-from gpt3_jax.model.params import Block, Params
-from gpt3_jax.model.pointwise import layer_norm
-from gpt3_jax.model.transformer import bands, lookup, qkv_projection
+from gpt3_jax.model.matmul import einsum
+from gpt3_jax.model.params import Block, Params, param_table
+from gpt3_jax.model.pointwise import add_bias, gelu, layer_norm
+from gpt3_jax.model.stored import Form, Matrix, Stored, product, rows, store
+from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.parallel.mesh import platform_of
+from gpt3_jax.spec import ParamSpec
 
 _MASKED = -1e30
 """As in `attention`: finite, and far below any score."""
@@ -41,11 +44,12 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 @flax.struct.dataclass
 class DecodeWeights:
-    """Weights as generation reads them: in the compute dtype, block by block."""
+    """Weights as generation reads them, block by block: in the compute dtype, or the matrices in int8 (`stored`)."""
 
-    token_embedding: jax.Array
+    token_embedding: Matrix
     position_embedding: jax.Array
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block[Any], ...]
+    """Kernels are each a `Matrix`."""
     ln_f_scale: jax.Array
     ln_f_bias: jax.Array
 
@@ -62,12 +66,35 @@ class Cache:
     """Tokens that each row has been given, int32: the position of its next one."""
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def decode_weights(params: Params, config: ModelConfig) -> DecodeWeights:
-    """Casts and unstacks the parameters once, so that no step has to."""
-    cast: Params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], cast.blocks) for i in range(config.n_layers))
-    return DecodeWeights(cast.token_embedding, cast.position_embedding, blocks, cast.ln_f_scale, cast.ln_f_bias)
+def decode_weights(
+    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None
+) -> DecodeWeights:
+    """Casts, or quantises, and unstacks the parameters once, so that no step has to.
+
+    Args:
+        form: compute: all in `config.dtype`; int8: the matrices in int8, a scale for each output channel.
+        platform: that generation's programs are compiled for; None: that of the devices that hold the parameters.
+    """
+    return _decode_weights(params, config, form, platform or platform_of(params))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "form", "platform"))
+def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str) -> DecodeWeights:
+    dtype, table = jnp.dtype(config.dtype), param_table(config)
+
+    def layer(i: int) -> Block[Any]:
+        def of_layer(leaf: Matrix, spec: ParamSpec) -> Matrix:
+            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform)
+
+        return params.blocks.map(of_layer, table.blocks)
+
+    return DecodeWeights(
+        store(params.token_embedding, table.token_embedding, form, dtype, platform),
+        params.position_embedding.astype(dtype),
+        tuple(layer(i) for i in range(config.n_layers)),
+        params.ln_f_scale.astype(dtype),
+        params.ln_f_bias.astype(dtype),
+    )
 
 
 def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | None = None) -> Cache:
@@ -82,6 +109,29 @@ def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | N
     )
 
 
+@flax.struct.dataclass
+class Prefix:
+    """Keys and values of tokens that all prompts of a batch begin with, by layer, [P, H, K], in the compute dtype."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def read_prefix(weights: DecodeWeights, tokens_P: jax.Array, config: ModelConfig, local: Local) -> Prefix:
+    """Reads the tokens (int32) that prompts have in common, once for all of them, for `prefill`."""
+    keys, values = [], []
+    x_BTD = _embed(weights, tokens_P[None], local) + weights.position_embedding[: tokens_P.shape[0]]
+    for block, band in zip(weights.blocks, _bands(config), strict=True):
+
+        def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band) -> jax.Array:
+            keys.append(k_BTHK[0])
+            values.append(v_BTHK[0])
+            return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+
+        x_BTD = _block(block, x_BTD, config, local, attend)
+    return Prefix(tuple(keys), tuple(values))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "local", "capacity"))
 def prefill(
     weights: DecodeWeights,
@@ -90,6 +140,7 @@ def prefill(
     config: ModelConfig,
     local: Local,
     capacity: int | None = None,
+    prefix: Prefix | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts. Returns the logits [B, V] (fp32) of each row's next token, and the cache for `decode_step`.
 
@@ -97,31 +148,45 @@ def prefill(
         tokens_BT: int32; a row starts with its prompt, and what follows is ignored. T is at most `capacity`.
         lengths_B: int32, from 1 to T.
         local: what the device's code knows of the mesh; ``Local(platform)`` on one device.
-        capacity: tokens that a row may reach, prompt included (default: n_ctx).
+        capacity: tokens that a row may reach, prompt and prefix included (default: n_ctx).
+        prefix: what stands in front of all prompts (`read_prefix`); tokens and lengths are then those of the rest.
 
-    Compiled once per shape: round T and `capacity` up to a few sizes.
+    Compiled once per shape: round T, P and `capacity` to a few sizes.
     """
     capacity = capacity or config.n_ctx
-    if not tokens_BT.shape[1] <= capacity <= config.n_ctx:
-        raise ValueError(
-            f"prompts of {tokens_BT.shape[1]}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease"
-        )
+    before = 0 if prefix is None else prefix.keys[0].shape[0]
+    end = before + tokens_BT.shape[1]
+    if not end <= capacity <= config.n_ctx:
+        raise ValueError(f"prompts of {end}, capacity {capacity}, n_ctx {config.n_ctx}: must not decrease")
     keys, values = [], []
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), local.platform)
-    x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[: tokens_BT.shape[1]]
-    for block, band, slots in zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True):
+    x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[before:end]
+    for i, (block, band, slots) in enumerate(
+        zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True)
+    ):
 
         def attend(
-            q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None = band, slots: int = slots
+            q_BTHK: jax.Array,
+            k_BTHK: jax.Array,
+            v_BTHK: jax.Array,
+            i: int = i,
+            band: int | None = band,
+            slots: int = slots,
         ) -> jax.Array:
-            keys.append(_to_slots(k_BTHK, lengths_B, slots, dtype))
-            values.append(_to_slots(v_BTHK, lengths_B, slots, dtype))
-            return attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+            if prefix is None:
+                out_BTHK = attention(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
+            else:
+                k_BTHK, v_BTHK = _behind(prefix.keys[i], k_BTHK), _behind(prefix.values[i], v_BTHK)
+                out_BTHK = _attend_behind(q_BTHK, k_BTHK, v_BTHK, band)
+            keys.append(_to_slots(k_BTHK, before + lengths_B, slots, dtype))
+            values.append(_to_slots(v_BTHK, before + lengths_B, slots, dtype))
+            return out_BTHK
 
         x_BTD = _block(block, x_BTD, config, local, attend)
     last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
     # A copy: jit would hand the caller's own array on, and donating the cache would then delete it.
-    return _logits(weights, last_B1D, config, local), Cache(tuple(keys), tuple(values), jnp.copy(lengths_B))
+    reached_B = jnp.copy(lengths_B) if prefix is None else before + lengths_B
+    return _logits(weights, last_B1D, config, local), Cache(tuple(keys), tuple(values), reached_B)
 
 
 def decode_step(
@@ -134,7 +199,7 @@ def decode_step(
     positions_B = cache.lengths_B
     keys, values = [], []
     x_BD = _embed(weights, tokens_B, local) + weights.position_embedding[positions_B]
-    copies = _copies(config, x_BD.shape[0], local.platform)
+    copies = _copies(weights, x_BD.shape[0], local.platform)
     x_BQD = jnp.broadcast_to(x_BD[:, None], (x_BD.shape[0], copies, x_BD.shape[1]))
     for block, keys_NSK, values_NSK in zip(weights.blocks, cache.keys, cache.values, strict=True):
 
@@ -154,8 +219,10 @@ def decode_step(
     return _logits(weights, x_BQD, config, local), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
-def _copies(config: ModelConfig, batch: int, platform: str) -> int:
-    return cpu.row_copies(batch, jnp.dtype(config.dtype), platform)
+def _copies(weights: DecodeWeights, batch: int, platform: str) -> int:
+    if isinstance(weights.token_embedding, Stored):
+        return 1  # of int8 weights the product itself makes rows
+    return cpu.row_copies(batch, weights.token_embedding.dtype, platform)
 
 
 def _bands(config: ModelConfig) -> tuple[int | None, ...]:
@@ -177,6 +244,29 @@ def _to_slots(x_BTHK: jax.Array, lengths_B: jax.Array, slots: int, dtype: jnp.dt
     held_BS = jnp.maximum(_held(lengths_B - 1, slots), 0)
     x_BHSK = jnp.swapaxes(jnp.take_along_axis(x_BTHK, held_BS[:, :, None, None], axis=1), 1, 2)
     return x_BHSK.reshape(-1, *x_BHSK.shape[2:]).astype(dtype)
+
+
+def _behind(prefix_PHK: jax.Array, x_BTHK: jax.Array) -> jax.Array:
+    """The keys or values of each row's whole prompt, [B, P + T, H, K]."""
+    shape = (x_BTHK.shape[0], *prefix_PHK.shape)
+    return jnp.concatenate([jnp.broadcast_to(prefix_PHK, shape).astype(x_BTHK.dtype), x_BTHK], axis=1)
+
+
+def _attend_behind(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, band: int | None) -> jax.Array:
+    """Attention of the last T of S positions to all of them. Row by row, so that the scores of one row, [H, T, S] in
+    fp32, are in memory at a time: the platforms' kernels take as many queries as keys."""
+    length, total = q_BTHK.shape[1], k_BSHK.shape[1]
+    distance_TS = jnp.arange(total - length, total)[:, None] - jnp.arange(total)
+    visible_TS = (distance_TS >= 0) & (distance_TS < (band or total))
+
+    def row(of_row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        q_HTK, k_HSK, v_HSK = (jnp.swapaxes(x, 0, 1) for x in of_row)
+        scores_HTS = einsum("htk,hsk->hts", q_HTK, k_HSK, jnp.float32) * q_HTK.shape[-1] ** -0.5
+        weights_HTS = jax.nn.softmax(jnp.where(visible_TS, scores_HTS, _MASKED), axis=-1).astype(v_HSK.dtype)
+        return jnp.swapaxes(einsum("hts,hsk->htk", weights_HTS, v_HSK), 0, 1)
+
+    with jax.named_scope("attention"):
+        return lax.map(row, (q_BTHK, k_BSHK, v_BSHK))
 
 
 def _put(cache_NSK: jax.Array, new_BHK: jax.Array, positions_B: jax.Array, platform: str) -> jax.Array:
@@ -206,30 +296,39 @@ def _attend_to_cache(q_BHK: jax.Array, keys_NSK: jax.Array, values_NSK: jax.Arra
 
 def _embed(weights: DecodeWeights, tokens: jax.Array, local: Local) -> jax.Array:
     """The token embeddings, [..., D]."""
-    table_VD = weights.token_embedding
+    table, dtype = weights.token_embedding, weights.position_embedding.dtype
     if local.tensor is None:
-        return table_VD[tokens]
+        return rows(table, tokens, dtype)
     # Each tensor shard has the rows of its slice of the vocabulary, zeros for other tokens.
-    rows, _ = lookup(Weight.plain(table_VD), tokens - local.tensor_index() * table_VD.shape[0], None)
-    return local.sum_partials(rows)
+    size = (table.values if isinstance(table, Stored) else table).shape[0]
+    ids = tokens - local.tensor_index() * size
+    inside = (ids >= 0) & (ids < size)
+    return local.sum_partials(jnp.where(inside[..., None], rows(table, jnp.where(inside, ids, 0), dtype), 0))
 
 
-def _block(block: Block, x_BTD: jax.Array, config: ModelConfig, local: Local, attend: Attend) -> jax.Array:
+def _block(block: Block[Any], x_BTD: jax.Array, config: ModelConfig, local: Local, attend: Attend) -> jax.Array:
     """`transformer`'s block without gradients, with the attention that generation needs. The residual stream is whole
     on each tensor shard: for the few rows of a token, sharding it would only split one message into two."""
-    weights, platform = block.map(Weight.plain), local.platform
+    platform = local.platform
     h_BTD = layer_norm(x_BTD, block.ln_1_scale, block.ln_1_bias, config.norm_eps)
-    heads_BTA = attend(*qkv_projection(weights, h_BTD, config, platform)).reshape(*h_BTD.shape[:2], -1)
-    out_BTD = local.sum_partials(linear(heads_BTA, weights.attn_out_kernel, platform))
-    x_BTD = x_BTD + out_BTD + block.attn_out_bias
+    qkv_BT3A = add_bias(product(h_BTD, block.qkv_kernel, platform), block.qkv_bias)
+    qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
+    heads_BTHK = attend(qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2])
+    heads_BTA = heads_BTHK.reshape(*h_BTD.shape[:2], -1)
+    x_BTD = x_BTD + local.sum_partials(product(heads_BTA, block.attn_out_kernel, platform)) + block.attn_out_bias
     h_BTD = layer_norm(x_BTD, block.ln_2_scale, block.ln_2_bias, config.norm_eps)
-    return x_BTD + local.sum_partials(mlp(weights, h_BTD, platform)) + block.mlp_down_bias
+    hidden_BTF = gelu(add_bias(product(h_BTD, block.mlp_up_kernel, platform), block.mlp_up_bias))
+    return x_BTD + local.sum_partials(product(hidden_BTF, block.mlp_down_kernel, platform)) + block.mlp_down_bias
 
 
 def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, local: Local) -> jax.Array:
     """Logits [B, V] of the first of each row's Q copies, without the padding of the vocabulary."""
     h_BQD = layer_norm(x_BQD, weights.ln_f_scale, weights.ln_f_bias, config.norm_eps)
-    copies = _copies(config, h_BQD.shape[0], local.platform)
+    table = weights.token_embedding
+    copies = _copies(weights, h_BQD.shape[0], local.platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
-    logits_RV = local.gather_columns(einsum("rd,vd->rv", h_RD, weights.token_embedding, jnp.float32))
-    return logits_RV[::copies, : config.n_vocab]
+    if isinstance(table, Stored):
+        logits_RV = product(h_RD, table, local.platform, jnp.dtype(jnp.float32))
+    else:
+        logits_RV = einsum("rd,vd->rv", h_RD, table, jnp.float32)
+    return local.gather_columns(logits_RV)[::copies, : config.n_vocab]

@@ -249,7 +249,7 @@ def blocks(
         return jax.checkpoint(one_block, policy=policy(remat), prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    in_loop = weights.qkv_kernel.kind in ("loop", "late")
+    in_loop = weights.qkv_kernel.kind == "loop"
     one_code = len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform)
     if unroll == 1 and not no_loop and (one_code or (in_loop and len(kinds) == 1)):
         # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
@@ -267,7 +267,7 @@ def blocks(
         step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
         if in_loop:
-            return scan_blocks(step, x_BSD, (weights, which), weights.qkv_kernel.kind == "late")
+            return scan_blocks(step, x_BSD, (weights, which))
         x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD
 

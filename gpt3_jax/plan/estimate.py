@@ -104,19 +104,19 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
 
 
 def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
-    """Whether the loop over depth gathers a block ahead."""
+    """Whether the loop over depth gathers a block ahead and reduces one late, if the compiler is one for it."""
     model, parallel = config.model, config.parallel
     one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
-    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll == 1
+    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll <= 1
     return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
 
 
-def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> float:
+def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> float:
     """Estimates the bytes that a device needs.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
-        late: whether the loop over depth, where it gathers, also reduces (`compiler_options.overlaps_scatters`).
+        overlaps_scatters: whether the compiler runs reduce-scatters beside compute (`compiler_options`).
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     gpu = platform != "tpu"
@@ -156,7 +156,7 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, la
     streams = unit * (4 + 2 / mesh.tensor)
     block = width * blocks / model.n_layers
     # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).
-    ahead = block if _in_loop(config, mesh, platform) else 0
+    ahead = block if overlaps_scatters and _in_loop(config, mesh, platform) else 0
     loss = weights + (width * table if stage == 3 else 0) + ahead + kept + deferred + logits + streams
 
     working = unit * _working(config, mesh.tensor, unit, gpu, pair)
@@ -164,7 +164,7 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, la
         # Of an MLP in parts, two are there; it has two thirds of a block's weights.
         parts = config.memory.mlp_parts
         working += ahead + block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
-    if ahead and late:
+    if ahead:
         # One block's gradients are made, another's reduced: of these one of the MLP's kernels lies there in fp32 too.
         working += 2 * block + 4 * blocks / model.n_layers / 3
     elif stage >= 2:
@@ -219,12 +219,12 @@ _AGAIN: Mapping[str, int] = MappingProxyType(
 """Weights of a block, in D², that are multiplied by again in the backward pass."""
 
 
-def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool) -> Work:
+def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> Work:
     """Estimates what a step computes and moves.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
-        late: as for `memory`.
+        overlaps_scatters: as for `memory`.
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     devices = mesh.devices
@@ -251,12 +251,12 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, late
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
-        traffic=tuple(_traffic(config, mesh, microbatches, platform, late, psi, width)),
+        traffic=tuple(_traffic(config, mesh, microbatches, platform, overlaps_scatters, psi, width)),
     )
 
 
 def _traffic(
-    config: Config, mesh: MeshShape, microbatches: int, platform: str, late: bool, psi: float, width: int
+    config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool, psi: float, width: int
 ) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
@@ -269,8 +269,12 @@ def _traffic(
         scatters = microbatches if stage >= 2 else 1
         table = (model.n_vocab_padded / mesh.tensor + model.n_ctx) * model.d_model
         # One block's more at the ends of the loop over depth (`zero.depth`).
-        more = microbatches * (psi - table) / model.n_layers if _in_loop(config, mesh, platform) else 0.0
-        gathered, scattered = gathers * psi + more, scatters * psi + (more if late else 0.0)
+        more = (
+            microbatches * (psi - table) / model.n_layers
+            if overlaps_scatters and _in_loop(config, mesh, platform)
+            else 0.0
+        )
+        gathered, scattered = gathers * psi + more, scatters * psi + more
         result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
         result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))
     if mesh.replica > 1:

@@ -22,6 +22,7 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.inference import generate, score
 from gpt3_jax.model.params import count_params
 from gpt3_jax.model.scoring import Tree
+from gpt3_jax.model.stored import Form
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import MeshShape, batch_shards, make_mesh, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
@@ -39,8 +40,9 @@ from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 
 Use = Literal["evaluate", "generate"]
-Weights = Literal["float32", "compute"]
-"""float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result."""
+Weights = Literal["float32", "compute", "int8"]
+"""float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result; int8: for
+generation, the matrices with a scale for each output channel (`model.stored`)."""
 
 GENERATED_ROWS = 16
 """Rows of a tensor group of devices, completions or hypotheses, as `gpt3_jax.generation` computes at once."""
@@ -204,14 +206,15 @@ def plan_inference(
     """Compiles the programs and reads everything off them.
 
     Args:
-        weights: the dtype in which evaluation keeps its parameters. Generation has them in the compute dtype.
+        weights: the dtype in which evaluation keeps its parameters. Generation has them in int8 or the compute dtype.
 
     Raises:
         UserError: a compiler's library is missing, or the mesh does not divide the devices or the model.
         RunError: the compiler fails for another reason than memory.
     """
     mesh = make_mesh(config.parallel, topology.devices)
-    calls = _generating(config, mesh, batch) if use == "generate" else _evaluating(config, mesh, batch, weights)
+    form: Form = "int8" if weights == "int8" else "compute"
+    calls = _generating(config, mesh, batch, form) if use == "generate" else _evaluating(config, mesh, batch, weights)
     device = topology.device
     return InferenceReceipt(
         use=use,
@@ -221,7 +224,7 @@ def plan_inference(
             "n_ctx": config.model.n_ctx,
             "dtype": config.model.dtype,
             "stage": config.parallel.stage,
-            "weights": config.model.dtype if use == "generate" or weights == "compute" else "float32",
+            "weights": weights if form == "int8" or (use, weights) == ("evaluate", "float32") else config.model.dtype,
             "parameters": count_params(config.model),
         },
         mesh=shape_of(mesh),
@@ -250,10 +253,10 @@ class _Call(NamedTuple):
     """How often the whole cache is read or written. 0: many tokens a row, so that matmuls take longer than it."""
 
 
-def _generating(config: Config, mesh: Mesh, batch: Batch) -> list[_Call]:
+def _generating(config: Config, mesh: Mesh, batch: Batch, form: Form) -> list[_Call]:
     model, rows = config.model, batch.rows
-    where = generate.make_place(model, model.n_vocab, mesh)
-    weights = generate.abstract_weights(model, mesh)
+    where = generate.make_place(model, model.n_vocab, mesh, form=form)
+    weights = generate.abstract_weights(model, mesh, form)
     capacity = batch.prompt_tokens + batch.new_tokens
     cache = generate.abstract_cache(model, mesh, rows, capacity)
     by_row = shardings(batch_partition(mesh), mesh)

@@ -18,7 +18,7 @@ def render_inference(r: InferenceReceipt) -> str:
     """The whole receipt: memory, traffic and time of each program."""
     m, b = r.model, r.batch
     sharded = f"parameters in {m['weights']}, sharded as at stage {m['stage']}"
-    kept = "weights over tensor" if r.use == "generate" else sharded
+    kept = f"weights in {m['weights']} over tensor" if r.use == "generate" else sharded
     tokens = f"prompts of {b.prompt_tokens:,} tokens, room for {b.new_tokens:,} new ones"
     search = f", beam search: {b.prompts:,} prompts × {b.beams} hypotheses" if b.beams else ""
     head = [

@@ -4,6 +4,7 @@ One function, and an implementation for each kind of hardware. All compute the s
 
 - `plain`: all scores at once. The reference, and the fastest for short sequences.
 - `blockwise`: block by block, the score matrix is never materialised; pure JAX, for every platform, dtype and shape.
+- `by_head`: a few heads at a time, a block of queries against all their keys; for CPUs.
 - `splash`: the Pallas kernel for TPUs.
 - `cudnn`: cuDNN's flash attention, for NVIDIA GPUs.
 - `triangle`: row by row in growing blocks, for CPUs where no gradient is taken.
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention.blockwise import blockwise
+from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.cudnn import cudnn
 from gpt3_jax.model.attention.cudnn import supports as cudnn_supports
 from gpt3_jax.model.attention.plain import plain, score_bytes
@@ -26,7 +28,7 @@ from gpt3_jax.model.attention.splash import splash
 from gpt3_jax.model.attention.splash import supports as splash_supports
 from gpt3_jax.model.attention.triangle import triangle
 
-Implementation = Literal["plain", "blockwise", "splash", "cudnn"]
+Implementation = Literal["plain", "blockwise", "by_head", "splash", "cudnn"]
 
 
 def attention(
@@ -66,7 +68,7 @@ def choose(shape_BTHK: tuple[int, ...], dtype: jnp.dtype, band: int | None, plat
         return "cudnn"
     if platform == "cpu" and score_bytes(shape_BTHK, band) <= cpu.PLAIN_SCORE_BYTES:
         return "plain"
-    return "blockwise"
+    return "by_head" if cpu.attends_by_head(dtype, platform) else "blockwise"
 
 
 _IMPLEMENTATIONS: dict[
@@ -74,6 +76,7 @@ _IMPLEMENTATIONS: dict[
 ] = {
     "plain": plain,
     "blockwise": blockwise,
+    "by_head": by_head,
     "splash": splash,
     "cudnn": cudnn,
 }

@@ -8,13 +8,12 @@ backward, and backward it reduces the gradients of the block before. Nothing in 
 iteration    computes                               sends
 ===========  =====================================  ================================================================
 forward      block i with the weights it got        gathers i + 1; the last one gathers its own for the backward pass
-backward     the derivative of block i              gathers i - 1; reduces the gradients of i + 1 (`late`)
+backward     the derivative of block i              gathers i - 1; reduces the gradients of i + 1
 ===========  =====================================  ================================================================
 
 At either end something is sent that nothing needs, so that the iterations are all alike: backward the first iteration
 reduces zeros and the last gathers its own weights again. That is one block in L more than ZeRO counts. In memory are
-one block's weights and, where gradients are reduced late, two blocks' gradients more than in a plain scan, whole and in
-the compute dtype.
+one block's weights and two blocks' gradients more than in a plain scan, whole and in the compute dtype.
 
 Autodiff of such a scan would keep every block's whole weights, since they are carried. So the loop has a derivative of
 its own: forward it keeps what each block's own derivative needs (`jax.vjp`; with `jax.checkpoint`, what its policy
@@ -38,34 +37,25 @@ Arrays = tuple[jax.Array, ...]
 """One for each weight of a block."""
 
 
-def scan_blocks(step: Callable[[jax.Array, Any], jax.Array], x: jax.Array, stack: Any, late: bool) -> jax.Array:
+def scan_blocks(step: Callable[[jax.Array, Any], jax.Array], x: jax.Array, stack: Any) -> jax.Array:
     """`step` applied to the blocks in turn, as a scan over `stack` would; the stream after the last block.
 
     Args:
         step: one block: from the stream and one block of `stack`, its weights gathered, the stream behind it.
         stack: a tree of weights, and of arrays that pass no gradient on, L in front.
-        late: whether a block's gradients are reduced while the next one's are made, and not as they are made.
     """
     leaves, tree = jax.tree.flatten(stack, is_leaf=_is_weight)
     weights = tuple(leaf for leaf in leaves if _is_weight(leaf))
     others = tuple(lax.stop_gradient(leaf) for leaf in leaves if not _is_weight(leaf))
     last = weights[0].target.shape[0] - 1
 
-    def block(x: jax.Array, targets: Arrays, values: Arrays, others: Arrays) -> jax.Array:
-        if late:
-            given = iter(weight.whole(target) for weight, target in zip(weights, targets, strict=True))
-        else:
-            pairs = zip(weights, targets, values, strict=True)
-            given = iter(weight.replace(target=target).with_value(value) for weight, target, value in pairs)  # type: ignore[attr-defined]
+    def block(x: jax.Array, whole: Arrays, others: Arrays) -> jax.Array:
+        given = iter(weight.whole(array) for weight, array in zip(weights, whole, strict=True))
         beside = iter(others)
         return step(x, jax.tree.unflatten(tree, [next(given if _is_weight(leaf) else beside) for leaf in leaves]))
 
-    def inputs(weights: tuple[Weight, ...], values: Arrays, i: jax.Array) -> tuple[Arrays, Arrays]:
-        """What block i is differentiated with respect to, and its gathered weights."""
-        if late:
-            whole = tuple(weight.in_shape(value) for weight, value in zip(weights, values, strict=True))
-            return whole, whole
-        return tuple(weight.target for weight in _at(weights, i)), values
+    def shaped(values: Arrays) -> Arrays:
+        return tuple(weight.in_shape(value) for weight, value in zip(weights, values, strict=True))
 
     def gather(weights: tuple[Weight, ...], i: jax.Array | int) -> Arrays:
         return tuple(weight.value for weight in _at(weights, i))
@@ -75,7 +65,7 @@ def scan_blocks(step: Callable[[jax.Array, Any], jax.Array], x: jax.Array, stack
         def one(carry: tuple[jax.Array, Arrays], i: jax.Array) -> tuple[tuple[jax.Array, Arrays], None]:
             x, values = carry
             ahead = gather(weights, jnp.minimum(i + 1, last))
-            return (block(x, *inputs(weights, values, i), _at(others, i)), ahead), None
+            return (block(x, shaped(values), _at(others, i)), ahead), None
 
         (x, _), _ = lax.scan(one, (x, gather(weights, 0)), jnp.arange(last + 1))
         return x
@@ -84,9 +74,9 @@ def scan_blocks(step: Callable[[jax.Array, Any], jax.Array], x: jax.Array, stack
         def one(carry: tuple[jax.Array, Arrays], i: jax.Array) -> tuple[tuple[jax.Array, Arrays], Any]:
             x, values = carry
             ahead = gather(weights, jnp.minimum(i + 1, last))
-            targets, values = inputs(weights, values, i)
-            x, pull = jax.vjp(block, x, targets, values, _at(others, i))
-            return (x, ahead), _without(pull, values)
+            whole = shaped(values)
+            x, pull = jax.vjp(block, x, whole, _at(others, i))
+            return (x, ahead), _without(pull, whole)
 
         (x, values), kept = lax.scan(one, (x, gather(weights, 0)), jnp.arange(last + 1))
         return x, (kept, values, weights)
@@ -99,21 +89,16 @@ def scan_blocks(step: Callable[[jax.Array, Any], jax.Array], x: jax.Array, stack
             ct, values, made, reduced = carry
             i, kept = i_and_kept
             ahead = gather(weights, jnp.maximum(i - 1, 0))
-            if late:
-                reduced = _put(reduced, _reduced(weights, made), jnp.minimum(i + 1, last))
-            ct, gradients, *_ = _filled(kept, inputs(weights, values, i)[1])(ct)
-            if late:
-                made = tuple(gradient.reshape(value.shape) for gradient, value in zip(gradients, values, strict=True))
-            else:
-                reduced = _put(reduced, gradients, i)
+            reduced = _put(reduced, _reduced(weights, made), jnp.minimum(i + 1, last))
+            ct, gradients, _ = _filled(kept, shaped(values))(ct)
+            made = tuple(gradient.reshape(value.shape) for gradient, value in zip(gradients, values, strict=True))
             return (ct, ahead, made, reduced), None
 
         zeros = tuple(jnp.zeros_like(weight.target) for weight in weights)
-        none_made = tuple(jnp.zeros_like(value) for value in values) if late else ()
+        none_made = tuple(jnp.zeros_like(value) for value in values)
         steps = (jnp.arange(last + 1), kept)
         (ct, _, made, reduced), _ = lax.scan(one, (ct, values, none_made, zeros), steps, reverse=True)
-        if late:
-            reduced = _put(reduced, _reduced(weights, made), 0)
+        reduced = _put(reduced, _reduced(weights, made), 0)
         return ct, tuple(w.replace(target=t, source=None) for w, t in zip(weights, reduced, strict=True)), None
 
     through.defvjp(forward, backward)

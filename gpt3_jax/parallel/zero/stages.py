@@ -21,8 +21,8 @@ stage  weights, in the compute dtype                        gradients, in the re
        forward, and again backward where the value is
        needed there: 2 M (N-1)/N c Ψ. The token table
        twice forward: for the look-up and for the output.
-       Where the loop over depth gathers (`zero.depth`),    Where it reduces them a block late, one block's more
-       a block ahead, one block's more
+       Where the loop over depth gathers a block ahead      Where it reduces them a block late, one block's more
+       (`zero.depth`), one block's more
 =====  ===================================================  ======================================================
 
 For example stage 2 with 3 microbatches and the default dtypes: one all-gather of each weight, 2 (N-1)/N Ψ bytes, and
@@ -80,10 +80,6 @@ STAGES = {
 }
 
 
-LOOPS = frozenset({"tpu", "gpu"})
-"""Platforms on which the loop over depth gathers (`zero.depth`). A CPU computes and sends on the same cores."""
-
-
 def parameter_partitions(table: Params[ParamSpec], mesh: Mesh, stage: int) -> Params[PartitionSpec]:
     """How each parameter, its gradient, moments and master weight lie on the mesh.
 
@@ -115,9 +111,9 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
-        self._blocks: Kind = stage.gathered
-        if stage.gathered == "inside" and loops(self.local, parallel, mlp_parts):
-            self._blocks = "late" if overlaps_scatters(mesh.devices.flat[0]) else "loop"
+        # With an MLP in parts the loop does not gather: parts are chosen to save the memory that a block ahead takes.
+        loop = stage.gathered == "inside" and DATA in self.local.axes and parallel.overlap and mlp_parts == 1
+        self._blocks: Kind = "loop" if loop and overlaps_scatters(mesh.devices.flat[0]) else stage.gathered
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)
@@ -199,12 +195,6 @@ class Zero:
 def _each_block(spec: ParamSpec, f: Callable[[jax.Array], jax.Array], leaf: jax.Array) -> jax.Array:
     result: jax.Array = lax.map(f, leaf) if spec.stacked else f(leaf)
     return result
-
-
-def loops(local: Local, parallel: ParallelConfig, mlp_parts: int) -> bool:
-    """Whether at stage 3 the loop over depth gathers the blocks' weights. With an MLP in parts it does not: parts are
-    chosen to save the memory that a block ahead takes."""
-    return DATA in local.axes and parallel.overlap and mlp_parts == 1 and local.platform in LOOPS
 
 
 def _check_parts(table: Params[ParamSpec], mesh: Mesh, parts: int) -> None:

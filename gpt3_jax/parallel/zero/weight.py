@@ -8,10 +8,8 @@ kind     the value is gathered                       used at
 =======  ==========================================  ===================================================================
 ahead    already, ahead of the loss                  stages 0, 1 and 2; at stage 3 what `Weight.gathered` returns
 inside   inside the block, by `Weight.gathered`      stage 3
-loop     by the loop over depth, a block ahead of    stage 3 with `parallel.overlap`, on TPU and GPU (`zero.depth`)
-         its use
-late     as `loop`, where the loop also reduces      the same, where the compiler runs reduce-scatters beside compute
-         gradients, a block late
+loop     by the loop over depth, a block ahead of    stage 3 with `parallel.overlap`, the blocks' weights, where the
+         its use (`zero.depth`)                      compiler runs reduce-scatters beside compute
 parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
 =======  ==========================================  ===================================================================
 
@@ -33,7 +31,7 @@ from jax import lax
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.parallel.zero.transport import Transport
 
-Kind = Literal["ahead", "loop", "late", "inside", "parts"]
+Kind = Literal["ahead", "loop", "inside", "parts"]
 
 
 @dataclasses.dataclass(frozen=True)

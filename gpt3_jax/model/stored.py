@@ -1,0 +1,148 @@
+"""Matrices as generation keeps them: in the compute dtype, or in int8 with a scale for each output channel.
+
+In int8 a weight is its value times its channel's scale, symmetric around zero; the scale maps the channel's largest
+weight to 127. Arithmetic stays in the compute dtype: the matmul's result is scaled, once for each output. Biases,
+LayerNorms and positions, a thousandth of the weights, stay in the compute dtype.
+
+Shapes: I inputs, O outputs (one dimension or several).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gpt3_jax.model import cpu
+from gpt3_jax.model.matmul import einsum, linear
+from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.spec import ParamSpec
+
+Form = Literal["compute", "int8"]
+LARGEST = 127
+"""The largest int8 value used: -128 has no counterpart."""
+
+
+@flax.struct.dataclass
+class Stored:
+    """A matrix with its outputs first, [..., O, I]: each output's weights lie side by side."""
+
+    values: jax.Array
+    """int8, or the compute dtype."""
+    scales: jax.Array | None
+    """[..., O], fp32; None unless the values are int8."""
+
+
+Matrix = jax.Array | Stored
+"""A kernel [I, O], or `Stored`."""
+
+
+def stores(spec: ParamSpec) -> bool:
+    """Whether a parameter is kept in int8, where that is asked for."""
+    return spec.kind == "matrix" or "vocab" in spec.axes
+
+
+def outputs_first(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> bool:
+    """Whether a parameter becomes a `Stored`."""
+    if form == "int8":
+        return stores(spec)
+    return spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)
+
+
+def contracted(spec: ParamSpec) -> int:
+    """The dimension of the inputs, in one layer's tensor: the last of the token embedding, the first of a kernel."""
+    return -1 if "vocab" in spec.axes else 0
+
+
+def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> Matrix:
+    """One parameter, of one layer, as generation reads it. A `Stored` stays what it is."""
+    if isinstance(leaf, Stored):
+        return leaf
+    if not outputs_first(spec, form, dtype, platform):
+        return leaf.astype(dtype)
+    if form == "int8":
+        return quantise(leaf, contracted(spec))
+    return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
+
+
+def quantise(weights: jax.Array, axis: int) -> Stored:
+    """The matrix in int8, a scale for each output channel.
+
+    Args:
+        axis: the dimension of the inputs, which share a scale.
+    """
+    channels = jnp.moveaxis(weights.astype(jnp.float32), axis, -1)
+    largest = jnp.max(jnp.abs(channels), axis=-1)
+    scales = jnp.where(largest > 0, largest, 1.0) / LARGEST
+    return Stored(jnp.round(channels / scales[..., None]).astype(jnp.int8), scales)
+
+
+def dequantise(matrix: Stored, axis: int) -> jax.Array:
+    """The weights that a matrix in int8 stands for, fp32, the inputs back in dimension `axis`."""
+    assert matrix.scales is not None
+    return jnp.moveaxis(matrix.values.astype(jnp.float32) * matrix.scales[..., None], -1, axis)
+
+
+@flax.struct.dataclass
+class Rounding:
+    """How far matrices are from the fp32 weights that they were made of; sums, to be added up."""
+
+    errors: jax.Array
+    """The sum of squared errors."""
+    squares: jax.Array
+    """The sum of the squared weights."""
+    largest: jax.Array
+    """The largest error, as a share of the largest weight of its output channel."""
+
+    def __add__(self, other: Rounding) -> Rounding:
+        largest = jnp.maximum(self.largest, other.largest)
+        return Rounding(self.errors + other.errors, self.squares + other.squares, largest)
+
+    def __str__(self) -> str:
+        rms = float(jnp.sqrt(self.errors / jnp.maximum(self.squares, 1e-30)))
+        return (
+            f"rms error {rms:.2%} of the rms weight, largest error {float(self.largest):.2%} of the largest weight of "
+            "its output channel"
+        )
+
+
+def rounding(weights: jax.Array, rounded: jax.Array, axis: int) -> Rounding:
+    """Of one matrix.
+
+    Args:
+        rounded: the weights that are used in their place, in any dtype.
+        axis: the dimension of the inputs.
+    """
+    error = jnp.abs(rounded.astype(jnp.float32) - weights)
+    top = jnp.max(jnp.abs(weights), axis=axis, keepdims=True)
+    share = jnp.where(top > 0, error / jnp.where(top > 0, top, 1.0), 0.0)
+    return Rounding(jnp.sum(error**2), jnp.sum(weights**2), jnp.max(share))
+
+
+def product(x: jax.Array, matrix: Matrix, platform: str, dtype: jnp.dtype | None = None) -> jax.Array:
+    """``x[..., I]`` times the matrix, accumulated in fp32; the result [..., O] in `dtype` (default: x's)."""
+    if not isinstance(matrix, Stored):
+        return linear(x, Weight.plain(matrix), platform)
+    x_NI = x.reshape(-1, x.shape[-1])
+    values_OI = matrix.values.reshape(-1, x.shape[-1])
+    if matrix.scales is None:
+        out_NO = einsum("ni,oi->no", x_NI, values_OI, jnp.float32)
+    else:
+        out_NO = cpu.int8_product(x_NI, values_OI) if platform == "cpu" else _int8_product(x_NI, values_OI)
+        out_NO = out_NO * matrix.scales.reshape(-1)
+    return out_NO.astype(dtype or x.dtype).reshape(*x.shape[:-1], *matrix.values.shape[:-1])
+
+
+def _int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
+    # Eight bits are exact in bf16 and in fp32. The conversion is the compiler's to fuse into the matmul.
+    return einsum("ni,oi->no", x_NI, values_OI.astype(x_NI.dtype), jnp.float32)
+
+
+def rows(table: Matrix, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table [V, D] in `dtype`; each id is one of the table's."""
+    if not isinstance(table, Stored):
+        return table[ids].astype(dtype)
+    assert table.scales is not None
+    return (table.values[ids] * table.scales[ids][..., None]).astype(dtype)
