@@ -56,10 +56,10 @@ BUGS = (
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
     ),
     Bug(
-        "partial sums of attention are kept before they are scattered",
+        "a tensor shard keeps the gathered input of its MLP",
         "model/transformer.py",
-        "out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))",
-        'out_BSD = local.scatter_sequence(names(linear(heads_BTA, block.attn_out_kernel, local.platform), "residual"))',
+        "mlp(block, h_BTD, local.platform, names)",
+        'mlp(block, names(h_BTD, "mlp_up"), local.platform, names)',
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
     ),
     Bug(
@@ -1229,7 +1229,7 @@ BUGS = (
     Bug(
         "parameters lie beside the weights that were made of them",
         "inference/generate.py",
-        "stack.delete()",
+        "leaf.delete()",
         "pass",
         ("test_generation_mesh", "test_weights_take_the_place_of_the_parameters", ()),
     ),

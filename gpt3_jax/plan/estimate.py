@@ -165,8 +165,7 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, ov
         parts = config.memory.mlp_parts
         working += ahead + block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
     if ahead:
-        # One block's gradients are made, another's reduced: of these one of the MLP's kernels lies there in fp32 too.
-        working += 2 * block + 4 * blocks / model.n_layers / 3
+        working += 2 * block  # one block's gradients are made, another's reduced
     elif stage >= 2:
         working += 2 * width * min(blocks / model.n_layers / 3, GRADIENT_PART)  # a part is made, another is reduced
     backward = weights + kept + gradients + deferred + working
