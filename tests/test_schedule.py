@@ -135,8 +135,8 @@ ON_MESHES += [(size, mesh) for mesh, size in shipped()]
 
 @pytest.mark.parametrize(("name", "mesh"), ON_MESHES)
 def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | None) -> None:
-    """Within 1 %, in all and in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it does not,
-    too few, and it is said. Some meshes do not carry some sizes' heads; only their batches are looked at here."""
+    """Within 0.01 % in all and 1.5 % in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it does
+    not, too few, and it is said. Some meshes do not carry some sizes' heads; only their batches are looked at here."""
     config = preset(name)
     shards = 1
     if mesh is not None:
@@ -148,9 +148,10 @@ def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | N
     ours, line = updates(config, schedule), line_updates(config)
     if shards <= 16:
         assert ours.total == pytest.approx(line.total, rel=1e-4)
-        assert ours.warmup == pytest.approx(line.warmup, rel=0.01)
+        assert ours.warmup == pytest.approx(line.warmup, rel=0.015)
         assert schedule.sizes[0].sequences * 2048 == 32_768
-        assert list(deviations(config, schedule, shards)) == []
+        off = abs(ours.warmup / line.warmup - 1) > 0.01
+        assert len(list(deviations(config, schedule, shards))) == off
     else:
         fewer, fewer_in_warmup = FEWER[shards]
         assert -fewer < ours.total / line.total - 1 < 0
