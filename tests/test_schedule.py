@@ -135,8 +135,8 @@ ON_MESHES += [(size, mesh) for mesh, size in shipped()]
 
 @pytest.mark.parametrize(("name", "mesh"), ON_MESHES)
 def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | None) -> None:
-    """Within 0.01 % in all and 1.5 % in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it does
-    not, too few, and it is said. Some meshes do not carry some sizes' heads; only their batches are looked at here."""
+    """Within 0.01 % in all and 1.5 % in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it
+    does not, too few, and it is said. Some meshes do not carry some sizes' heads; only batches are looked at."""
     config = preset(name)
     shards = 1
     if mesh is not None:
