@@ -13,6 +13,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shipped_configs import MACHINES, shipped
+
+if TYPE_CHECKING:
+    from gpt3_jax.plan.receipt import Receipt
 
 FOLDER = Path(__file__).parent / "receipts"
 
@@ -35,8 +41,11 @@ class Kept:
         return " ".join(["gpt3-jax plan", configs, f"--topology {self.topology}", *self.overrides])
 
 
+_SMALL = ("--parallel.stage", "3", "--parallel.data", "16", "--memory.remat", "full", "--memory.microbatch", "4")
 KEPT = (
-    Kept(("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--memory.microbatch", "4")),
+    *(Kept((size, mesh), MACHINES[mesh]) for mesh, size in shipped()),
+    Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
+    Kept(("gpt3-small",), "v5e:4x4", _SMALL),
     Kept(("gpt3-medium", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--memory.microbatch", "4")),
     Kept(("gpt3-large", "mesh-v5e-256"), "v5e:8x8", ("--parallel.data", "64")),
     Kept(("gpt3-xl", "mesh-v5e-256"), "v5e:16x16"),
@@ -44,28 +53,28 @@ KEPT = (
     Kept(("gpt3-6.7b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8"),
-    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ("--memory.remat", "offload"), "offload"),
     Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
-    Kept(("gpt3-small", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-medium", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-large", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-xl", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-2.7b", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-6.7b", "mesh-h100-8"), "h100:1x8"),
-    Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
     Kept(("gpt3-175b", "mesh-h100-64x8"), "h100:64x8"),
+    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ("--memory.remat", "offload"), "offload"),
 )
+"""Those of the shipped configurations are made by their searches too (shipped_configs.py)."""
 
 
 def make(kept: Kept) -> None:
     """Plans it and writes both files."""
     from gpt3_jax.config import load_config
-    from gpt3_jax.plan.receipt import make_receipt, receipt_to_json
+    from gpt3_jax.plan.receipt import make_receipt
     from gpt3_jax.plan.step import compile_step
-    from gpt3_jax.plan.table import render
     from gpt3_jax.plan.topologies import open_topology
 
-    receipt = make_receipt(compile_step(load_config(kept.configs, kept.overrides), open_topology(kept.topology)))
+    keep(kept, make_receipt(compile_step(load_config(kept.configs, kept.overrides), open_topology(kept.topology))))
+
+
+def keep(kept: Kept, receipt: Receipt) -> None:
+    """Writes both files."""
+    from gpt3_jax.plan.receipt import receipt_to_json
+    from gpt3_jax.plan.table import render
+
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{kept.name}.json").write_text(json.dumps(receipt_to_json(receipt), indent=1) + "\n")
     (FOLDER / f"{kept.name}.txt").write_text(f"$ {kept.command}\n\n{render(receipt)}")

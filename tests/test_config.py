@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from jax.sharding import AbstractMesh
+from shipped_configs import MACHINES, shipped
 
 import gpt3_jax
 from gpt3_jax import config as config_module
@@ -38,18 +40,22 @@ TABLE_2_1 = [
     ("gpt3-175b", 96, 12288, 96, 128, 1536, 0.6e-4, 174_604_259_328),
 ]
 
-# Each mesh file with its number of devices, bytes of memory a device, and the sizes that its comment names.
+# Each mesh with its number of devices and bytes of memory a device; and of a file for all sizes, those that its comment
+# names. The others are folders with a file for each size, which a search made (shipped_configs.py).
 SIZES = [row[0] for row in TABLE_2_1]
 SUITS = {
     "mesh-v4-32": (32, 32e9, SIZES[4:7]),
+    "mesh-h100-64x8": (512, 80e9, SIZES[6:]),
     "mesh-v5e-256": (256, 16e9, SIZES[3:7]),
     "mesh-v5p-512": (512, 95e9, SIZES[6:]),
     "mesh-v6e-256": (256, 32e9, SIZES[5:]),
-    "mesh-h100-8": (8, 80e9, SIZES[:6]),
-    "mesh-h100-64x8": (512, 80e9, SIZES[6:]),
     "mesh-h200-8": (8, 141e9, SIZES[:7]),
     "mesh-cpu-8": (8, 16e9, SIZES[:1]),
 }
+DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
+    "mesh-h100-8": (8, 80e9),
+}
+COMPOSED = [(mesh, size) for mesh in MESHES for size in SUITS[mesh][2]] + shipped()
 
 
 @pytest.mark.parametrize(
@@ -143,13 +149,17 @@ def test_every_shipped_file_loads(name: str) -> None:
 
 def test_every_mesh_file_is_in_the_table() -> None:
     assert sorted(SUITS) == MESHES
+    folders = {path.name for path in config_module.config_dir().iterdir() if path.is_dir()}
+    assert folders == set(MACHINES) and set(DEVICES) == folders | set(SUITS)
+    files = {(path.parent.name, path.stem) for path in config_module.config_dir().glob("*/*.yaml")}
+    assert files == set(shipped())
 
 
-@pytest.mark.parametrize(("mesh_name", "size"), [(mesh, size) for mesh in MESHES for size in SUITS[mesh][2]])
+@pytest.mark.parametrize(("mesh_name", "size"), COMPOSED)
 def test_size_and_mesh_compose(mesh_name: str, size: str) -> None:
     """The mesh has as many devices as its name says, divides every parameter and every batch of the ramp, and holds
     the model's states by ZeRO's formula with a fifth of the memory to spare."""
-    devices, memory, _ = SUITS[mesh_name]
+    devices, memory = DEVICES[mesh_name]
     config = load_config([size, mesh_name])
     assert config.model == preset(size).model
     assert config.train.batch_tokens == preset(size).train.batch_tokens
@@ -169,6 +179,46 @@ def test_size_and_mesh_compose(mesh_name: str, size: str) -> None:
     n = parallel.data
     bytes_per_parameter = {0: 16, 1: 4 + 12 / n, 2: 2 + 14 / n, 3: 16 / n}[parallel.stage]
     assert bytes_per_parameter * count_params(config.model) / parallel.tensor < 0.8 * memory
+
+
+def test_a_mesh_of_many_files_stands_for_that_of_the_size_beside_it(tmp_path: Path) -> None:
+    """Whichever comes first, by its name or by its path; of several sizes the last counts. It only sets the mesh."""
+    folder = config_module.config_dir()
+    xl, small = ((folder / "mesh-h100-8" / f"gpt3-{size}.yaml") for size in ("xl", "small"))
+    on_xl = load_config(["gpt3-xl", xl])
+    assert on_xl.parallel != preset("gpt3-xl").parallel and on_xl.memory != load_config(["gpt3-xl", small]).memory
+    ways: tuple[list[str | Path], ...] = (
+        ["gpt3-xl", "mesh-h100-8"],
+        ["mesh-h100-8", "gpt3-xl"],
+        [folder / "gpt3-xl.yaml", "mesh-h100-8"],
+        ["gpt3-xl", "mesh-h100-8/gpt3-xl"],
+        ["gpt3-small", "gpt3-xl", "mesh-h100-8"],
+    )
+    for names in ways:
+        assert load_config(names).memory == on_xl.memory and load_config(names).parallel == on_xl.parallel
+        assert load_config(names).model == on_xl.model
+    mine = _yaml(tmp_path, "model: {n_layers: 22}")
+    assert load_config(["gpt3-xl", "mesh-h100-8", mine]).model.n_layers == 22
+    assert load_config([mine, "mesh-h100-8/gpt3-xl"]).memory == on_xl.memory
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["mesh-h100-8"],
+            "'mesh-h100-8' has a file for each size, and no size is named beside it; add --config with one",
+        ),
+        (["quickstart", "mesh-h100-8"], "for a model of your own take the settings of one: mesh-h100-8/gpt3-small"),
+        (["gpt3-175b", "mesh-h100-8"], "'mesh-h100-8' has no file for gpt3-175b: a search found none that fits"),
+        (["gpt3-xl", "mesh-h100-9"], "does not exist; the nearest is mesh-h100-8"),
+        (["gpt3-xl", "mesh-h100-8/gpt3-x"], "does not exist"),
+        (["gpt3-xl", "../configs/mesh-h100-8"], "does not exist"),
+    ],
+)
+def test_a_mesh_that_has_no_file_for_it(names: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config(names)
 
 
 # ---------------------------------------------------------------------------------------------------------------

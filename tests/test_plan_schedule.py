@@ -209,10 +209,16 @@ def test_a_splash_kernel_counts_its_grid_also_for_a_batch_of_one_which_has_no_di
 
 # -- programs of the real compilers ------------------------------------------------------------------------------------
 
-SMALL_TPU = (("gpt3-small", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--memory.microbatch", "4"))
-SMALL_GPU = (("gpt3-small", "mesh-h100-8"), "h100:1x8", ())
-LARGE_TPU = (("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ())
-LARGE_GPU = (("gpt3-175b", "mesh-h100-64x8"), "h100:64x8", ())
+
+def settings(stage: int, data: int, tensor: int, microbatch: int) -> tuple[str, ...]:
+    mesh = f"--parallel.stage {stage} --parallel.data {data} --parallel.tensor {tensor}"
+    return tuple(f"{mesh} --memory.microbatch {microbatch}".split())
+
+
+SMALL_TPU = (("gpt3-small",), "v5e:4x4", settings(3, 16, 1, 4))
+SMALL_GPU = (("gpt3-small",), "h100:1x8", settings(2, 8, 1, 8))
+LARGE_TPU = (("gpt3-175b",), "v5p:8x8x8", settings(3, 64, 8, 24))
+LARGE_GPU = (("gpt3-175b",), "h100:64x8", settings(3, 64, 8, 24))
 
 
 @functools.cache
@@ -237,9 +243,7 @@ def test_the_schedule_holds_all_matmuls_and_all_traffic(case: tuple[tuple[str, .
 
     shape = shape_of(step.mesh)
     assert step.topology.device is not None
-    seconds, found = read_schedule(
-        step.program, rates(step.topology.device, place(step.topology, shape, step.config), shape.axes)
-    )
+    seconds, found = read_schedule(step.program, rates(step.topology.device, place(step.topology, shape), shape.axes))
     sent = [sum(c.bytes_sent for c in cs) for cs in ([one.collective for one in found], step.program.collectives())]
     assert sent[0] == pytest.approx(sent[1], rel=1e-9)
     receipt = make_receipt(step)

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import pytest
+from fake_topologies import fake_topology
 from step_cells import CONTEXT, Cell, config
 
+from gpt3_jax import config as config_module
 from gpt3_jax import devices
 from gpt3_jax.cli import plan as command_line
 from gpt3_jax.config import Config, load_config
@@ -23,8 +25,11 @@ from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import cache, elementwise, estimate, formulas
 from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
+from gpt3_jax.plan.candidates import PARTS, REMATS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
+from gpt3_jax.plan.candidates import _replicas as searching_replicas
 from gpt3_jax.plan.found import check_file, write_configuration
-from gpt3_jax.plan.search import candidates, nearest, search
+from gpt3_jax.plan.receipt import Receipt
+from gpt3_jax.plan.search import Tried, best_first, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
 
@@ -75,7 +80,7 @@ def test_every_candidate_divides_and_no_combination_comes_twice() -> None:
     meshes = {candidate.mesh.sizes for candidate in found}
     assert meshes == {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}
     assert {candidate.config.parallel.stage for candidate in found} == {0, 1, 2, 3}
-    assert {candidate.config.memory.remat for candidate in found} == {*searching.REMATS} - {"offload"}
+    assert {candidate.config.memory.remat for candidate in found} == {*REMATS} - {"offload"}
 
 
 def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
@@ -97,18 +102,18 @@ def test_parts_of_an_mlp_are_kept_where_they_can_be() -> None:
 def test_where_memory_is_short_offload_and_more_parts_are_tried_and_nowhere_else() -> None:
     roomy = candidates(settings(), node())
     needs = sorted(c.bytes for c in roomy if c.config.memory.remat == "full")
-    usable = int(needs[len(needs) // 2] / searching.ROOMY)  # half of them are short of it
+    usable = int(needs[len(needs) // 2] / ROOMY)  # half of them are short of it
 
-    def place(c: searching.Candidate) -> tuple[object, ...]:
+    def place(c: Candidate) -> tuple[object, ...]:
         return (*c.mesh.sizes, c.config.parallel.stage, c.config.memory.microbatch)
 
     found = candidates(settings(), node(usable))
     need = {place(c): c.bytes for c in roomy if c.config.memory.remat == "full"}
     saving = [c for c in found if c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1]
     # What is tight but hopeless is left out, like everything that cannot fit.
-    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > searching.ROOMY * usable}
+    assert saving and {place(c) for c in saving} <= {at for at, size in need.items() if size > ROOMY * usable}
     assert {(c.config.memory.remat, c.config.memory.mlp_parts) for c in saving} == {
-        ("offload", 1), ("full", searching.PARTS), ("offload", searching.PARTS)
+        ("offload", 1), ("full", PARTS), ("offload", PARTS)
     }  # fmt: skip
     for c in saving:
         assert c.bytes < need[place(c)]
@@ -150,7 +155,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
         memory=dataclasses.replace(base.memory, remat="offload", mlp_parts=4),
     )
     found = candidates(asked, node())
-    assert {c.config.memory.remat for c in found} == {*searching.REMATS} - {"none"}, "which keeps more than pays"
+    assert {c.config.memory.remat for c in found} == {*REMATS} - {"none"}, "which keeps more than pays"
     for c in found:
         inside = c.config.parallel.stage == 3 and c.config.memory.remat in ("full", "offload")
         assert c.config.memory.mlp_parts == (4 if inside else 1)
@@ -159,7 +164,7 @@ def test_what_is_asked_for_is_tried_where_there_is_room_too() -> None:
 def test_what_saves_memory_takes_one_attempt_beside_the_two() -> None:
     usable = int(max(c.bytes for c in candidates(settings(), node()) if c.config.memory.remat == "full"))
     found = candidates(settings(), node(usable))
-    tried = list(searching.worth_compiling(found, settings()))
+    tried = list(worth_compiling(found, settings()))
     assert any(c.config.memory.remat == "offload" or c.config.memory.mlp_parts > 1 for c in tried)
     kinds: dict[tuple[object, ...], list[bool]] = {}
     for c in tried:
@@ -183,7 +188,7 @@ def test_replicas_are_whole_nodes_and_what_does_not_divide_is_left_out() -> None
 
 def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
     found = candidates(settings(), node())
-    tried = list(searching.worth_compiling(found, settings()))
+    tried = list(worth_compiling(found, settings()))
     kinds = [(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in tried]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert set(kinds) == {(*c.mesh.sizes, c.config.parallel.stage, c.config.memory.remat) for c in found}
@@ -191,11 +196,11 @@ def test_of_those_that_differ_in_microbatches_only_two_are_tried() -> None:
 
 
 def test_the_nearest_are_tried_before_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[searching.Candidate] = []
+    tried: list[Candidate] = []
 
-    def none_fits(found: list[searching.Candidate], *args: object) -> tuple[list[Any], list[Any]]:
+    def none_fits(found: list[Candidate], *args: object) -> list[Any]:
         tried.extend(found)
-        return [], []
+        return []
 
     monkeypatch.setattr(searching, "confirm", none_fits)
     mesh = MeshShape(data=8)
@@ -228,7 +233,7 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
     left = candidates(settings(), node(int(half)))
     assert 0 < len(left) < len(everything)
-    assert max(c.bytes for c in left) <= searching.SLACK * half
+    assert max(c.bytes for c in left) <= SLACK * half
     with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
         search(settings(), node(1000), 1, None)
 
@@ -243,15 +248,21 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
         return compile_step(*args)
 
     monkeypatch.setattr(cache, "compile_step", compiles)
-    found = search(settings(), node(), 2, tmp_path)
-    assert len(found) == 2 and len(compiled) == 6, "two, both with one remat, and the fastest of the four others"
+    monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "OTHERS", 10)
+    monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
+    monkeypatch.setattr(searching, "_waiting_less", lambda *args: [])
+    tried = Tried()
+    found = search(settings(), node(), 2, tmp_path, 1e9, tried)
+    assert len(found) == 2 and len(compiled) == 5, "two, and the fastest of the three other remats"
+    assert [c.config for c, _ in tried.compiled] == [args[0] for args in compiled] and not tried.left
     assert all(receipt.memory.fits for _, receipt in found)
     times = [receipt.prediction.step_seconds for _, receipt in found if receipt.prediction]
     assert len(times) == 2 and times == sorted(times)
-    assert sum("B, fits" in line for line in said) == 6
+    assert sum("B, fits" in line for line in said) == 5
 
-    again = search(settings(), node(), 2, tmp_path)
-    assert len(compiled) == 6
+    again = search(settings(), node(), 2, tmp_path, 1e9)
+    assert len(compiled) == 5
     assert [receipt for _, receipt in again] == [receipt for _, receipt in found]
     assert "kept from before" in said[-1]
 
@@ -315,7 +326,7 @@ def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
 def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     """Whatever arithmetic puts first: of those found, the fastest by what was compiled are told."""
     seconds = {"none": 3.0, "minimal": 1.0, "save_qkv_proj": 2.0, "save_attention": 2.5, "full": 2.8}
-    compiled: list[searching.Candidate] = []
+    compiled: list[Candidate] = []
 
     def pretend(config: Config, topology: Topology, cache: Path | None) -> tuple[object, bool]:
         compiled.append(next(c for c in everything if c.config is config))
@@ -328,12 +339,17 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
     everything = sorted(candidates(base, node()), key=lambda c: c.config.memory.remat != "none")
     monkeypatch.setattr(searching, "candidates", lambda config, topology: everything)
     monkeypatch.setattr(searching, "plan", pretend)
+    monkeypatch.setattr(searching, "_faster", lambda *args: [])
+    monkeypatch.setattr(searching, "NEAR", 10.0)
+    monkeypatch.setattr(searching, "OTHERS", 10)
+    monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
+    monkeypatch.setattr(searching, "_waiting_less", lambda *args: [])
     found = search(base, node(), 2, None)
     remats = [c.config.memory.remat for c in compiled]
     assert remats[:2] == ["none", "none"]
     assert sorted(remats[2:]) == ["full", "minimal", "save_attention", "save_qkv_proj"]
     assert [c.config.memory.remat for c, _ in found] == ["minimal", "save_qkv_proj"]
-    assert any("fastest of each other remat" in line for line in said)
+    assert any("fastest of other remats" in line for line in said)
 
 
 def test_a_search_that_finds_fewer_says_so(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
@@ -352,10 +368,10 @@ def test_the_first_compiled_has_room_and_what_may_not_fit_comes_last() -> None:
     some = sorted(c.bytes for c in candidates(settings(), node()))
     usable = int(some[len(some) // 2])
     found = candidates(settings(), node(usable))
-    order = searching.in_order(iter(found), usable)
+    order = in_order(iter(found), usable)
     assert sorted(map(id, order)) == sorted(map(id, found))
     first, *rest = order
-    assert first == next(c for c in found if c.bytes <= searching.ROOMY * usable)
+    assert first == next(c for c in found if c.bytes <= ROOMY * usable)
     unlikely = [c.bytes > usable for c in rest]
     assert True in unlikely and unlikely == sorted(unlikely)
     for some_of_them in ([c for c in rest if c.bytes <= usable], [c for c in rest if c.bytes > usable]):
@@ -390,6 +406,96 @@ def test_what_was_kept_takes_no_time(tmp_path: Path, said: list[str]) -> None:
     found = search(settings(), node(), 2, tmp_path, 1e9)
     assert search(settings(), node(), 2, tmp_path, 0.0) == found
     assert not any("stopped after" in line for line in said)
+
+
+def made(seconds: float, scheduled: float = 1.0, sizes: tuple[int, int, int] = (1, 8, 1)) -> tuple[Candidate, Receipt]:
+    """A configuration that was compiled, with these times by arithmetic and compiled."""
+    candidate, receipt = candidates(settings(), node())[0], plan(settings(), node(), None)[0]
+    assert receipt.prediction is not None
+    return (
+        dataclasses.replace(
+            candidate,
+            mesh=MeshShape(*sizes),
+            prediction=dataclasses.replace(candidate.prediction, step_seconds=seconds),
+        ),
+        dataclasses.replace(
+            receipt,
+            prediction=dataclasses.replace(receipt.prediction, step_seconds=seconds),
+            scheduled_seconds=scheduled,
+        ),
+    )
+
+
+def test_of_those_as_fast_the_simplest_is_best() -> None:
+    """By the longer of the two times; within 3 % of the fastest, that with the fewest mesh axes."""
+    fast, waits = made(1.00, scheduled=1.01, sizes=(1, 4, 2)), made(0.80, scheduled=1.10, sizes=(1, 4, 2))
+    simple, plain = made(1.02, scheduled=0.9), made(0.9, scheduled=1.03)
+    slow = made(1.05, scheduled=0.5)
+    assert best_first([]) == []
+    assert best_first([slow, waits, fast]) == [fast, slow, waits]
+    assert best_first([slow, plain, simple, waits, fast]) == [simple, fast, plain, slow, waits]
+
+
+def test_what_would_be_faster_is_compiled_although_it_may_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has room to spare; of what is predicted to fit, all that is more than 3 % faster is tried after it."""
+    one = made(1.0)[0]
+    room = node().usable
+    assert room is not None
+
+    def at(seconds: float, share: float) -> Candidate:
+        return dataclasses.replace(made(seconds)[0], bytes=share * room)
+
+    near, risky, hopeless = at(0.98, 0.95), at(0.90, 0.95), at(0.5, 1.05)
+    confirmed = [(one, made(1.0)[1])]
+    assert searching._faster([hopeless, risky, near, one], confirmed, node()) == [risky]
+    assert searching._faster([risky], [], node()) == []
+
+
+def test_a_remat_that_is_slower_by_more_than_arithmetic_errs_is_not_compiled() -> None:
+    best = made(1.0)
+    found = [dataclasses.replace(c, prediction=best[0].prediction) for c in candidates(settings(), node())]
+    remats = {c.config.memory.remat for c in found} - {best[0].config.memory.remat}
+    tried = {c.config.memory.remat for c in searching._of_other_remats(found, [best], node())}
+    assert tried < remats and len(tried) == searching.OTHERS
+    slower = dataclasses.replace(best[0].prediction, step_seconds=1.01 * searching.NEAR)
+    found = [dataclasses.replace(c, prediction=slower) for c in found]
+    assert searching._of_other_remats(found, [best], node()) == []
+
+
+def test_the_simplest_as_fast_is_compiled_too() -> None:
+    best = made(1.0, sizes=(2, 2, 2))
+    simple, two, slow = made(1.02)[0], made(1.01, sizes=(1, 4, 2))[0], made(1.04)[0]
+    tight = dataclasses.replace(made(1.0)[0], bytes=0.95 * (node().usable or 0))
+    assert searching._simplest_of([best[0], tight, two, simple, slow], [best], node()) == [simple]
+    assert searching._simplest_of([two, simple], [made(1.0)], node()) == []
+    assert searching._simplest_of([best[0], slow], [best], node()) == []
+    assert searching._simplest_of([simple], [], node()) == []
+
+
+def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
+    """Those of another tensor axis and of another stage that would be faster if they waited for nothing."""
+    best = made(1.0, scheduled=1.2)
+
+    def stage(one: Candidate, stage: int) -> Candidate:
+        return dataclasses.replace(one, config=config_module.replace(one.config, parallel={"stage": stage}))
+
+    assert best[0].config.parallel.stage == 3
+    split, slower = made(1.1, sizes=(1, 4, 2))[0], made(1.15, sizes=(1, 2, 4))[0]
+    second, first = stage(made(1.1)[0], 2), stage(made(1.11)[0], 1)
+    also_split = stage(split, 2)
+    found = [best[0], split, also_split, second, first, slower]
+    assert searching._waiting_less(found, [best], node()) == [split, second, first, slower]
+    assert searching._waiting_less(found, [best, (first, best[1])], node()) == [split, second, slower]
+    assert searching._waiting_less(found, [made(1.0, scheduled=1.05)], node()) == []
+    assert searching._waiting_less(found, [], node()) == []
+
+
+def test_replicas_of_one_slice_are_powers_of_two() -> None:
+    """A batch of fewer sequences than devices, and a width that they do not divide, need them."""
+    pod = dataclasses.replace(fake_topology(), name="v5e:2x4", family="v5e", shape=(2, 4))
+    assert searching_replicas(pod) == [1, 2, 4, 8]
+    assert searching_replicas(dataclasses.replace(pod, slices=2)) == [2, 4, 8]
+    assert searching_replicas(dataclasses.replace(node(), shape=(6, 8))) == [1, 2]
 
 
 def refuse(*args: object) -> None:

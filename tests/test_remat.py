@@ -181,7 +181,7 @@ def test_by_the_estimate_each_step_of_the_ladder_takes_less_memory_and_more_work
     ("topology", "mesh"),
     [
         pytest.param("v5e:2x4", "mesh-v5e-256", marks=NEEDS_TPU),
-        pytest.param("h100:1x8", "mesh-h100-8", marks=NEEDS_GPU),
+        pytest.param("h100:1x8", "mesh-h200-8", marks=NEEDS_GPU),
     ],
 )
 def test_compiled_each_step_of_the_ladder_takes_less_memory_and_more_time(topology: str, mesh: str) -> None:

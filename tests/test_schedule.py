@@ -8,6 +8,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shipped_configs import shipped
 
 from gpt3_jax.config import Config, OptimizerConfig, load_config, preset, presets, replace
 from gpt3_jax.errors import UserError
@@ -123,41 +124,36 @@ def test_the_papers_line_counts_updates_as_its_integral() -> None:
     assert line_updates(ramp(ramp_tokens=0)).total == 300e9 / 524_288
 
 
-# Data shards (replica × data) of the shipped meshes; and the largest part of the line's updates that is missing in all
-# and in the warm-up, of any size. A batch is at least a sequence a shard, and the ramp starts at 16 sequences: above 16
-# shards it starts higher, and makes fewer updates until the line is there.
-MESHES = {
-    None: (1, 0.0, 0.0),
-    "mesh-cpu-8": (4, 0.0, 0.0),
-    "mesh-h100-8": (8, 0.0, 0.0),
-    "mesh-h200-8": (8, 0.0, 0.0),
-    "mesh-v4-32": (32, 0.01, 0.30),
-    "mesh-v6e-256": (32, 0.01, 0.30),
-    "mesh-h100-64x8": (64, 0.03, 0.65),
-    "mesh-v5p-512": (64, 0.03, 0.65),
-    "mesh-v5e-256": (256, 0.07, 0.92),
-}
+# By data shards (replica × data), the largest part of the line's updates that is missing in all and in the warm-up, of
+# any size. A batch is at least a sequence a shard, and the ramp starts at 16 sequences: above 16 shards it starts
+# higher, and makes fewer updates until the line is there.
+MESHES = ("mesh-h100-64x8", "mesh-cpu-8", "mesh-h200-8", "mesh-v4-32", "mesh-v5e-256", "mesh-v5p-512", "mesh-v6e-256")
+FEWER = {32: (0.01, 0.30), 64: (0.03, 0.65), 128: (0.05, 0.85), 256: (0.07, 0.92), 512: (0.09, 0.96)}
+ON_MESHES = [(name, mesh) for mesh in (None, *MESHES) for name in presets()]
+ON_MESHES += [(size, mesh) for mesh, size in shipped()]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize(("name", "mesh"), ON_MESHES)
 def test_a_run_makes_as_many_updates_as_the_papers_line(name: str, mesh: str | None) -> None:
-    """Within 1 %, in all and in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it does not,
-    too few, and it is said. Some meshes do not carry some sizes' heads; only their batches are looked at here."""
-    shards, fewer, fewer_in_warmup = MESHES[mesh]
+    """Within 0.01 % in all and 1.5 % in the warm-up, where a batch of 32,768 tokens divides over the mesh; where it
+    does not, too few, and it is said. Some meshes do not carry some sizes' heads; only batches are looked at."""
     config = preset(name)
+    shards = 1
     if mesh is not None:
-        on_mesh = load_config(["gpt3-175b", mesh])  # whose heads divide on every mesh
-        assert on_mesh.parallel.replica * on_mesh.parallel.data == shards
+        # Heads of 175B divide on every mesh.
+        on_mesh = load_config(["gpt3-175b" if mesh in MESHES else name, mesh])
+        shards = on_mesh.parallel.replica * on_mesh.parallel.data
         config = replace(config, memory={"microbatch": on_mesh.memory.microbatch})
     schedule = batch_schedule(config, shards)
     ours, line = updates(config, schedule), line_updates(config)
     if shards <= 16:
         assert ours.total == pytest.approx(line.total, rel=1e-4)
-        assert ours.warmup == pytest.approx(line.warmup, rel=0.01)
+        assert ours.warmup == pytest.approx(line.warmup, rel=0.015)
         assert schedule.sizes[0].sequences * 2048 == 32_768
-        assert list(deviations(config, schedule, shards)) == []
+        off = abs(ours.warmup / line.warmup - 1) > 0.01
+        assert len(list(deviations(config, schedule, shards))) == off
     else:
+        fewer, fewer_in_warmup = FEWER[shards]
         assert -fewer < ours.total / line.total - 1 < 0
         assert -fewer_in_warmup < ours.warmup / line.warmup - 1 < 0
         [*_, said] = deviations(config, schedule, shards)

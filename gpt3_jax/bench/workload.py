@@ -17,6 +17,7 @@ from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import batch_shards, mesh_platform, shape_of
 from gpt3_jax.plan import estimate
+from gpt3_jax.plan.candidates import ROOMY, SLACK
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
 from gpt3_jax.train.step import unroll
 
@@ -24,8 +25,6 @@ _CPU_STEP_FLOPS = 2e12
 """Maximum FLOPs (6N) of a step on a CPU, if it has more than one sequence: seconds on a laptop."""
 _SHARD_TOKENS = 32_768
 """Maximum tokens of a microbatch on other devices: by arithmetic, enough to keep the device busy."""
-_ROOM = 0.7
-"""Fraction of a device's memory below which an estimate counts as fitting. `plan.search` states its error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +91,15 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
         if largest is not None:
             sequences, reason = min(sequences, largest), "limited by memory"
         while (
-            not micro and sequences > 1 and room is not None and estimated_bytes(config, mesh, sequences) > _ROOM * room
+            not micro and sequences > 1 and room is not None and estimated_bytes(config, mesh, sequences) > ROOMY * room
         ):
             sequences, reason = sequences // 2, "limited by memory"
         run = with_batch(config, sequences, shards)
     batch = batch_schedule(run, shards).sizes[0]
     need = estimated_bytes(config, mesh, 1)
-    # Refused only if it certainly does not fit, except on a CPU, where the system would kill a process without a
-    # message.
-    if room is not None and need > (0.9 if device.platform == "cpu" else 1.3) * room:
+    # Refused only if it does not fit by any error of the estimate, except on a CPU, where the system would kill a
+    # process without a message.
+    if room is not None and need > (ROOMY if device.platform == "cpu" else SLACK) * room:
         raise UserError(
             f"{count_params(config.model):,} parameters at ZeRO stage {config.parallel.stage} need about "
             f"{need / 2**30:,.1f} GiB on a device for one sequence, and {device.device_kind} has "

@@ -17,8 +17,8 @@ from gpt3_jax.plan.on_cpu import plan_on_cpu
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gpt3_jax.plan.candidates import Candidate
     from gpt3_jax.plan.receipt import Receipt
-    from gpt3_jax.plan.search import Candidate
     from gpt3_jax.plan.topologies import Topology
 
 _DESCRIPTION = """Compiles the training step of a configuration for a TPU or GPU topology, on any machine with a CPU;
@@ -180,7 +180,8 @@ def _search(
 
 
 def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path | None) -> None:
-    from gpt3_jax.plan.search import candidates, nearest
+    from gpt3_jax.plan.candidates import candidates
+    from gpt3_jax.plan.search import nearest
 
     if topology.usable is None:  # the compiler refused the program, so nothing can be ranked
         return

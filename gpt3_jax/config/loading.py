@@ -67,14 +67,17 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
     """Reads YAML files and dotted overrides such as ``["--optimizer.peak_lr", "6e-4"]``.
 
     A later file wins over an earlier one, an override over every file, and a later override over an earlier one.
-    Old names of settings are still read, with a log message.
+    Old names of settings are still read, with a log message. The name of a shipped folder, such as ``mesh-h100-8``,
+    stands for its file of the size that is named beside it: ``["gpt3-xl", "mesh-h100-8"]``.
 
     Raises:
         UserError: a file that cannot be read, an unknown key (with the nearest name), a value of the wrong type,
             an impossible value, values that contradict each other.
     """
     merged: _Values = {}
-    for new in (*(_read_file(_find(Path(local_path(path, "--config")))) for path in paths), _read_overrides(overrides)):
+    files = [Path(local_path(path, "--config")) for path in paths]
+    names = [path.name.removesuffix(".yaml") for path in files]
+    for new in (*(_read_file(_find(path, names)) for path in files), _read_overrides(overrides)):
         for section, values in new.items():
             merged.setdefault(section, {}).update(values)
     return _make(merged)
@@ -157,18 +160,42 @@ def _make(values: _Values) -> Config:
     return Config(**{section: _SECTIONS[section](**fields) for section, fields in values.items()})
 
 
-def _find(path: Path) -> Path:
+def _find(path: Path, names: Sequence[str]) -> Path:
+    """The file that a name or a path stands for; `names` are those of all files that are read."""
     if path.is_file():
         return path
-    shipped = config_dir() / f"{path.name}.yaml"
-    if path.parent == Path(".") and shipped.is_file():
-        return shipped  # even if a folder of that name exists, such as a run's
+    if not path.is_absolute() and ".." not in path.parts:  # even if a folder of that name exists, such as a run's
+        shipped = config_dir() / path
+        if (file := shipped.with_name(f"{path.name}.yaml")).is_file():
+            return file
+        if path.name and any(shipped.glob("*.yaml")):
+            return _of_size(shipped, names)
     if path.is_dir():
         raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
-    known = sorted(p.stem for p in config_dir().glob("*.yaml"))
+    known = sorted(
+        {p.stem for p in config_dir().glob("*.yaml")} | {p.parent.name for p in config_dir().glob("*/*.yaml")}
+    )
     raise UserError(
         f"configuration file {str(path)!r} does not exist{_nearest(path.stem, known)}; "
         f"expected a YAML file or one of {', '.join(known)}"
+    )
+
+
+def _of_size(folder: Path, names: Sequence[str]) -> Path:
+    """A folder's file of the size that is named last."""
+    there = [size for size in presets() if (folder / f"{size}.yaml").is_file()]
+    for name in reversed(names):
+        if (file := folder / f"{name}.yaml").is_file():
+            return file
+    mesh = folder.name
+    if sizes := [name for name in names if name in presets()]:
+        raise UserError(
+            f"configuration {mesh!r} has no file for {sizes[-1]}: a search found none that fits. It has files for "
+            f"{', '.join(there)}; take a larger machine, or start from another's settings: {mesh}/{there[-1]}"
+        )
+    raise UserError(
+        f"configuration {mesh!r} has a file for each size, and no size is named beside it; add --config with one of "
+        f"{', '.join(there)}, or for a model of your own take the settings of one: {mesh}/{there[0]}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,39 @@ def write_configuration(path: str, config: Config, receipt: Receipt, command: st
 
 def configuration_text(config: Config, receipt: Receipt, command: str) -> str:
     """The text of the file."""
+    return comments(receipt, command) + yaml.safe_dump(_changed(to_dict(config), to_dict(Config())), sort_keys=False)
+
+
+def settings_text(settings: Mapping[str, Any], receipt: Receipt, command: str) -> str:
+    """The text of a file that only sets what a search chooses, for use with the file of the model.
+
+    Args:
+        settings: `Candidate.settings`.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    return comments(receipt, command) + yaml.safe_dump(nested, sort_keys=False)
+
+
+def comments(receipt: Receipt, command: str) -> str:
+    """What made a configuration and what is planned for it, as comments of YAML."""
     memory, prediction = receipt.memory, receipt.prediction
-    lines = [f"found by: {command}", f"{receipt.topology['name']}: {size(memory.total)} of a device's memory, compiled"]
+    room = f" of {size(memory.usable)}" if memory.usable else ""
+    lines = [
+        f"found by: {command}",
+        f"by {', '.join(f'{name} {version}' for name, version in receipt.versions.items())}",
+        f"{receipt.topology['name']}: {size(memory.total)}{room} on a device, compiled",
+    ]
     if prediction:
+        scheduled = receipt.scheduled_seconds
         lines.append(
-            f"predicted, not run: {duration(prediction.step_seconds)} a step, "
-            f"{count(prediction.tokens_per_second)} tokens/s, MFU {prediction.mfu:.1%} (6N)"
+            f"predicted, not run: {duration(prediction.step_seconds)} a step"
+            + (f" ({duration(scheduled)} in the compiled schedule's order)" if scheduled else "")
+            + f", {count(prediction.tokens_per_second)} tokens/s, MFU {prediction.mfu:.1%} (6N)"
         )
-    comments = "".join(f"# {line}\n" for line in lines)
-    return comments + yaml.safe_dump(_changed(to_dict(config), to_dict(Config())), sort_keys=False)
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

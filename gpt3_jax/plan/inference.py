@@ -385,7 +385,7 @@ def _time_of_a_token(
     device = topology.device
     if device is None:
         return None
-    placed = place(topology, shape_of(mesh), config)
+    placed = place(topology, shape_of(mesh))
     matmul, hbm = roofline.MATMUL[device.family], roofline.HBM
     moved = memory.weights + cache_passes * memory.cache
     read = moved / (device.hbm_bandwidth * hbm.share)

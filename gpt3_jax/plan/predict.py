@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from gpt3_jax.config import Config
+from gpt3_jax.config import Config, ParallelConfig
 from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
@@ -47,14 +49,14 @@ def predict(work: Work, config: Config, topology: Topology, mesh: MeshShape) -> 
     if device is None:
         return None
     work = dataclasses.replace(work, traffic=tuple(_as_it_stands(part, config) for part in work.traffic))
-    found = roofline.predict(work, device, place(topology, mesh, config), float(config.train.tokens))
+    found = roofline.predict(work, device, place(topology, mesh), float(config.train.tokens))
     if config.model.dtype == "float32":
         slow = "float32 matmuls are timed at the bf16 peak, which they do not reach: they take several times as long."
         found = dataclasses.replace(found, assumptions=(slow, *found.assumptions))
     return found
 
 
-def place(topology: Topology, mesh: MeshShape, config: Config) -> Placement:
+def place(topology: Topology, mesh: MeshShape) -> Placement:
     """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the
     host."""
     device = topology.device
@@ -65,8 +67,8 @@ def place(topology: Topology, mesh: MeshShape, config: Config) -> Placement:
     inside = dataclasses.replace(mesh, replica=mesh.replica // topology.slices)
     chips = math.prod(topology.shape) * topology.slices
     placed = dict(placement.torus(device, topology.shape, inside, len(topology.devices) // chips))
-    if DATA in placed and (steps := data_steps(make_mesh(config.parallel, topology.devices))):
-        placed[DATA] = _outer_step(placed[DATA], device, len(steps[0][0]))
+    if DATA in placed and (inner := _inner_step(topology, mesh)):
+        placed[DATA] = _outer_step(placed[DATA], device, inner)
     if topology.slices > 1:
         placed |= placement.slices(device, REPLICA, mesh.replica)
     return placed | placement.host(device)
@@ -92,6 +94,15 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
 
     matmul = roofline.MATMUL[device.family].share
     return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link)
+
+
+@functools.lru_cache(maxsize=256)
+def _inner_step(topology: Topology, mesh: MeshShape) -> int:
+    """Devices in the inner step of a gather over `data`; 0 if it has only one. Laying a mesh on a torus takes a tenth
+    of a second, and a search asks a hundred times for each."""
+    sizes: dict[str, Any] = mesh.axes
+    steps = data_steps(make_mesh(ParallelConfig(**sizes), topology.devices))
+    return len(steps[0][0]) if steps else 0
 
 
 def _outer_step(whole: Interconnect, device: Device, inner: int) -> Interconnect:

@@ -145,7 +145,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
     seconds: float | None = None
     overlap: tuple[Overlap, ...] = ()
     if device:
-        schedule_rates = rates(device, place(step.topology, mesh, config), mesh.axes)
+        schedule_rates = rates(device, place(step.topology, mesh), mesh.axes)
         seconds, collectives = read_schedule(step.program, schedule_rates)
         overlap = add_up(collectives, mesh.axes)
     return Receipt(

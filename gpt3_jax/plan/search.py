@@ -4,137 +4,27 @@ by arithmetic; the best are compiled."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.model.remat import Remat
-from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import MeshShape
-from gpt3_jax.plan import estimate
 from gpt3_jax.plan.cache import plan
-from gpt3_jax.plan.predict import predict
+from gpt3_jax.plan.candidates import ROOMY, Candidate, candidates, in_order, worth_compiling
 from gpt3_jax.plan.receipt import Receipt
-from gpt3_jax.plan.roofline import Prediction
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.quantities import size
 
-REMATS: tuple[Remat, ...] = get_args(Remat)
-PARTS = 8
-"""Parts of an MLP that are tried where memory is short."""
-ROOMY = 1 - estimate.ERROR
-"""Share of the capacity. What is estimated below it fits. Where full remat is estimated above it, MLPs in parts and
-offload are tried too."""
-SLACK = 1 + estimate.ERROR
-"""Share of the capacity. What is estimated above it does not fit, and is not compiled."""
 SECONDS = 120.0
 """How long a search compiles, unless told otherwise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One configuration to try."""
-
-    config: Config
-    mesh: MeshShape
-    microbatches: int
-    bytes: float
-    """Estimated need of a device."""
-    prediction: Prediction
-    """Estimated."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings in which candidates differ, by their names in the configuration."""
-        parallel, memory = self.config.parallel, self.config.memory
-        return {
-            "parallel.stage": parallel.stage,
-            **{f"parallel.{axis}": size for axis, size in self.mesh.axes.items()},
-            "memory.remat": memory.remat,
-            "memory.microbatch": memory.microbatch,
-            "memory.mlp_parts": memory.mlp_parts,
-        }
-
-    @property
-    def options(self) -> str:
-        """The settings as command-line options."""
-        return " ".join(f"--{name} {value}" for name, value in self.settings.items())
-
-
-def candidates(config: Config, topology: Topology) -> list[Candidate]:
-    """Every combination that divides the devices, the batch and the model, and may fit; fastest estimate first.
-
-    Raises:
-        UserError: a device without a row in the device table (nothing can be ranked), or a batch that no mesh divides.
-    """
-    usable = topology.usable
-    if usable is None:
-        raise UserError(
-            f"{topology.devices[0].device_kind} is not in the device table: its configurations cannot be ranked"
-        )
-    found = []
-    scatters = overlaps_scatters(topology.devices[0])
-    for mesh in _meshes(config, topology):
-        for microbatch, microbatches in _microbatches(config, mesh):
-            for stage in (0, 1, 2, 3) if mesh.data > 1 else (0,):
-                tight = False
-                for remat, parts in _variants(config, mesh, stage):
-                    changed = _changed(config, mesh, stage, remat, microbatch, parts)
-                    if changed is None or (_saves_only(changed, config) and not tight):
-                        continue
-                    need = estimate.memory(changed, mesh, microbatches, topology.platform, scatters)
-                    tight = tight or (remat == "full" and need > ROOMY * usable)
-                    prediction = predict(
-                        estimate.work(changed, mesh, microbatches, topology.platform, scatters), changed, topology, mesh
-                    )
-                    if need <= SLACK * usable and prediction is not None:
-                        found.append(Candidate(changed, mesh, microbatches, need, prediction))
-    # The estimate gives parts no cost in time, nor copies over a link of unknown speed: ties go to candidates without.
-    return sorted(
-        found,
-        key=lambda c: (
-            c.prediction.step_seconds,
-            c.config.memory.remat == "offload",
-            c.config.memory.mlp_parts,
-            c.bytes,
-        ),
-    )
-
-
-def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candidate]:
-    """The candidates that a search compiles, in the given order: at most two microbatch sizes per layout, and at most
-    one variant of a layout that only saves memory (offload, or more parts of an MLP than asked for).
-
-    Args:
-        found: fastest first.
-        asked: the configuration that the search began with.
-    """
-    seen: dict[tuple[Any, ...], int] = {}
-    for candidate in found:
-        settings = dict(candidate.settings)
-        del settings["memory.microbatch"], settings["memory.mlp_parts"]
-        saves = _saves_only(candidate.config, asked)
-        if saves:
-            settings["memory.remat"] = "full"
-        key = saves, *settings.values()
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= (1 if saves else 2):
-            yield candidate
-
-
-def in_order(tried: Iterator[Candidate], usable: int) -> list[Candidate]:
-    """The candidates in the order in which a search compiles them, from fastest first: the fastest that fits by any
-    error of the estimate comes first, so that there is one; those that fit only by an error come last."""
-    likely: list[Candidate] = []
-    unlikely: list[Candidate] = []
-    for candidate in tried:
-        (likely if candidate.bytes <= usable else unlikely).append(candidate)
-    safe = next((c for c in likely if c.bytes <= ROOMY * usable), None)
-    return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]
+NEAR = 1.03
+"""Predicted times closer than this are one: no prediction tells them apart."""
+OTHERS = 2
+"""How many of the other remats are compiled, in case the estimate misranks them."""
 
 
 class Clock:
@@ -158,19 +48,47 @@ class Clock:
         self._longest = max(self._longest, seconds)
 
 
+@dataclasses.dataclass
+class Tried:
+    """What a search compiled, and what it had no time for."""
+
+    compiled: list[tuple[Candidate, Receipt | None]] = dataclasses.field(default_factory=list)
+    """With the receipts, of what does not fit too; None where the compiler failed for another reason than memory."""
+    left: list[Candidate] = dataclasses.field(default_factory=list)
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether it was compiled or left out, or one that is alike but for a smaller microbatch did not fit."""
+
+        def alike(one: Candidate) -> bool:
+            other = dataclasses.replace(one.config.memory, microbatch=candidate.config.memory.microbatch)
+            return one.mesh == candidate.mesh and dataclasses.replace(one.config, memory=other) == candidate.config
+
+        if any(candidate is one for one in (*(c for c, _ in self.compiled), *self.left)):
+            return True
+        refused = [c for c, receipt in self.compiled if receipt is not None and receipt.memory.fits is False]
+        return any(c.microbatches >= candidate.microbatches and alike(c) for c in refused)
+
+
 def search(
-    config: Config, topology: Topology, keep: int, cache: Path | None, seconds: float = SECONDS
+    config: Config,
+    topology: Topology,
+    keep: int,
+    cache: Path | None,
+    seconds: float = SECONDS,
+    tried: Tried | None = None,
 ) -> list[tuple[Candidate, Receipt]]:
-    """The `keep` fastest configurations that fit, each compiled; fastest first by what the compiled programs predict.
+    """The `keep` best configurations that fit, each compiled; in the order of `best_first`.
 
     Args:
         seconds: no compilation is begun that, as long as the longest before it, would end later. What is left out is
             said.
+        tried: is filled with what was compiled and what was left out.
 
     Raises:
         UserError: as `candidates`; or none that can fit.
     """
     clock = Clock(seconds)
+    tried = Tried() if tried is None else tried
     found = candidates(config, topology)
     if not found:
         raise UserError(
@@ -179,32 +97,63 @@ def search(
         )
     assert topology.usable is not None
     log.info(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    tried = in_order(worth_compiling(found, config), topology.usable)
+    order = in_order(worth_compiling(found, config), topology.usable)
     attempts = 4 * keep
-    confirmed, left = confirm(tried, topology, keep, attempts, cache, clock)
-    if others := _of_other_remats(found, confirmed, topology):
-        if clock.has_time():
-            log.info("and the fastest of each other remat, in case the estimate misranks it")
-        more, out = confirm(others, topology, len(others), len(others), cache, clock)
-        confirmed, left = confirmed + more, left + [c for c in out if c not in left]
-    confirmed = sorted(confirmed, key=_step_seconds)[:keep]
-    if left:
-        fastest = min(left, key=lambda c: c.prediction.step_seconds)
+    confirmed = confirm(order, topology, keep, attempts, cache, clock, tried)
+
+    def also(why: str, others: Sequence[Candidate]) -> None:
+        new = [c for c in others if not tried.knows(c)]
+        if new and clock.has_time():
+            log.info(why)
+        confirmed.extend(confirm(new, topology, len(new), len(new), cache, clock, tried))
+
+    def one_by_one(why: str, others: Callable[[], Sequence[Candidate]]) -> None:
+        while new := [c for c in others() if not tried.knows(c)]:
+            also(why, new[:1] if clock.has_time() else new)
+
+    one_by_one("and what is faster if it fits", lambda: _faster(found, confirmed, topology))
+    also(
+        "and the fastest of other remats, in case the estimate misranks it",
+        _of_other_remats(found, confirmed, topology),
+    )
+    also("and the simplest that is as fast", _simplest_of(found, confirmed, topology))
+    one_by_one("and what may wait for less than the best", lambda: _waiting_less(found, confirmed, topology))
+    confirmed = best_first(confirmed)[:keep]
+    if tried.left:
+        fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
         log.info(
-            f"stopped after {clock.elapsed:.0f} s with {len(left)} more to compile, by arithmetic the fastest of them "
-            f"{fastest.options}: {size(fastest.bytes)}, {fastest.prediction.step_seconds:.2f} s a step; "
+            f"stopped after {clock.elapsed:.0f} s with {len(tried.left)} more to compile, by arithmetic the fastest of "
+            f"them {fastest.options}: {size(fastest.bytes)}, {fastest.prediction.step_seconds:.2f} s a step; "
             "--minutes gives a search more time"
         )
     elif len(confirmed) < keep:
         why = (
             f"{attempts} of the fastest kinds were compiled"
-            if len(tried) > attempts
+            if len(order) > attempts
             else "there are no more to compile"
         )
         log.info(
             f"{len(confirmed)} of the {keep} wanted were found: {why}; more devices or a smaller model leave more room"
         )
     return confirmed
+
+
+def best_first(confirmed: Sequence[tuple[Candidate, Receipt]]) -> list[tuple[Candidate, Receipt]]:
+    """What was compiled and fits: the best, then the others, fastest first.
+
+    The best is the fastest, or of those within 3 % of it the one with the fewest mesh axes.
+    """
+    ordered = sorted(confirmed, key=lambda one: step_time(one[1]))
+    near = [one for one in ordered if step_time(one[1]) <= NEAR * step_time(ordered[0][1])]
+    best = sorted(near, key=lambda one: _axes(one[0].mesh))[:1]
+    return [*best, *(one for one in ordered if one is not best[0])]
+
+
+def step_time(receipt: Receipt) -> float:
+    """The longer of the two times of a step: the roofline's, and that of the compiled schedule. The roofline does not
+    know what the program waits for, nor the schedule what collectives share."""
+    predicted = receipt.prediction.step_seconds if receipt.prediction else 0.0
+    return max(predicted, receipt.scheduled_seconds or 0.0)
 
 
 def nearest(
@@ -228,7 +177,7 @@ def nearest(
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(roomy, topology, keep, 3 * keep, cache)[0]
+    return confirm(roomy, topology, keep, 3 * keep, cache)
 
 
 def confirm(
@@ -238,28 +187,36 @@ def confirm(
     attempts: int,
     cache: Path | None,
     clock: Clock | None = None,
-) -> tuple[list[tuple[Candidate, Receipt]], list[Candidate]]:
+    tried: Tried | None = None,
+) -> list[tuple[Candidate, Receipt]]:
     """Compiles candidates in this order until `keep` of them fit, after as many attempts, or when the time is up.
 
+    Args:
+        tried: is filled with what was compiled and what was left out.
+
     Returns:
-        Those that fit, fastest first; and those that there was no time for.
+        Those that fit, fastest first.
     """
     confirmed: list[tuple[Candidate, Receipt]] = []
+    tried = Tried() if tried is None else tried
     for done, candidate in enumerate(found[:attempts]):
         if len(confirmed) == keep:
             break
         if clock and not clock.has_time():
-            return sorted(confirmed, key=_step_seconds), list(found[done:attempts])
+            tried.left += found[done:attempts]
+            break
         began = time.monotonic()
-        kept = False
+        kept, receipt = False, None
         try:
             receipt, kept = plan(candidate.config, topology, cache)
         except (RunError, UserError) as error:
             log.info(f"[{done + 1}] {candidate.options}: {error}")
-            continue
         finally:
             if clock and not kept:
                 clock.took(time.monotonic() - began)
+        tried.compiled.append((candidate, receipt))
+        if receipt is None:
+            continue
         verdict = "fits" if receipt.memory.fits else "does not fit"
         step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         log.info(
@@ -268,90 +225,73 @@ def confirm(
         )
         if receipt.memory.fits:
             confirmed.append((candidate, receipt))
-    return sorted(confirmed, key=_step_seconds), []
+    return sorted(confirmed, key=lambda one: step_time(one[1]))
 
 
-def _step_seconds(confirmed: tuple[Candidate, Receipt]) -> float:
-    prediction = confirmed[1].prediction
-    return prediction.step_seconds if prediction else 0.0
+def _axes(mesh: MeshShape) -> int:
+    """Number of axes of more than one device."""
+    return sum(size > 1 for size in mesh.sizes)
+
+
+def _fastest_estimate(confirmed: Sequence[tuple[Candidate, Receipt]]) -> float:
+    return min((c.prediction.step_seconds for c, _ in confirmed), default=math.inf)
+
+
+def _faster(
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
+) -> list[Candidate]:
+    """Those that fit by their estimate, and are faster by it than any confirmed."""
+    assert topology.usable is not None
+    if not confirmed:
+        return []
+    beyond = _fastest_estimate(confirmed) / NEAR
+    return [c for c in found if c.bytes <= topology.usable and c.prediction.step_seconds < beyond]
 
 
 def _of_other_remats(
-    found: list[Candidate], confirmed: list[tuple[Candidate, Receipt]], topology: Topology
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """For each remat that is not among those confirmed, the fastest candidate that leaves room by its estimate."""
+    """Of the remats that are not among those confirmed, the fastest two: of each the fastest candidate that leaves room
+    by its estimate, if it is as fast by it."""
     assert topology.usable is not None
     there = {c.config.memory.remat for c, _ in confirmed}
     fastest: dict[str, Candidate] = {}
     for candidate in found:
         remat = candidate.config.memory.remat
-        if remat not in there and candidate.bytes <= ROOMY * topology.usable:
+        near = candidate.prediction.step_seconds <= NEAR * _fastest_estimate(confirmed)
+        if remat not in there and near and candidate.bytes <= ROOMY * topology.usable:
             fastest.setdefault(remat, candidate)
+    return list(fastest.values())[:OTHERS]
+
+
+def _waiting_less(
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
+) -> list[Candidate]:
+    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, and of
+    each other stage, the fastest that leaves room, if it is faster than the best if it waits for nothing."""
+    assert topology.usable is not None
+    if not confirmed:
+        return []
+    (best, receipt), *_ = best_first(confirmed)
+    beyond = step_time(receipt) / NEAR
+    roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds < beyond]
+    tensors = {c.mesh.tensor for c, _ in confirmed}
+    stages = {c.config.parallel.stage for c, _ in confirmed if c.mesh == best.mesh}
+    fastest: dict[str, Candidate] = {}
+    for candidate in roomy:
+        if candidate.mesh.tensor not in tensors:
+            fastest.setdefault(f"tensor {candidate.mesh.tensor}", candidate)
+        elif candidate.mesh == best.mesh and candidate.config.parallel.stage not in stages:
+            fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
     return list(fastest.values())
 
 
-def _variants(config: Config, mesh: MeshShape, stage: int) -> Iterator[tuple[str, int]]:
-    """Every remat, each with the configured number of MLP parts and then with more, where parts are allowed. Full remat
-    comes before the variants that only save memory. `none` only where it is asked for: it takes more memory than
-    `minimal`, and on a TPU or GPU no less time."""
-    units = config.model.d_ff // (mesh.data * mesh.tensor)
-    asked = config.memory.mlp_parts
-    for remat in REMATS:
-        if remat == "none" != config.memory.remat:
-            continue
-        if stage != 3 or remat not in ("full", "offload"):
-            yield remat, 1
-            continue
-        yield remat, asked if units % asked == 0 else 1
-        if asked < PARTS and units % PARTS == 0:
-            yield remat, PARTS
-
-
-def _saves_only(candidate: Config, asked: Config) -> bool:
-    """Whether a candidate trades time for memory unasked: only tried where memory is short."""
-    offload = candidate.memory.remat == "offload" and asked.memory.remat != "offload"
-    return offload or candidate.memory.mlp_parts > asked.memory.mlp_parts
-
-
-def _changed(config: Config, mesh: MeshShape, stage: int, remat: str, microbatch: int, mlp_parts: int) -> Config | None:
-    """The configuration with these settings; None where they exclude each other."""
-    parallel: Any = {"stage": stage, **mesh.axes}
-    memory: Any = {"remat": remat, "microbatch": microbatch, "mlp_parts": mlp_parts}
-    try:
-        return dataclasses.replace(
-            config,
-            parallel=dataclasses.replace(config.parallel, **parallel),
-            memory=dataclasses.replace(config.memory, **memory),
-        )
-    except UserError:
-        return None
-
-
-def _meshes(config: Config, topology: Topology) -> Iterator[MeshShape]:
-    """Axes that multiply to the devices and divide the model: tensor groups inside a node, whole slices as replicas."""
-    model, n = config.model, len(topology.devices)
-    outer = topology.shape[0] if topology.has_nodes else topology.slices
-    widest = topology.shape[1] if topology.has_nodes else min(n // topology.slices, 16)
-    sequences = config.train.batch_tokens // model.n_ctx
-    for tensor in _powers(widest):
-        sizes = (model.n_heads, model.n_vocab_padded, model.d_ff, model.n_ctx)
-        if n % tensor or any(size % tensor for size in sizes):
-            continue
-        for replica in sorted({topology.slices, outer}):
-            if n // tensor % replica:
-                continue
-            shape = MeshShape(replica, n // tensor // replica, tensor)
-            if sequences % shape.batch_shards == 0 and model.d_model % (shape.data * tensor) == 0:
-                yield shape
-
-
-def _microbatches(config: Config, mesh: MeshShape) -> Iterator[tuple[int, int]]:
-    """Sequences of a microbatch, and how many microbatches they make."""
-    per_shard = config.train.batch_tokens // config.model.n_ctx // mesh.batch_shards
-    for sequences in range(1, per_shard + 1):
-        if per_shard % sequences == 0:
-            yield sequences, per_shard // sequences
-
-
-def _powers(limit: int) -> list[int]:
-    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+def _simplest_of(
+    found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
+) -> list[Candidate]:
+    """The fastest of those that leave room, are as fast as the fastest confirmed, and have fewer axes than any."""
+    assert topology.usable is not None
+    near = NEAR * _fastest_estimate(confirmed) if confirmed else 0.0
+    axes = min((_axes(c.mesh) for c, _ in confirmed), default=0)
+    as_fast = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds <= near]
+    return sorted((c for c in as_fast if _axes(c.mesh) < axes), key=lambda c: _axes(c.mesh))[:1]

@@ -1,0 +1,186 @@
+"""The configurations that the repository ships for a size on a machine, and how a search makes them anew.
+
+    python tests/shipped_configs.py                          # all; a minute or two each
+    python tests/shipped_configs.py mesh-h100-8              # one machine
+    python tests/shipped_configs.py mesh-h100-8/gpt3-xl
+    python tests/shipped_configs.py --table                  # of gpt3_jax/plan/README.md, from the receipts
+
+Each writes configs/MESH/SIZE.yaml, its receipt (tests/receipts) and its rows of tests/shipped_searches.csv: everything
+that the search compiled, and one row of a size that does not fit. Plans are kept as `gpt3-jax plan` keeps them, so that
+what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpt3_jax.config import config_dir, load_config, presets
+
+MACHINES = {
+    "mesh-h100-8": "h100:1x8",
+}
+"""The topology of each mesh that has a file for each size."""
+FILE = Path(__file__).parent / "shipped_searches.csv"
+RECEIPTS = Path(__file__).parent / "receipts"
+KEEP, MINUTES = 1, 1.0
+"""Options of the searches. What a minute left out is in the record; more minutes go on where the last search ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One configuration that a search compiled; with data 0, a size of which none fits by arithmetic."""
+
+    mesh: str
+    size: str
+    replica: int
+    data: int
+    tensor: int
+    stage: int
+    remat: str
+    microbatch: int
+    mlp_parts: int
+    verdict: str
+    """``best``, ``fits``, ``does not fit``, ``failed`` (the compiler, for another reason), ``left`` (out of time)."""
+    bytes: int
+    step_seconds: float
+    """By the roofline; 0 where it does not fit."""
+    scheduled_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """As `plan.search.step_time`."""
+        return max(self.step_seconds, self.scheduled_seconds)
+
+    @property
+    def name(self) -> str:
+        return f"{self.mesh}/{self.size}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `plan.candidates.Candidate.settings`."""
+        sections = {"parallel": ("stage", "replica", "data", "tensor"), "memory": ("remat", "microbatch", "mlp_parts")}
+        return {f"{section}.{name}": getattr(self, name) for section, names in sections.items() for name in names}
+
+
+def rows() -> list[Row]:
+    """The kept record."""
+    if not FILE.is_file():
+        return []
+    types: dict[str, Any] = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in FIELDS}
+    with FILE.open(newline="") as file:
+        return [Row(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
+
+
+FIELDS = dataclasses.fields(Row)
+
+
+def shipped() -> list[tuple[str, str]]:
+    """Mesh and size of each configuration that is there."""
+    return [(mesh, size) for mesh in MACHINES for size in presets() if (config_dir() / mesh / f"{size}.yaml").is_file()]
+
+
+def command(mesh: str, size: str) -> str:
+    searched = f"gpt3-jax plan --config {size} --topology {MACHINES[mesh]} --search"
+    return f"{searched} --keep {KEEP} --minutes {MINUTES:g} --out FILE"
+
+
+def make(mesh: str, size: str) -> list[Row]:
+    """Searches, writes the configuration and its receipt, and returns the record."""
+    from receipts_kept import Kept, keep
+
+    from gpt3_jax.plan.cache import default_cache
+    from gpt3_jax.plan.candidates import Candidate, candidates
+    from gpt3_jax.plan.found import settings_text
+    from gpt3_jax.plan.receipt import Receipt
+    from gpt3_jax.plan.search import Tried, search
+    from gpt3_jax.plan.topologies import open_topology
+
+    topology, config, tried = open_topology(MACHINES[mesh]), load_config([size]), Tried()
+    file = config_dir() / mesh / f"{size}.yaml"
+    file.unlink(missing_ok=True)
+    if not candidates(config, topology):
+        return [Row(mesh, size, 0, 0, 0, 0, "", 0, 0, "does not fit", 0, 0.0, 0.0)]
+    found = search(config, topology, KEEP, default_cache(), 60 * MINUTES, tried)
+    if found:
+        best, receipt = found[0]
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(settings_text(best.settings, receipt, command(mesh, size)))
+        keep(Kept((size, mesh), MACHINES[mesh]), receipt)
+    made = []
+    every: list[tuple[Candidate, Receipt | None]] = [*tried.compiled, *((c, None) for c in tried.left)]
+    for candidate, planned in every:
+        values = {name.partition(".")[2]: value for name, value in candidate.settings.items()}
+        verdict, need, seconds, scheduled = "left" if candidate in tried.left else "failed", 0, 0.0, 0.0
+        if planned is not None:
+            need, scheduled = planned.memory.total, planned.scheduled_seconds or 0.0
+            seconds = planned.prediction.step_seconds if planned.prediction else 0.0
+            verdict = "fits" if planned.memory.fits else "does not fit"
+            verdict = "best" if found and candidate is found[0][0] else verdict
+        made.append(
+            Row(mesh, size, **values, verdict=verdict, bytes=need, step_seconds=seconds, scheduled_seconds=scheduled)
+        )
+    return made
+
+
+def write(made: list[Row]) -> None:
+    """Puts these in the place of the record's rows of the same size and machine."""
+    order = {f"{mesh}/{size}": i for i, (mesh, size) in enumerate((m, s) for m in MACHINES for s in presets())}
+    kept = [row for row in rows() if row.name not in {one.name for one in made}] + made
+    kept.sort(key=lambda row: order[row.name])
+    with FILE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in FIELDS], lineterminator="\n")
+        writer.writeheader()
+        for row in kept:
+            values = dataclasses.asdict(row)
+            writer.writerow(values | {n: f"{values[n]:.6g}" for n in ("step_seconds", "scheduled_seconds")})
+
+
+def table() -> str:
+    """The predicted MFU of each shipped configuration, as Markdown."""
+    from receipts_kept import Kept
+
+    def cell(mesh: str, size: str) -> str:
+        if (mesh, size) not in shipped():
+            return "–"
+        kept = json.loads((RECEIPTS / f"{Kept((size, mesh), MACHINES[mesh]).name}.json").read_text())
+        (best,) = (row for row in rows() if (row.mesh, row.size, row.verdict) == (mesh, size, "best"))
+        mfu = 100 * kept["prediction"]["mfu"]
+        scheduled = mfu * best.step_seconds / best.scheduled_seconds
+        return f"{mfu:.1f} / {scheduled:.1f}; {best.replica}·{best.data}·{best.tensor}, {best.remat}"
+
+    heads = [f"`{topology}`" for topology in MACHINES.values()]
+    lines = [["", *heads], ["---"] * (1 + len(heads))]
+    lines += [[size.removeprefix("gpt3-"), *(cell(mesh, size) for mesh in MACHINES)] for size in presets()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def main(asked: list[str]) -> None:
+    import time
+
+    if asked == ["--table"]:
+        print(table(), end="")
+        return
+    for mesh in MACHINES:
+        for size in presets():
+            if not asked or mesh in asked or f"{mesh}/{size}" in asked:
+                began, cpu = time.monotonic(), time.process_time()
+                made = make(mesh, size)
+                write(made)
+                best = [row for row in made if row.verdict == "best"]
+                print(
+                    f"{mesh}/{size}: {len(made)} compiled, {best[0] if best else 'none fits'}; "
+                    f"{time.monotonic() - began:.0f} s, {time.process_time() - cpu:.0f} s of CPU",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    from gpt3_jax.plan.on_cpu import plan_on_cpu
+
+    plan_on_cpu()
+    main(sys.argv[1:])
