@@ -543,8 +543,8 @@ BUGS = (
     Bug(
         "a new setting may change a resumed run unless it says otherwise",
         "config/setting.py",
-        "paper: Paper | None = None, changes_run: bool = True",
-        "paper: Paper | None = None, changes_run: bool = False",
+        "changes_run: bool = True,",
+        "changes_run: bool = False,",
         ("test_config_values", "test_what_a_setting_means_is_said_at_the_field", ()),
     ),
     Bug(
@@ -1229,7 +1229,7 @@ BUGS = (
     Bug(
         "parameters lie beside the weights that were made of them",
         "inference/generate.py",
-        "stack.delete()",
+        "leaf.delete()",
         "pass",
         ("test_generation_mesh", "test_weights_take_the_place_of_the_parameters", ()),
     ),
