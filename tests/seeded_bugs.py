@@ -815,9 +815,16 @@ BUGS = (
     Bug(
         "earlier results that hold more are replaced",
         "evals/evaluation.py",
-        "if any(items > new.get(what, 0) for what, items in held.items()):",
-        "if any(items > new.get(what, items) for what, items in held.items()):",
+        "if all(what in new and (new[what] == held",
+        "if all(what not in new or (new[what] == held",
         ("test_evals_run", "test_results_that_hold_more_are_moved_out_of_the_way", ()),
+    ),
+    Bug(
+        "results of other weights are replaced",
+        "evals/evaluation.py",
+        'for field in ("weights", "tokenizer", "model")]',
+        'for field in ("tokenizer", "model")]',
+        ("test_evals_run", "test_results_of_something_else_are_moved_out_of_the_way", ("other weights",)),
     ),
     Bug(
         "where no item is right the standard error is 0",

@@ -310,6 +310,31 @@ def test_results_that_hold_more_are_moved_out_of_the_way(tmp_path: Path) -> None
     assert (tmp_path / RESULTS).exists() and (tmp_path / ITEMS).exists()
 
 
+@pytest.mark.parametrize("what", ["fewer seeds", "other weights", "other items", "the same"])
+def test_results_of_something_else_are_moved_out_of_the_way(what: str, tmp_path: Path) -> None:
+    def evaluated(seeds: int = 2, weights: str = "w", first: int = 0) -> None:
+        (loaded,) = load_tasks(select([TASK]), limit=30)
+        loaded = dataclasses.replace(loaded, evaluated=loaded.evaluated[first : first + 5])
+        evaluate_subjects([subject(ExactModel(), weights=weights)], [loaded], (0, 2), seeds, tmp_path)
+
+    evaluated()
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
+    if what == "fewer seeds":
+        evaluated(seeds=1)
+    else:
+        evaluated(weights="later" if what == "other weights" else "w", first=5 if what == "other items" else 0)
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("earlier-1/*")}
+    assert kept == ({} if what == "the same" else before)
+
+
+@pytest.mark.parametrize("text", ['{"cells": [', '{"format": "gpt3_jax evaluation", "cells": [{"items": 5}]}', "[]"])
+def test_results_that_cannot_be_read_are_moved_out_of_the_way(text: str, tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / RESULTS).write_text(text)
+    run(ExactModel(), tmp_path, limit=5)
+    assert (tmp_path / "earlier-1" / RESULTS).read_text() == text
+    assert any(f"{RESULTS} is damaged or of another version" in line for line in said)
+
+
 def long_texts(folder: Path) -> list[TaskItems]:
     """Two texts of several windows each, with windows that are equal, and a short one."""
     file = folder / "texts.jsonl"
