@@ -827,6 +827,13 @@ BUGS = (
         ("test_evals_run", "test_results_of_something_else_are_moved_out_of_the_way", ("other weights",)),
     ),
     Bug(
+        "earlier results are taken away before all of them are in their new folder",
+        "evals/written.py",
+        "_link(folder / name, _partial(to) / name)",
+        "_link(folder / name, _partial(to) / name), remove(folder / name)",
+        ("test_evals_run", "test_results_stay_whole_where_they_cannot_be_moved", (True,)),
+    ),
+    Bug(
         "where no item is right the standard error is 0",
         "evals/metrics.py",
         'metric.unit == "%" and value in (0, 100)',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from exact_model import CONFIG, LOGPROB, ExactModel, subject
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.evals import evaluation
+from gpt3_jax.evals import evaluation, written
 from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
 from gpt3_jax.evals.kept import FILE, KeptAnswers
@@ -333,6 +334,34 @@ def test_results_that_cannot_be_read_are_moved_out_of_the_way(text: str, tmp_pat
     run(ExactModel(), tmp_path, limit=5)
     assert (tmp_path / "earlier-1" / RESULTS).read_text() == text
     assert any(f"{RESULTS} is damaged or of another version" in line for line in said)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_results_stay_whole_where_they_cannot_be_moved(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def full_at_the_second(path: Path, to: Path) -> None:
+        if any(to.parent.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(path, to)
+
+    link = written._link
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    run(ExactModel(), tmp_path, limit=30)
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
+    with monkeypatch.context() as patched:
+        patched.setattr(written, "_link", full_at_the_second)
+        assert "earlier-1: No space left on device" in error_of(lambda: run(ExactModel(), tmp_path, limit=5))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob("earlier-*"))
+    (tmp_path / "earlier-1.partial").mkdir()  # as a kill leaves it
+    run(ExactModel(), tmp_path, limit=5)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("earlier-1/*")} == before
+    assert [path.name for path in tmp_path.glob("earlier-*")] == ["earlier-1"]
 
 
 def long_texts(folder: Path) -> list[TaskItems]:
