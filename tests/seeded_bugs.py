@@ -771,6 +771,13 @@ BUGS = (
         ("test_attention", "test_triangle_equals_the_definition", (29, 8, 5, 2)),
     ),
     Bug(
+        "long contexts of a banded layer are dense",
+        "model/attention/__init__.py",
+        "return triangle(q_BTHK, k_BTHK, v_BTHK, band)",
+        "return triangle(q_BTHK, k_BTHK, v_BTHK, None)",
+        ("test_evals_scorer", "test_long_contexts_are_scored_like_short_ones", ()),
+    ),
+    Bug(
         "a batch that is not full has rows as long as the longest of all",
         "evals/batches.py",
         "own = trunk_lengths([len(item.trunk) for item in group], math.inf)",

@@ -98,6 +98,22 @@ def test_likelihoods_are_those_of_the_models_logits() -> None:
     assert_equal(Scorer(params(), CONFIG, batch_tokens=400).score(mixed()), expected())
 
 
+def test_long_contexts_are_scored_like_short_ones() -> None:
+    """Trunks and prefixes of 256 positions and more have attention of their own on a CPU (`attention.triangle`)."""
+    config = dataclasses.replace(CONFIG, n_ctx=640, n_layers=4)  # the last layer is apart
+    weights = jax.tree.map(lambda x: 4 * x, model.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    common = ids(rng, 330)
+    contexts = [ids(rng, 300), *(common + ids(rng, 10) for _ in range(8))]
+    requests = [(context, ids(rng, 3)) for context in contexts]
+    rows = np.stack([np.pad(context + asked, (0, 640))[:640] for context, asked in requests])
+    logprobs = jax.nn.log_softmax(forward(weights, rows, config), axis=-1)
+    for i, found in enumerate(Scorer(weights, config, batch_tokens=640).score(requests)):
+        (context, continuation), first = requests[i], len(requests[i][0]) - 1
+        wanted = np.asarray(logprobs[i, first : first + 3])[np.arange(3), continuation]
+        np.testing.assert_allclose(found.token_logprobs, wanted, atol=3e-5, err_msg=f"{len(context)} tokens")
+
+
 def test_the_likeliest_tokens_are_flagged() -> None:
     rng = np.random.default_rng(2)
     context = ids(rng, 40)
