@@ -850,15 +850,15 @@ BUGS = (
     Bug(
         "a long text's first window is left out",
         "evals/run.py",
-        "found = [score for window in windows if",
-        "found = [score for window in windows[1:] if",
+        "_score_of(answers[window]) for window in windows]",
+        "_score_of(answers[window]) for window in windows[1:]]",
         ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
     ),
     Bug(
         "equal windows of a text count once",
         "evals/run.py",
-        "found = [score for window in windows if",
-        "found = [score for window in dict.fromkeys(windows) if",
+        "_score_of(answers[window]) for window in windows]",
+        "_score_of(answers[window]) for window in dict.fromkeys(windows)]",
         ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
     ),
     Bug(

@@ -17,13 +17,14 @@ import pytest
 from exact_model import CONFIG, LOGPROB, ExactModel, subject
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import evaluation, written
 from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
-from gpt3_jax.evals.kept import FILE, KeptAnswers
+from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.requests import Answer, Request, Text, TextScore, Window
+from gpt3_jax.evals.requests import Answer, Request, TextScore, Window
 from gpt3_jax.evals.results import RESULTS, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
@@ -292,7 +293,7 @@ def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     )
     assert loss.value == pytest.approx(-LOGPROB) and bits.value == pytest.approx(8)
     assert words.value == pytest.approx(math.exp(-LOGPROB * 19 / 4))
-    assert model.asked[0].stride == 7  # type: ignore[union-attr]
+    assert [len(each.continuation) for each in model.asked if isinstance(each, Window)] == [19]
     assert loss.stderr is None and "–" in results.table()
 
 
@@ -382,8 +383,7 @@ def test_a_long_text_is_asked_window_by_window(tmp_path: Path) -> None:
     results = of_texts(model, tmp_path)
     for found, whole in zip(results.cells, of_texts(ExactModel(), tmp_path, n_ctx=2048).cells, strict=True):
         assert found.value == pytest.approx(whole.value) and found.items == 3
-    assert [type(request).__name__ for request in model.asked].count("Text") == 1
-    assert all(len(each.continuation) <= 30 for each in model.asked if isinstance(each, Window))
+    assert all(isinstance(each, Window) and len(each.continuation) <= 30 for each in model.asked)
 
 
 def test_an_interrupted_text_goes_on_with_its_next_window(tmp_path: Path) -> None:
@@ -395,17 +395,30 @@ def test_an_interrupted_text_goes_on_with_its_next_window(tmp_path: Path) -> Non
     assert len(first.asked) == 4 and second.asked and not set(first.asked) & set(second.asked)
 
 
-def test_a_text_that_an_earlier_version_kept_as_a_whole_is_taken(tmp_path: Path) -> None:
-    whole = of_texts(ExactModel(), tmp_path)
-    depends_on = subject(ExactModel(), config=dataclasses.replace(CONFIG, n_ctx=30)).depends_on()
-    (tmp_path / "kept").mkdir()
-    with KeptAnswers(tmp_path / "kept", depends_on) as kept:
-        for item in long_texts(tmp_path)[0].evaluated:
-            n = len(item.completion.encode())
-            kept.add(Text(item.completion), TextScore(n * LOGPROB, n, n, len(item.completion.split())))
-    model = ExactModel()
-    assert of_texts(model, tmp_path, tmp_path / "kept").cells == whole.cells
-    assert not model.asked
+def test_each_text_is_tokenized_once_and_that_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    tokenized: list[str] = []
+    encode = ByteTokenizer.encode
+
+    def counted(self: ByteTokenizer, text: str) -> list[int]:
+        assert any("tokenizing 3 texts" in line for line in said)
+        tokenized.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", counted)
+    of_texts(ExactModel(), tmp_path, tmp_path / "out")
+    assert len(tokenized) == len(set(tokenized)) == 3
+    assert any(line.endswith(" windows") for line in said)
+
+
+def test_a_window_that_is_answered_otherwise_is_an_error(tmp_path: Path) -> None:
+    class Wrong(ExactModel):
+        def _answer(self, request: Request) -> Answer:
+            return TextScore(-1.0, 1, 1, 1)
+
+    with pytest.raises(TypeError, match="expected the score of a window"):
+        of_texts(Wrong(), tmp_path)
 
 
 def test_a_perplexity_without_bound_is_said_as_such(tmp_path: Path) -> None:
