@@ -15,11 +15,10 @@ from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.evals.requests import (
     Answer,
     Completed,
+    Completion,
     Continuation,
     Request,
     Score,
-    Text,
-    TextScore,
     Window,
     WindowScore,
 )
@@ -54,12 +53,10 @@ class ExactModel:
             n = len(request.continuation.encode())
             context = max(len(request.context.encode()), 1)
             return Score(n * LOGPROB, n, False, (LOGPROB,) * n, (False,) * n, context)
-        if isinstance(request, Text):
-            n = len(request.text.encode())
-            return TextScore(n * LOGPROB, n, n, len(request.text.split()))
         if isinstance(request, Window):
             n = len(request.continuation)
             return WindowScore(n * LOGPROB, n)
+        assert isinstance(request, Completion), request
         found = re.search(r"What is (\d+) plus (\d+)\?\n\nA:$", request.prompt)
         assert found, request.prompt
         a, b = int(found[1]), int(found[2])

@@ -543,8 +543,8 @@ BUGS = (
     Bug(
         "a new setting may change a resumed run unless it says otherwise",
         "config/setting.py",
-        "paper: Paper | None = None, changes_run: bool = True",
-        "paper: Paper | None = None, changes_run: bool = False",
+        "changes_run: bool = True,",
+        "changes_run: bool = False,",
         ("test_config_values", "test_what_a_setting_means_is_said_at_the_field", ()),
     ),
     Bug(
@@ -771,6 +771,13 @@ BUGS = (
         ("test_attention", "test_triangle_equals_the_definition", (29, 8, 5, 2)),
     ),
     Bug(
+        "long contexts of a banded layer are dense",
+        "model/attention/__init__.py",
+        "return triangle(q_BTHK, k_BTHK, v_BTHK, band)",
+        "return triangle(q_BTHK, k_BTHK, v_BTHK, None)",
+        ("test_evals_scorer", "test_long_contexts_are_scored_like_short_ones", ()),
+    ),
+    Bug(
         "a batch that is not full has rows as long as the longest of all",
         "evals/batches.py",
         "own = trunk_lengths([len(item.trunk) for item in group], math.inf)",
@@ -815,9 +822,23 @@ BUGS = (
     Bug(
         "earlier results that hold more are replaced",
         "evals/evaluation.py",
-        "if any(items > new.get(what, 0) for what, items in held.items()):",
-        "if any(items > new.get(what, items) for what, items in held.items()):",
+        "if all(what in new and (new[what] == held",
+        "if all(what not in new or (new[what] == held",
         ("test_evals_run", "test_results_that_hold_more_are_moved_out_of_the_way", ()),
+    ),
+    Bug(
+        "results of other weights are replaced",
+        "evals/evaluation.py",
+        'for field in ("weights", "tokenizer", "model")]',
+        'for field in ("tokenizer", "model")]',
+        ("test_evals_run", "test_results_of_something_else_are_moved_out_of_the_way", ("other weights",)),
+    ),
+    Bug(
+        "earlier results are taken away before all of them are in their new folder",
+        "evals/written.py",
+        "_link(folder / name, _partial(to) / name)",
+        "_link(folder / name, _partial(to) / name), remove(folder / name)",
+        ("test_evals_run", "test_results_stay_whole_where_they_cannot_be_moved", (True,)),
     ),
     Bug(
         "where no item is right the standard error is 0",
@@ -829,15 +850,15 @@ BUGS = (
     Bug(
         "a long text's first window is left out",
         "evals/run.py",
-        "found = [score for window in windows if",
-        "found = [score for window in windows[1:] if",
+        "_score_of(answers[window]) for window in windows]",
+        "_score_of(answers[window]) for window in windows[1:]]",
         ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
     ),
     Bug(
         "equal windows of a text count once",
         "evals/run.py",
-        "found = [score for window in windows if",
-        "found = [score for window in dict.fromkeys(windows) if",
+        "_score_of(answers[window]) for window in windows]",
+        "_score_of(answers[window]) for window in dict.fromkeys(windows)]",
         ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
     ),
     Bug(

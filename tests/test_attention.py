@@ -16,7 +16,8 @@ from jaxprs import dot_flops, equations
 
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig, load_config
-from gpt3_jax.model.attention import attention, choose
+from gpt3_jax.model import cpu
+from gpt3_jax.model.attention import attention, attention_without_gradients, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
 from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain, score_bytes
@@ -94,6 +95,21 @@ def test_triangle_equals_the_definition(length: int, band: int | None, block: in
     ours = functools.partial(triangle, block=block, score_bytes=heads_at_once * 4 * block * length)
     found, expected = (run(functools.partial(how, band=band), *inputs) for how in (ours, definition))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("band", [None, 70, 1000])
+def test_attention_without_gradients_is_the_triangle_from_256_positions_on_a_cpu(band: int | None) -> None:
+    inputs = qkv(300)
+
+    def program(function: Any) -> str:
+        return str(jax.make_jaxpr(lambda q, k, v: function(q, k, v, band))(*inputs))
+
+    on_cpu = functools.partial(attention_without_gradients, platform="cpu")
+    assert program(on_cpu) == program(triangle)
+    assert program(functools.partial(attention_without_gradients, platform="tpu")) != program(triangle)
+    found, expected = (run(functools.partial(how, band=band), *inputs) for how in (on_cpu, definition))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not cpu.takes_triangle(255, "cpu") and cpu.takes_triangle(256, "cpu")
 
 
 def test_triangle_computes_few_scores_above_the_diagonal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import re
@@ -16,13 +17,14 @@ import pytest
 from exact_model import CONFIG, LOGPROB, ExactModel, subject
 
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.evals import evaluation
+from gpt3_jax.evals import evaluation, written
 from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
-from gpt3_jax.evals.kept import FILE, KeptAnswers
+from gpt3_jax.evals.kept import FILE
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.requests import Answer, Request, Text, TextScore, Window
+from gpt3_jax.evals.requests import Answer, Request, TextScore, Window
 from gpt3_jax.evals.results import RESULTS, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
@@ -291,7 +293,7 @@ def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     )
     assert loss.value == pytest.approx(-LOGPROB) and bits.value == pytest.approx(8)
     assert words.value == pytest.approx(math.exp(-LOGPROB * 19 / 4))
-    assert model.asked[0].stride == 7  # type: ignore[union-attr]
+    assert [len(each.continuation) for each in model.asked if isinstance(each, Window)] == [19]
     assert loss.stderr is None and "–" in results.table()
 
 
@@ -308,6 +310,58 @@ def test_results_that_hold_more_are_moved_out_of_the_way(tmp_path: Path) -> None
     run(ExactModel(), tmp_path, limit=30)
     assert sorted(path.name for path in tmp_path.glob("earlier-*")) == ["earlier-1", "earlier-2"], "replaced by more"
     assert (tmp_path / RESULTS).exists() and (tmp_path / ITEMS).exists()
+
+
+@pytest.mark.parametrize("what", ["fewer seeds", "other weights", "other items", "the same"])
+def test_results_of_something_else_are_moved_out_of_the_way(what: str, tmp_path: Path) -> None:
+    def evaluated(seeds: int = 2, weights: str = "w", first: int = 0) -> None:
+        (loaded,) = load_tasks(select([TASK]), limit=30)
+        loaded = dataclasses.replace(loaded, evaluated=loaded.evaluated[first : first + 5])
+        evaluate_subjects([subject(ExactModel(), weights=weights)], [loaded], (0, 2), seeds, tmp_path)
+
+    evaluated()
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
+    if what == "fewer seeds":
+        evaluated(seeds=1)
+    else:
+        evaluated(weights="later" if what == "other weights" else "w", first=5 if what == "other items" else 0)
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("earlier-1/*")}
+    assert kept == ({} if what == "the same" else before)
+
+
+@pytest.mark.parametrize("text", ['{"cells": [', '{"format": "gpt3_jax evaluation", "cells": [{"items": 5}]}', "[]"])
+def test_results_that_cannot_be_read_are_moved_out_of_the_way(text: str, tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / RESULTS).write_text(text)
+    run(ExactModel(), tmp_path, limit=5)
+    assert (tmp_path / "earlier-1" / RESULTS).read_text() == text
+    assert any(f"{RESULTS} is damaged or of another version" in line for line in said)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_results_stay_whole_where_they_cannot_be_moved(links: bool, tmp_path: Path) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def full_at_the_second(path: Path, to: Path) -> None:
+        if any(to.parent.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(path, to)
+
+    link = written._link
+    run(ExactModel(), tmp_path, limit=30)
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(written, "_link", full_at_the_second)
+        assert "earlier-1: No space left on device" in error_of(lambda: run(ExactModel(), tmp_path, limit=5))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name in before} == before
+    assert not list(tmp_path.glob("earlier-*"))
+    (tmp_path / "earlier-1.partial").mkdir()  # as a kill leaves it
+    with pytest.MonkeyPatch.context() as patched:
+        if not links:
+            patched.setattr(Path, "hardlink_to", no_links)
+        run(ExactModel(), tmp_path, limit=5)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("earlier-1/*")} == before
+    assert [path.name for path in tmp_path.glob("earlier-*")] == ["earlier-1"]
 
 
 def long_texts(folder: Path) -> list[TaskItems]:
@@ -328,8 +382,7 @@ def test_a_long_text_is_asked_window_by_window(tmp_path: Path) -> None:
     results = of_texts(model, tmp_path)
     for found, whole in zip(results.cells, of_texts(ExactModel(), tmp_path, n_ctx=2048).cells, strict=True):
         assert found.value == pytest.approx(whole.value) and found.items == 3
-    assert [type(request).__name__ for request in model.asked].count("Text") == 1
-    assert all(len(each.continuation) <= 30 for each in model.asked if isinstance(each, Window))
+    assert all(isinstance(each, Window) and len(each.continuation) <= 30 for each in model.asked)
 
 
 def test_an_interrupted_text_goes_on_with_its_next_window(tmp_path: Path) -> None:
@@ -341,17 +394,30 @@ def test_an_interrupted_text_goes_on_with_its_next_window(tmp_path: Path) -> Non
     assert len(first.asked) == 4 and second.asked and not set(first.asked) & set(second.asked)
 
 
-def test_a_text_that_an_earlier_version_kept_as_a_whole_is_taken(tmp_path: Path) -> None:
-    whole = of_texts(ExactModel(), tmp_path)
-    depends_on = subject(ExactModel(), config=dataclasses.replace(CONFIG, n_ctx=30)).depends_on()
-    (tmp_path / "kept").mkdir()
-    with KeptAnswers(tmp_path / "kept", depends_on) as kept:
-        for item in long_texts(tmp_path)[0].evaluated:
-            n = len(item.completion.encode())
-            kept.add(Text(item.completion), TextScore(n * LOGPROB, n, n, len(item.completion.split())))
-    model = ExactModel()
-    assert of_texts(model, tmp_path, tmp_path / "kept").cells == whole.cells
-    assert not model.asked
+def test_each_text_is_tokenized_once_and_that_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    tokenized: list[str] = []
+    encode = ByteTokenizer.encode
+
+    def counted(self: ByteTokenizer, text: str) -> list[int]:
+        assert any("tokenizing 3 texts" in line for line in said)
+        tokenized.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", counted)
+    of_texts(ExactModel(), tmp_path, tmp_path / "out")
+    assert len(tokenized) == len(set(tokenized)) == 3
+    assert any(line.endswith(" windows") for line in said)
+
+
+def test_a_window_that_is_answered_otherwise_is_an_error(tmp_path: Path) -> None:
+    class Wrong(ExactModel):
+        def _answer(self, request: Request) -> Answer:
+            return TextScore(-1.0, 1, 1, 1)
+
+    with pytest.raises(TypeError, match="expected the score of a window"):
+        of_texts(Wrong(), tmp_path)
 
 
 def test_a_perplexity_without_bound_is_said_as_such(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gpt3_jax.evals import batches
 from gpt3_jax.evals.batches import Batch, Ids, arrange, trunk_lengths
 from gpt3_jax.evals.encoding import encode, windows, windows_of
 from gpt3_jax.evals.engine import Engine
-from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text, TextScore, WindowScore
+from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text, TextScore, Window, WindowScore
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.mesh import make_mesh
@@ -96,6 +96,22 @@ def assert_equal(found: list[Likelihood], wanted: list[Likelihood], tolerance: f
 def test_likelihoods_are_those_of_the_models_logits() -> None:
     # Batches so small that both groups of contexts with a common prefix fill one.
     assert_equal(Scorer(params(), CONFIG, batch_tokens=400).score(mixed()), expected())
+
+
+def test_long_contexts_are_scored_like_short_ones() -> None:
+    """Trunks and prefixes of 256 positions and more have attention of their own on a CPU (`attention.triangle`)."""
+    config = dataclasses.replace(CONFIG, n_ctx=640, n_layers=4)  # the last layer is apart
+    weights = jax.tree.map(lambda x: 4 * x, model.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    common = ids(rng, 330)
+    contexts = [ids(rng, 300), *(common + ids(rng, 10) for _ in range(8))]
+    requests = [(context, ids(rng, 3)) for context in contexts]
+    rows = np.stack([np.pad(context + asked, (0, 640))[:640] for context, asked in requests])
+    logprobs = jax.nn.log_softmax(forward(weights, rows, config), axis=-1)
+    for i, found in enumerate(Scorer(weights, config, batch_tokens=640).score(requests)):
+        (context, continuation), first = requests[i], len(requests[i][0]) - 1
+        wanted = np.asarray(logprobs[i, first : first + 3])[np.arange(3), continuation]
+        np.testing.assert_allclose(found.token_logprobs, wanted, atol=3e-5, err_msg=f"{len(context)} tokens")
 
 
 def test_the_likeliest_tokens_are_flagged() -> None:
@@ -348,21 +364,21 @@ def engine(**options: Any) -> Engine:
 
 
 def test_a_text_is_scored_in_windows() -> None:
-    text = "The quick brown fox jümps over the lazy dog. " * 8
-    eot = load_tokenizer("bytes").eot
+    text, tokenizer = "The quick brown fox jümps over the lazy dog. " * 8, load_tokenizer("bytes")
     for stride in (None, 50):
-        ((_, answer),) = engine().answer([Text(text, stride)])
-        parts = windows(list(text.encode()), eot, CONFIG.n_ctx, stride or CONFIG.n_ctx)
+        asked = windows_of(Text(text, stride), tokenizer, CONFIG.n_ctx)
+        scores = [score for _, score in engine().answer(asked) if isinstance(score, WindowScore)]
+        parts = windows(list(text.encode()), tokenizer.eot, CONFIG.n_ctx, stride or CONFIG.n_ctx)
         wanted = sum(by_logits((list(context), list(scored))).logprob for context, scored in parts)
+        answer = TextScore.of(text, scores)
         assert answer.logprob == pytest.approx(wanted, abs=2e-3)
         assert dataclasses.astuple(answer)[1:] == (len(text.encode()), len(text.encode()), 72)
 
 
 def test_windows_of_texts_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are asked for one by one, as a long text's are, and those of whole texts."""
-    long, short = Text("two wörds and more " * 25, stride=100), Text("short")
-    asked = windows_of(long, load_tokenizer("bytes"), CONFIG.n_ctx)
-    assert len(asked) > 3
+    asked = windows_of(Text("two wörds and more " * 25, stride=100), load_tokenizer("bytes"), CONFIG.n_ctx)
+    asked += windows_of(Text("short"), load_tokenizer("bytes"), CONFIG.n_ctx)
+    assert len(asked) > 4
     streams: list[int] = []
     stream = Scorer.stream
 
@@ -371,14 +387,10 @@ def test_windows_of_texts_are_computed_together(monkeypatch: pytest.MonkeyPatch)
         return stream(self, requests)
 
     monkeypatch.setattr(Scorer, "stream", counted)
-    found = dict(engine().answer([*asked, short, long]))
-    assert [n for n in streams if n] == [2 * len(asked) + 1]
-    scores = [score for n in range(len(asked)) if isinstance(score := found[n], WindowScore)]
-    whole = TextScore.of(long.text, scores)
-    text = found[len(asked) + 1]
-    assert isinstance(text, TextScore)
-    assert (text.tokens, text.bytes, text.words) == (whole.tokens, whole.bytes, whole.words)
-    assert text.logprob == pytest.approx(whole.logprob, abs=1e-3)
+    assert sorted(dict(engine().answer(asked))) == list(range(len(asked)))
+    assert [n for n in streams if n] == [len(asked)]
+    with pytest.raises(TypeError, match="asked for in windows"):
+        list(engine().answer([*asked, Text("short")]))
 
 
 def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:
@@ -401,7 +413,12 @@ def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:
 
 
 def test_the_engine_answers_every_request_in_its_own_terms() -> None:
-    requests: list[Any] = [Continuation("ab", "cd"), Text("xyz"), Continuation("ab", "é"), Continuation("", "cd")]
+    requests: list[Any] = [
+        Continuation("ab", "cd"),
+        Window((256,), (120,)),
+        Continuation("ab", "é"),
+        Continuation("", "cd"),
+    ]
     answers: dict[int, Any] = dict(engine().answer(requests))
     assert sorted(answers) == [0, 1, 2, 3]
     wanted = by_logits(([97, 98], [99, 100]))
@@ -421,6 +438,8 @@ def test_the_engine_answers_every_request_in_its_own_terms() -> None:
 )
 def test_what_cannot_be_scored_is_said(request_: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
+        if isinstance(request_, Text):
+            windows_of(request_, load_tokenizer("bytes"), CONFIG.n_ctx)
         list(engine().answer([request_]))
 
 

@@ -69,9 +69,42 @@ def training(attention: Callable[..., jax.Array], *qkv_BTHK: jax.Array) -> float
     return milliseconds(jax.grad(lambda *qkv: jnp.sum(attention(*qkv, None)), argnums=(0, 1, 2)), *qkv_BTHK)
 
 
-def without_gradient(attention: Callable[..., jax.Array], *qkv_BTHK: jax.Array) -> float:
-    """Milliseconds of dense attention, forward alone."""
-    return milliseconds(lambda q, k, v: attention(q, k, v, None), *qkv_BTHK)
+def without_gradient(
+    attention: Callable[..., jax.Array], rows: int, length: int, dtype: Any = jnp.bfloat16, band: int | None = None
+) -> float:
+    """Milliseconds of attention, forward alone."""
+    qkv_BTHK = [random(rows, length, 12, 64, dtype=dtype)] * 3
+    return milliseconds(lambda q, k, v: attention(q, k, v, band), *qkv_BTHK)
+
+
+def like_the_triangle(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None) -> jax.Array:
+    """`by_head` with the triangle's blocks, and one head of a long row at a time."""
+    length = q.shape[1]
+    block = cpu.TRIANGLE_BLOCK * -(-length // (4 * cpu.TRIANGLE_BLOCK))
+    return by_head(q, k, v, band, block=block, group=12 if length < 512 else 1)
+
+
+def of_triangle() -> dict[str, tuple[float, float]]:
+    """Rows as they are evaluated, without gradient, and by what else they could be computed."""
+    fp32, bf16 = jnp.float32, jnp.bfloat16
+    found = {}
+    for name, other, *shape in (
+        ("blockwise", blockwise, 11, 352, bf16, None),
+        ("blockwise", blockwise, 2, 1472, bf16, None),
+        ("blockwise", blockwise, 11, 352, fp32, None),
+        ("blockwise", blockwise, 2, 1472, fp32, None),
+        ("by_head", like_the_triangle, 11, 352, bf16, None),
+        ("by_head", like_the_triangle, 2, 1472, bf16, None),
+        ("by_head", like_the_triangle, 2, 1472, bf16, 128),
+        ("by_head", like_the_triangle, 2, 1472, fp32, None),
+        ("plain", plain, 1, 256, bf16, None),
+        ("plain", plain, 1, 2048, bf16, 128),
+    ):
+        rows, length, dtype, band = shape
+        what = f"{rows} x {length} {jnp.dtype(dtype).name}" + ("" if band is None else f", band {band}")
+        ours, theirs = without_gradient(triangle, *shape), without_gradient(other, *shape)
+        found[f"takes_triangle: {what}, {name}"] = ours, theirs
+    return found
 
 
 def rows() -> dict[str, tuple[float, float]]:
@@ -79,7 +112,6 @@ def rows() -> dict[str, tuple[float, float]]:
     cache, slots, new = random(12, 2048, 64), jnp.array([7]), random(1, 12, 64)
     labels = jnp.arange(CHUNK, dtype=jnp.int32)
     small, large = [random(1, 128, 12, 64)] * 3, [random(1, 2048, 12, 64)] * 3
-    evaluated = [random(11, 352, 12, 64)] * 3
     inputs, output_ct, hidden, logits_ct = random(ROWS, D), random(ROWS, FF), random(CHUNK, D), random(CHUNK, VOCAB)
     table = random(VOCAB, D)
 
@@ -110,10 +142,7 @@ def rows() -> dict[str, tuple[float, float]]:
             milliseconds(logits_loss(True), logits_ct.astype(jnp.float32), labels),
             milliseconds(logits_loss(False), logits_ct.astype(jnp.float32), labels),
         ),
-        "takes_triangle: 11 rows of 352 positions, no gradient": (
-            without_gradient(triangle, *evaluated),
-            without_gradient(blockwise, *evaluated),
-        ),
+        **of_triangle(),
         "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(by_head, *small)),
         "attends_by_head: 2,048 positions": (training(by_head, *large), training(blockwise, *large)),
         "PLAIN_SCORE_BYTES: by_head for 2,048 positions": (training(by_head, *large), training(plain, *large)),

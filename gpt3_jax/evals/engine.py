@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.encoding import encode, windows_of
+from gpt3_jax.evals.encoding import encode
 from gpt3_jax.evals.requests import (
     Answer,
     Completion,
@@ -19,7 +19,6 @@ from gpt3_jax.evals.requests import (
     Sample,
     Score,
     Text,
-    TextScore,
     Window,
     WindowScore,
 )
@@ -79,13 +78,17 @@ class Engine:
         return self._scorer.batch_tokens
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Pairs of a request's index and its answer, as soon as they are known.
+        """Pairs of a request's index and its answer, as soon as they are known. Texts come in windows
+        (`encoding.windows_of`).
 
         Raises:
+            TypeError: a `Text`.
             UserError: a request that does not fit the model's context, or has nothing to score.
         """
+        if any(isinstance(request, Text) for request in requests):
+            raise TypeError("a text is to be asked for in windows (encoding.windows_of)")
         yield from self._continuations({i: r for i, r in enumerate(requests) if isinstance(r, Continuation)})
-        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text | Window)})
+        yield from self._windows({i: r for i, r in enumerate(requests) if isinstance(r, Window)})
         yield from self._completions({i: r for i, r in enumerate(requests) if isinstance(r, Completion)})
 
     def _continuations(self, requests: dict[int, Continuation]) -> Iterator[tuple[int, Answer]]:
@@ -107,19 +110,11 @@ class Engine:
             i = order[n]
             yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
 
-    def _texts(self, requests: dict[int, Text | Window]) -> Iterator[tuple[int, Answer]]:
-        """All windows together, so that those of several texts fill batches."""
-        parts = {
-            i: [request] if isinstance(request, Window) else windows_of(request, self.tokenizer, self.config.n_ctx)
-            for i, request in requests.items()
-        }
-        places = [(i, window) for i, found in parts.items() for window in found]
-        scores: dict[int, list[WindowScore]] = {i: [] for i in parts}
-        for n, likelihood in self._scorer.stream([(window.context, window.continuation) for _, window in places]):
-            i, request = places[n][0], requests[places[n][0]]
-            scores[i].append(WindowScore(likelihood.logprob, likelihood.tokens))
-            if len(scores[i]) == len(parts[i]):
-                yield i, TextScore.of(request.text, scores[i]) if isinstance(request, Text) else scores[i][0]
+    def _windows(self, requests: dict[int, Window]) -> Iterator[tuple[int, Answer]]:
+        order = list(requests)
+        pairs = [(requests[i].context, requests[i].continuation) for i in order]
+        for n, likelihood in self._scorer.stream(pairs):
+            yield order[n], WindowScore(likelihood.logprob, likelihood.tokens)
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
         groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}

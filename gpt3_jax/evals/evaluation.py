@@ -27,6 +27,8 @@ from gpt3_jax.evals.written import alone_in, move, records, remove, require_own,
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
+_OF_LIMIT = ("evaluated", "fingerprint")
+"""Fields of a task in a result file that change with the number of items evaluated."""
 
 
 def evaluate(
@@ -152,16 +154,37 @@ def _evaluate(
 
 
 def _keep_earlier(folder: Path, results: Results) -> None:
-    """Moves earlier results out of the way if they hold what these do not: a model, task, metric or K, or more items
-    of it."""
+    """Moves earlier results out of the way if they hold what these do not (`_held`), or cannot be read."""
+    path = folder / RESULTS
     try:
-        earlier = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["cells"]
-        held = {(cell["model"], cell["task"], cell["metric"], cell["shots"]): cell["items"] for cell in earlier}
+        earlier = _held(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return
     except (OSError, ValueError, KeyError, TypeError):
-        return  # none, or damaged
-    new = {(cell.model, cell.task, cell.metric, cell.shots): cell.items for cell in results.cells}
-    if any(items > new.get(what, 0) for what, items in held.items()):
-        move(folder, _unused(folder), (RESULTS, ITEMS))
+        log.warning(f"{path} is damaged or of another version, and what it holds cannot be compared")
+    else:
+        new = _held(json.loads(results.to_json()))
+        # More items of a task begin with the same ones; as many must be the same.
+        if all(what in new and (new[what] == held or new[what][0] > held[0]) for what, held in earlier.items()):
+            return
+    move(folder, _unused(folder), (RESULTS, ITEMS))
+
+
+def _held(data: Any) -> dict[str, tuple[int, str]]:
+    """For each number of a result file the items behind it: how many, and the fingerprint of those evaluated. A number
+    is that of a model (weights, tokenizer, configuration), a task as it was set up, a metric, a K and a seed.
+
+    Raises:
+        ValueError, KeyError, TypeError: the data are of another form.
+    """
+    models = {model["name"]: [model[field] for field in ("weights", "tokenizer", "model")] for model in data["models"]}
+    held = {}
+    for cell in data["cells"]:
+        task = {name: value for name, value in data["tasks"][cell["task"]].items() if name not in _OF_LIMIT}
+        for seed in cell["seeds"]:
+            what = [models[cell["model"]], cell["task"], task, cell["metric"], cell["shots"], seed]
+            held[json.dumps(what, sort_keys=True)] = (cell["items"], data["tasks"][cell["task"]]["fingerprint"])
+    return held
 
 
 def _unused(folder: Path) -> Path:

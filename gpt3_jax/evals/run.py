@@ -8,7 +8,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt3_jax import __version__
@@ -27,7 +27,6 @@ from gpt3_jax.evals.requests import (
     Score,
     Text,
     TextScore,
-    Window,
     WindowScore,
 )
 from gpt3_jax.evals.results import Cell
@@ -227,24 +226,27 @@ def _warn_of_impossible_answers(subject: Subject, task: Task, prepared: Sequence
 def answer_all(
     subject: Subject, task: str, asked: Mapping[Request, str], kept: KeptAnswers | None, where: str
 ) -> dict[Request, Answer]:
-    """The answers to requests. Texts that are longer than the context are asked for, and kept, window by window. Logs
-    progress with the time left, unless `where` is empty.
+    """The answers to requests. Texts are asked for, and kept, window by window. Logs progress with the time left,
+    unless `where` is empty.
 
     Args:
         asked: each request with the id of the first item that asks it.
 
     Raises:
-        UserError: a stride that is no part of the context.
+        UserError: a stride that is no part of the context, or an empty text.
         RunError: a likelihood is not a finite number. It is not kept.
     """
-    parts = _in_windows(subject, asked, kept)
+    texts = [request for request in asked if isinstance(request, Text)]
+    if where and texts:
+        log.info(f"{where}: tokenizing {len(texts):,} texts")
+    parts = {text: windows_of(text, subject.tokenizer, subject.config.n_ctx) for text in texts}
     units: dict[Request, str] = {}
     for request, item in asked.items():
-        for unit in parts[request] if isinstance(request, Text) and request in parts else [request]:
-            units.setdefault(unit, item)
+        for each in parts[request] if isinstance(request, Text) else [request]:
+            units.setdefault(each, item)
     answers = {unit: known for unit in units if kept and (known := kept.get(unit)) is not None}
     missing = [unit for unit in units if unit not in answers]
-    what = "windows" if parts else "requests"
+    what = "windows" if texts and len(texts) == len(asked) else "requests"
     before = f", {len(answers):,} more were answered before" if answers else ""
     if where:
         log.info(f"{where}: {len(missing):,} {what}{before}")
@@ -264,20 +266,14 @@ def answer_all(
             last, left = now, (now - start) / done * (len(missing) - done)
             log.info(f"{where}: {done:,} of {len(missing):,} {what}, {duration(left)} left")
     for text, windows in parts.items():
-        found = [score for window in windows if isinstance(score := answers[window], WindowScore)]
-        answers[text] = TextScore.of(text.text, found)
+        answers[text] = TextScore.of(text.text, [_score_of(answers[window]) for window in windows])
     return answers
 
 
-def _in_windows(subject: Subject, asked: Iterable[Request], kept: KeptAnswers | None) -> dict[Text, list[Window]]:
-    """The windows of the texts that are longer than the context, but for those that are kept as a whole."""
-    found: dict[Text, list[Window]] = {}
-    for text in asked:
-        if isinstance(text, Text) and (kept is None or kept.get(text) is None):
-            windows = windows_of(text, subject.tokenizer, subject.config.n_ctx)
-            if len(windows) > 1:
-                found[text] = windows
-    return found
+def _score_of(answer: Answer) -> WindowScore:
+    if not isinstance(answer, WindowScore):
+        raise TypeError(f"expected the score of a window, got {answer}")
+    return answer
 
 
 def _record(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,30 @@ def remove(path: Path) -> None:
 
 
 def move(folder: Path, to: Path, names: Iterable[str]) -> None:
-    """Moves the files that are there into a new folder. Raises RunError."""
-    with _writing(to):
-        to.mkdir()
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / name).replace(to / name)
+    """Moves the files that are there into a new folder, which appears when all are in it; until then each stays in its
+    place. Raises RunError."""
+    there = [name for name in names if (folder / name).exists()]
+    try:
+        with _writing(to):
+            shutil.rmtree(_partial(to), ignore_errors=True)  # of a command that was killed
+            _partial(to).mkdir()
+            for name in there:
+                _link(folder / name, _partial(to) / name)
+            _partial(to).rename(to)
+    except BaseException:
+        shutil.rmtree(_partial(to), ignore_errors=True)
+        raise
+    for name in there:
+        remove(folder / name)
     log.info(f"moved the earlier results to {to}")
+
+
+def _link(path: Path, to: Path) -> None:
+    """A second name for a file; a copy where the disk has no such."""
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, to)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 The scores of a few heads and one block of queries stay in the caches. Blocks are unrolled, so each is cut to the keys
 that it sees: no running maximum, hardly a masked score. The program grows with the number of blocks, so there are at
 most eight. The backward pass recomputes the scores, a block of keys against all queries that see it, from the queries,
-the keys and the log-sum-exp of each row of scores.
+the keys and the log-sum-exp of each row of scores. Where no gradient is taken, `triangle` is faster in bf16.
 
 Shapes: B batch, T positions, H heads, K head width; N groups of G heads; Q queries of a block and the S keys that they
 see, or S keys of a block and the Q queries that see them.
