@@ -29,7 +29,7 @@ from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config, from_dict, replace
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.errors import RunError, UserError, require_type
-from gpt3_jax.parallel.mesh import batch_shards, mesh_platform
+from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
@@ -109,6 +109,7 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
 
 def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     config, folder = run.config, run.folder / CHECKPOINTS
+    asked = config
     store = CheckpointStore(
         folder, keep_last=config.checkpoint.keep_last, keep_every_tokens=config.checkpoint.keep_every_tokens
     )
@@ -132,7 +133,7 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     if config.train.ramp_tokens:
         log.info(describe(config, run.schedule))
     if is_lead():
-        write_config(run.folder, config)
+        write_config(run.folder, asked)
 
     step, sequences, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
     tokens = sequences * config.model.n_ctx
@@ -152,13 +153,12 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
 
 
 def _settled(config: Config, mesh: Mesh, record: dict[str, Any] | None) -> Config:
-    """The configuration with the value that `memory.unroll` 0 stands for. A run resumed on a CPU goes on with the
-    program that it began with, whatever its length is by now."""
+    """The configuration that is compiled and that checkpoints record: with the number that `memory.unroll` 0 stands
+    for. The run folder's config.yaml keeps the 0, which means another number on another machine."""
     if config.memory.unroll:
         return config
-    periods = unroll(config, mesh)
-    if record is not None and mesh_platform(mesh) == "cpu":
-        periods = from_dict(record["config"]).memory.unroll or periods
+    begun = 0 if record is None else from_dict(record["config"]).memory.unroll
+    periods = unroll(config, mesh, begun)
     if periods > 1:
         log.info(
             f"memory.unroll is {periods} here: without a loop over the {config.model.n_layers} layers, a CPU is about "
