@@ -263,13 +263,7 @@ class TrainConfig:
     """Write TensorBoard events into the run folder, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "tokens",
-            "batch_tokens",
-            "ramp_start_tokens",
-            "ramp_sizes",
-            "eval_tokens",
-        ):
+        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_sizes", "eval_tokens"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "log_tokens", "eval_sequences"):
