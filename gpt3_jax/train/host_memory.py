@@ -73,7 +73,7 @@ def give_back() -> None:
 
 def run_in_turn() -> None:
     """Makes the CPU backend run a program in the thread that calls it, until its memory is free again. Call before
-    JAX's devices start."""
+    JAX's devices start; it changes nothing where they have."""
     with contextlib.suppress(AttributeError):  # an option that a later JAX may no longer have
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
