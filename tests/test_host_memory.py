@@ -101,8 +101,8 @@ def test_the_peak_of_a_run_is_what_was_predicted() -> None:
     code = """
 import jax, jax.numpy as jnp
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
-from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, predicted_peak
-from gpt3_jax.train.host_memory import reserve, run_in_turn, temporary_bytes
+from gpt3_jax.train.host_memory import give_back, keep_freed_memory, peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import run_in_turn, temporary_bytes
 keep_freed_memory(400e6)
 run_in_turn()
 x = jax.block_until_ready(jnp.ones((2048, 1024)))
@@ -110,7 +110,7 @@ def work(x):
     y = jnp.concatenate([x * n for n in range(48)])
     return x + jnp.sum(y.T @ y)
 program = jax.jit(work, donate_argnums=0).lower(x).compile()
-reserve(temporary_bytes([program]))
+give_back()
 before, predicted = peak_resident(), predicted_peak(temporary_bytes([program]))
 hook = GiveBackMemory()
 for _ in range(6):

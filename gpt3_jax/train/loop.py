@@ -41,7 +41,7 @@ from gpt3_jax.train.hooks.hook import Hook, Moment, Step
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
-from gpt3_jax.train.host_memory import peak_resident, predicted_peak, reserve, temporary_bytes
+from gpt3_jax.train.host_memory import give_back, peak_resident, predicted_peak, temporary_bytes
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
@@ -240,9 +240,8 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
     if programs and _on_cpu(run):
-        temporary = temporary_bytes(programs.values())
-        reserve(temporary)
-        if peak := predicted_peak(temporary):
+        give_back()
+        if peak := predicted_peak(temporary_bytes(programs.values())):
             log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 
