@@ -72,7 +72,8 @@ class Result:
 def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook] = ()) -> Result:
     """Trains what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
-    Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
+    Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it. On a CPU
+    whose JAX devices have not started, it turns `jax_cpu_enable_async_dispatch` off (`host_memory.run_in_turn`).
 
     Args:
         checked: the result of `setup.check`, if the processes have joined and it has been called already.
