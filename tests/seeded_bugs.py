@@ -388,9 +388,23 @@ BUGS = (
     ),
     Bug(
         "a resumed run takes another program than it began with",
+        "train/step.py",
+        "begun or cpu.unroll(",
+        "cpu.unroll(",
+        ("test_resume", "test_a_resumed_run_keeps_its_loop_over_depth", ()),
+    ),
+    Bug(
+        "a run resumed with offload is not given the loop over depth that offload needs",
+        "train/step.py",
+        "if devices > 1 or platform",
+        "if not begun and devices > 1 or platform",
+        ("test_unroll", "test_what_a_run_began_with_does_not_count_where_there_is_one", ()),
+    ),
+    Bug(
+        "a run's config.yaml fixes the unrolling of the machine that it began on",
         "train/loop.py",
-        'from_dict(record["config"]).memory.unroll or periods',
-        "periods",
+        "write_config(run.folder, asked)",
+        "write_config(run.folder, config)",
         ("test_resume", "test_a_resumed_run_keeps_its_loop_over_depth", ()),
     ),
     Bug(

@@ -101,8 +101,8 @@ def test_the_peak_of_a_run_is_what_was_predicted() -> None:
     code = """
 import jax, jax.numpy as jnp
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
-from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, predicted_peak
-from gpt3_jax.train.host_memory import reserve, run_in_turn, temporary_bytes
+from gpt3_jax.train.host_memory import give_back, keep_freed_memory, peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import run_in_turn, temporary_bytes
 keep_freed_memory(400e6)
 run_in_turn()
 x = jax.block_until_ready(jnp.ones((2048, 1024)))
@@ -110,7 +110,7 @@ def work(x):
     y = jnp.concatenate([x * n for n in range(48)])
     return x + jnp.sum(y.T @ y)
 program = jax.jit(work, donate_argnums=0).lower(x).compile()
-reserve(temporary_bytes([program]))
+give_back()
 before, predicted = peak_resident(), predicted_peak(temporary_bytes([program]))
 hook = GiveBackMemory()
 for _ in range(6):
@@ -140,3 +140,21 @@ def test_a_microbatch_counts_and_not_the_batch() -> None:
     whole = load_config(["gpt3-small"])
     part = replace(whole, memory={"microbatch": 2})
     assert step_bytes(part) * 128 == step_bytes(whole)
+
+
+def test_a_run_from_python_runs_its_steps_in_turn() -> None:
+    """Whoever starts JAX's devices for training: a program has ended when its call returns."""
+    code = """
+import jax, jax.numpy as jnp
+from gpt3_jax.config import preset, replace
+from gpt3_jax.train.setup import check
+config = replace(preset("quickstart"), data={"tokenizer": "bytes"}, model={"n_vocab": 257}, parallel={"data": 1})
+check(config)
+x = jax.block_until_ready(jnp.ones((1024, 1024)))
+program = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: y @ x / 1024, x)).lower(x).compile()
+print(program(x).is_ready())
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"

@@ -118,9 +118,9 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
     def recorded_step(*args: Any) -> Any:
         jitted = make_step(*args)
 
-        class Lowered:
-            def lower(self, *shapes: Any) -> Any:
-                lowered = jitted.lower(*shapes)
+        class Step:
+            def trace(self, *shapes: Any) -> Any:
+                lowered = jitted.trace(*shapes).lower()
                 events.append(f"compile {shapes[1].shape[0]}")
                 compiled = lowered.compile()
 
@@ -129,9 +129,10 @@ def test_a_ramped_run_compiles_first_and_reads_metrics_one_step_late(
                     return compiled(state, rows)
 
                 call.memory_analysis = compiled.memory_analysis  # type: ignore[attr-defined]
-                return type("Compiled", (), {"compile": lambda self: call})()
+                lower = type("Lowered", (), {"compile": lambda self: call})
+                return type("Traced", (), {"lower": lambda self: lower()})()
 
-        return Lowered()
+        return Step()
 
     def recorded_get(tree: Any) -> Any:
         events.append("metrics" if hasattr(tree, "grad_norm") else "other")

@@ -10,9 +10,9 @@ from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.train.step import unroll
 
 
-def periods(config: Config, devices: int = 1) -> int:
+def periods(config: Config, devices: int = 1, begun: int = 0) -> int:
     config = replace(config, parallel={"data": devices})
-    return unroll(config, make_mesh(config.parallel, jax.devices()[:devices]))
+    return unroll(config, make_mesh(config.parallel, jax.devices()[:devices]), begun)
 
 
 def test_a_long_run_on_one_cpu_has_no_loop() -> None:
@@ -33,6 +33,18 @@ def test_a_long_run_on_one_cpu_has_no_loop() -> None:
 )
 def test_others_have_one(change: dict[str, dict[str, object]], devices: int) -> None:
     assert periods(replace(preset("gpt3-small"), **change), devices) == 1
+
+
+def test_a_resumed_run_keeps_its_number_on_one_cpu() -> None:
+    short = replace(preset("gpt3-small"), train={"tokens": 100_000})
+    assert periods(short, begun=6) == 6
+    assert periods(preset("gpt3-small"), begun=1) == 1
+
+
+def test_what_a_run_began_with_does_not_count_where_there_is_one() -> None:
+    small = preset("gpt3-small")
+    assert periods(small, 8, begun=6) == 1
+    assert periods(replace(small, memory={"remat": "offload"}), begun=6) == 1
 
 
 def test_a_number_is_taken_as_it_is() -> None:

@@ -7,7 +7,6 @@ machine's disk cache (Python's and JAX's own) are whatever they are: a start rig
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt3_jax.bench.timing import Spread
-from gpt3_jax.cluster import start_up
+from gpt3_jax.cluster import compilation_cache, start_up
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError
 from gpt3_jax.parallel.mesh import make_mesh
@@ -76,8 +75,7 @@ def _spreads(runs: list[dict[str, float]]) -> dict[str, Spread]:
 
 def _start(arguments: Sequence[str], work: Path, name: str) -> dict[str, float]:
     command = [sys.executable, "-m", "gpt3_jax", "train", *arguments, "--train.run_dir", str(work / name)]
-    env = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(work / "programs")}
+    env = compilation_cache.environment(work / "programs")
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=_LIMIT_S, errors="replace")
     except subprocess.TimeoutExpired:

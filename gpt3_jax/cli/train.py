@@ -131,13 +131,12 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster.log import log
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import builtin, loop
-    from gpt3_jax.train.host_memory import keep_freed_memory, run_in_turn, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
     from gpt3_jax.train.setup import check
 
     start_up.mark("imports")
     if cpu_only():
         keep_freed_memory(step_bytes(config))
-        run_in_turn()
     start(config.distributed)
     with NoneLeftWaiting():
         checked = check(config)  # before a file is written

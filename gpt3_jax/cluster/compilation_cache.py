@@ -55,6 +55,12 @@ _settled = False
 """Whether that is known by now."""
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Environment variables for a process that keeps its compiled programs in `folder`, whatever this one does."""
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
+    return kept | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+
+
 def suspend() -> None:
     """In a multi-process run, turns JAX's cache off until `enable` or `keep_if_shared` has tested that it serves all
     processes alike. Starts no devices."""

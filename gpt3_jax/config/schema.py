@@ -263,13 +263,7 @@ class TrainConfig:
     """Write TensorBoard events into the run folder, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "tokens",
-            "batch_tokens",
-            "ramp_start_tokens",
-            "ramp_sizes",
-            "eval_tokens",
-        ):
+        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_sizes", "eval_tokens"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "log_tokens", "eval_sequences"):
@@ -296,8 +290,8 @@ class MemoryConfig:
     input; offload: like full, with the inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; a CPU: full)."""
     unroll: int = setting(0, was="train.unroll", changes_run=False, changes_cost=True)
     """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU, but increases
-    compile time and code size. 0: 1; all of them on a single CPU device, where a long run of a model of some size
-    repays the compile time. A resumed run keeps what it began with."""
+    compile time and code size. 0: automatic. One period; all periods on a single CPU device if the run is long enough
+    to repay compiling. A run resumed on a single CPU device keeps the number that it began with."""
     mlp_parts: int = setting(1, was="train.mlp_parts", changes_run=False, changes_cost=True)
     """Parts in which an MLP's weights are gathered, at ZeRO stage 3 with remat full or offload. The next part is
     prefetched while one is in use. More parts save memory where these weights set the peak, usually at some cost in

@@ -28,6 +28,7 @@ from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.formulas import psi_of_shard
 from gpt3_jax.plan.roofline import Traffic, Work
 from gpt3_jax.program.traffic import HOST, ring_share
+from gpt3_jax.train.step import periods
 
 ERROR = 0.10
 """How far `memory` may be from what is compiled, as a share of that. Tests hold it to this for every receipt."""
@@ -107,7 +108,7 @@ def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
     """Whether the loop over depth gathers a block ahead and reduces one late, if the compiler is one for it."""
     model, parallel = config.model, config.parallel
     one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
-    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll <= 1
+    several = parallel.stage == 3 and mesh.data > 1 and periods(config, mesh.devices, platform) == 1
     return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
 
 

@@ -22,6 +22,7 @@ from gpt3_jax.program.host_copies import host_copies
 from gpt3_jax.program.memory_traffic import hbm_bytes
 from gpt3_jax.program.schedule import Overlap, Transfer, add_up, read_schedule
 from gpt3_jax.program.traffic import Collective
+from gpt3_jax.train.step import unroll
 
 LARGEST = 12
 """Number of buffers that a receipt lists."""
@@ -164,7 +165,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "tokens_to_train": config.train.tokens,
         },
         mesh=mesh,
-        settings=cost_settings(config) | {"unroll": max(1, config.memory.unroll)},  # 0 is for CPUs
+        settings=cost_settings(config) | {"unroll": unroll(config, step.mesh)},
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),

@@ -29,7 +29,7 @@ from gpt3_jax.cluster.stopping import StopSignal
 from gpt3_jax.config import Config, from_dict, replace
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.errors import RunError, UserError, require_type
-from gpt3_jax.parallel.mesh import batch_shards, mesh_platform
+from gpt3_jax.parallel.mesh import batch_shards
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
@@ -41,7 +41,7 @@ from gpt3_jax.train.hooks.hook import Hook, Moment, Step
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
-from gpt3_jax.train.host_memory import peak_resident, predicted_peak, reserve, temporary_bytes
+from gpt3_jax.train.host_memory import give_back, peak_resident, predicted_peak, temporary_bytes
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
@@ -72,7 +72,8 @@ class Result:
 def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook] = ()) -> Result:
     """Trains what `config` describes. Resumes from the newest checkpoint in `train.run_dir`.
 
-    Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it.
+    Progress goes to the logger ``gpt3_jax``: from Python, ``logging.basicConfig(level="INFO")`` shows it. On a CPU
+    whose JAX devices have not started, it turns `jax_cpu_enable_async_dispatch` off (`host_memory.run_in_turn`).
 
     Args:
         checked: the result of `setup.check`, if the processes have joined and it has been called already.
@@ -109,6 +110,7 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
 
 def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     config, folder = run.config, run.folder / CHECKPOINTS
+    asked = config
     store = CheckpointStore(
         folder, keep_last=config.checkpoint.keep_last, keep_every_tokens=config.checkpoint.keep_every_tokens
     )
@@ -132,7 +134,7 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     if config.train.ramp_tokens:
         log.info(describe(config, run.schedule))
     if is_lead():
-        write_config(run.folder, config)
+        write_config(run.folder, asked)
 
     step, sequences, skipped = (int(n) for n in jax.device_get((state.step, state.sequences, state.skipped)))
     tokens = sequences * config.model.n_ctx
@@ -152,13 +154,12 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
 
 
 def _settled(config: Config, mesh: Mesh, record: dict[str, Any] | None) -> Config:
-    """The configuration with the value that `memory.unroll` 0 stands for. A run resumed on a CPU goes on with the
-    program that it began with, whatever its length is by now."""
+    """The configuration that is compiled and that checkpoints record: with the number that `memory.unroll` 0 stands
+    for. The run folder's config.yaml keeps the 0, which means another number on another machine."""
     if config.memory.unroll:
         return config
-    periods = unroll(config, mesh)
-    if record is not None and mesh_platform(mesh) == "cpu":
-        periods = from_dict(record["config"]).memory.unroll or periods
+    begun = 0 if record is None else from_dict(record["config"]).memory.unroll
+    periods = unroll(config, mesh, begun)
     if periods > 1:
         log.info(
             f"memory.unroll is {periods} here: without a loop over the {config.model.n_layers} layers, a CPU is about "
@@ -240,9 +241,8 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
     if programs and _on_cpu(run):
-        temporary = temporary_bytes(programs.values())
-        reserve(temporary)
-        if peak := predicted_peak(temporary):
+        give_back()
+        if peak := predicted_peak(temporary_bytes(programs.values())):
             log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 

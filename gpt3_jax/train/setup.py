@@ -12,11 +12,12 @@ from gpt3_jax.cluster.same_run import require_same_data, require_same_program
 from gpt3_jax.config import Config
 from gpt3_jax.data.stream import HeldOut, Stream, open_heldout, open_stream
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt3_jax.environment import start_devices
+from gpt3_jax.environment import cpu_only, start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import batch_shards, make_mesh
 from gpt3_jax.train.checkpoint.arrays import require_own_name
 from gpt3_jax.train.checkpoint.resume import Data
+from gpt3_jax.train.host_memory import run_in_turn
 from gpt3_jax.train.schedule import BatchSchedule, batch_schedule
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
@@ -60,6 +61,8 @@ def check(config: Config) -> Checked:
             the model, or each other.
         RunError: the devices cannot be started.
     """
+    if cpu_only():
+        run_in_turn()
     start_devices(compiles_ahead=True)
     require_same_program(config)
     with together("checking the configuration"):

@@ -38,13 +38,22 @@ class Metrics(Generic[T]):
     """1 if loss and gradient norm were finite and the update was made, else 0."""
 
 
-def unroll(config: Config, mesh: Mesh) -> int:
-    """`memory.unroll`; for 0, the number of periods that it stands for on this mesh."""
+def periods(config: Config, devices: int, platform: str, begun: int = 0) -> int:
+    """`memory.unroll`; for 0, the number of periods that it stands for on so many devices of a platform.
+
+    Args:
+        begun: the number with which the run began, if it is resumed. Where the number is chosen, it stays.
+    """
     if config.memory.unroll:
         return config.memory.unroll
-    if mesh.size > 1 or mesh_platform(mesh) != "cpu" or config.memory.remat == "offload":
+    if devices > 1 or platform != "cpu" or config.memory.remat == "offload":
         return 1
-    return cpu.unroll(config.model, config.train.tokens)
+    return begun or cpu.unroll(config.model, config.train.tokens)
+
+
+def unroll(config: Config, mesh: Mesh, begun: int = 0) -> int:
+    """`periods` on this mesh."""
+    return periods(config, mesh.size, mesh_platform(mesh), begun)
 
 
 def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.Wrapped:
