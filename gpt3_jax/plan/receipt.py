@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+from gpt3_jax import __version__
 from gpt3_jax.config import ModelConfig, cost_settings
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
@@ -260,9 +261,9 @@ def _zero_elements(step: CompiledStep) -> dict[str, float]:
 
 def versions(platform: str) -> dict[str, str]:
     """Versions of all packages that take part in a plan for ``tpu`` or ``gpu``."""
-    wanted = ["gpt3-jax", "jax", "jaxlib", "flax", "optax"]
+    wanted = ["jax", "jaxlib", "flax", "optax"]
     wanted += ["libtpu"] if platform == "tpu" else ["jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13"]
-    found = {}
+    found = {"gpt3-jax": __version__}
     for name in wanted:
         try:
             found[name] = importlib.metadata.version(name)
