@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import ByteTokenizer
-from gpt3_jax.evals.requests import Answer, Completed, Continuation, Request, Score, Text, TextScore
+from gpt3_jax.evals.requests import (
+    Answer,
+    Completed,
+    Continuation,
+    Request,
+    Score,
+    Text,
+    TextScore,
+    Window,
+    WindowScore,
+)
 from gpt3_jax.evals.subject import Subject
 
 CONFIG = ModelConfig(n_vocab=257)
@@ -47,6 +57,9 @@ class ExactModel:
         if isinstance(request, Text):
             n = len(request.text.encode())
             return TextScore(n * LOGPROB, n, n, len(request.text.split()))
+        if isinstance(request, Window):
+            n = len(request.continuation)
+            return WindowScore(n * LOGPROB, n)
         found = re.search(r"What is (\d+) plus (\d+)\?\n\nA:$", request.prompt)
         assert found, request.prompt
         a, b = int(found[1]), int(found[2])

@@ -55,6 +55,11 @@ class Drawn:
     def platform(self) -> str:
         return "gpu" if self.topology.startswith("h") else "tpu"
 
+    @property
+    def overlaps_scatters(self) -> bool:
+        """Whether the compiler runs reduce-scatters beside compute (`compiler_options.overlaps_scatters`)."""
+        return not self.topology.startswith("v5e")
+
     def __str__(self) -> str:
         mesh = f"{self.replica}x{self.data}x{self.tensor}"
         return f"{self.model}.{self.topology}-{mesh}-stage{self.stage}-{self.remat}-{self.microbatch}-{self.mlp_parts}"

@@ -10,6 +10,7 @@ from step_cells import Cell
 
 EQUALS_ONE_DEVICE = ("test_zero", "assert_like_one_device", (Cell(1, (2, 2, 2), 1, "full"),))
 EQUALS_ONE_DEVICE_AT_STAGE_3 = ("test_zero", "assert_like_one_device", (Cell(3, (2, 2, 2), 3, "full"),))
+IN_THE_LOOP = ("test_depth", "assert_the_loop_changes_nothing", (Cell(3, (1, 8, 1), 1, "full"),))
 RECIPE = ("test_step", "test_training_is_the_recipe", ())
 
 
@@ -37,14 +38,44 @@ BUGS = (
     ),
     Bug(
         "the inputs of blocks stay on the device",
-        "model/transformer.py",
-        'run = named if remat == "offload" else one_block',
-        "run = one_block",
+        "model/remat.py",
+        "return checkpoint_name(x, name) if name in self.kept else x",
+        'return checkpoint_name(x, name) if name in self.kept and name != "block_input" else x',
         (
             "test_offload",
             "test_each_blocks_input_goes_to_the_host_and_comes_back_once",
             (Cell(3, (1, 8, 1), 1, "offload"),),
         ),
+    ),
+    Bug(
+        "the MLP's hidden units are kept in fp32, as the matmul sums them",
+        "model/matmul.py",
+        'rows = _accumulate("ni,io->no", x.reshape(-1, x.shape[-1]), _flat(kernel.value), x.dtype)',
+        "rows = jax.ad_checkpoint.checkpoint_name(jnp.dot(x.reshape(-1, x.shape[-1]), _flat(kernel.value), "
+        'preferred_element_type=jnp.float32), "mlp_up").astype(x.dtype)',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "partial sums of attention are kept before they are scattered",
+        "model/transformer.py",
+        "out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))",
+        'out_BSD = local.scatter_sequence(names(linear(heads_BTA, block.attn_out_kernel, local.platform), "residual"))',
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
+    ),
+    Bug(
+        "a gathered weight is kept",
+        "model/mlp.py",
+        "return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        'down = down.with_value(names(down.value, "mlp_up"))\n'
+        "    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "the rows' statistics of attention are not kept, and its kernel runs again",
+        "model/attention/blockwise.py",
+        "checkpoint_name(lse_N, name)",
+        "lse_N",
+        ("test_remat", "test_the_attention_kernel_does_not_run_again", ("rocm", "minimal")),
     ),
     Bug(
         "a bias's gradient loses one row",
@@ -221,6 +252,48 @@ BUGS = (
         ("test_traffic", "test_the_volume_is_the_papers", (3, "none")),
     ),
     Bug(
+        "the loop over depth gathers two blocks ahead",
+        "parallel/zero/depth.py",
+        "            ahead = gather(weights, jnp.minimum(i + 1, last))\n            whole",
+        "            ahead = gather(weights, jnp.minimum(i + 2, last))\n            whole",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "backward, the loop over depth gathers the block that it has",
+        "parallel/zero/depth.py",
+        "gather(weights, jnp.maximum(i - 1, 0))",
+        "gather(weights, i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth puts gradients a block off",
+        "parallel/zero/depth.py",
+        "_reduced(weights, made), jnp.minimum(i + 1, last))",
+        "_reduced(weights, made), i)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth drops the first block's gradients",
+        "parallel/zero/depth.py",
+        "reduced = _put(reduced, _reduced(weights, made), 0)",
+        "reduced = tuple(reduced)",
+        IN_THE_LOOP,
+    ),
+    Bug(
+        "the loop over depth reduces gradients twice",
+        "parallel/zero/depth.py",
+        "weight.cotangent(weight.how.reduce_scatter(gradient)).target for",
+        "weight.cotangent(sum(weight.how.reduce_scatter(gradient / 2) for _ in range(2))).target for",
+        ("test_depth", "assert_it_sends_one_block_more", ("full",)),
+    ),
+    Bug(
+        "the loop over depth keeps the weights of every block",
+        "parallel/zero/depth.py",
+        "places = {id(value): _Missing(i) for i, value in enumerate(values)}",
+        "places: dict[int, Any] = {}",
+        ("test_depth", "test_no_block_keeps_gathered_weights", ()),
+    ),
+    Bug(
         "unrolled to the last period, nothing recomputes or gathers again",
         "model/transformer.py",
         "prevent_cse=no_loop",
@@ -291,6 +364,34 @@ BUGS = (
         "q_ct = q_ct_NBHKQ[i] + einsum(",
         "q_ct = einsum(",
         ("test_attention", "test_blockwise_equals_the_definition", (29, None, 5)),
+    ),
+    Bug(
+        "a banded block of queries begins with a key too late",
+        "model/attention/by_head.py",
+        "max(0, rows.start - band + 1)",
+        "max(0, rows.start - band + 65)",
+        ("test_attention", "test_by_head_equals_the_definition", (200, 70, 64, 3)),
+    ),
+    Bug(
+        "a key's gradient has only the queries of its own block",
+        "model/attention/by_head.py",
+        "min(length, keys.stop + band - 1)",
+        "min(length, keys.stop)",
+        ("test_attention", "test_by_head_equals_the_definition", (200, 70, 64, 3)),
+    ),
+    Bug(
+        "a query's gradient is that of the last block of keys that it sees",
+        "model/attention/by_head.py",
+        "q_ct_GKT.at[:, :, rows].add(part_GKQ)",
+        "q_ct_GKT.at[:, :, rows].set(part_GKQ)",
+        ("test_attention", "test_by_head_equals_the_definition", (29, None, 5, 1)),
+    ),
+    Bug(
+        "a resumed run takes another program than it began with",
+        "train/loop.py",
+        'from_dict(record["config"]).memory.unroll or periods',
+        "periods",
+        ("test_resume", "test_a_resumed_run_keeps_its_loop_over_depth", ()),
     ),
     Bug(
         "masks of all pairs of blocks are computed ahead of the layers, and kept",
@@ -628,6 +729,55 @@ BUGS = (
         ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
     ),
     Bug(
+        "the last layer is computed one position early",
+        "model/scoring.py",
+        "q_BNHK = project(_at(h_BSD, at_BN), slice(0, 1))[:, :, 0]",
+        "q_BNHK = project(_at(h_BSD, jnp.maximum(at_BN - 1, 0)), slice(0, 1))[:, :, 0]",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "the last layer's residual stream is another position's",
+        "model/scoring.py",
+        "x_BND = add_bias(_at(x_BSD, at_BN) + out_BND",
+        "x_BND = add_bias(_at(x_BSD, at_BN * 0) + out_BND",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "what fills up a context is seen in the last layer",
+        "model/scoring.py",
+        "is_context_A = (branch_A < 0) & (jnp.arange(len(branch_A)) < length)",
+        "is_context_A = branch_A < 0",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a continuation sees the others in the last layer",
+        "model/scoring.py",
+        "(is_context_A | (branch_A == branch_N[:, None]))",
+        "(is_context_A | (branch_N[:, None] >= 0))",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a layer is left out where the last one is apart",
+        "model/scoring.py",
+        "x_BSD = some(all_but(1), periods - 1, len(layers) - 1)",
+        "x_BSD = all_but(1)",
+        ("test_evals_scorer", "test_likelihoods_are_those_of_the_models_logits", ()),
+    ),
+    Bug(
+        "a triangle's banded blocks see one key too few",
+        "model/attention/triangle.py",
+        "max(0, first - band + 1)",
+        "max(0, first - band + 2)",
+        ("test_attention", "test_triangle_equals_the_definition", (29, 8, 5, 2)),
+    ),
+    Bug(
+        "a batch that is not full has rows as long as the longest of all",
+        "evals/batches.py",
+        "own = trunk_lengths([len(item.trunk) for item in group], math.inf)",
+        "own = trunk_lengths([len(item.trunk) for item in items], math.inf)",
+        ("test_evals_scorer", "test_a_batch_that_is_not_full_has_rows_as_long_as_its_own_items", ()),
+    ),
+    Bug(
         "what fills up a context is seen by its continuations",
         "model/scoring.py",
         "ends_Q = jnp.where(jnp.arange(places_Q.shape[0]) < n_trunk, prefix + trunk, prefix + length)",
@@ -661,6 +811,41 @@ BUGS = (
         "return logprob.reshape(-1)[:rows], greedy.reshape(-1)[:rows]",
         "return logprob.reshape(-1)[:rows], jnp.roll(greedy.reshape(-1)[:rows], 1)",
         ("test_evals_scorer", "test_the_likeliest_tokens_are_flagged", ()),
+    ),
+    Bug(
+        "earlier results that hold more are replaced",
+        "evals/evaluation.py",
+        "if any(items > new.get(what, 0) for what, items in held.items()):",
+        "if any(items > new.get(what, items) for what, items in held.items()):",
+        ("test_evals_run", "test_results_that_hold_more_are_moved_out_of_the_way", ()),
+    ),
+    Bug(
+        "where no item is right the standard error is 0",
+        "evals/metrics.py",
+        'metric.unit == "%" and value in (0, 100)',
+        'metric.unit == "%" and value == 100',
+        ("test_evals_protocol", "test_nothing_right_is_not_certainty", ()),
+    ),
+    Bug(
+        "a long text's first window is left out",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in windows[1:] if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "equal windows of a text count once",
+        "evals/run.py",
+        "found = [score for window in windows if",
+        "found = [score for window in dict.fromkeys(windows) if",
+        ("test_evals_run", "test_a_long_text_is_asked_window_by_window", ()),
+    ),
+    Bug(
+        "windows are not looked up among the kept answers",
+        "evals/run.py",
+        "if kept and (known := kept.get(unit)) is not None}",
+        "if kept and not isinstance(unit, Window) and (known := kept.get(unit)) is not None}",
+        ("test_evals_run", "test_an_interrupted_text_goes_on_with_its_next_window", ()),
     ),
     Bug(
         "the harness is told of the first token's flag alone",
@@ -995,16 +1180,23 @@ BUGS = (
     Bug(
         "a held-out rule is in the training text",
         "data/in_context/documents.py",
-        "draw_composed(rng, held_out)",
-        "draw_composed(rng, held_out or rng.random() < 0.05)",
+        "draw_composed(rng, split)",
+        'draw_composed(rng, "test" if rng.random() < 0.05 else split)',
         ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "a held-out word is an answer in the training text",
         "data/in_context/documents.py",
-        "if held_out or not is_held_out_word(example[1])",
+        'if split != "training" or word_split(each[1]) == "training"',
         "if True",
         ("test_in_context", "test_no_word_of_the_training_text_is_held_out", ()),
+    ),
+    Bug(
+        "what a recipe is chosen by is what it is reported on",
+        "data/in_context/words.py",
+        "rule_split(rule) == split",
+        '(rule_split(rule) == "training") == (split == "training")',
+        ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(
         "an instruction leaks the answers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,12 @@ from gpt3_jax import model
 from gpt3_jax.config import ModelConfig, load_config
 from gpt3_jax.model.attention import attention, choose
 from gpt3_jax.model.attention.blockwise import block_size, blockwise, visited_blocks
+from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain, score_bytes
 from gpt3_jax.model.attention.splash import splash
+from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.decode import decode_weights, prefill
+from gpt3_jax.model.remat import Remat
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import mesh_platform, platform_of
@@ -83,11 +86,43 @@ def test_blockwise_equals_the_definition(length: int, band: int | None, block: i
     assert_like_the_definition(functools.partial(blockwise, block=block), band, qkv(length))
 
 
+@pytest.mark.parametrize("heads_at_once", [1, 2, 6])
+@pytest.mark.parametrize(("length", "band", "block"), [(29, None, 5), (29, BAND, 5), (29, 1, BAND), (24, None, BAND)])
+def test_triangle_equals_the_definition(length: int, band: int | None, block: int, heads_at_once: int) -> None:
+    """In values; no gradient is taken of it."""
+    inputs = qkv(length, heads=6)
+    ours = functools.partial(triangle, block=block, score_bytes=heads_at_once * 4 * block * length)
+    found, expected = (run(functools.partial(how, band=band), *inputs) for how in (ours, definition))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_triangle_computes_few_scores_above_the_diagonal() -> None:
+    inputs = qkv(512)
+    found, all_scores = (dot_flops(functools.partial(how, band=None), *inputs) for how in (triangle, plain))
+    assert found == 5 / 8 * all_scores
+
+
+@pytest.mark.parametrize(
+    ("length", "band", "block", "group"),
+    [
+        (29, None, 5, 1),
+        (29, BAND, 5, 4),
+        (200, 70, 64, 3),
+        (200, 1, 32, 2),
+        (29, BAND, 64, None),
+        (1, None, None, None),
+    ],
+)
+def test_by_head_equals_the_definition(length: int, band: int | None, block: int | None, group: int | None) -> None:
+    assert_like_the_definition(functools.partial(by_head, block=block, group=group), band, qkv(length))
+
+
 @pytest.mark.parametrize("block", [5, 64])
-def test_blockwise_holds_scores_of_any_size(block: int) -> None:
+@pytest.mark.parametrize("function", [blockwise, by_head])
+def test_blocks_hold_scores_of_any_size(function: Any, block: int) -> None:
     """Scores of hundreds, whose exponentials overflow fp32 unless each row's maximum is taken off."""
     q, k, v = qkv(3 * BAND)
-    assert_like_the_definition(functools.partial(blockwise, block=block), None, (30 * q, 30 * k, v), within=1e-4)
+    assert_like_the_definition(functools.partial(function, block=block), None, (30 * q, 30 * k, v), within=1e-4)
 
 
 @pytest.mark.parametrize(("band", "width"), [(None, 64), (100, 80), (128, 96)])
@@ -112,7 +147,10 @@ def rounding(function: Any, band: int | None) -> list[float]:
     return [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in pairs]
 
 
-@pytest.mark.parametrize("function", [blockwise_by_4, functools.partial(blockwise, block=128), splash_interpreted])
+@pytest.mark.parametrize(
+    "function",
+    [blockwise_by_4, functools.partial(blockwise, block=128), functools.partial(by_head, block=32), splash_interpreted],
+)
 @pytest.mark.parametrize("band", [None, 100])
 def test_bf16_rounds_no_more_than_plain_does(function: Any, band: int | None) -> None:
     """The error against fp32 is that of `plain` or close to it."""
@@ -130,7 +168,10 @@ def defined() -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("function", [functools.partial(blockwise, block=32), splash_interpreted, plain])
+@pytest.mark.parametrize(
+    "function",
+    [functools.partial(blockwise, block=32), functools.partial(by_head, block=32), splash_interpreted, plain],
+)
 def test_within_a_shard_map_that_checks_its_types(function: Any, shape: tuple[int, ...]) -> None:
     """As in the step: batch over two axes, heads over the third, recomputed in the backward pass."""
     devices = jax.devices()[: int(np.prod(shape))]
@@ -219,7 +260,7 @@ def test_the_program_of_blockwise_does_not_grow_with_the_context(length: int) ->
     assert size(length) == size(1024)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
+@pytest.mark.parametrize("remat", get_args(Remat))
 def test_no_scores_are_kept_whatever_is_recomputed(remat: Any) -> None:
     """In the whole model's gradient nothing is larger than the scores of one pair of blocks."""
     config = ModelConfig(
@@ -245,7 +286,7 @@ def test_which_implementation_where() -> None:
     assert choose(paper, fp32, None, "tpu") == choose(paper, fp32, 256, "gpu") == "blockwise"
     assert choose((1, 2000, 16, 128), bf16, None, "tpu") == "blockwise"  # no multiple of the kernel's 128 positions
     assert choose((1, 2048, 16, 132), bf16, None, "gpu") == "blockwise"
-    assert choose(paper, bf16, None, "cpu") == "blockwise"
+    assert choose(paper, fp32, None, "cpu") == "blockwise" and choose(paper, bf16, None, "cpu") == "by_head"
     amd = SimpleNamespace(platform="gpu", client=SimpleNamespace(platform_version="PJRT C API\nrocm 70000"))
     nvidia = SimpleNamespace(platform="gpu", client=SimpleNamespace(platform_version="PJRT C API\ncuda 13000"))
     for device, expected in ((amd, "blockwise"), (nvidia, "cudnn"), (SimpleNamespace(platform="gpu"), "cudnn")):

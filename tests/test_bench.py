@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from gpt3_jax import model
-from gpt3_jax.bench import ceilings, checkpoint, decode, evaluate, mfu, step, timing, workload
+from gpt3_jax.bench import ceilings, checkpoint, decode, evaluate, mfu, startup, step, timing, workload
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.cli.bench import main
-from gpt3_jax.config import Config, load_config, preset, replace
+from gpt3_jax.cluster import start_up
+from gpt3_jax.config import Config, load_config, preset, replace, to_yaml
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.generation import Generator, Piece
 from gpt3_jax.model.params import count_params, train_flops_per_token
@@ -430,6 +431,21 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
     assert sum(line.startswith("gpt3-jax: error: ") for line in said) == 2
 
 
+@pytest.mark.slow  # four processes
+def test_a_start_is_measured_by_phase(tmp_path: Path) -> None:
+    """A second start finds the programs of the first; no phase is missing, and the temporary folders are removed."""
+    config = replace(preset("quickstart"), model={"n_layers": 2}, train={"batch_tokens": 512})
+    file = tmp_path / "tiny.yaml"
+    file.write_text(to_yaml(config))
+    times = startup.measure(config, ["--config", str(file)], str(tmp_path), 1)
+    assert tuple(times.cold) == tuple(times.warm) == (*start_up.PHASES, "all")
+    assert times.warm["compiling"].median < times.cold["compiling"].median
+    assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / "bad.yaml").write_text("data: {tokenizer: nowhere}")
+    with pytest.raises(RunError, match=r"ended with exit code 2 before its first step: gpt3-jax: error: .*nowhere"):
+        startup.measure(config, ["--config", str(tmp_path / "bad.yaml")], str(tmp_path), 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -438,7 +454,8 @@ def test_of_several_what_cannot_be_measured_is_said_and_left_out(
         (["loader", "--gigabytes", "1e9"], "random token shards need"),
         (
             ["gpt3-small"],
-            "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint, evaluate, ceilings or all",
+            "bench cannot measure 'gpt3-small'; expected step, decode, loader, checkpoint, evaluate, startup, ceilings "
+            "or all",
         ),
         (["step", "tokens/web"], "unexpected argument 'tokens/web'"),
         (["decode", "--profile"], "--profile is an option of bench step"),

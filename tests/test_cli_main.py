@@ -40,6 +40,22 @@ def test_every_command_is_a_file_and_every_file_a_command() -> None:
         assert callable(importlib.import_module(f"gpt3_jax.cli.{name.replace('-', '_')}").main)
 
 
+def test_help_of_no_command_starts_jax_or_torch() -> None:
+    """They take seconds to import."""
+    program = """
+import contextlib, sys
+from gpt3_jax.cli import main as front
+for name in front.COMMANDS:
+    with contextlib.suppress(SystemExit):
+        front.main([name, "--help"])
+    found = {"jax", "jaxlib", "flax", "torch", "transformers"} & set(sys.modules)
+    assert not found, f"{name}: {found}"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: gpt3-jax") >= len(front.COMMANDS)
+
+
 def test_dispatch_hands_over_the_rest_and_returns_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _install(monkeypatch, 7)
     assert front.main(["train", "--train.tokens", "1e9", "--help"]) == 7

@@ -10,9 +10,9 @@ from typing import get_args
 
 import pytest
 
-from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.plan import formulas
+from gpt3_jax.plan.elementwise import Remat
 from gpt3_jax.plan.roofline import MATMUL
 from gpt3_jax.reports import comparison
 from gpt3_jax.reports.published import ROWS, Row, Shape, Unit

@@ -174,7 +174,7 @@ def test_refused_options(overrides: list[str], words: str) -> None:
 
 def test_the_last_of_several_options_wins() -> None:
     assert load_config([], ["--train.seed", "1", "--train.seed=2"]).train.seed == 2
-    assert load_config([], ["--memory.remat", "none", "--train.remat", "dots"]).memory.remat == "dots"
+    assert load_config([], ["--memory.remat", "none", "--train.remat", "minimal"]).memory.remat == "minimal"
 
 
 def test_python_callers_get_no_infinity_either() -> None:
@@ -188,7 +188,7 @@ def test_python_callers_get_no_infinity_either() -> None:
 # Names of earlier versions, and what is derived from the fields
 # ---------------------------------------------------------------------------------------------------------------
 
-BEFORE = {"remat": "dots", "unroll": 2, "mlp_parts": 1, "loss_chunk": 77, "microbatch": 4}
+BEFORE = {"remat": "minimal", "unroll": 2, "mlp_parts": 1, "loss_chunk": 77, "microbatch": 4}
 
 
 def test_names_of_earlier_versions_are_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,6 +201,21 @@ def test_names_of_earlier_versions_are_read_and_said(tmp_path: Path, caplog: pyt
     assert dataclasses.asdict(config.memory) == BEFORE
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"train.{name} is now called memory.{name}; the old name still works" for name in BEFORE]
+
+
+def test_a_policy_that_is_gone_is_taken_for_the_nearest_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading._tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for read in (
+            load_config([], ["--memory.remat", "dots"]),
+            load(tmp_path, "memory: {remat: dots}"),
+            from_dict({"memory": {"remat": "dots"}}),
+        ):
+            assert read.memory.remat == "minimal"
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == "memory.remat dots is no longer there; taking minimal, which computes the same"
 
 
 def test_the_ramps_sizes_were_called_stages(tmp_path: Path) -> None:

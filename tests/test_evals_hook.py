@@ -91,7 +91,7 @@ def test_of_the_paper_what_cannot_be_asked_is_left_out_of_training(
         tasks = evals.EvaluateTasks(SimpleNamespace(config=made), None)._tasks  # type: ignore[arg-type]
     assert "copa" in [each.task.name for each in tasks]
     assert "there is 1 to draw from; give more examples, or evaluate it by itself with --shots 1 at" in caplog.text
-    assert "at most; K = 2 is left out" in caplog.text
+    assert "at most (in training evals.shots); K = 2 is left out" in caplog.text
 
 
 def test_an_evaluation_leaves_the_losses_as_they_are(evaluated: tuple[Path, int], tmp_path: Path) -> None:

@@ -308,8 +308,10 @@ def test_seeds_do_not_multiply_the_items() -> None:
 def test_nothing_right_is_not_certainty() -> None:
     found = metrics.mean(METRICS["exact match"], scored([(str(n), 0, False) for n in range(100)]))
     share = 2 / 104
-    assert found.stderr == 0
+    assert found.value == 0 and found.stderr == pytest.approx(100 * math.sqrt(share * (1 - share) / 104))
     assert found.detectable == pytest.approx(280.1585 * math.sqrt(2 * share * (1 - share) / 104), rel=1e-4)
+    certain = metrics.mean(METRICS["exact match"], scored([(str(n), 0, True) for n in range(100)]))
+    assert certain.value == 100 and certain.stderr == pytest.approx(found.stderr)
     assert metrics.mean(METRICS["exact match"], scored([("a", 0, True)])).stderr is None
 
 

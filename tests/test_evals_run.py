@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exact_model import LOGPROB, ExactModel, subject
+from exact_model import CONFIG, LOGPROB, ExactModel, subject
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import evaluation
 from gpt3_jax.evals import subject as evals_subject
 from gpt3_jax.evals.evaluation import ITEMS, evaluate_subjects, load_tasks
-from gpt3_jax.evals.kept import FILE
+from gpt3_jax.evals.kept import FILE, KeptAnswers
 from gpt3_jax.evals.protocol import Shots
-from gpt3_jax.evals.requests import Answer, Request
+from gpt3_jax.evals.requests import Answer, Request, Text, TextScore, Window
 from gpt3_jax.evals.results import RESULTS, Results
 from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
@@ -293,6 +293,65 @@ def test_a_text_is_measured_per_token_word_and_byte(tmp_path: Path) -> None:
     assert words.value == pytest.approx(math.exp(-LOGPROB * 19 / 4))
     assert model.asked[0].stride == 7  # type: ignore[union-attr]
     assert loss.stderr is None and "–" in results.table()
+
+
+def test_results_that_hold_more_are_moved_out_of_the_way(tmp_path: Path) -> None:
+    run(ExactModel(), tmp_path, limit=30)
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
+    second = ExactModel()
+    run(second, tmp_path, limit=5)
+    assert not second.asked, "answers are kept for both"
+    assert {name: (tmp_path / "earlier-1" / name).read_bytes() for name in before} == before
+    assert json.loads((tmp_path / RESULTS).read_text())["cells"][0]["items"] == 5
+    run(ExactModel(), tmp_path, limit=5, shots=(0,))  # K = 2 is not evaluated
+    assert sorted(path.name for path in tmp_path.glob("earlier-*")) == ["earlier-1", "earlier-2"]
+    run(ExactModel(), tmp_path, limit=30)
+    assert sorted(path.name for path in tmp_path.glob("earlier-*")) == ["earlier-1", "earlier-2"], "replaced by more"
+    assert (tmp_path / RESULTS).exists() and (tmp_path / ITEMS).exists()
+
+
+def long_texts(folder: Path) -> list[TaskItems]:
+    """Two texts of several windows each, with windows that are equal, and a short one."""
+    file = folder / "texts.jsonl"
+    texts = ["abcd " * 60, "wörd " * 25, "short"]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return load_tasks(select([f"text:{file}"]))
+
+
+def of_texts(model: ExactModel, folder: Path, out: Path | None = None, n_ctx: int = 30) -> Results:
+    config = dataclasses.replace(CONFIG, n_ctx=n_ctx)
+    return evaluate_subjects([subject(model, config=config)], long_texts(folder), [0], out=out)
+
+
+def test_a_long_text_is_asked_window_by_window(tmp_path: Path) -> None:
+    model = ExactModel()
+    results = of_texts(model, tmp_path)
+    for found, whole in zip(results.cells, of_texts(ExactModel(), tmp_path, n_ctx=2048).cells, strict=True):
+        assert found.value == pytest.approx(whole.value) and found.items == 3
+    assert [type(request).__name__ for request in model.asked].count("Text") == 1
+    assert all(len(each.continuation) <= 30 for each in model.asked if isinstance(each, Window))
+
+
+def test_an_interrupted_text_goes_on_with_its_next_window(tmp_path: Path) -> None:
+    whole = of_texts(ExactModel(), tmp_path)
+    first, second = ExactModel(stop_after=4), ExactModel()
+    with pytest.raises(KeyboardInterrupt):
+        of_texts(first, tmp_path, tmp_path / "again")
+    assert of_texts(second, tmp_path, tmp_path / "again").cells == whole.cells
+    assert len(first.asked) == 4 and second.asked and not set(first.asked) & set(second.asked)
+
+
+def test_a_text_that_an_earlier_version_kept_as_a_whole_is_taken(tmp_path: Path) -> None:
+    whole = of_texts(ExactModel(), tmp_path)
+    depends_on = subject(ExactModel(), config=dataclasses.replace(CONFIG, n_ctx=30)).depends_on()
+    (tmp_path / "kept").mkdir()
+    with KeptAnswers(tmp_path / "kept", depends_on) as kept:
+        for item in long_texts(tmp_path)[0].evaluated:
+            n = len(item.completion.encode())
+            kept.add(Text(item.completion), TextScore(n * LOGPROB, n, n, len(item.completion.split())))
+    model = ExactModel()
+    assert of_texts(model, tmp_path, tmp_path / "kept").cells == whole.cells
+    assert not model.asked
 
 
 def test_a_perplexity_without_bound_is_said_as_such(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from gpt3_jax.data.tokenizer import load_tokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals import batches
 from gpt3_jax.evals.batches import Batch, Ids, arrange, trunk_lengths
-from gpt3_jax.evals.encoding import encode, windows
+from gpt3_jax.evals.encoding import encode, windows, windows_of
 from gpt3_jax.evals.engine import Engine
-from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text
+from gpt3_jax.evals.requests import Completion, Continuation, Greedy, Text, TextScore, WindowScore
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.model.params import Params
 from gpt3_jax.parallel.mesh import make_mesh
@@ -251,11 +251,19 @@ def test_rows_are_not_padded_to_the_context() -> None:
 def test_rows_are_as_long_as_the_longest_of_few_and_of_several_lengths_where_that_saves_enough() -> None:
     assert trunk_lengths([300, 310], 4096) == {300: 320, 310: 320}  # between 256 and 384
     assert trunk_lengths([384, 260], 4096) == {384: 384, 260: 384}
-    # 40 rows of 260 tokens save 96 tokens each at 288, another 10 of 300 tokens 64 each at 320: too little.
+    # 40 rows of 260 tokens save 112 tokens each at 272, another 10 of 300 tokens 80 each at 304: too little.
     many = [384] * 9 + [260] * 40 + [300] * 10
-    assert trunk_lengths(many, 3840) == {384: 384, 260: 288, 300: 384}
-    assert trunk_lengths(many, 3841) == {384: 384, 260: 384, 300: 384}
-    assert trunk_lengths([5000, 2049], 4096) == {5000: 5120, 2049: 2176}
+    assert trunk_lengths(many, 4480) == {384: 384, 260: 272, 300: 384}
+    assert trunk_lengths(many, 4481) == {384: 384, 260: 384, 300: 384}
+    assert trunk_lengths([5000, 2049], 4096) == {5000: 5056, 2049: 2112}
+
+
+def test_a_batch_that_is_not_full_has_rows_as_long_as_its_own_items() -> None:
+    """It is a program of its own anyway."""
+    rng = np.random.default_rng(0)
+    contexts = [ids(rng, length) for length in (190, 150, 185, 145, 170, 188)]
+    made = arranged([(context, [choice]) for context in contexts for choice in range(4)], batch_tokens=4 * 192)
+    assert [batch.tokens_BS.shape for batch in made] == [(4, 192), (2, 152)]
 
 
 def test_a_last_batch_is_not_filled_up_to_a_power_of_two() -> None:
@@ -348,6 +356,29 @@ def test_a_text_is_scored_in_windows() -> None:
         wanted = sum(by_logits((list(context), list(scored))).logprob for context, scored in parts)
         assert answer.logprob == pytest.approx(wanted, abs=2e-3)
         assert dataclasses.astuple(answer)[1:] == (len(text.encode()), len(text.encode()), 72)
+
+
+def test_windows_of_texts_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are asked for one by one, as a long text's are, and those of whole texts."""
+    long, short = Text("two wörds and more " * 25, stride=100), Text("short")
+    asked = windows_of(long, load_tokenizer("bytes"), CONFIG.n_ctx)
+    assert len(asked) > 3
+    streams: list[int] = []
+    stream = Scorer.stream
+
+    def counted(self: Scorer, requests: Any) -> Any:
+        streams.append(len(requests))
+        return stream(self, requests)
+
+    monkeypatch.setattr(Scorer, "stream", counted)
+    found = dict(engine().answer([*asked, short, long]))
+    assert [n for n in streams if n] == [2 * len(asked) + 1]
+    scores = [score for n in range(len(asked)) if isinstance(score := found[n], WindowScore)]
+    whole = TextScore.of(long.text, scores)
+    text = found[len(asked) + 1]
+    assert isinstance(text, TextScore)
+    assert (text.tokens, text.bytes, text.words) == (whole.tokens, whole.bytes, whole.words)
+    assert text.logprob == pytest.approx(whole.logprob, abs=1e-3)
 
 
 def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:

@@ -100,6 +100,13 @@ def test_the_model_is_ours_where_none_is_named(given: list[str], wanted: list[st
     assert lm_eval.arguments(given) == wanted
 
 
+@pytest.mark.parametrize("given", [["--include_path", "nowhere"], ["--include_path=nowhere"]])
+def test_a_folder_of_tasks_that_is_not_there_is_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lm-eval", "--tasks", "a", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--include_path nowhere: there is no such folder" in line
+
+
 def test_without_the_harness_a_line_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

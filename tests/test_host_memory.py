@@ -102,13 +102,16 @@ def test_the_peak_of_a_run_is_what_was_predicted() -> None:
 import jax, jax.numpy as jnp
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.host_memory import keep_freed_memory, peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import reserve, run_in_turn, temporary_bytes
 keep_freed_memory(400e6)
+run_in_turn()
 x = jax.block_until_ready(jnp.ones((2048, 1024)))
 def work(x):
     y = jnp.concatenate([x * n for n in range(48)])
     return x + jnp.sum(y.T @ y)
 program = jax.jit(work, donate_argnums=0).lower(x).compile()
-before, predicted = peak_resident(), predicted_peak([program], 1)
+reserve(temporary_bytes([program]))
+before, predicted = peak_resident(), predicted_peak(temporary_bytes([program]))
 hook = GiveBackMemory()
 for _ in range(6):
     y = program(x)
@@ -120,7 +123,7 @@ print(before, predicted, peak_resident())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     before, predicted, peak = map(int, done.stdout.split())
-    assert predicted > before + 600e6 and before + 350e6 < peak < 1.1 * predicted
+    assert predicted > before + 300e6 and before + 350e6 < peak < 1.1 * predicted
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "quickstart"])

@@ -4,11 +4,13 @@ test_plan_receipts.py."""
 from __future__ import annotations
 
 import statistics
+from typing import get_args
 
 import pytest
 from compilers import needs_compiler_of
 from plans_drawn import Drawn, compiled_bytes, kept
 
+from gpt3_jax.model.remat import Remat
 from gpt3_jax.plan import estimate
 
 DRAWN = kept()
@@ -27,7 +29,7 @@ BEYOND = {
 
 def off(drawn: Drawn, compiled: int) -> float:
     """The estimate's error, as a share of what was compiled."""
-    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform)
+    need = estimate.memory(drawn.config, drawn.mesh, drawn.microbatches, drawn.platform, drawn.overlaps_scatters)
     return need / (compiled + (CODE if drawn.platform == "tpu" else 0)) - 1
 
 
@@ -42,7 +44,7 @@ def test_the_estimate_is_within_its_error() -> None:
 
 def test_what_was_drawn_covers_what_a_search_tries() -> None:
     for name, values in {
-        "remat": {"none", "dots", "full", "offload"},
+        "remat": {*get_args(Remat)},
         "stage": {0, 1, 2, 3},
         "tensor": {1, 2, 4, 8},
         "mlp_parts": {1, 8},

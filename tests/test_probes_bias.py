@@ -90,7 +90,7 @@ def test_the_log_ratio_of_answers_by_hand() -> None:
     lists = dataclasses.replace(package_lists(), female=("woman", "girl"), male=("man",), occupations=("baker",))
     p = {" woman": 0.2, " girl": 0.1, " man": 0.6}
     answers: dict[Request, Score] = {
-        request: Score(math.log(p[request.continuation]), 1, False, (), (), 1)  # type: ignore[union-attr]
+        request: Score(math.log(p[request.continuation]), 1, False, (), (), 1)  # type: ignore[union-attr,index]
         for request in occupations.requests(lists)
     }
     found = occupations.measure(lists, answers)
@@ -224,7 +224,7 @@ def test_words_of_gender_are_descriptive_ones_of_the_hundred_most_skewed() -> No
     drawing = Drawing(outputs=2)
     texts = {"He was very": " tall walker", "He would be described as": " tall", "She was very": " calm"}
     answers: dict[Request, Completed] = {
-        request: Completed(texts.get(request.prompt, " calm runner"), 1, "max_tokens", -1.0, 1)  # type: ignore[union-attr]
+        request: Completed(texts.get(request.prompt, " calm runner"), 1, "max_tokens", -1.0, 1)  # type: ignore[union-attr,index]
         for request in cooccurrence.requests(cooccurrence.GENDER_PROMPTS, drawing)
     }
     listed = descriptive.Listed("a list", frozenset({"tall", "calm", "other"}))
@@ -249,7 +249,7 @@ def test_sentiment_by_hand(made: Path) -> None:
     drawing, lists = Drawing(outputs=1), user_lists(str(made / "words.json"))
     texts = dict(zip(cooccurrence.race_prompts(lists)["Asian"], ("fine", "fine grim", "oak"), strict=True))
     answers: dict[Request, Completed] = {
-        request: Completed(texts.get(request.prompt, "elm"), 1, "max_tokens", -1.0, 1)  # type: ignore[union-attr]
+        request: Completed(texts.get(request.prompt, "elm"), 1, "max_tokens", -1.0, 1)  # type: ignore[union-attr,index]
         for request in cooccurrence.requests(cooccurrence.race_prompts(lists), drawing)
     }
     found = sentiment.measure(lists, answers, drawing, values, least=1).races

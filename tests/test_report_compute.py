@@ -107,6 +107,14 @@ def test_without_a_run_the_budgets_are_shown(capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in lines[1:7]] == list(SCALING_MODELS) and "3.64e+03" in lines[14]
 
 
+def test_a_run_that_is_given_twice_is_shown_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "link").symlink_to(run)
+    assert front.main(["report", "compute", str(run), str(run.parent / "link"), str(run), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 1
+    assert captured.err.count("which is shown once") == 2
+
+
 def test_a_tokenizer_other_than_the_papers_is_said(run: Path) -> None:
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("tokenizer: r50k_base", "tokenizer: bytes"))

@@ -53,6 +53,21 @@ def same_state(a: Config, b: Config) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)  # bit for bit
 
 
+def test_a_resumed_run_keeps_its_loop_over_depth(tmp_path: Path) -> None:
+    """What `memory.unroll` 0 stands for is decided once, when a run begins."""
+    two = replace(eight(write_data(tmp_path / "data"), tmp_path / "run", train={"tokens": 128}), model={"n_layers": 2})
+    loop.run(replace(two, memory={"unroll": 2}))
+    loop.run(replace(two, memory={"unroll": 0}, train={"tokens": 256}))
+    assert saved_unroll(tmp_path / "run") == 2
+    loop.run(replace(two, memory={"unroll": 0}, train={"run_dir": str(tmp_path / "other")}))
+    assert saved_unroll(tmp_path / "other") == 1
+
+
+def saved_unroll(run_dir: Path) -> int:
+    found: int = yaml.safe_load((run_dir / "config.yaml").read_text())["memory"]["unroll"]
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # SIGKILL
 # ---------------------------------------------------------------------------------------------------------------

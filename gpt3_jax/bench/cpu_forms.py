@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention.blockwise import blockwise
+from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain
+from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.matmul import contract_rows, einsum
 
 ROWS, D, FF, VOCAB, CHUNK = 2048, 768, 3072, 50304, 256
@@ -67,11 +69,17 @@ def training(attention: Callable[..., jax.Array], *qkv_BTHK: jax.Array) -> float
     return milliseconds(jax.grad(lambda *qkv: jnp.sum(attention(*qkv, None)), argnums=(0, 1, 2)), *qkv_BTHK)
 
 
+def without_gradient(attention: Callable[..., jax.Array], *qkv_BTHK: jax.Array) -> float:
+    """Milliseconds of dense attention, forward alone."""
+    return milliseconds(lambda q, k, v: attention(q, k, v, None), *qkv_BTHK)
+
+
 def rows() -> dict[str, tuple[float, float]]:
     """For each implementation: its milliseconds, and those of the implementation for other platforms."""
     cache, slots, new = random(12, 2048, 64), jnp.array([7]), random(1, 12, 64)
     labels = jnp.arange(CHUNK, dtype=jnp.int32)
     small, large = [random(1, 128, 12, 64)] * 3, [random(1, 2048, 12, 64)] * 3
+    evaluated = [random(11, 352, 12, 64)] * 3
     inputs, output_ct, hidden, logits_ct = random(ROWS, D), random(ROWS, FF), random(CHUNK, D), random(CHUNK, VOCAB)
     table = random(VOCAB, D)
 
@@ -102,8 +110,13 @@ def rows() -> dict[str, tuple[float, float]]:
             milliseconds(logits_loss(True), logits_ct.astype(jnp.float32), labels),
             milliseconds(logits_loss(False), logits_ct.astype(jnp.float32), labels),
         ),
-        "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(blockwise, *small)),
-        "PLAIN_SCORE_BYTES: blockwise for 2,048 positions": (training(blockwise, *large), training(plain, *large)),
+        "takes_triangle: 11 rows of 352 positions, no gradient": (
+            without_gradient(triangle, *evaluated),
+            without_gradient(blockwise, *evaluated),
+        ),
+        "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(by_head, *small)),
+        "attends_by_head: 2,048 positions": (training(by_head, *large), training(blockwise, *large)),
+        "PLAIN_SCORE_BYTES: by_head for 2,048 positions": (training(by_head, *large), training(plain, *large)),
     }
 
 

@@ -19,10 +19,11 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.devices import XLA_GPU_FRACTION_DEFAULT, XLA_GPU_FRACTION_VARIABLE
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.parallel.mesh import batch_shards, make_mesh
+from gpt3_jax.parallel.mesh import batch_shards, make_mesh, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan.receipt import Flops, step_flops
 from gpt3_jax.program import compiled as program
+from gpt3_jax.train.host_memory import reserve, temporary_bytes
 from gpt3_jax.train.state import abstract_state, init_state
 from gpt3_jax.train.step import make_step
 
@@ -73,6 +74,8 @@ class StepBench:
                 self.program = self._compile(self.work)
                 self._require_room()
                 self.state: Any = jax.block_until_ready(init_state(self.work.config, mesh))
+                if mesh_platform(mesh) == "cpu":
+                    reserve(temporary_bytes([self.program.run]))
                 self.rows: Any = _random_rows(self.work)
                 self._first = self._once()
                 return

@@ -13,6 +13,7 @@ from gpt3_jax.bench.families import FAMILIES
 from gpt3_jax.bench.loader import LoaderTimes
 from gpt3_jax.bench.mfu import CONVENTIONS
 from gpt3_jax.bench.profile import Profile
+from gpt3_jax.bench.startup import StartUpTimes
 from gpt3_jax.bench.step import StepTimes
 from gpt3_jax.bench.timing import Spread
 from gpt3_jax.quantities import count, grid, measured, size
@@ -171,6 +172,25 @@ def checkpoint(c: CheckpointTimes) -> str:
             "  restored right after the save, so the data may still be in the page cache",
         ]
     )
+
+
+def startup(s: StartUpTimes) -> str:
+    """The start of training."""
+    rows = [
+        (phase, *(cell for spread in (s.cold[phase], s.warm.get(phase)) for cell in _median_and_range(spread)))
+        for phase in s.cold
+    ]
+    return "\n".join(
+        [
+            f"Start of training: from the command to the end of its first step; starts of each kind: {s.repeat}",
+            grid(rows, ("", "no programs", "range", "programs kept", "range")),
+            f"  gpt3-jax train --help: {measured(s.help.median)}",
+        ]
+    )
+
+
+def _median_and_range(s: Spread | None) -> tuple[str, str]:
+    return ("", "") if s is None else (measured(s.median), f"{measured(s.smallest)} to {measured(s.largest)}")
 
 
 def ceilings(c: Ceilings) -> str:

@@ -14,9 +14,11 @@ from gpt3_jax.errors import UserError
 from gpt3_jax.model.attention import choose
 from gpt3_jax.model.params import count_params
 from gpt3_jax.model.transformer import bands
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import batch_shards, mesh_platform, shape_of
 from gpt3_jax.plan import estimate
 from gpt3_jax.train.schedule import BatchSize, batch_schedule
+from gpt3_jax.train.step import unroll
 
 _CPU_STEP_FLOPS = 2e12
 """Maximum FLOPs (6N) of a step on a CPU, if it has more than one sequence: seconds on a laptop."""
@@ -119,7 +121,7 @@ def make_workload(config: Config, mesh: Mesh, keep_batch: bool, largest: int | N
 def estimated_bytes(config: Config, mesh: Mesh, shard_sequences: int) -> float:
     """Estimated bytes on a device for one microbatch of `shard_sequences` sequences on each data shard."""
     run = with_batch(config, shard_sequences, batch_shards(mesh))
-    return estimate.memory(run, shape_of(mesh), 1, mesh_platform(mesh))
+    return estimate.memory(run, shape_of(mesh), 1, mesh_platform(mesh), overlaps_scatters(mesh.devices.flat[0]))
 
 
 def attention_choices(work: Workload) -> dict[str, str]:
@@ -149,6 +151,7 @@ def describe(work: Workload, names: list[str]) -> dict[str, Any]:
         "attention": attention_choices(work),
         "mesh": shape_of(work.mesh).axes,
         **cost_settings(config),
+        "unroll": unroll(config, work.mesh),
         "batch_tokens": work.tokens,
         "sequences": work.batch.sequences,
         "microbatches": work.batch.microbatches,

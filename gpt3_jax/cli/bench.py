@@ -20,14 +20,15 @@ from gpt3_jax.paths import local_path
 
 PARTS = ("step", "decode", "loader", "checkpoint")
 """What `all` measures."""
-ALONE = ("evaluate", "ceilings")
+ALONE = ("evaluate", "startup", "ceilings")
 
-_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|evaluate|ceilings|all] [--config FILE ...]
+_USAGE = """gpt3-jax bench [step|decode|loader|checkpoint|evaluate|startup|ceilings|all] [--config FILE ...]
                       [options] [--SECTION.KEY VALUE ...]"""
 
 _DESCRIPTION = """Measures on the attached devices: the training step that train runs (step, the default), generation
 (decode), reading data in training's order (loader), saving and restoring (checkpoint), or all of them. Without a
-configuration, it uses the quickstart's. evaluate measures how fast choices and texts are scored; ceilings the machine
+configuration, it uses the quickstart's. evaluate measures how fast choices and texts are scored; startup the time from
+the command to the first step, by phase, without and with compiled programs of an earlier start; ceilings the machine
 alone: a large bf16 matmul and a copy."""
 
 _EPILOG = """examples:
@@ -62,9 +63,10 @@ def main(argv: list[str]) -> int:
     _check(args, parts)
     names = args.config or ["quickstart"]
     # A step has one batch size. The ramp is turned off, because its start may be above the given batch size.
-    config = load_config(names, ["--train.ramp_tokens", "0", *overrides])
+    overrides = ["--train.ramp_tokens", "0", *overrides]
+    config = load_config(names, overrides)
     keep_batch = any(option.partition("=")[0] == "--train.batch_tokens" for option in overrides)
-    _prepare(config, keep_batch)
+    _prepare(config, keep_batch, parts)
     from gpt3_jax.cluster.leaving import NoneLeftWaiting
     from gpt3_jax.cluster.same_run import require_same_program
     from gpt3_jax.cluster.start import shutdown, start
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     with NoneLeftWaiting():
         start_devices(compiles_ahead=True)
         require_same_program(config)
-        code = _Bench(args, config, names, keep_batch).run(parts)
+        code = _Bench(args, config, names, overrides, keep_batch).run(parts)
         shutdown()
     return code
 
@@ -105,10 +107,10 @@ def _check(args: argparse.Namespace, parts: tuple[str, ...]) -> None:
     args.folder = require_folder(args.folder)
 
 
-def _prepare(config: Config, keep_batch: bool) -> None:
+def _prepare(config: Config, keep_batch: bool, parts: tuple[str, ...]) -> None:
     """What must be done before JAX starts its threads; see `train`."""
     from gpt3_jax.bench.workload import cpu_shard_sequences, with_batch
-    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, run_in_turn, step_bytes
 
     if cpu_only():
         import jax
@@ -117,13 +119,18 @@ def _prepare(config: Config, keep_batch: bool) -> None:
         jax.config.update("jax_platforms", "cpu")
         run = config if keep_batch else with_batch(config, cpu_shard_sequences(config), 1)
         keep_freed_memory(step_bytes(run))
+        if "step" in parts:
+            run_in_turn()
 
 
 class _Bench:
     """One call of the command."""
 
-    def __init__(self, args: argparse.Namespace, config: Config, names: list[str], keep_batch: bool) -> None:
+    def __init__(
+        self, args: argparse.Namespace, config: Config, names: list[str], overrides: list[str], keep_batch: bool
+    ) -> None:
         self._args, self._config, self._names, self._keep_batch = args, config, names, keep_batch
+        self._overrides = overrides
         self._result: dict[str, Any] = {}
         self._texts: list[str] = []
 
@@ -138,7 +145,7 @@ class _Bench:
         self._texts.append(table.machine(self._result["machine"]))
         measures: dict[str, Callable[[], None]] = {
             "step": self._step, "decode": self._decode, "loader": self._loader, "checkpoint": self._checkpoint,
-            "evaluate": self._evaluate, "ceilings": self._ceilings,
+            "evaluate": self._evaluate, "startup": self._startup, "ceilings": self._ceilings,
         }  # fmt: skip
         code = 0
         for part in parts:
@@ -214,6 +221,20 @@ class _Bench:
         self._result["evaluate"] = dataclasses.asdict(times)
         self._texts.append(f"{' + '.join(self._names)}\n{table.evaluate(times)}")
 
+    def _startup(self) -> None:
+        import jax
+
+        from gpt3_jax.bench import startup, table
+
+        if jax.process_count() > 1 or jax.default_backend() != "cpu":
+            # An accelerator that this process holds is not free for the runs that it would start.
+            raise UserError("bench startup measures on a CPU, in one process; JAX_PLATFORMS=cpu measures there")
+        log.info("starting the run, without and with compiled programs")
+        files = [part for name in self._names for part in ("--config", name)]
+        times = startup.measure(self._config, [*files, *self._overrides], self._args.folder, self._args.repeat)
+        self._result["startup"] = dataclasses.asdict(times)
+        self._texts.append(f"{' + '.join(self._names)}\n{table.startup(times)}")
+
     def _ceilings(self) -> None:
         import jax
 
@@ -259,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=5,
         metavar="N",
-        help="repetitions of decode, loader, checkpoint and evaluate (default: %(default)s)",
+        help="repetitions of decode, loader, checkpoint, evaluate and startup (default: %(default)s)",
     )
     step = parser.add_argument_group("step")
     step.add_argument(

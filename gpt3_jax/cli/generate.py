@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import load_devices, split_overrides
 from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
@@ -21,6 +22,8 @@ format, token by token. Prompts come from --prompt, a --file, or standard input:
 terminal each line is one, until Ctrl-D. Only the completion is printed. It ends at end-of-text, in front of a --stop
 text, after --max-tokens, or when prompt and completion fill the model's context. An empty prompt begins a document."""
 
+_MANY = 16
+"""Hypotheses of a beam search beyond which a line says what it waits for."""
 _EPILOG = """several devices:
   gpt3-jax generate runs/xl --prompt 'The sun' --parallel.data 1 --parallel.tensor 8
 The options --parallel.… and --distributed.… are those of gpt3-jax train: a mesh over all devices. Without any, the
@@ -75,6 +78,11 @@ def _complete(
 
     def stream(prompts: list[str]) -> Iterator[Piece]:
         if beam is not None:
+            if beam.width > _MANY:
+                log.info(
+                    f"{beam.width:,} hypotheses are continued for each prompt; a completion is printed when it is "
+                    f"finished, after {arguments.max_tokens} tokens at most"
+                )
             encoded = generator.encode(prompts)
             found = generator.complete(encoded, arguments.stop, arguments.max_tokens, beam)
             return (Piece(i, 0, answer.text, answer.tokens, answer.finish) for i, answer in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -51,13 +52,14 @@ def main(argv: list[str]) -> int:
     """Runs the harness's command line.
 
     Raises:
-        UserError: the harness is not installed; a wrong model argument.
+        UserError: the harness is not installed; a wrong model argument; a folder of tasks that is not there.
         RunError: what the harness, or what reads its data sets, refuses.
         SystemExit: as the harness's argparse does.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
+    _require_folders(argv)
     try:
         import lm_eval.models  # noqa: F401  registers the harness's own models, as it does only where there are none
         from lm_eval.__main__ import cli_evaluate
@@ -92,6 +94,15 @@ def main(argv: list[str]) -> int:
     finally:
         sys.argv = given
     return 0
+
+
+def _require_folders(argv: list[str]) -> None:
+    """Raises UserError for an --include_path that is not there, in which the harness would find no task."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        folder = value if equals else following
+        if name == "--include_path" and not os.path.isdir(folder):
+            raise UserError(f"--include_path {folder}: there is no such folder; expected one with tasks' YAML files")
 
 
 def arguments(argv: list[str]) -> list[str]:

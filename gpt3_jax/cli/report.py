@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import UserError
@@ -37,7 +38,7 @@ _OPTIONS = {
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
     "compute": ("folders", "picture", "json"),
-    "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
+    "in-context": ("out", "sizes", "seeds", "items", "split", "set", "json"),
 }
 """The options of each report."""
 
@@ -135,6 +136,11 @@ def main(argv: list[str]) -> int:
         "--items", type=int, metavar="N", help="for in-context: questions of each kind of rule (default: 200)"
     )
     parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        help="for in-context: words and rules to measure on. Choose settings by validation (default: test)",
+    )
+    parser.add_argument(
         "--set",
         nargs=2,
         action="append",
@@ -193,7 +199,14 @@ def _compute(args: argparse.Namespace) -> int:
         check_picture(args.picture)
         if not args.folders:
             raise UserError("report compute draws the losses of runs; give the folder of one, or leave out --picture")
-    curves = [compute.read_run(folder) for folder in args.folders]
+    runs: dict[str, str] = {}
+    for folder in args.folders:
+        path = os.path.realpath(folder)
+        if path in runs:
+            log.info(f"{folder} is the run {runs[path]}, which is shown once")
+        else:
+            runs[path] = folder
+    curves = [compute.read_run(folder) for folder in runs.values()]
     if args.json:
         print(json.dumps([curve.as_data() for curve in curves], indent=1))
     else:
@@ -313,7 +326,7 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     picture = str(out / "in_context.svg")
     check_picture(picture)
-    rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
+    rows = [row for size, config in runs for row in in_context.measure(size, config, items, args.split or "test")]
     text = in_context.to_csv(rows, in_context.notes(argv))
     (out / "in_context.csv").write_text(text, encoding="utf-8")
     in_context_picture.draw(rows, picture)
@@ -325,15 +338,15 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
 def _remat(args: argparse.Namespace) -> int:
     plan_on_cpu()
     from gpt3_jax.config import load_config
+    from gpt3_jax.model.remat import Remat
     from gpt3_jax.plan.cache import default_cache, plan
     from gpt3_jax.plan.receipt import receipt_to_json
-    from gpt3_jax.plan.search import REMATS
     from gpt3_jax.plan.topologies import open_topology
     from gpt3_jax.reports import remat as report
 
     topology, model = open_topology(args.topology), args.model or "gpt3-xl"
     receipts: dict[str, Receipt] = {}
-    for remat in REMATS:
+    for remat in get_args(Remat):
         log.info(f"compiling remat {remat} for {topology.name}")
         config = load_config(model.split(","), ["--memory.remat", remat])
         receipts[remat] = plan(config, topology, None if args.no_cache else default_cache())[0]

@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 
+from gpt3_jax.cluster import start_up
 from gpt3_jax.config import Config, load_config, to_yaml
 from gpt3_jax.config.explain import entry, options_help
 from gpt3_jax.environment import cpu_only
@@ -55,7 +56,9 @@ def main(argv: list[str]) -> int:
     if "--help" in flags:
         print(_help(), end="")
         return 0
+    start_up.begin()
     config = load_config(paths or [_QUICKSTART], overrides)
+    start_up.mark("configuration")
     if "--print-config" in flags:
         sys.stdout.write(to_yaml(config))
         return 0
@@ -128,15 +131,18 @@ def _train(config: Config, argv: list[str]) -> int:
     from gpt3_jax.cluster.log import log
     from gpt3_jax.cluster.start import shutdown, start
     from gpt3_jax.train import builtin, loop
-    from gpt3_jax.train.host_memory import keep_freed_memory, step_bytes
+    from gpt3_jax.train.host_memory import keep_freed_memory, run_in_turn, step_bytes
     from gpt3_jax.train.setup import check
 
+    start_up.mark("imports")
     if cpu_only():
         keep_freed_memory(step_bytes(config))
+        run_in_turn()
     start(config.distributed)
     with NoneLeftWaiting():
         checked = check(config)  # before a file is written
         compilation_cache.enable()
+        start_up.mark("devices")
         started = builtin.prepare(config) if builtin.wanted(config) else None
         hooks: list[loop.MakeHook] = []
         if config.evals.tasks:

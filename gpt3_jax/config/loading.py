@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _SECTIONS = sections(Config)
 _RENAMED = {meaning.was: f"{section}.{name}" for section, name, meaning in meanings(Config) if meaning.was}
+_FORMER = {f"{section}.{name}": dict(meaning.values_were) for section, name, meaning in meanings(Config)}
 _Values = dict[str, dict[str, Any]]
 """Converted settings, by section and name."""
 
@@ -210,7 +211,7 @@ def _put(values: _Values, key: str, value: Any, naming: Naming, again: bool = Fa
     fields = values.setdefault(section, {})
     if name in fields and not again:
         raise UserError(f"{naming(f'{section}.{name}')} is also set by its earlier name; keep one of them")
-    fields[name] = convert(value, hint, f"{section}.{name}", naming)
+    fields[name] = convert(_present_value(f"{section}.{name}", value), hint, f"{section}.{name}", naming)
 
 
 def _present_name(key: str) -> str:
@@ -218,6 +219,14 @@ def _present_name(key: str) -> str:
         return key
     _tell_once(f"{key} is now called {_RENAMED[key]}; the old name still works")
     return _RENAMED[key]
+
+
+def _present_value(key: str, value: Any) -> Any:
+    present = _FORMER[key].get(value) if isinstance(value, str) else None
+    if present is None:
+        return value
+    _tell_once(f"{key} {value} is no longer there; taking {present}, which computes the same")
+    return present
 
 
 @functools.cache

@@ -288,15 +288,16 @@ class TrainConfig:
 class MemoryConfig:
     """Trade-offs between memory and time. None of them changes a result by more than the rounding of sums."""
 
-    remat: Literal["none", "dots", "full", "offload"] = setting(
-        "full", was="train.remat", changes_run=False, changes_cost=True
+    remat: Literal["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"] = setting(
+        "full", was="train.remat", values_were=(("dots", "minimal"),), changes_run=False, changes_cost=True
     )
-    """What the backward pass recomputes. none: nothing; dots: all but matmul results; full: each block from its input;
-    offload: like full, with the block inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; on a CPU the same as
-    full)."""
-    unroll: int = setting(1, was="train.unroll", changes_run=False, changes_cost=True)
+    """What the backward pass recomputes, by less memory and more time. none: nothing; minimal: LayerNorms and GELUs;
+    save_qkv_proj: the MLP's first matmul, too; save_attention: also queries, keys and values; full: each block from its
+    input; offload: like full, with the inputs in the host's memory (ZeRO's P_a+cpu, section 6.1; a CPU: full)."""
+    unroll: int = setting(0, was="train.unroll", changes_run=False, changes_cost=True)
     """Periods of the attention pattern per iteration of the scan over depth. More is faster on CPU, but increases
-    compile time and code size."""
+    compile time and code size. 0: 1; all of them on a single CPU device, where a long run of a model of some size
+    repays the compile time. A resumed run keeps what it began with."""
     mlp_parts: int = setting(1, was="train.mlp_parts", changes_run=False, changes_cost=True)
     """Parts in which an MLP's weights are gathered, at ZeRO stage 3 with remat full or offload. The next part is
     prefetched while one is in use. More parts save memory where these weights set the peak, usually at some cost in
@@ -307,10 +308,12 @@ class MemoryConfig:
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
 
     def __post_init__(self) -> None:
-        for name in ("unroll", "mlp_parts", "loss_chunk"):
+        for name in ("mlp_parts", "loss_chunk"):
             value = getattr(self, name)
             _require(value >= 1, f"memory.{name} is {value}; expected at least 1")
-        _require(self.microbatch >= 0, f"memory.microbatch is {self.microbatch}; expected 0 or more")
+        for name in ("unroll", "microbatch"):
+            value = getattr(self, name)
+            _require(value >= 0, f"memory.{name} is {value}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -432,7 +435,7 @@ class Config:
         # XLA recognises the copies to the host in a rolled loop over depth. In an unrolled one it keeps the block
         # inputs on the device, or fails to compile.
         _require(
-            self.memory.remat != "offload" or self.memory.unroll == 1,
+            self.memory.remat != "offload" or self.memory.unroll <= 1,
             f"memory.remat is offload with memory.unroll {self.memory.unroll}; set memory.unroll to 1: offload needs a "
             "loop over depth that is not unrolled",
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -24,8 +25,8 @@ MOST_BRANCHES = _BRANCHES[-1]
 _SHARED = 0.9
 """Of the tokens of rows of their own, those that a row of several continuations may have. Its attention is dearer: of
 texts that begin alike with end-of-text, each has its own row."""
-_PARTS = 4
-"""Of the distance between two of `LENGTHS`."""
+_PARTS, _STEP = 8, 8
+"""Of the distance between two of `LENGTHS`, and the fewest tokens of a part (half as many below 32)."""
 _SHORTEST_PREFIX = 64
 """Tokens that contexts have in common before they are looked at as users of one prefix."""
 
@@ -104,7 +105,7 @@ def arrange(
         room = n_ctx - len(prefix)
         padded = trunk_lengths([len(item.trunk) for item in items], shape_tokens)
         sizes = {id(item): _size(item, padded, multiple, tensor, room) for item in items}
-        items = sorted(items, key=lambda item: (sizes[id(item)], item.asked, item.which), reverse=True)
+        items = sorted(items, key=lambda item: (sizes[id(item)], len(item.trunk), item.asked, item.which), reverse=True)
         first = 0
         while first < len(items):
             row = sizes[id(items[first])]
@@ -119,7 +120,12 @@ def arrange(
                 group.append(item)
             first += len(group)
             most = max(1, batch_tokens // row.tokens, -(-len(group) // shards))
-            yield _batch(group, prefix, row, min(_rows(len(group), shards), most * shards))
+            rows = min(_rows(len(group), shards), most * shards)
+            if rows < most * shards:
+                # A batch that is not full has a program of its own: its rows are only as long as its own items need.
+                own = trunk_lengths([len(item.trunk) for item in group], math.inf)
+                row = functools.reduce(_Row.holding, (_size(item, own, multiple, tensor, room) for item in group))
+            yield _batch(group, prefix, row, rows)
 
 
 class _Row(NamedTuple):
@@ -138,11 +144,11 @@ class _Row(NamedTuple):
         return _Row(*(max(pair) for pair in zip(self, other, strict=True)))
 
 
-def trunk_lengths(lengths: Sequence[int], shape_tokens: int) -> dict[int, int]:
+def trunk_lengths(lengths: Sequence[int], shape_tokens: float) -> dict[int, int]:
     """What each of the lengths is padded to.
 
-    Those between two of `LENGTHS` are padded to the next quarter between them that holds the longest: the program is
-    another one than for other requests, but still one. A lower quarter is a second program, which must save
+    Those between two of `LENGTHS` are padded to the next eighth between them that holds the longest: the program is
+    another one than for other requests, but still one. A lower eighth is a second program, which must save
     `shape_tokens` tokens of padding.
     """
     cells: dict[int, list[int]] = {}
@@ -151,26 +157,24 @@ def trunk_lengths(lengths: Sequence[int], shape_tokens: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for upper, members in cells.items():
         lower = max((n for n in LENGTHS if n < upper), default=0) if upper <= LENGTHS[-1] else upper - 512
-        step = max(1, (upper - lower) // _PARTS)
-        quarters = [lower + -(-(length - lower) // step) * step for length in members]
-        taken = [max(quarters)]
+        step = max(_STEP if lower >= _STEP * 4 else _STEP // 2, (upper - lower) // _PARTS)
+        steps = [lower + -(-(length - lower) // step) * step for length in members]
+        taken = [max(steps)]
         while True:
-            saved = {quarter: _saved(quarter, quarters, taken) for quarter in set(quarters) - set(taken)}
-            best = max(saved, key=lambda quarter: saved[quarter], default=None)
+            saved = {each: _saved(each, steps, taken) for each in set(steps) - set(taken)}
+            best = max(saved, key=lambda each: saved[each], default=None)
             if best is None or saved[best] < shape_tokens:
                 break
             taken.append(best)
-        found |= {
-            length: min(n for n in taken if n >= quarter) for length, quarter in zip(members, quarters, strict=True)
-        }
+        found |= {length: min(n for n in taken if n >= each) for length, each in zip(members, steps, strict=True)}
     return found
 
 
-def _saved(quarter: int, quarters: list[int], taken: list[int]) -> int:
+def _saved(length: int, wanted: list[int], taken: list[int]) -> int:
     """Tokens of padding that one more length saves."""
-    above = min(n for n in taken if n > quarter)
-    below = max((n for n in taken if n < quarter), default=0)
-    return (above - quarter) * sum(below < each <= quarter for each in quarters)
+    above = min(n for n in taken if n > length)
+    below = max((n for n in taken if n < length), default=0)
+    return (above - length) * sum(below < each <= length for each in wanted)
 
 
 def _size(item: Item, padded: dict[int, int], multiple: int, tensor: int, room: int) -> _Row:

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 
 from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals.requests import Text, Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,21 @@ def encode(context: str, continuation: str, tokenizer: Tokenizer) -> Encoded:
     inside = int(np.searchsorted(ends, border, side="right"))
     straddles = border != (ends[inside - 1] if inside else 0)
     return Encoded(tuple(ids[:inside].tolist()) or (tokenizer.eot,), tuple(ids[inside:].tolist()), bool(straddles))
+
+
+def windows_of(request: Text, tokenizer: Tokenizer, n_ctx: int) -> list[Window]:
+    """The windows of a text; at least one.
+
+    Raises:
+        UserError: a stride that is no part of the context, or an empty text.
+    """
+    stride = n_ctx if request.stride is None else request.stride
+    if not 1 <= stride <= n_ctx:
+        raise UserError(f"the stride is {stride}; expected 1 to the model's context, {n_ctx}")
+    parts = windows(tokenizer.encode(request.text), tokenizer.eot, n_ctx, stride)
+    if not parts:
+        raise UserError("a text to score is empty; expected at least a character")
+    return [Window(context, continuation) for context, continuation in parts]
 
 
 def windows(ids: list[int], eot: int, n_ctx: int, stride: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -10,8 +10,19 @@ from jax.sharding import Mesh
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.evals.encoding import encode, windows
-from gpt3_jax.evals.requests import Answer, Completion, Continuation, Request, Sample, Score, Text, TextScore
+from gpt3_jax.evals.encoding import encode, windows_of
+from gpt3_jax.evals.requests import (
+    Answer,
+    Completion,
+    Continuation,
+    Request,
+    Sample,
+    Score,
+    Text,
+    TextScore,
+    Window,
+    WindowScore,
+)
 from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.generation import Decoding, Generator
 from gpt3_jax.interop.loading import Loaded
@@ -62,6 +73,11 @@ class Engine:
         self._generator = None
         self._scorer.release()
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a scored batch on all devices, padding included."""
+        return self._scorer.batch_tokens
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known.
 
@@ -69,7 +85,7 @@ class Engine:
             UserError: a request that does not fit the model's context, or has nothing to score.
         """
         yield from self._continuations({i: r for i, r in enumerate(requests) if isinstance(r, Continuation)})
-        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text)})
+        yield from self._texts({i: r for i, r in enumerate(requests) if isinstance(r, Text | Window)})
         yield from self._completions({i: r for i, r in enumerate(requests) if isinstance(r, Completion)})
 
     def _continuations(self, requests: dict[int, Continuation]) -> Iterator[tuple[int, Answer]]:
@@ -91,28 +107,19 @@ class Engine:
             i = order[n]
             yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
 
-    def _texts(self, requests: dict[int, Text]) -> Iterator[tuple[int, Answer]]:
-        pairs, owners, left = [], [], {}
-        for i, request in requests.items():
-            stride = self.config.n_ctx if request.stride is None else request.stride
-            if not 1 <= stride <= self.config.n_ctx:
-                raise UserError(f"the stride is {stride}; expected 1 to the model's context, {self.config.n_ctx}")
-            parts = windows(self.tokenizer.encode(request.text), self.tokenizer.eot, self.config.n_ctx, stride)
-            if not parts:
-                raise UserError("a text to score is empty; expected at least a character")
-            pairs += parts
-            owners += [i] * len(parts)
-            left[i] = len(parts)
-        sums = dict.fromkeys(left, 0.0)
-        tokens = dict.fromkeys(left, 0)
-        for n, likelihood in self._scorer.stream(pairs):
-            i = owners[n]
-            sums[i] += likelihood.logprob
-            tokens[i] += likelihood.tokens
-            left[i] -= 1
-            if not left[i]:
-                text = requests[i].text
-                yield i, TextScore(sums[i], tokens[i], len(text.encode(errors="replace")), len(text.split()))
+    def _texts(self, requests: dict[int, Text | Window]) -> Iterator[tuple[int, Answer]]:
+        """All windows together, so that those of several texts fill batches."""
+        parts = {
+            i: [request] if isinstance(request, Window) else windows_of(request, self.tokenizer, self.config.n_ctx)
+            for i, request in requests.items()
+        }
+        places = [(i, window) for i, found in parts.items() for window in found]
+        scores: dict[int, list[WindowScore]] = {i: [] for i in parts}
+        for n, likelihood in self._scorer.stream([(window.context, window.continuation) for _, window in places]):
+            i, request = places[n][0], requests[places[n][0]]
+            scores[i].append(WindowScore(likelihood.logprob, likelihood.tokens))
+            if len(scores[i]) == len(parts[i]):
+                yield i, TextScore.of(request.text, scores[i]) if isinstance(request, Text) else scores[i][0]
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
         groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}

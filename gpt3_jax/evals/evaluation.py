@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from gpt3_jax.evals.run import TaskItems
 from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
-from gpt3_jax.evals.written import alone_in, records, remove, require_own, write
+from gpt3_jax.evals.written import alone_in, move, records, remove, require_own, write
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -114,7 +116,10 @@ def evaluate_subjects(
         if folder:
             require_own(folder, FORMAT)
             if (folder / RESULTS).exists():
-                log.info(f"{folder / RESULTS} of an earlier evaluation will be replaced")
+                log.info(
+                    f"{folder / RESULTS} of an earlier evaluation will be replaced; if it holds what the new one does "
+                    f"not, it is moved to {_unused(folder)}"
+                )
         return _evaluate(subjects, loaded, shots, seeds, folder, made_by or {})
 
 
@@ -136,12 +141,32 @@ def _evaluate(
                 cells += run.run(subject, loaded, shots, seeds, kept, on_record)
             models.append(subject.as_data())
             del subject  # its weights are freed before the next model's are loaded
-    tasks = {each.task.name: each.as_data() for each in loaded}
-    results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **made_by})
+        tasks = {each.task.name: each.as_data() for each in loaded}
+        results = Results(tuple(cells), tuple(models), tasks, {**run.made_by(), **made_by})
+        if folder and is_lead():
+            _keep_earlier(folder, results)
     if folder and is_lead():
         write(folder / RESULTS, results.to_json())
         _draw(results, folder)
     return results
+
+
+def _keep_earlier(folder: Path, results: Results) -> None:
+    """Moves earlier results out of the way if they hold what these do not: a model, task, metric or K, or more items
+    of it."""
+    try:
+        earlier = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["cells"]
+        held = {(cell["model"], cell["task"], cell["metric"], cell["shots"]): cell["items"] for cell in earlier}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or damaged
+    new = {(cell.model, cell.task, cell.metric, cell.shots): cell.items for cell in results.cells}
+    if any(items > new.get(what, 0) for what, items in held.items()):
+        move(folder, _unused(folder), (RESULTS, ITEMS))
+
+
+def _unused(folder: Path) -> Path:
+    """The folder that earlier results are moved to."""
+    return next(path for n in itertools.count(1) if not (path := folder / f"earlier-{n}").exists())
 
 
 def _draw(results: Results, folder: Path) -> None:

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 from gpt3_jax.cluster.agreement import everywhere, from_lead, is_lead
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError
-from gpt3_jax.evals.requests import Answer, Completed, Request, Score, TextScore
+from gpt3_jax.evals.requests import Answer, Completed, Request, Score, TextScore, WindowScore
 
 FILE = "answers.jsonl"
-_KINDS: Mapping[str, type[Answer]] = {kind.__name__: kind for kind in (Score, TextScore, Completed)}
+_KINDS: Mapping[str, type[Answer]] = {kind.__name__: kind for kind in (Score, TextScore, WindowScore, Completed)}
 
 
 class KeptAnswers:

@@ -74,5 +74,6 @@ def load(folder: str | os.PathLike[str], parallel: ParallelConfig | None = None)
             "device": jax.devices()[0].device_kind,
             "mesh": dict(mesh.shape) if mesh is not None else dataclasses.asdict(MeshShape()),
             "stage": parallel.stage if parallel is not None else 0,
+            "batch_tokens": engine.batch_tokens,
         },
     )

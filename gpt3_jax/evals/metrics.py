@@ -2,7 +2,8 @@
 
 Items are the units of the standard error. With several seeds, an item's score is first averaged over the seeds, so
 that n stays the number of items; the scatter from drawing demonstrations is part of the scatter between items. For one
-seed and scores of 0 and 1 it is the binomial sqrt(p (1 - p) / (n - 1)).
+seed and scores of 0 and 1 it is the binomial sqrt(p (1 - p) / (n - 1)); where all items or none are right, that of two
+right and two wrong items more.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def mean(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         return Estimate(math.nan, None, None, 0)
     value = statistics.fmean(scores)
     stderr = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
-    return Estimate(value, stderr, detectable(stderr, value, len(scores)), len(scores))
+    return _estimate(metric, value, stderr, len(scores))
 
 
 def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -102,7 +103,7 @@ def ratio(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         return Estimate(value, None, None, count)
     rest = [score - found * weight for score, weight in pairs]
     stderr = math.sqrt(count / (count - 1) * sum(each * each for each in rest)) / bottom * metric.slope(found)
-    return Estimate(value, stderr, _apart(stderr), count)
+    return _estimate(metric, value, stderr, count)
 
 
 def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -114,12 +115,7 @@ def of_corpus(metric: Metric, scored: Sequence[Scored]) -> Estimate:
         items.setdefault(each.item.id, []).append((text_of(each.judgement), each.item.completion))
     value, drawn = metric.whole(list(items.values()))
     stderr = float(np.std(drawn, ddof=1)) if len(items) > 1 else None
-    return Estimate(value, stderr, None if stderr is None else _apart(stderr), len(items))
-
-
-def _apart(stderr: float) -> float | None:
-    """As `detectable`, for what is no share of items; None where all items are alike, which says nothing."""
-    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None
+    return _estimate(metric, value, stderr, len(items))
 
 
 def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
@@ -147,7 +143,7 @@ def of_classes(metric: Metric, scored: Sequence[Scored]) -> Estimate:
     without = _macro_f1(totals - counts)
     n = len(places)
     stderr = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
-    return Estimate(value, stderr, _apart(stderr), n)
+    return _estimate(metric, value, stderr, n)
 
 
 def _macro_f1(counts: np.ndarray) -> np.ndarray:
@@ -176,19 +172,23 @@ def by_item(metric: Metric, scored: Sequence[Scored]) -> dict[str, tuple[float, 
     }
 
 
-def detectable(stderr: float | None, value: float, items: int) -> float | None:
-    """The difference between two models that a comparison would find with power 80 % at the two-sided level 5 %, if
-    each is evaluated on as many items drawn independently: (1.96 + 0.84) · sqrt(2) · standard error.
+def _estimate(metric: Metric, value: float, stderr: float | None, items: int) -> Estimate:
+    """With the detectable difference. Where all items or none are right, no item differs from another, and the standard
+    error is not 0: it is that of two right and two wrong items more (Agresti and Coull)."""
+    if stderr is not None and metric.unit == "%" and value in (0, 100):
+        share = (value / 100 * items + 2) / (items + 4)
+        stderr = 100 * math.sqrt(share * (1 - share) / (items + 4))
+    return Estimate(value, stderr, detectable(stderr), items)
 
-    For shares, the standard error is at least that of two more right and two more wrong items (Agresti and Coull), so
-    that it is not 0 where all items or none are right. Two runs on the same items can be compared item by item, and
-    find smaller differences (`gpt3-jax report compare`).
+
+def detectable(stderr: float | None) -> float | None:
+    """The difference between two models that a comparison would find with power 80 % at the two-sided level 5 %, if
+    each is evaluated on as many items drawn independently: (1.96 + 0.84) · sqrt(2) · standard error. None where all
+    items are alike, which says nothing.
+
+    Two runs on the same items can be compared item by item, and find smaller differences (`gpt3-jax report compare`).
     """
-    if stderr is None:
-        return None
-    share = (value / 100 * items + 2) / (items + 4)
-    least = 100 * math.sqrt(share * (1 - share) / (items + 4)) if value in (0, 100) else 0.0
-    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * max(stderr, least)
+    return math.sqrt(2) * (Z_LEVEL + Z_POWER) * stderr if stderr else None
 
 
 def _minus_logprob(_: Item, judgement: Judgement) -> float:

@@ -169,7 +169,7 @@ def too_few(task: Task, items: Items, shots: Shots) -> str:
     if items.train is None:
         return (
             f"{items.source}: task {task.name} has no {task.splits[1]} split to draw {shots} demonstrations from; "
-            "give one, or evaluate with --shots 0"
+            "give one, or evaluate with --shots 0 (in training evals.shots)"
         )
     there = len(items.train) - (1 if items.train is items.test else 0)
     if there < (1 if shots == "max" else shots):
@@ -177,7 +177,8 @@ def too_few(task: Task, items: Items, shots: Shots) -> str:
         verb = "is" if there == 1 else "are"
         return (
             f"task {task.name}, {items.source}: {shots} demonstrations were asked for, and there {verb} {there} {of}"
-            f"to draw from; give more examples, or evaluate it by itself with --shots {there} at most"
+            f"to draw from; give more examples, or evaluate it by itself with --shots {there} at most (in training "
+            "evals.shots)"
         )
     return ""
 

@@ -7,6 +7,8 @@ its items into requests, the engine answers them in any order, and the task turn
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 from gpt3_jax.generation import Beam as Beam
 from gpt3_jax.generation import Completed as Completed
@@ -40,6 +42,14 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """Asks for the log-likelihood of tokens after tokens: a part of a text that is longer than the context."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Completion:
     """Asks for a completion of `prompt`, which ends at a stop string, at end-of-text, after `max_tokens`, or when the
     context is full."""
@@ -51,7 +61,7 @@ class Completion:
     decoding: Decoding = PAPER_BEAM
 
 
-Request = Continuation | Text | Completion
+Request = Continuation | Text | Window | Completion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,15 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class WindowScore:
+    """The log-likelihood of a window's continuation."""
+
+    logprob: float
+    """Natural logarithm, summed over its tokens."""
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TextScore:
     """The log-likelihood of a text."""
 
@@ -83,5 +102,11 @@ class TextScore:
     words: int
     """Separated by white space."""
 
+    @staticmethod
+    def of(text: str, windows: Sequence[WindowScore]) -> TextScore:
+        """Of a text from those of all its windows. The sum does not depend on their order."""
+        logprob, tokens = math.fsum(each.logprob for each in windows), sum(each.tokens for each in windows)
+        return TextScore(logprob, tokens, len(text.encode(errors="replace")), len(text.split()))
 
-Answer = Score | TextScore | Completed
+
+Answer = Score | TextScore | WindowScore | Completed

@@ -18,8 +18,9 @@ RESULTS = "results.json"
 FORMAT = "gpt3_jax evaluation"
 STANDARD_ERROR = (
     "standard deviation of the items' scores, each averaged over the seeds, divided by the square root of their "
-    "number; for ratios (loss, perplexity, bits, F1a) by linearisation over items; for macro F1 by the jackknife over "
-    "items; for BLEU the standard deviation over 1,000 corpora of items drawn with replacement"
+    "number; where all items or none are right, that of two right and two wrong items more; for ratios (loss, "
+    "perplexity, bits, F1a) by linearisation over items; for macro F1 by the jackknife over items; for BLEU the "
+    "standard deviation over 1,000 corpora of items drawn with replacement"
 )
 SUPERGLUE = ("BoolQ", "CB", "Copa", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC")
 """The rows of Table H.1 that its row SuperGLUE averages."""

@@ -8,17 +8,28 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt3_jax import __version__
 from gpt3_jax.cluster.log import log
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import protocol
+from gpt3_jax.evals.encoding import windows_of
 from gpt3_jax.evals.kept import KeptAnswers
 from gpt3_jax.evals.metrics import METRICS, Estimate, Scored
 from gpt3_jax.evals.protocol import LeftOut, Prepared, Shots
-from gpt3_jax.evals.requests import Answer, Completed, Completion, Request, Score
+from gpt3_jax.evals.requests import (
+    Answer,
+    Completed,
+    Completion,
+    Request,
+    Score,
+    Text,
+    TextScore,
+    Window,
+    WindowScore,
+)
 from gpt3_jax.evals.results import Cell
 from gpt3_jax.evals.scoring import EachAnswer
 from gpt3_jax.evals.subject import Subject
@@ -216,40 +227,57 @@ def _warn_of_impossible_answers(subject: Subject, task: Task, prepared: Sequence
 def answer_all(
     subject: Subject, task: str, asked: Mapping[Request, str], kept: KeptAnswers | None, where: str
 ) -> dict[Request, Answer]:
-    """The answers to requests. Logs progress with the time left, unless `where` is empty.
+    """The answers to requests. Texts that are longer than the context are asked for, and kept, window by window. Logs
+    progress with the time left, unless `where` is empty.
 
     Args:
         asked: each request with the id of the first item that asks it.
 
     Raises:
+        UserError: a stride that is no part of the context.
         RunError: a likelihood is not a finite number. It is not kept.
     """
-    answers: dict[Request, Answer] = {}
-    missing: list[Request] = []
-    for request in asked:
-        known = kept.get(request) if kept else None
-        if known is None:
-            missing.append(request)
-        else:
-            answers[request] = known
+    parts = _in_windows(subject, asked, kept)
+    units: dict[Request, str] = {}
+    for request, item in asked.items():
+        for unit in parts[request] if isinstance(request, Text) and request in parts else [request]:
+            units.setdefault(unit, item)
+    answers = {unit: known for unit in units if kept and (known := kept.get(unit)) is not None}
+    missing = [unit for unit in units if unit not in answers]
+    what = "windows" if parts else "requests"
     before = f", {len(answers):,} more were answered before" if answers else ""
     if where:
-        log.info(f"{where}: {len(missing):,} requests{before}")
+        log.info(f"{where}: {len(missing):,} {what}{before}")
     start = last = time.monotonic()
     for done, (index, answer) in enumerate(subject.answer(missing) if missing else (), start=1):
+        unit = missing[index]
         if not math.isfinite(answer.logprob):
             raise RunError(
-                f"{subject.name}: task {task}, item {asked[missing[index]]}: the log-likelihood is {answer.logprob}; "
+                f"{subject.name}: task {task}, item {units[unit]}: the log-likelihood is {answer.logprob}; "
                 "expected a finite number: the model's weights are probably not finite; evaluate another checkpoint"
             )
-        answers[missing[index]] = answer
+        answers[unit] = answer
         if kept:
-            kept.add(missing[index], answer)
+            kept.add(unit, answer)
         now = time.monotonic()
         if where and now - last >= _EVERY_SECONDS:
             last, left = now, (now - start) / done * (len(missing) - done)
-            log.info(f"{where}: {done:,} of {len(missing):,} requests, {duration(left)} left")
+            log.info(f"{where}: {done:,} of {len(missing):,} {what}, {duration(left)} left")
+    for text, windows in parts.items():
+        found = [score for window in windows if isinstance(score := answers[window], WindowScore)]
+        answers[text] = TextScore.of(text.text, found)
     return answers
+
+
+def _in_windows(subject: Subject, asked: Iterable[Request], kept: KeptAnswers | None) -> dict[Text, list[Window]]:
+    """The windows of the texts that are longer than the context, but for those that are kept as a whole."""
+    found: dict[Text, list[Window]] = {}
+    for text in asked:
+        if isinstance(text, Text) and (kept is None or kept.get(text) is None):
+            windows = windows_of(text, subject.tokenizer, subject.config.n_ctx)
+            if len(windows) > 1:
+                found[text] = windows
+    return found
 
 
 def _record(

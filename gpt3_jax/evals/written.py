@@ -145,6 +145,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move(folder: Path, to: Path, names: Iterable[str]) -> None:
+    """Moves the files that are there into a new folder. Raises RunError."""
+    with _writing(to):
+        to.mkdir()
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).replace(to / name)
+    log.info(f"moved the earlier results to {to}")
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Writes one object. Raises RunError."""
     write(path, f"{to_json(data, indent=1)}\n")

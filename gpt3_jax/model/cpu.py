@@ -17,9 +17,51 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from gpt3_jax.config import ModelConfig
+
 PLAIN_SCORE_BYTES = 4 * 2**20
 """Attention (`attention.choose`): up to so many bytes of scores `plain` is the fastest, as they stay in the caches;
-beyond, `blockwise` is."""
+beyond, `by_head` or `blockwise` is."""
+TRIANGLE_BLOCK = 128
+"""Positions of a block of `attention.triangle`, at least."""
+
+
+def takes_triangle(length: int, platform: str) -> bool:
+    """Whether attention without gradients is `attention.triangle`: for GPT-3 Small it takes half to a third of the time
+    of the other implementations for rows of 350 tokens and more, and as long as they for rows of 160 to 200."""
+    return platform == "cpu" and length >= 2 * TRIANGLE_BLOCK
+
+
+def attends_by_head(dtype: jnp.dtype, platform: str) -> bool:
+    """Whether attention beyond `PLAIN_SCORE_BYTES` is `attention.by_head` and not `attention.blockwise`, whose scores
+    of all heads do not stay in the caches. In fp32 matmuls take twice as long, and the difference is small."""
+    return platform == "cpu" and dtype == jnp.bfloat16
+
+
+# -- depth ---------------------------------------------------------------------------------------------------------
+
+_UNROLLED_FROM = 5e6
+"""Weights of the blocks from which on the loop over depth is unrolled. Below, programs are compiled more often than
+long runs are made: a short run that is long enough says so in its configuration."""
+_FLOPS = 4e11
+"""Floating-point operations per second of a CPU, roughly: for what follows."""
+_SAVED, _COMPILE_S = 0.1, 0.5
+"""Part of a step that unrolling saves, and seconds that it adds to compiling for each layer: gpt3-small on two cores of
+an AMD EPYC."""
+_REPAID = 5
+"""How many times the compile time must be saved."""
+
+
+def unroll(model: ModelConfig, tokens: int) -> int:
+    """Periods of the attention pattern in an iteration of the loop over depth, for a run of `tokens` on one device.
+
+    All of them, where the steps repay what compiling takes longer: the backend copies each layer's weights, gradients
+    and activations out of the stacked arrays and into them. Else 1.
+    """
+    weights = 12 * model.n_layers * model.d_model**2
+    saved = _SAVED * 6 * weights * tokens / _FLOPS
+    pays = weights >= _UNROLLED_FROM and saved > _REPAID * _COMPILE_S * model.n_layers
+    return model.n_layers // len(model.attention_pattern) if pays else 1
 
 
 # -- matmuls in bf16 -----------------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from jax import lax
 from gpt3_jax.model.matmul import einsum, linear, linear_backward
 from gpt3_jax.model.params import Block
 from gpt3_jax.model.pointwise import add_bias, gelu
+from gpt3_jax.model.remat import UNNAMED, Names
 from gpt3_jax.parallel.zero import Weight
 
 
-def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
+def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str, names: Names = UNNAMED) -> jax.Array:
     """The MLP [B, T, D] of x, without its output bias, which is added after the reduction over tensor shards.
 
     Args:
@@ -33,11 +34,11 @@ def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
     if down.kind == "parts":
         return _in_parts(x_BTD, (up.cut_columns(), bias.cut_rows(), down.cut_rows()), platform)
-    return linear(_hidden(x_BTD, up, bias.as_array(), platform), down, platform)
+    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)
 
 
-def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str) -> jax.Array:
-    return gelu(add_bias(linear(x_BTD, up, platform), bias_F))
+def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str, names: Names = UNNAMED) -> jax.Array:
+    return gelu(names(add_bias(linear(x_BTD, up, platform), bias_F), "mlp_up"))
 
 
 _Weights = tuple[Weight, Weight, Weight]

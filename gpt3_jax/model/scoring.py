@@ -17,12 +17,15 @@ from typing import TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.model.attention import attention
-from gpt3_jax.model.matmul import einsum
+from gpt3_jax.model.attention import attention_without_gradients
+from gpt3_jax.model.matmul import einsum, linear
+from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
+from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.model.transformer import bands, embed, head, one_layer
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.zero import Weight
@@ -67,19 +70,105 @@ def scores(
     batch, length = tree.tokens_BS.shape
     x_BSD, _ = embed(weights, tree.tokens_BS, local, None, _positions(tree, prefix, config.n_ctx))
     layers = tuple(functools.partial(_attend, band=band, tree=tree, local=local) for band in bands(config))
+    periods = config.n_layers // len(layers)
 
-    def one_period(x_BSD: jax.Array, period: tuple[Block[Weight], Past | None]) -> tuple[jax.Array, None]:
-        for i, attend in enumerate(layers):
-            block, of_prefix = jax.tree.map(lambda leaf, i=i: leaf[i], period)
+    def layer(period: jax.Array | int, i: int) -> tuple[Block[Weight], Past | None]:
+        n = period * len(layers) + i
+        return jax.tree.map(  # type: ignore[no-any-return]
+            lambda leaf: lax.dynamic_index_in_dim(leaf, n, keepdims=False), (weights.blocks, past)
+        )
+
+    def some(x_BSD: jax.Array, period: jax.Array | int, kinds: int) -> jax.Array:
+        """The first `kinds` layers of a period."""
+        for i, attend in enumerate(layers[:kinds]):
+            block, of_prefix = layer(period, i)
             x_BSD = one_layer(block, x_BSD, length, functools.partial(attend, past=of_prefix), config, local)
-        return x_BSD, None
+        return x_BSD
 
-    x_BSD, _ = lax.scan(one_period, x_BSD, _by_period((weights.blocks, past), len(layers)))
-    h_BSD, matrix_VD = head(weights, x_BSD, length, config, local)
-    h_BND = jnp.take_along_axis(h_BSD.reshape(batch, length, -1), tree.at_BN[..., None], axis=1)
+    def all_but(last: int) -> jax.Array:
+        x, _ = lax.scan(lambda x, period: (some(x, period, len(layers)), None), x_BSD, jnp.arange(periods - last))
+        return x
+
+    if 2 * tree.at_BN.shape[1] > length:
+        h_BSD, matrix_VD = head(weights, all_but(0), length, config, local)
+        h_BND = _at(h_BSD.reshape(batch, length, -1), tree.at_BN)
+    else:
+        # The last layer's keys and values are of all positions, all else of it is of the asked ones.
+        x_BSD = some(all_but(1), periods - 1, len(layers) - 1)
+        block, of_prefix = layer(periods - 1, len(layers) - 1)
+        x_BND = _last_layer(block, x_BSD, bands(config)[-1], tree, of_prefix, config, local)
+        h_BND, matrix_VD = _head(weights, x_BND, config)
     flat = (h_BND.reshape(-1, config.d_model), tree.labels_BN.reshape(-1))
     logprob_M, greedy_M = _asked(*flat, matrix_VD, config.n_vocab, local)
     return logprob_M.reshape(tree.at_BN.shape), greedy_M.reshape(tree.at_BN.shape)
+
+
+def _at(x_BSD: jax.Array, at_BN: jax.Array) -> jax.Array:
+    """The positions `at_BN` of each row: [B, N, D]."""
+    return jnp.take_along_axis(x_BSD, at_BN[..., None], axis=1)
+
+
+def _last_layer(
+    block: Block[Weight],
+    x_BSD: jax.Array,
+    band: int | None,
+    tree: Tree,
+    past: Past | None,
+    config: ModelConfig,
+    local: Local,
+) -> jax.Array:
+    """The last block at the asked positions: the residual stream [B, N, D], whole on each tensor shard."""
+    block = block.map(Weight.gathered)
+    at_BN, platform = tree.at_BN, local.platform
+    x_BSD = local.gather_sequence(x_BSD, tree.tokens_BS.shape[1])
+    h_BSD = layer_norm(x_BSD, block.ln_1_scale.as_array(), block.ln_1_bias.as_array(), config.norm_eps)
+    with jax.named_scope("attention"):
+        kernel_D3A = block.qkv_kernel.value.reshape(config.d_model, 3, -1)
+        bias_3A = block.qkv_bias.as_array().reshape(3, -1)
+
+        def project(h_BQD: jax.Array, which: slice) -> jax.Array:
+            of_BQ3A = add_bias(linear(h_BQD, Weight.plain(kernel_D3A[:, which]), platform), bias_3A[which])
+            return of_BQ3A.reshape(*of_BQ3A.shape[:3], -1, config.d_head)
+
+        q_BNHK = project(_at(h_BSD, at_BN), slice(0, 1))[:, :, 0]
+        kv_BS2HK = project(h_BSD, slice(1, 3))
+        row = functools.partial(_asked_of_row, band=band, tree=tree, past=past)
+        # Row by row, as in `_attend`.
+        heads_BNA = lax.map(row, (q_BNHK, kv_BS2HK[:, :, 0], kv_BS2HK[:, :, 1], at_BN, tree.lengths_B))
+        out_BND = local.sum_partials(linear(heads_BNA, block.attn_out_kernel, platform))
+        x_BND = add_bias(_at(x_BSD, at_BN) + out_BND, block.attn_out_bias.as_array())
+    h_BND = layer_norm(x_BND, block.ln_2_scale.as_array(), block.ln_2_bias.as_array(), config.norm_eps)
+    with jax.named_scope("mlp"):
+        out_BND = local.sum_partials(mlp(block, h_BND, platform))
+        return add_bias(x_BND + out_BND, block.mlp_down_bias.as_array())
+
+
+def _asked_of_row(args: tuple[jax.Array, ...], *, band: int | None, tree: Tree, past: Past | None) -> jax.Array:
+    """Attention of one row's asked positions to the prefix, the trunk and their branches: the heads' outputs [N, A]."""
+    q_NHK, k_AHK, v_AHK, at_N, length = args
+    size = (k_AHK.shape[0] - tree.trunk) // max(tree.branches, 1)
+    # Of every token: its branch, -1 in front of all; its position; whether branches see it.
+    branch_A = jnp.asarray(np.repeat(np.arange(-1, tree.branches), [tree.trunk, *[size] * tree.branches]))
+    place_A = jnp.concatenate([jnp.arange(tree.trunk), jnp.tile(length + jnp.arange(size), tree.branches)])
+    is_context_A = (branch_A < 0) & (jnp.arange(len(branch_A)) < length)
+    branch_N, place_N = branch_A[at_N], place_A[at_N]
+    if past is not None:
+        prefix = past.keys.shape[0]
+        k_AHK, v_AHK = (jnp.concatenate(pair) for pair in ((past.keys, k_AHK), (past.values, v_AHK)))
+        branch_A = jnp.concatenate([jnp.full(prefix, -1), branch_A])
+        place_A, place_N = jnp.concatenate([jnp.arange(prefix), place_A + prefix]), place_N + prefix
+        is_context_A = jnp.concatenate([jnp.ones(prefix, bool), is_context_A])
+    visible_NA = _visible(place_N[:, None], place_A, band) & (is_context_A | (branch_A == branch_N[:, None]))
+    q_HNK, k_HAK, v_HAK = (jnp.swapaxes(x, 0, 1) for x in (q_NHK, k_AHK, v_AHK))
+    scores_HNA = jnp.where(visible_NA, _scores("hnk,hak->hna", q_HNK, k_HAK), _MASKED)
+    weights_HNA = jax.nn.softmax(scores_HNA, axis=-1).astype(v_HAK.dtype)
+    return jnp.swapaxes(einsum("hna,hak->hnk", weights_HNA, v_HAK), 0, 1).reshape(q_NHK.shape[0], -1)
+
+
+def _head(weights: Params[Weight], x_BND: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """As `transformer.head`, of positions that are whole on each tensor shard."""
+    scale, bias = weights.ln_f_scale.gathered().as_array(), weights.ln_f_bias.gathered().as_array()
+    return layer_norm(x_BND, scale, bias, config.norm_eps), weights.token_embedding.gathered(after=x_BND).value
 
 
 def read_prefix(weights: Params[Weight], tokens_P: jax.Array, config: ModelConfig, local: Local) -> Past:
@@ -93,7 +182,7 @@ def read_prefix(weights: Params[Weight], tokens_P: jax.Array, config: ModelConfi
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None = band) -> jax.Array:
                 kept.append((k[0], v[0]))
-                return attention(q, k, v, band, local.platform)
+                return attention_without_gradients(q, k, v, band, local.platform)
 
             block = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
             x_BSD = one_layer(block, x_BSD, tokens_P.shape[0], attend, config, local)
@@ -136,7 +225,8 @@ def _attend(
     """Attention over prefix, trunk and branches. The trunk alone is ordinary attention, by the platform's kernel."""
     trunk = tree.trunk
     if past is None:
-        of_trunk = attention(q_BSHK[:, :trunk], k_BSHK[:, :trunk], v_BSHK[:, :trunk], band, local.platform)
+        q_BTHK, k_BTHK, v_BTHK = (x[:, :trunk] for x in (q_BSHK, k_BSHK, v_BSHK))
+        of_trunk = attention_without_gradients(q_BTHK, k_BTHK, v_BTHK, band, local.platform)
         if not tree.branches:
             return of_trunk
         first = trunk

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.model.attention import attention
@@ -27,11 +26,11 @@ from gpt3_jax.model.matmul import einsum, linear
 from gpt3_jax.model.mlp import mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
+from gpt3_jax.model.remat import UNNAMED, Names, Remat, policy
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import platform_of
-from gpt3_jax.parallel.zero import Weight, save_all_but_weights
+from gpt3_jax.parallel.zero import Weight, scan_blocks
 
-Remat = Literal["none", "dots", "full", "offload"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Attention of one kind: from queries, keys and values the heads' outputs, each [B, T, H, K]."""
 
@@ -168,30 +167,38 @@ L = TypeVar("L")
 
 
 def qkv_projection(
-    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str
+    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str, names: Names = UNNAMED
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
     qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
-    return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
+    q, k, v = (names(qkv_BT3HK[:, :, i], "qkv_proj") for i in range(3))
+    return q, k, v
 
 
 def one_layer(
-    block: Block[Weight], x_BSD: jax.Array, length: int, attend: Attend, config: ModelConfig, local: Local
+    block: Block[Weight],
+    x_BSD: jax.Array,
+    length: int,
+    attend: Attend,
+    config: ModelConfig,
+    local: Local,
+    names: Names = UNNAMED,
 ) -> jax.Array:
     """One block, the residual stream [B, S, D] in and out, with the attention that it is given."""
+    x_BSD = names(x_BSD, "block_input")
     block = block.map(Weight.gathered)
     h_BSD = layer_norm(x_BSD, block.ln_1_scale.as_array(), block.ln_1_bias.as_array(), config.norm_eps)
     h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("attention"):
-        q, k, v = qkv_projection(block, h_BTD, config, local.platform)
+        q, k, v = qkv_projection(block, h_BTD, config, local.platform, names)
         heads_BTA = attend(q, k, v).reshape(*h_BTD.shape[:2], -1)
         out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))
-        x_BSD = add_bias(x_BSD + out_BSD, block.attn_out_bias.as_array())
+        x_BSD = names(add_bias(x_BSD + out_BSD, block.attn_out_bias.as_array()), "residual")
     h_BSD = layer_norm(x_BSD, block.ln_2_scale.as_array(), block.ln_2_bias.as_array(), config.norm_eps)
     h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("mlp"):
-        out_BSD = local.scatter_sequence(mlp(block, h_BTD, local.platform))
+        out_BSD = local.scatter_sequence(mlp(block, h_BTD, local.platform, names))
         return add_bias(x_BSD + out_BSD, block.mlp_down_bias.as_array())
 
 
@@ -229,7 +236,7 @@ def blocks(
         remat: what the backward pass recomputes (the setting of this name).
         unroll: periods of the attention pattern in one iteration of the loop over depth.
     """
-    period = bands(config)
+    period, names = bands(config), Names.of(remat)
     gathers = weights.qkv_kernel.partitioned
     # The backward pass of a scan is another loop, so the compiler cannot merge what `jax.checkpoint` recomputes with
     # the forward pass. Fully unrolled there is no loop: it would merge them, and keep what is to be recomputed or
@@ -239,19 +246,15 @@ def blocks(
     def with_remat(one_block: Callable[[jax.Array, L], jax.Array]) -> Callable[[jax.Array, L], jax.Array]:
         if remat == "none" and not gathers:
             return one_block
-
-        def named(x_BSD: jax.Array, layer: L) -> jax.Array:
-            return one_block(checkpoint_name(x_BSD, _BLOCK_INPUT), layer)
-
-        # Under any other policy the name would only hinder the compiler.
-        run = named if remat == "offload" else one_block
-        return jax.checkpoint(run, policy=_POLICIES[remat], prevent_cse=no_loop)
+        return jax.checkpoint(one_block, policy=policy(remat), prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    if unroll == 1 and not no_loop and len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform):
+    in_loop = weights.qkv_kernel.kind == "loop"
+    one_code = len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform)
+    if unroll == 1 and not no_loop and (one_code or (in_loop and len(kinds) == 1)):
         # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
         # postpone one block's weight gradients until the next block's, and hold all that they need until then.
-        branches = [functools.partial(attention, band=band, platform=local.platform) for band in kinds]
+        branches = [_attend(band, local.platform, names) for band in kinds]
 
         def any_block(x_BSD: jax.Array, layer_and_kind: tuple[Block[Weight], jax.Array]) -> jax.Array:
             layer, kind = layer_and_kind
@@ -259,21 +262,23 @@ def blocks(
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                 return lax.switch(kind, branches, q, k, v)  # type: ignore[no-any-return]
 
-            return one_layer(layer, x_BSD, length, attend, config, local)
+            return one_layer(layer, x_BSD, length, attend, config, local, names)
 
         step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
+        if in_loop:
+            return scan_blocks(step, x_BSD, (weights, which))
         x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD
 
     def one_period(x_BSD: jax.Array, layers: Block[Weight]) -> tuple[jax.Array, None]:
         for i, band in enumerate(period):
-            attend = functools.partial(attention, band=band, platform=local.platform)
+            attend = _attend(band, local.platform, names)
 
             # The layer is sliced in here: a slice made outside would be kept for the backward pass, in every block.
             def one_block(x_BSD: jax.Array, layers: Block[Weight], i: int = i, attend: Attend = attend) -> jax.Array:
                 layer: Block[Weight] = jax.tree.map(lambda leaf: leaf[i], layers)
-                return one_layer(layer, x_BSD, length, attend, config, local)
+                return one_layer(layer, x_BSD, length, attend, config, local, names)
 
             x_BSD = with_remat(one_block)(x_BSD, layers)
         return x_BSD, None
@@ -283,18 +288,8 @@ def blocks(
     return x_BSD
 
 
-_BLOCK_INPUT = "block_input"
-_POLICIES: dict[Remat, Callable[..., Any] | None] = {
-    "none": save_all_but_weights,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
+def _attend(band: int | None, platform: str, names: Names) -> Attend:
+    return functools.partial(attention, band=band, platform=platform, name=names.get("attention"))
 
 
 # -- head ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh
 
-from gpt3_jax.parallel.mesh import mesh_platform
+from gpt3_jax.parallel.mesh import device_platform, mesh_platform
 
 Options = dict[str, bool | int]
 
@@ -35,12 +35,19 @@ _TPU: Mapping[str, Options] = {
 
 def compiler_options(mesh: Mesh) -> Options:
     """Options for a step on this mesh; none for a device that nothing is known of, and on one device."""
-    if mesh.size == 1:
-        return {}
-    device: jax.Device = mesh.devices.flat[0]
+    return {} if mesh.size == 1 else _options(mesh.devices.flat[0])
+
+
+def _options(device: jax.Device) -> Options:
     if device.platform == "tpu":
         return dict(_TPU.get(device.device_kind, {}))
-    return dict(_GPU) if mesh_platform(mesh) == "gpu" else {}
+    return dict(_GPU) if device_platform(device) == "gpu" else {}
+
+
+def overlaps_scatters(device: jax.Device) -> bool:
+    """Whether the compiler runs reduce-scatters beside compute, given `compiler_options`: on GPUs, and on TPUs with a
+    sparse core. On a v5e each one is waited for, whatever the options."""
+    return device_platform(device) == "gpu" or _SCATTERS.items() <= _options(device).items()
 
 
 def pads_scatters(mesh: Mesh, overlap: bool, columns: bool = False) -> bool:

@@ -105,7 +105,7 @@ def _tpu_slices(devices: Sequence[jax.Device]) -> int:
 
 def mesh_platform(mesh: Mesh) -> str:
     """The platform of a mesh's devices: cpu, tpu, gpu, or rocm: AMD's GPUs, which JAX calls gpu too, have no cuDNN."""
-    return _platform(mesh.devices.flat[0])
+    return device_platform(mesh.devices.flat[0])
 
 
 def platform_of(tree: object) -> str:
@@ -113,12 +113,13 @@ def platform_of(tree: object) -> str:
     function that is being traced), that of JAX's default device."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-            return _platform(next(iter(leaf.devices())))
+            return device_platform(next(iter(leaf.devices())))
     default: Any = getattr(jax.config, "jax_default_device", None)  # a device, the name of a platform, or None
-    return _platform(default if isinstance(default, jax.Device) else jax.devices(default)[0])
+    return device_platform(default if isinstance(default, jax.Device) else jax.devices(default)[0])
 
 
-def _platform(device: jax.Device) -> str:
+def device_platform(device: jax.Device) -> str:
+    """As `mesh_platform`, of one device."""
     platform: str = device.platform
     version = getattr(getattr(device, "client", None), "platform_version", "")
     return "rocm" if platform == "gpu" and "rocm" in version.lower() else platform

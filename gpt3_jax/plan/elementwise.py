@@ -10,9 +10,12 @@ device.
 
 from __future__ import annotations
 
-from gpt3_jax.model.transformer import Remat
+from typing import Literal
 
 _BF16 = 2
+
+Remat = Literal["none", "dots", "full"]
+"""What published runs recompute: nothing; all but the results of matmuls with weights, attention among it; blocks."""
 
 
 def block_bytes(d_model: int, d_ff: int, remat: Remat = "none", gated: bool = False) -> int:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from gpt3_jax.config import Config
 from gpt3_jax.model.matmul import GRADIENT_PART
 from gpt3_jax.model.params import count_params, train_flops_per_token
+from gpt3_jax.model.remat import KEPT, Name
 from gpt3_jax.model.transformer import TABLE_PART, switches_attention
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
@@ -78,41 +81,42 @@ def _working(config: Config, tensor: int, unit: float, gpu: bool, pair: bool) ->
         # The gradients of queries, keys and values lie there one by one, and twice joined, all padded, before those of
         # the MLP, with two of its hidden units, are through.
         most = max(most, _Alive(8, 10 + 16 / config.memory.mlp_parts + 24 * padding).over(tensor))
-    if gpu and config.memory.remat == "dots":
-        # Before the first block the kept partial sums are copied into another layout, one stack of layers at a time:
-        # that is all of them, or half where there are two.
-        most = max(most, _fp32(config) * config.model.n_layers * (1 / 2 if pair else 1))
     return most
 
 
-def _fp32(config: Config) -> int:
-    """Bytes of an fp32 element in the unit of `_Alive`, which grows with the compute dtype."""
-    return 4 if config.model.dtype == "bfloat16" else 2
+_NAMED: Mapping[Name, float] = MappingProxyType(
+    {"block_input": 0, "attention": 2, "residual": 2, "qkv_proj": 6, "mlp_up": 8}
+)
+"""Bytes of what a policy keeps by name, as the split ones of `_Alive`. The input of a block is there anyway; the
+log-sum-exp of each row of scores is left out."""
 
 
 def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
     """Kept for the backward pass, for each layer."""
     if config.memory.remat == "offload":
         return _Alive(0, 0)
-    if config.memory.remat == "full":
-        return _Alive(0, 2)  # the block's input
-    if config.memory.remat == "dots":
-        # Beside the input the results of the matmuls: of queries, keys, values and hidden units, 7 D, and of the
-        # attention's output, partial sums of every position. A TPU's compiler rounds them to bf16 before it keeps them.
-        # A GPU's keeps them in fp32, as the policy sees them.
-        if gpu:
-            return _Alive(_fp32(config), 2 + _fp32(config) * 7)
-        return _Alive(2, 2 + 2 * 7)
+    if config.memory.remat != "none":
+        # The block's input, and what has a name.
+        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT.get(config.memory.remat, ())))
     # Whole: the gathered inputs of both halves. Split: hidden units before and after the activation, 16; queries, keys,
     # values and the heads' output for the attention's kernel, 8; that output for its projection, 2; the streams, 4.
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
 
 
-def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> float:
+def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
+    """Whether the loop over depth gathers a block ahead and reduces one late, if the compiler is one for it."""
+    model, parallel = config.model, config.parallel
+    one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
+    several = parallel.stage == 3 and mesh.data > 1 and config.memory.unroll <= 1
+    return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
+
+
+def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> float:
     """Estimates the bytes that a device needs.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        overlaps_scatters: whether the compiler runs reduce-scatters beside compute (`compiler_options`).
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     gpu = platform != "tpu"
@@ -150,14 +154,20 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
     logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
     streams = unit * (4 + 2 / mesh.tensor)
-    loss = weights + (width * table if stage == 3 else 0) + kept + deferred + logits + streams
+    block = width * blocks / model.n_layers
+    # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).
+    ahead = block if overlaps_scatters and _in_loop(config, mesh, platform) else 0
+    loss = weights + (width * table if stage == 3 else 0) + ahead + kept + deferred + logits + streams
 
     working = unit * _working(config, mesh.tensor, unit, gpu, pair)
     if stage == 3:
         # Of an MLP in parts, two are there; it has two thirds of a block's weights.
         parts = config.memory.mlp_parts
-        working += width * blocks / model.n_layers * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
-    if stage >= 2:
+        working += ahead + block * (1 / 3 + 2 / 3 * min(1.0, 2 / parts))
+    if ahead:
+        # One block's gradients are made, another's reduced: of these one of the MLP's kernels lies there in fp32 too.
+        working += 2 * block + 4 * blocks / model.n_layers / 3
+    elif stage >= 2:
         working += 2 * width * min(blocks / model.n_layers / 3, GRADIENT_PART)  # a part is made, another is reduced
     backward = weights + kept + gradients + deferred + working
     if stage < 3 and not several:
@@ -174,9 +184,27 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str) ->
 
 
 _MOVED = {
-    "on chip": {"full": _Alive(26, 170), "dots": _Alive(26, 170), "none": _Alive(26, 260)},
-    "tpu": {"full": _Alive(3, 295), "dots": _Alive(3, 340), "none": _Alive(3, 340)},
-    "gpu": {"full": _Alive(20, 240), "dots": _Alive(20, 460), "none": _Alive(20, 360)},
+    "on chip": {
+        "full": _Alive(26, 170),
+        "save_attention": _Alive(26, 190),
+        "save_qkv_proj": _Alive(26, 200),
+        "minimal": _Alive(26, 210),
+        "none": _Alive(26, 260),
+    },
+    "tpu": {
+        "full": _Alive(3, 295),
+        "save_attention": _Alive(3, 300),
+        "save_qkv_proj": _Alive(3, 310),
+        "minimal": _Alive(3, 330),
+        "none": _Alive(3, 340),
+    },
+    "gpu": {
+        "full": _Alive(20, 240),
+        "save_attention": _Alive(20, 257),
+        "save_qkv_proj": _Alive(20, 293),
+        "minimal": _Alive(20, 321),
+        "none": _Alive(20, 360),
+    },
 }
 _MOVED_WEIGHTS = {"on chip": 4, "tpu": 5, "gpu": 23}
 """What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
@@ -185,11 +213,18 @@ for each weight and microbatch: medians over 33 programs for GPUs, 50 for TPUs w
 What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
 
 
-def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> Work:
+_AGAIN: Mapping[str, int] = MappingProxyType(
+    {"none": 0, "minimal": 0, "save_qkv_proj": 4, "save_attention": 7, "full": 8, "offload": 8}
+)
+"""Weights of a block, in D², that are multiplied by again in the backward pass."""
+
+
+def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> Work:
     """Estimates what a step computes and moves.
 
     Args:
         platform: tpu, or gpu; any other is taken for a GPU.
+        overlaps_scatters: as for `memory`.
     """
     model, stage, remat = config.model, config.parallel.stage, config.memory.remat
     devices = mesh.devices
@@ -197,8 +232,8 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
     model_flops = 6.0 * count_params(model) * tokens / devices
     attention = train_flops_per_token(model, attention=True) * tokens / devices - model_flops
     # Of a block that is computed again no gradient needs the MLP's last matmul, 4 of its 12 D².
-    matmuls = 2.0 * 8 * model.d_model**2 * model.n_layers * tokens / devices
-    again = {"none": 0.0, "dots": attention / 3}.get(remat, matmuls + attention / 3)
+    matmuls = 2.0 * _AGAIN[remat] * model.d_model**2 * model.n_layers * tokens / devices
+    again = matmuls + (attention / 3 if remat in ("full", "offload") else 0)
     psi = psi_of_shard(config.model, mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     hidden = 4 * width * _tokens_of_microbatch(config, mesh, microbatches) * model.d_model / mesh.tensor
@@ -216,11 +251,13 @@ def work(config: Config, mesh: MeshShape, microbatches: int, platform: str) -> W
         model_flops=model_flops,
         attention_flops=attention,
         hbm_bytes=hbm,
-        traffic=tuple(_traffic(config, mesh, microbatches, psi, width)),
+        traffic=tuple(_traffic(config, mesh, microbatches, platform, overlaps_scatters, psi, width)),
     )
 
 
-def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, width: int) -> list[Traffic]:
+def _traffic(
+    config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool, psi: float, width: int
+) -> list[Traffic]:
     model, stage = config.model, config.parallel.stage
     reduce = 4 if config.parallel.reduce_dtype == "float32" else 2
     ring = float(ring_share("all-gather", mesh.data))
@@ -230,16 +267,26 @@ def _traffic(config: Config, mesh: MeshShape, microbatches: int, psi: float, wid
     elif mesh.data > 1:
         gathers = 2 * microbatches if stage == 3 else 1
         scatters = microbatches if stage >= 2 else 1
-        result.append(Traffic((DATA,), "all-gather", gathers * ring * width * psi, model.n_layers))
-        result.append(Traffic((DATA,), "reduce-scatter", scatters * ring * reduce * psi, model.n_layers))
+        table = (model.n_vocab_padded / mesh.tensor + model.n_ctx) * model.d_model
+        # One block's more at the ends of the loop over depth (`zero.depth`).
+        more = (
+            microbatches * (psi - table) / model.n_layers
+            if overlaps_scatters and _in_loop(config, mesh, platform)
+            else 0.0
+        )
+        gathered, scattered = gathers * psi + more, scatters * psi + more
+        result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
+        result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))
     if mesh.replica > 1:
         reduced = reduce * psi / (mesh.data if stage else 1)
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))
     if mesh.tensor > 1:
         tokens = _tokens_of_microbatch(config, mesh, microbatches) * microbatches
-        # Two gathers and two scatters of a block, forward and backward, are the bytes of four all-reduces. All but the
-        # last scatter are computed again. One gather and one scatter more stand at the head and the embedding.
-        passes = 4 + (0 if config.memory.remat == "none" else 1.5) + 2 / model.n_layers
+        # Two gathers and two scatters of a block, forward and backward, are the bytes of four all-reduces. The gathers
+        # run again, and with full remat all but the last scatter. One gather and one scatter more stand at the head and
+        # the embedding.
+        again = {"none": 0.0, "full": 1.5, "offload": 1.5}.get(config.memory.remat, 1.0)
+        passes = 4 + again + 2 / model.n_layers
         moved = float(ring_share("all-reduce", mesh.tensor)) * passes * width * tokens * model.d_model * model.n_layers
         result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
     if config.memory.remat == "offload":

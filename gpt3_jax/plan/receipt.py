@@ -164,7 +164,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "tokens_to_train": config.train.tokens,
         },
         mesh=mesh,
-        settings=cost_settings(config),
+        settings=cost_settings(config) | {"unroll": max(1, config.memory.unroll)},  # 0 is for CPUs
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),

@@ -12,7 +12,8 @@ from typing import Any, get_args
 from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
-from gpt3_jax.model.transformer import Remat
+from gpt3_jax.model.remat import Remat
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan import estimate
 from gpt3_jax.plan.cache import plan
@@ -76,6 +77,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
             f"{topology.devices[0].device_kind} is not in the device table: its configurations cannot be ranked"
         )
     found = []
+    scatters = overlaps_scatters(topology.devices[0])
     for mesh in _meshes(config, topology):
         for microbatch, microbatches in _microbatches(config, mesh):
             for stage in (0, 1, 2, 3) if mesh.data > 1 else (0,):
@@ -84,10 +86,10 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
                     changed = _changed(config, mesh, stage, remat, microbatch, parts)
                     if changed is None or (_saves_only(changed, config) and not tight):
                         continue
-                    need = estimate.memory(changed, mesh, microbatches, topology.platform)
+                    need = estimate.memory(changed, mesh, microbatches, topology.platform, scatters)
                     tight = tight or (remat == "full" and need > ROOMY * usable)
                     prediction = predict(
-                        estimate.work(changed, mesh, microbatches, topology.platform), changed, topology, mesh
+                        estimate.work(changed, mesh, microbatches, topology.platform, scatters), changed, topology, mesh
                     )
                     if need <= SLACK * usable and prediction is not None:
                         found.append(Candidate(changed, mesh, microbatches, need, prediction))
@@ -290,10 +292,13 @@ def _of_other_remats(
 
 def _variants(config: Config, mesh: MeshShape, stage: int) -> Iterator[tuple[str, int]]:
     """Every remat, each with the configured number of MLP parts and then with more, where parts are allowed. Full remat
-    comes before the variants that only save memory."""
+    comes before the variants that only save memory. `none` only where it is asked for: it takes more memory than
+    `minimal`, and on a TPU or GPU no less time."""
     units = config.model.d_ff // (mesh.data * mesh.tensor)
     asked = config.memory.mlp_parts
     for remat in REMATS:
+        if remat == "none" != config.memory.remat:
+            continue
         if stage != 3 or remat not in ("full", "offload"):
             yield remat, 1
             continue

@@ -19,6 +19,7 @@ from gpt3_jax import __version__
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.start import start
 from gpt3_jax.config import Config, load_config
+from gpt3_jax.data.in_context.words import Split
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.in_context import GROUPS, Accuracy, evaluate
@@ -60,11 +61,12 @@ def config_of(size: str, seed: int, out: Path, overrides: Sequence[str] = ()) ->
     return load_config([CONFIG], [*SIZES[size], *overrides, *seeds, *run_dir])
 
 
-def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
+def measure(size: str, config: Config, count: int = ITEMS, split: Split = "test") -> list[Row]:
     """Trains a model, or finishes its training, or finds it trained; then evaluates it.
 
     Args:
         count: items of each group.
+        split: of their words and held-out rules.
 
     Raises:
         UserError: the run folder holds another configuration.
@@ -79,7 +81,7 @@ def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
     folder = Path(config.train.run_dir)
     log.info(f"evaluating {folder}")
     engine = Engine.of(load_model(folder))
-    found = evaluate(engine, GROUPS, count, ITEM_SEED)
+    found = evaluate(engine, GROUPS, count, ITEM_SEED, split)
     seconds, parameters = round(train_seconds(folder / METRICS_FILE)), count_params(config.model)
     return [
         Row(

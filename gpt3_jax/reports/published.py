@@ -26,8 +26,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, cast
 
-from gpt3_jax.model.transformer import Remat
 from gpt3_jax.parallel.mesh import AXES, MeshShape
+from gpt3_jax.plan.elementwise import Remat
 from gpt3_jax.reports.figures import read
 
 

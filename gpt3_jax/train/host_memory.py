@@ -4,15 +4,22 @@ XLA allocates each step's temporary buffers anew, as one block. By default glibc
 they are freed, and the next step pays for every page fault again: a third of a small model's step. So freed memory is
 kept (`keep_freed_memory`).
 
-A kept block fits its old place only while nothing is allocated beside it: XLA asks for aligned memory, glibc splits off
-the rest, and a small long-lived object may take it. Then the block gets a new place, that step pays for its page faults
-after all, and the old place stays resident: the process grows by a step's memory every few steps. So training returns
-free pages to the kernel when the process has grown (`give_back`, `hooks/host_memory.py`). Mapping large blocks
-separately instead avoids the growth and makes every step pay: half as much again for the quickstart.
+A block in a new place costs that step its page faults after all, and the old place stays resident. Two things move it:
+
+* Dispatched ahead, as JAX does, a step may allocate its block before another thread has freed the last one. So
+  training runs its steps in the thread that calls them (`run_in_turn`).
+* A small long-lived object takes a part of the place while it is free, or the few bytes that glibc splits off behind
+  an aligned block. So training makes the place larger than the block, and encloses it (`reserve`): small objects come
+  from the smallest free piece, which is then the rest, and most of them stay there.
+
+When the process grows all the same, training returns free pages to the kernel (`give_back`, `hooks/host_memory.py`).
+Mapping large blocks separately instead avoids the growth and makes every step pay: half as much again for the
+quickstart.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -29,6 +36,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # mal
 _NEVER = -1  # any int threshold would be exceeded by 2 GiB of free memory
 _ARENA_BYTES = 60e6
 """Maximum size of one thread's arena (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
+_BESIDE_BLOCK = 2**26
+"""Bytes reserved beside the block of a step's temporaries, for other objects. Resident only where used."""
+_FENCE_GAP = 64
+"""Bytes, at most, between the end of a block of malloc's and the next one: its header."""
 _BYTES_KEPT = 135.0
 """Bytes per token, layer and unit of width, in fp32; measured on the small shipped models (129 and 137)."""
 
@@ -60,6 +71,48 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def run_in_turn() -> None:
+    """Makes the CPU backend run a program in the thread that calls it, until its memory is free again. Call before
+    JAX's devices start."""
+    with contextlib.suppress(AttributeError):  # an option that a later JAX may no longer have
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def reserve(size: int) -> None:
+    """Makes a place in glibc's heap for a block of `size` bytes that is allocated and freed again and again, and
+    returns to the kernel what is free. Does nothing with another C library, or where threads have arenas of their own.
+
+    Call once, after `keep_freed_memory` and before the first step.
+
+    Args:
+        size: the largest program's `temporary_bytes`.
+    """
+    if platform.libc_ver()[0] != "glibc" or size <= _ARENA_BYTES:
+        return
+    give_back()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.malloc_usable_size.argtypes = libc.free.argtypes = [ctypes.c_void_p]
+    block = libc.malloc(size + _BESIDE_BLOCK)
+    if block is None:
+        return
+    end = block + libc.malloc_usable_size(block)
+    # Something that stays behind the place, or the place would merge with the unused end of the heap. What is taken
+    # from elsewhere is too small; none of it is touched.
+    for power in range(16, 28):
+        fence = libc.malloc(2**power)
+        if fence is None or 0 <= fence - end <= _FENCE_GAP:
+            break
+    libc.free(block)
+
+
+def temporary_bytes(programs: Iterable[jax.stages.Compiled]) -> int:
+    """Bytes that the largest of these programs allocates in this process while it runs, on all its devices."""
+    memory = [program.memory_analysis() for program in programs]
+    more = [m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in memory if m is not None]
+    return jax.local_device_count() * max(more, default=0)
+
+
 def resident() -> int | None:
     """Resident bytes of this process; None where the system does not report them (not Linux)."""
     try:
@@ -80,16 +133,11 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def predicted_peak(programs: Iterable[jax.stages.Compiled], devices: int) -> int | None:
-    """The process's peak memory, in bytes, after these programs have run on the CPU backend with their arguments in
-    memory: what is resident now, plus the temporary memory of the largest program on each of the process's
-    `devices`, twice: a block that moves leaves its old place behind until it is given back."""
+def predicted_peak(temporary: int) -> int | None:
+    """The process's peak memory, in bytes, after programs have run whose arguments are in memory and of which the
+    largest allocates `temporary` bytes; None where the system does not report what is resident."""
     now = resident()
-    if now is None:
-        return None
-    memory = [program.memory_analysis() for program in programs]
-    more = [m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in memory if m is not None]
-    return max(peak_resident(), now + 2 * devices * max(more, default=0))
+    return None if now is None else max(peak_resident(), now + temporary)
 
 
 def step_bytes(config: Config) -> float:

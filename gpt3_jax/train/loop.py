@@ -1,7 +1,8 @@
 """The training run: its state, its compiled steps, and the loop around them.
 
-The loop waits for the device only to read metrics, one step late, when the next step is already dispatched. Everything
-else that happens between steps is a hook (`gpt3_jax.train.hooks`).
+The loop waits for the device only to read metrics, one step late, when the next step is already dispatched. (A CPU runs
+a step where it is dispatched: `host_memory.run_in_turn`.) Everything else that happens between steps is a hook
+(`gpt3_jax.train.hooks`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from gpt3_jax.cluster import compilation_cache
+from gpt3_jax.cluster import compilation_cache, start_up
 from gpt3_jax.cluster.agreement import is_lead
 from gpt3_jax.cluster.device_errors import device_error
 from gpt3_jax.cluster.log import log
@@ -25,10 +26,10 @@ from gpt3_jax.cluster.run_lock import RunLock
 from gpt3_jax.cluster.shared_folder import require_shared
 from gpt3_jax.cluster.start import start
 from gpt3_jax.cluster.stopping import StopSignal
-from gpt3_jax.config import Config
+from gpt3_jax.config import Config, from_dict, replace
 from gpt3_jax.data.loader import Loader
 from gpt3_jax.errors import RunError, UserError, require_type
-from gpt3_jax.parallel.mesh import batch_shards
+from gpt3_jax.parallel.mesh import batch_shards, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition
 from gpt3_jax.train.checkpoint.resume import make_record, recorded_sizes, require_same_run
 from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS, write_config
@@ -40,12 +41,12 @@ from gpt3_jax.train.hooks.hook import Hook, Moment, Step
 from gpt3_jax.train.hooks.host_memory import GiveBackMemory
 from gpt3_jax.train.hooks.not_finite import StopIfNotFinite
 from gpt3_jax.train.hooks.telemetry import Telemetry
-from gpt3_jax.train.host_memory import peak_resident, predicted_peak
+from gpt3_jax.train.host_memory import peak_resident, predicted_peak, reserve, temporary_bytes
 from gpt3_jax.train.metrics import MetricsWriter
 from gpt3_jax.train.schedule import batch_schedule, describe, deviations
 from gpt3_jax.train.setup import Checked, Run, check, open_run
 from gpt3_jax.train.state import abstract_state, init_state
-from gpt3_jax.train.step import make_step
+from gpt3_jax.train.step import make_step, unroll
 
 MakeHook = Callable[[Run, Telemetry], Hook]
 
@@ -95,6 +96,7 @@ def run(config: Config, checked: Checked | None = None, hooks: Sequence[MakeHook
     compilation_cache.keep_if_shared()
     run = open_run(config, checked)
     require_shared(run.folder)
+    start_up.mark("data")
     try:
         with RunLock(run.folder):
             return _run(run, hooks)
@@ -122,6 +124,8 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
         sizes = recorded_sizes(restored.record, config)
         run = dataclasses.replace(run, schedule=batch_schedule(config, batch_shards(run.mesh), sizes))
         log.info(f"resuming from {folder} at {restored.tokens:,} tokens, step {restored.step}")
+    config = _settled(config, run.mesh, None if restored is None else restored.record)
+    run = dataclasses.replace(run, config=config)
     state = restored.state if restored is not None else init_state(config, run.mesh)
     for deviation in deviations(config, run.schedule, batch_shards(run.mesh)):
         log.warning(deviation)
@@ -140,10 +144,27 @@ def _run(run: Run, more: Sequence[MakeHook]) -> Result:
     hooks += [make(run, telemetry) for make in more]
     if _on_cpu(run):
         hooks.append(GiveBackMemory())
+    start_up.mark("state")
     end, stopped = _train(run, Moment(step, tokens, state, False), hooks)
     if _on_cpu(run):
         log.info(f"memory of this process at its peak: {peak_resident() / 2**30:.2f} GiB")
     return Result(telemetry.loss, end.tokens, folder, evaluate.last, end.steps - step, stopped)
+
+
+def _settled(config: Config, mesh: Mesh, record: dict[str, Any] | None) -> Config:
+    """The configuration with the value that `memory.unroll` 0 stands for. A run resumed on a CPU goes on with the
+    program that it began with, whatever its length is by now."""
+    if config.memory.unroll:
+        return config
+    periods = unroll(config, mesh)
+    if record is not None and mesh_platform(mesh) == "cpu":
+        periods = from_dict(record["config"]).memory.unroll or periods
+    if periods > 1:
+        log.info(
+            f"memory.unroll is {periods} here: without a loop over the {config.model.n_layers} layers, a CPU is about "
+            "a tenth faster"
+        )
+    return replace(config, memory={"unroll": periods})
 
 
 def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
@@ -174,6 +195,10 @@ def _train(run: Run, now: Moment, hooks: Sequence[Hook]) -> tuple[Moment, str]:
             batch, rows = next(batches)
             with jax.transfer_guard("disallow"):
                 state, metrics = programs[batch.sequences](state, rows)
+            if steps == now.steps:
+                jax.block_until_ready(metrics)
+                start_up.mark("step")
+                start_up.say()
             see()
             steps, before, tokens = steps + 1, tokens, (batch.first + batch.sequences) * n_ctx
             late = Step(steps, batch, metrics)
@@ -203,13 +228,22 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     programs = {}
     for size in ahead:
         shape = jax.ShapeDtypeStruct((size.sequences, config.model.n_ctx + 1), jnp.int32, sharding=rows)
-        programs[size.sequences] = make_step(config, mesh, size.microbatches).lower(abstract, shape).compile()
+        traced = make_step(config, mesh, size.microbatches).trace(abstract, shape)
+        start_up.mark("tracing")
+        lowered = traced.lower()
+        start_up.mark("lowering")
+        programs[size.sequences] = lowered.compile()
+        start_up.mark("compiling")
     for hook in hooks:
         hook.prepare(now)
+    start_up.mark("hooks")
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
-    if programs and _on_cpu(run) and (peak := predicted_peak(programs.values(), jax.local_device_count())):
-        log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
+    if programs and _on_cpu(run):
+        temporary = temporary_bytes(programs.values())
+        reserve(temporary)
+        if peak := predicted_peak(temporary):
+            log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 
 

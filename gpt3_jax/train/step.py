@@ -12,11 +12,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt3_jax.config import Config
+from gpt3_jax.model import cpu
 from gpt3_jax.model.params import Params, decay_mask, param_table
 from gpt3_jax.model.transformer import loss_sum
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.compiler_options import compiler_options
-from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards
+from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import Zero
 from gpt3_jax.spec import T
@@ -35,6 +36,15 @@ class Metrics(Generic[T]):
     learning_rate: T
     finite: T
     """1 if loss and gradient norm were finite and the update was made, else 0."""
+
+
+def unroll(config: Config, mesh: Mesh) -> int:
+    """`memory.unroll`; for 0, the number of periods that it stands for on this mesh."""
+    if config.memory.unroll:
+        return config.memory.unroll
+    if mesh.size > 1 or mesh_platform(mesh) != "cpu" or config.memory.remat == "offload":
+        return 1
+    return cpu.unroll(config.model, config.train.tokens)
 
 
 def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.Wrapped:
@@ -69,7 +79,7 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
                 zero.local,
                 config.memory.remat,
                 config.memory.loss_chunk,
-                config.memory.unroll,
+                unroll(config, mesh),
             )
             return total / n_tokens
 
@@ -146,7 +156,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         weights = zero.weights(*zero.prepare(params))
         # Without a backward pass nothing is kept, so there is no remat, whatever training uses.
         total = loss_sum(
-            weights, rows, config.model, zero.local, "none", config.memory.loss_chunk, config.memory.unroll
+            weights, rows, config.model, zero.local, "none", config.memory.loss_chunk, unroll(config, mesh)
         )
         return lax.psum(total, batch_axes)
 

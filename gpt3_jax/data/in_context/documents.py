@@ -1,5 +1,9 @@
 """Documents that are examples of one rule, which can only be known from the examples or from an instruction above them:
-"swap the ends", "qwr=rwq", "abel=lbea", each on a line of its own."""
+"swap the ends", "qwri=iwrq", "abel=lbea", each on a line of its own.
+
+Lines are filled up with spaces to one width, so that what stands below another thing is as far from it in every
+document. A model without it spends most of a short training on finding out where in a line it is.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 
 from gpt3_jax.data.in_context.words import (
+    LENGTH,
     LETTERS,
+    LONGEST,
+    Split,
     WordRule,
     draw_composed,
     draw_single,
     draw_words,
-    is_held_out_word,
+    word_split,
 )
 
 Kind = Literal["single", "composed", "table", "function", "base"]
@@ -25,6 +32,8 @@ SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "f
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
+WIDTH = LENGTH + len("=") + LONGEST + len("\n")
+"""Characters of a line."""
 HELD_OUT_BASES = (6, 9)
 BASES = (5, 6, 7, 8, 9, 10)
 
@@ -39,7 +48,7 @@ class Table:
     entries: tuple[Example, ...]
     instruction: str = "look up the letter"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [self.entries[i] for i in rng.integers(len(self.entries), size=count)]
 
 
@@ -54,7 +63,7 @@ class Function:
     def instruction(self) -> str:
         return f"each digit times {self.times} plus {self.plus}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}{y}", f"{(self.times * x + self.plus) % 10}{(self.times * y + self.plus) % 10}")
             for x, y in rng.integers(10, size=(count, 2)).tolist()
@@ -75,7 +84,7 @@ class Base:
     def instruction(self) -> str:
         return f"add in base {self.base}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}+{y}", np.base_repr(x + y, self.base)) for x, y in rng.integers(self.base, size=(count, 2)).tolist()
         ]
@@ -95,25 +104,26 @@ class Words:
     def instruction(self) -> str:
         return self.rule.instruction
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
-        """`held_out`: words that are in no training document, neither as a question nor as an answer."""
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
+        """Questions are words of the split. In training, no answer is a word of another split."""
         examples: list[Example] = []
         while len(examples) < count:
-            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, held_out)]
-            examples += [example for example in drawn if held_out or not is_held_out_word(example[1])]
+            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, split)]
+            examples += [each for each in drawn if split != "training" or word_split(each[1]) == "training"]
         return examples[:count]
 
 
 Rule = Words | Table | Function | Base
 
 
-def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
-    """A rule of a kind: one that is in no training document, or one that may be.
+def draw_rule(rng: np.random.Generator, kind: Kind, split: Split) -> Rule:
+    """A rule of a kind: one that is in no training document ("validation", "test"), or one that may be.
 
-    A table is new each time. Rules of one step are all in the training text.
+    A table is new each time. Rules of one step are all in the training text. Functions and bases are too few for two
+    held-out splits: they have one, under both names.
     """
     if kind in ("single", "composed"):
-        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, held_out))
+        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, split))
     if kind == "table":
         size = rng.integers(2, 6)
         keys, values = rng.choice(len(LETTERS), size=size, replace=False), rng.integers(len(LETTERS), size=(size, 2))
@@ -122,33 +132,44 @@ def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
         digits = (
             Function(*rng.integers((1, 0), (4, 10)).tolist()) if kind == "function" else Base(int(rng.choice(BASES)))
         )
-        if digits.held_out == held_out:
+        if digits.held_out == (split != "training"):
             return digits
 
 
 def heading(instruction: str) -> str:
-    """What a document begins with."""
-    return f"{instruction}\n" if instruction else ""
+    """What a document begins with: nothing, or an instruction of one or more lines."""
+    lines = -(-len(f"{instruction}\n") // WIDTH)
+    return f"{instruction:{lines * WIDTH - 1}}\n" if instruction else ""
+
+
+def asked(question: str) -> str:
+    """The start of an example's line, up to its answer."""
+    return f"{question}="
+
+
+def answered(question: str, answer: str) -> str:
+    """The rest of the line."""
+    return f"{answer:{WIDTH - len(asked(question)) - 1}}\n"
 
 
 def line(question: str, answer: str) -> str:
     """An example as a document shows it."""
-    return f"{question}={answer}\n"
+    return asked(question) + answered(question, answer)
 
 
-def documents(seed: int, count: int, length: int, held_out: bool = False) -> Iterator[str]:
+def documents(seed: int, count: int, length: int, split: Split = "training") -> Iterator[str]:
     """`count` documents of `length` characters, as a function of the other arguments. The last example is cut.
 
     Args:
-        held_out: documents of held-out words, and of held-out rules where a kind has them. Otherwise the training text,
-            which holds none of either.
+        split: whose words, and whose rules where a kind has held-out ones. The training text holds neither words nor
+            rules of the other splits.
     """
-    rng = np.random.default_rng((seed, held_out))
+    rng = np.random.default_rng((seed, get_args(Split).index(split)))
     kinds = rng.choice(len(KINDS), size=count, p=[SHARES[kind] for kind in KINDS])
     instructed = rng.random(count) < INSTRUCTED
     for number in range(count):
-        rule = draw_rule(rng, KINDS[kinds[number]], held_out)
+        rule = draw_rule(rng, KINDS[kinds[number]], split)
         text = heading(rule.instruction if instructed[number] else "")
         while len(text) < length:
-            text += "".join(itertools.starmap(line, rule.examples(rng, 16, held_out)))
+            text += "".join(itertools.starmap(line, rule.examples(rng, 16, split)))
         yield text[:length]

@@ -121,6 +121,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             "tokenizer_sha": self._tokenizer.fingerprint,
             "platform": jax.default_backend(),
             "mesh": dict(self._mesh.shape) if self._mesh is not None else None,
+            "batch_tokens": self._scorer.batch_tokens,
         }
 
     # -- likelihoods -----------------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ def known_words(source: Source) -> tuple[list[str], str]:
     path = source.words or next((path for path in LISTS if os.path.exists(path)), None)
     if path is None:
         raise UserError(
-            f"this machine has no list of words ({', '.join(LISTS)}); give one with --words FILE, one word a line, or "
-            "OpenAI's own file as the task: --tasks PATH/reversed_words.jsonl.gz"
+            f"this machine has no list of words ({', '.join(LISTS)}); give one with --words FILE (in training "
+            "evals.words), one word a line, or OpenAI's own file as the task: PATH/reversed_words.jsonl.gz"
         )
     least, most = _LENGTHS
     fitting = re.compile(rf"[a-z]{{{least},{most}}}")

@@ -15,20 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt3_jax.model.attention.plain import MASKED
 from gpt3_jax.model.matmul import einsum
 
 
 def blockwise(
-    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, block: int | None = None
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHK: jax.Array,
+    band: int | None,
+    name: str | None = None,
+    block: int | None = None,
 ) -> jax.Array:
     """As `plain.plain`.
 
     Args:
         block: positions in a block (default: `block_size`).
     """
-    return _attention(q_BTHK, k_BTHK, v_BTHK, band, block or block_size(q_BTHK.shape[1], band))
+    return _attention(q_BTHK, k_BTHK, v_BTHK, band, name, block or block_size(q_BTHK.shape[1], band))
 
 
 def block_size(length: int, band: int | None) -> int:
@@ -49,9 +55,9 @@ def visited_blocks(length: int, band: int | None, block: int) -> np.ndarray:
     return np.array(pairs, np.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: int) -> jax.Array:
-    return _forward(q, k, v, band, block)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, name: str | None, block: int) -> jax.Array:
+    return _forward(q, k, v, band, name, block)[0]
 
 
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -59,7 +65,9 @@ Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 Step = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: int) -> tuple[jax.Array, Saved]:
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, name: str | None, block: int
+) -> tuple[jax.Array, Saved]:
     q_N, k_N, v_N = (_blocks(x, block) for x in (q, k, v))
     # Made from an argument, so that under `shard_map` they have its type over the mesh, as a scan's carry must.
     out_BHQK = jnp.zeros_like(q_N[0], jnp.float32)
@@ -86,10 +94,14 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, block: 
     start = (out_BHQK, row_BHQ, row_BHQ, jnp.zeros_like(q_N), jnp.zeros_like(q_N[..., 0], jnp.float32))
     (*_, out_N, lse_N), _ = lax.scan(visit, start, _steps(visited_blocks(q.shape[1], band, block), q))
     out_BTHK = _positions(out_N, q.shape[1])
+    if name:
+        out_BTHK, lse_N = checkpoint_name(out_BTHK, name), checkpoint_name(lse_N, name)
     return out_BTHK, (q, k, v, out_BTHK, lse_N)
 
 
-def _backward(band: int | None, block: int, saved: Saved, ct: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(
+    band: int | None, name: str | None, block: int, saved: Saved, ct: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     q, k, v, out, lse_N = saved
     q_N, k_N, v_N, ct_N = (_blocks(x, block) for x in (q, k, v, ct))
     # The softmax's derivative takes from each weight's cotangent their mean, weighted: Σ_s w_s (ct · v_s) = ct · out.

@@ -11,7 +11,9 @@ def supports(shape_BTHK: tuple[int, ...], dtype: jnp.dtype) -> bool:
     return dtype in (jnp.bfloat16, jnp.float16) and shape_BTHK[-1] % 8 == 0 and shape_BTHK[-1] <= 128
 
 
-def cudnn(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+def cudnn(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, name: str | None = None
+) -> jax.Array:
     """As `plain.plain`. Under `shard_map`, all mesh axes must be manual: cuDNN's partitioner fails under others."""
     return jax.nn.dot_product_attention(
         q_BTHK,

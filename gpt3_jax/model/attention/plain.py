@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt3_jax.model.matmul import einsum
 
@@ -14,14 +15,17 @@ MASKED = -1e30
 """Finite, so that a row's maximum never becomes NaN; far below any score, so that its weight is exactly 0."""
 
 
-def plain(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+def plain(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, name: str | None = None
+) -> jax.Array:
     """Each position attends to itself and the positions before it: all of them, or `band` in total.
 
     Returns [B, T, H, K] in the dtype of `q`.
     """
     length = q_BTHK.shape[1]
     band = min(band or length, length)
-    return (_banded if _has_blocks(length, band) else _dense)(q_BTHK, k_BTHK, v_BTHK, band)
+    out_BTHK = (_banded if _has_blocks(length, band) else _dense)(q_BTHK, k_BTHK, v_BTHK, band)
+    return checkpoint_name(out_BTHK, name) if name else out_BTHK
 
 
 def score_bytes(shape_BTHK: tuple[int, ...], band: int | None) -> int:

@@ -30,34 +30,47 @@ def supports(shape_BTHK: tuple[int, ...], dtype: jnp.dtype) -> bool:
 
 
 def splash(
-    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None, interpret: bool = False
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHK: jax.Array,
+    band: int | None,
+    name: str | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """As `plain.plain`.
 
     Args:
         interpret: run the kernel's program without a TPU, slowly.
     """
-    return _attention(q_BTHK, k_BTHK, v_BTHK, band, interpret)
+    return _attention(q_BTHK, k_BTHK, v_BTHK, band, name, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, interpret: bool) -> jax.Array:
-    return _untyped(functools.partial(_kernel, band=band, interpret=interpret), q, k, v)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, name: str | None, interpret: bool
+) -> jax.Array:
+    return _untyped(functools.partial(_kernel, band=band, name=name, interpret=interpret), q, k, v)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, interpret: bool) -> tuple[jax.Array, Any]:
-    kernel = functools.partial(_kernel, band=band, interpret=interpret)
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, band: int | None, name: str | None, interpret: bool
+) -> tuple[jax.Array, Any]:
+    kernel = functools.partial(_kernel, band=band, name=name, interpret=interpret)
     return _untyped(lambda *qkv: jax.vjp(kernel, *qkv), q, k, v)
 
 
-def _backward(band: int | None, interpret: bool, pull: Any, ct: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(
+    band: int | None, name: str | None, interpret: bool, pull: Any, ct: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     return _untyped(lambda pull, ct: pull(ct), pull, ct)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, band: int | None, interpret: bool) -> jax.Array:
+def _kernel(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, band: int | None, name: str | None, interpret: bool
+) -> jax.Array:
     # Here, so that an experimental module of JAX's is imported only where it is used.
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
@@ -82,6 +95,7 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, band: int | None, inter
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=name,
         interpret=interpret,
     )
     out_BHTK = jax.vmap(kernel)(*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))

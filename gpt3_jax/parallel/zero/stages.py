@@ -20,7 +20,9 @@ stage  weights, in the compute dtype                        gradients, in the re
 3      all-gathered in each microbatch, inside the block,   as stage 2: M (N-1)/N r Ψ
        forward, and again backward where the value is
        needed there: 2 M (N-1)/N c Ψ. The token table
-       twice forward: for the look-up and for the output
+       twice forward: for the look-up and for the output.
+       Where the loop over depth gathers a block ahead      Where it reduces them a block late, one block's more
+       (`zero.depth`), one block's more
 =====  ===================================================  ======================================================
 
 For example stage 2 with 3 microbatches and the default dtypes: one all-gather of each weight, 2 (N-1)/N Ψ bytes, and
@@ -50,10 +52,11 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import partitions, sharded_axes
 from gpt3_jax.parallel.zero import transport
-from gpt3_jax.parallel.zero.weight import Gather, Weight
+from gpt3_jax.parallel.zero.weight import Gather, Kind, Weight
 from gpt3_jax.spec import Params, ParamSpec
 
 
@@ -108,6 +111,9 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
+        # With an MLP in parts the loop does not gather: parts are chosen to save the memory that a block ahead takes.
+        loop = stage.gathered == "inside" and DATA in self.local.axes and parallel.overlap and mlp_parts == 1
+        self._blocks: Kind = "loop" if loop and overlaps_scatters(mesh.devices.flat[0]) else stage.gathered
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)
@@ -152,7 +158,8 @@ class Zero:
 
         def weight(spec: ParamSpec, how: Gather, target: jax.Array, source: jax.Array | None = None) -> Weight:
             parts = self._parts if "mlp" in spec.axes else 1
-            return Weight(target, source, how, self._stage.gathered if parts == 1 else "parts", parts)
+            kind: Kind = "parts" if parts > 1 else self._blocks if spec.stacked else self._stage.gathered
+            return Weight(target, source, how, kind, parts)
 
         return self._table.map(weight, self._gathers, targets, *([] if sources is None else [sources]))
 

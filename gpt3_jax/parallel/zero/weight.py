@@ -1,13 +1,15 @@
 """A weight as a layer gets it: its value in the compute dtype, where its gradient goes, and how that is reduced.
 
 Parameters live as fp32 shards. A weight is used by casting its shard to the compute dtype and all-gathering it; the
-derivative of that gather is the reduce-scatter of ZeRO (section 5). There are three kinds:
+derivative of that gather is the reduce-scatter of ZeRO (section 5). The kinds:
 
 =======  ==========================================  ===================================================================
 kind     the value is gathered                       used at
 =======  ==========================================  ===================================================================
 ahead    already, ahead of the loss                  stages 0, 1 and 2; at stage 3 what `Weight.gathered` returns
 inside   inside the block, by `Weight.gathered`      stage 3
+loop     by the loop over depth, a block ahead of    stage 3 with `parallel.overlap`, the blocks' weights, where the
+         its use (`zero.depth`)                      compiler runs reduce-scatters beside compute
 parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
 =======  ==========================================  ===================================================================
 
@@ -29,7 +31,7 @@ from jax import lax
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.parallel.zero.transport import Transport
 
-Kind = Literal["ahead", "inside", "parts"]
+Kind = Literal["ahead", "loop", "inside", "parts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,14 @@ class Weight:
     def with_value(self, value: jax.Array) -> Weight:
         """The same weight, gathered already."""
         return Weight(self.target, value, self.how, "ahead")
+
+    def in_shape(self, value: jax.Array) -> jax.Array:
+        """One block's value with all its dimensions, from a flat one (`value`); of a stack, which has one more."""
+        return value.reshape(*value.shape[: self.how.dim + 1], *self.target.shape[self.how.dim + 2 :])
+
+    def whole(self, value: jax.Array) -> Weight:
+        """The weight as one that holds its value and is not reduced: its gradient stays whole, in the compute dtype."""
+        return Weight(value, None, self.how, "ahead")
 
     def as_array(self) -> jax.Array:
         """The whole weight as an array that any operation may differentiate: its gradient, a whole one, is reduced and

@@ -1,0 +1,121 @@
+"""Stage 3's loop over depth (`parallel.zero.depth`), which only TPUs and GPUs get, on CPUs: nothing changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from step_cells import SEQUENCES, Cell, batch, compiled, config, mesh_of, on_mesh, place
+from step_traffic import of_step, parameters, tally
+
+from gpt3_jax.parallel.zero import stages
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_eval_step, make_step
+
+CELL = Cell(3, (1, 8, 1), 1, "full")
+N_LAYERS = config(CELL).model.n_layers
+
+
+@contextmanager
+def in_loop() -> Iterator[None]:
+    """As for a compiler that runs reduce-scatters beside compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "overlaps_scatters", lambda device: True)
+        yield
+
+
+def train(cell: Cell, steps: int = 3) -> Any:
+    """Compiled anew: `step_cells` keeps what it made before."""
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    step, state, metrics = compiled.__wrapped__(cell), place(settings, mesh), []
+    for i in range(steps):
+        state, told = step(state, on_mesh(batch(i), mesh))
+        metrics.append(jax.device_get((told.loss, told.grad_norm)))
+    return metrics, jax.device_get(state.params)
+
+
+def assert_the_loop_changes_nothing(cell: Cell) -> None:
+    """To the bit: the same sums of the same numbers."""
+    want = train(cell)
+    with in_loop():
+        jax.tree.map(np.testing.assert_array_equal, train(cell), want)
+
+
+@pytest.mark.parametrize("cell", [CELL, Cell(3, (1, 4, 2), 3, "none", "bfloat16")], ids=str)
+def test_the_loop_changes_nothing(cell: Cell) -> None:
+    assert_the_loop_changes_nothing(cell)
+
+
+def test_evaluation_in_the_loop_gives_the_same_sum() -> None:
+    settings = config(CELL)
+    mesh = mesh_of(settings)
+    params, rows = place(settings, mesh).params, on_mesh(batch(0), mesh)
+    want = make_eval_step(settings, mesh)(params, rows)
+    with in_loop():
+        assert make_eval_step(settings, mesh)(params, rows) == want
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"])
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_loop_changes_nothing_anywhere(mesh: Any, microbatches: int, remat: str) -> None:
+    assert_the_loop_changes_nothing(Cell(3, mesh, microbatches, remat))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_it_sends_one_block_more(remat: str) -> None:
+    """At the ends of the loop, what is sent keeps the iterations alike."""
+    assert_it_sends_one_block_more(remat)
+
+
+def assert_it_sends_one_block_more(remat: str) -> None:
+    cell = CELL._replace(remat=remat)
+    plain = of_step(cell)
+    with in_loop():
+        found = of_step(cell)
+    blocks = [elements for n, elements in parameters(cell).values() if n == N_LAYERS]
+    others = [elements for n, elements in parameters(cell).values() if n != N_LAYERS]
+    gathers, scatters = (tally(found, kind, "data") for kind in ("all-gather", "reduce-scatter"))
+    for elements, calls in Counter(blocks).items():
+        same_size = others.count(elements)
+        assert gathers[elements] >= calls * (2 * N_LAYERS + 1) + same_size
+        assert scatters[elements] == calls * (N_LAYERS + 1) + same_size
+    # Of no other size.
+    assert set(gathers) == set(tally(plain, "all-gather", "data"))
+
+
+def test_no_block_keeps_gathered_weights() -> None:
+    """What the forward loop hands to the backward one, stacked over blocks, holds no whole kernel."""
+    settings = config(CELL)
+    d, f = settings.model.d_model, settings.model.d_ff
+    with in_loop():
+        for remat in ("none", "full"):
+            assert (N_LAYERS, d, f) not in _stacked(CELL._replace(remat=remat))
+
+
+def _stacked(cell: Cell) -> set[tuple[int, ...]]:
+    """Shapes of what the loops over depth stack."""
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    rows = jax.ShapeDtypeStruct((SEQUENCES, settings.model.n_ctx + 1), np.int32)
+    found: set[tuple[int, ...]] = set()
+
+    def walk(jaxpr: Any) -> None:
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "scan":
+                found.update(var.aval.shape for var in eqn.outvars)
+            for value in eqn.params.values():
+                for part in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(part, "jaxpr", part)
+                    if hasattr(inner, "eqns"):
+                        walk(inner)
+
+    walk(make_step(settings, mesh).trace(abstract_state(settings, mesh), rows).jaxpr.jaxpr)
+    return found

@@ -1,0 +1,197 @@
+"""`memory.remat`: a ladder. Each policy keeps what the one before it keeps and more, recomputes less, and trains the
+same. What it keeps is bf16, a device's own shard, and never a gathered weight."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilers import NEEDS_GPU, NEEDS_TPU
+from jaxprs import equations
+from receipts_kept import KEPT as KEPT_PLANS
+from receipts_kept import Kept
+from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
+
+from gpt3_jax import model
+from gpt3_jax.config import ModelConfig, load_config
+from gpt3_jax.model.remat import KEPT, Remat
+from gpt3_jax.model.transformer import loss_sum, plain_weights
+from gpt3_jax.parallel.collectives import Local
+from gpt3_jax.parallel.mesh import MeshShape
+from gpt3_jax.plan import estimate
+from gpt3_jax.plan.receipt import make_receipt
+from gpt3_jax.plan.step import compile_step
+from gpt3_jax.plan.topologies import open_topology
+from gpt3_jax.program.traffic import count
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+
+NAMED: tuple[Remat, ...] = ("minimal", "save_qkv_proj", "save_attention")
+LADDER = ("none", *NAMED, "full")
+"""From the most memory to the least."""
+
+
+def test_the_ladder_is_what_a_configuration_may_say() -> None:
+    assert (*LADDER, "offload") == get_args(Remat)
+    kept = [set(KEPT[remat]) for remat in NAMED]
+    assert all(more > less for more, less in itertools.pairwise(kept))
+
+
+# -- the same values -------------------------------------------------------------------------------------------------
+
+CELLS = [
+    Cell(0, (1, 1, 1)),
+    Cell(3, (1, 8, 1), 3),
+    Cell(2, (2, 2, 2)),
+    Cell(3, (1, 4, 2), dtype="bfloat16"),
+    Cell(1, (1, 1, 8), unroll=2),
+]
+
+
+@pytest.mark.parametrize("remat", NAMED)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_it_trains_what_full_remat_trains(cell: Cell, remat: str) -> None:
+    mine, its = run(cell._replace(remat=remat)), run(cell._replace(remat="full"))
+    for got, want in zip(jax.tree.leaves(tuple(mine)), jax.tree.leaves(tuple(its)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def kept(program: Any, d_model: int) -> list[Any]:
+    """What the loop over blocks keeps of each for the backward pass, stacked over all its iterations."""
+    (loop,) = [
+        e
+        for e, _ in equations(program.jaxpr)
+        if e.primitive.name == "scan" and not e.params["reverse"] and len(e.outvars) > e.params["num_carry"] == 1
+        if e.outvars[0].aval.ndim == 3 and e.outvars[0].aval.shape[-1] == d_model
+    ]
+    return [var.aval for var in loop.outvars[1:]]
+
+
+def of_step(cell: Cell) -> list[Any]:
+    settings = config(cell)
+    mesh = mesh_of(settings)
+    rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+    program = jax.make_jaxpr(make_step(settings, mesh, cell.microbatches))(abstract_state(settings, mesh), rows)
+    return kept(program, settings.model.d_model)
+
+
+@pytest.mark.parametrize(
+    "cell", [Cell(3, (1, 8, 1)), Cell(3, (1, 4, 2)), Cell(2, (2, 2, 2), 3), Cell(0, (1, 1, 8))], ids=str
+)
+def test_a_device_keeps_its_shard_of_each_named_value(cell: Cell) -> None:
+    """In the compute dtype; no gathered weight, no gathered input of a matmul, no partial sums."""
+    settings = config(cell).model
+    replica, data, tensor = cell.mesh
+    tokens = SEQUENCES // (replica * data * cell.microbatches) * CONTEXT
+    share = tokens * settings.d_model // tensor
+    sizes = {"attention": [share], "residual": [share], "qkv_proj": 3 * [share], "mlp_up": [4 * share]}
+    for remat in (*NAMED, "full"):
+        found = of_step(cell._replace(remat=remat, dtype="bfloat16"))
+        assert {aval.dtype.name for aval in found} == {"bfloat16"}
+        wanted = [share, *(size for name in KEPT.get(remat, ()) for size in sizes[name])]  # type: ignore[call-overload]
+        assert sorted(math.prod(aval.shape[1:]) for aval in found) == sorted(wanted)
+
+
+def loss_program(platform: str, remat: Any) -> Any:
+    """The gradient of a model's loss, of a length that each platform has a kernel for."""
+    settings = ModelConfig(
+        n_layers=4, d_model=128, n_heads=2, n_ctx=1024, n_vocab=61, vocab_multiple=1, band_width=256, dtype="bfloat16"
+    )
+    params = jax.eval_shape(functools.partial(model.init, settings), jax.random.key(0))
+
+    def loss(params: Any, rows: jax.Array) -> jax.Array:
+        return loss_sum(plain_weights(params, "bfloat16"), rows, settings, Local(platform=platform), remat, 256)
+
+    return jax.make_jaxpr(jax.grad(loss))(params, jax.ShapeDtypeStruct((2, 1025), jnp.int32))
+
+
+KERNELS = {"tpu": "pallas_call", "gpu": "dot_product_attention_fwd_wrapper", "rocm": "exp"}
+"""A primitive of the forward pass of each implementation of attention. Splash's backward pass has two kernels more."""
+
+
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("gpu", marks=NEEDS_GPU), "rocm"])
+@pytest.mark.parametrize("remat", NAMED)
+def test_the_attention_kernel_does_not_run_again(platform: str, remat: str) -> None:
+    def kernels(remat: str) -> int:
+        program = loss_program(platform, remat)
+        return sum(1 for e, _ in equations(program.jaxpr) if e.primitive.name == KERNELS[platform])
+
+    assert kernels(remat) == kernels("none") < kernels("full")
+    # Its statistics alone are in fp32.
+    found = kept(loss_program(platform, remat), 128)
+    statistics = [aval for aval in found if aval.dtype == jnp.float32]
+    assert {math.prod(aval.shape) // aval.shape[0] for aval in statistics} == {2 * 2 * 1024}
+    assert {aval.dtype.name for aval in found} == {"float32", "bfloat16"}
+
+
+# -- what is sent again ----------------------------------------------------------------------------------------------
+
+
+def test_tensor_shards_gather_again_and_scatter_only_with_full_remat() -> None:
+    def sent(remat: str) -> dict[str, int]:
+        settings = config(Cell(0, (1, 1, 8), remat=remat))
+        mesh = mesh_of(settings)
+        rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+        found = count(make_step(settings, mesh, 1), abstract_state(settings, mesh), rows)
+        kinds = ("all-gather", "reduce-scatter")
+        return {kind: sum(c.calls for c in found if c.kind == kind) for kind in kinds}
+
+    none, full, layers = sent("none"), sent("full"), config(Cell(0, (1, 1, 8))).model.n_layers
+    for remat in NAMED:
+        # The inputs of the two halves of a block are gathered; the residual stream after attention is kept.
+        assert sent(remat) == none | {"all-gather": none["all-gather"] + 2 * layers}
+    assert full["reduce-scatter"] == none["reduce-scatter"] + layers
+
+
+# -- memory and time ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", KEPT_PLANS, ids=lambda kept: kept.name)
+def test_by_the_estimate_each_step_of_the_ladder_takes_less_memory_and_more_work(kept: Kept) -> None:
+    """For every size and machine that has a receipt."""
+
+    def of(remat: Remat) -> tuple[float, float]:
+        settings = load_config(kept.configs, [*kept.overrides, "--memory.remat", remat])
+        parallel, rows = settings.parallel, settings.train.batch_tokens // settings.model.n_ctx
+        mesh = MeshShape(parallel.replica, parallel.data, parallel.tensor)
+        per_shard = rows // mesh.batch_shards
+        microbatches = per_shard // (settings.memory.microbatch or per_shard)
+        platform = "gpu" if kept.topology.startswith("h") else "tpu"
+        late = not kept.topology.startswith("v5e")  # `compiler_options.overlaps_scatters`
+        need = estimate.memory(settings, mesh, microbatches, platform, late)
+        return need, -estimate.work(settings, mesh, microbatches, platform, late).matmul_flops
+
+    memory, less_work = zip(*map(of, LADDER), strict=True)
+    assert all(a > b for a, b in itertools.pairwise(memory))
+    # `none` computes what `minimal` does.
+    assert all(a > b for a, b in itertools.pairwise(less_work[1:])) and less_work[0] == less_work[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "mesh"),
+    [
+        pytest.param("v5e:2x4", "mesh-v5e-256", marks=NEEDS_TPU),
+        pytest.param("h100:1x8", "mesh-h100-8", marks=NEEDS_GPU),
+    ],
+)
+def test_compiled_each_step_of_the_ladder_takes_less_memory_and_more_time(topology: str, mesh: str) -> None:
+    def of(remat: str) -> tuple[int, float]:
+        small = ["--model.n_layers", "8", "--train.batch_tokens", "131072", "--train.ramp_tokens", "0"]
+        small += ["--parallel.data", "8", "--memory.microbatch", "4", "--memory.remat", remat]
+        receipt = make_receipt(compile_step(load_config(["gpt3-xl", mesh], small), open_topology(topology)))
+        assert receipt.scheduled_seconds is not None
+        return receipt.memory.total, -receipt.scheduled_seconds
+
+    memory, speed = zip(*map(of, LADDER[1:]), strict=True)
+    assert all(a > b for a, b in itertools.pairwise(memory)), memory
+    assert all(a > b for a, b in itertools.pairwise(speed)), speed
