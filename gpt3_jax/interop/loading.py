@@ -17,7 +17,7 @@ from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.files import is_folder, status
 from gpt3_jax.data.hf_tokenizer import FILES, has_tokenizer
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt3_jax.errors import UserError, require_type
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.interop.huggingface import config_from_hf, from_hf, is_hf
 from gpt3_jax.model.params import Params, names, param_table
 from gpt3_jax.model.stored import Rounding, Stored, contracted, dequantise, quantise, rounding, stores
@@ -75,7 +75,7 @@ def load_model(
     Raises:
         UserError: the folder is neither, or holds a model or a tokenizer of another kind; the tokenizer does not fit
             the model; a dimension that the axes of the mesh do not divide.
-        RunError: no checkpoint of the run can be read.
+        RunError: no checkpoint of the run can be read; weights to be cast or quantised that are not finite numbers.
     """
     path = _path(folder)
     name = Path(os.path.abspath(path)).name
@@ -95,7 +95,7 @@ def load_model(
         tokens = trained.tokens or None  # a run at 0 tokens is a converted model
     require_fits(found, config, path)
     fingerprint = weights_fingerprint(params, config) if cast is None else cast.fingerprint()
-    return Loaded(name, config, params, found, fingerprint, tokens, None if cast is None else cast.rounding)
+    return Loaded(name, config, params, found, fingerprint, tokens, None if cast is None else cast.rounding(path))
 
 
 class _Cast:
@@ -122,9 +122,14 @@ class _Cast:
         self._roundings[name] = _rounding(array, cast, axis)
         return cast
 
-    @property
-    def rounding(self) -> Rounding:
-        """Of all matrices."""
+    def rounding(self, folder: Path) -> Rounding:
+        """Of all matrices. Raises RunError for one that has no error because a weight is not a finite number."""
+        for name, found in self._roundings.items():
+            if not found.finite:
+                raise RunError(
+                    f"{name} of the model in {str(folder)!r} has weights that are infinite or not a number; expected "
+                    "finite ones: take an earlier checkpoint"
+                )
         first, *rest = self._roundings.values()
         return sum(rest, first)
 
