@@ -77,6 +77,16 @@ def test_outputs_first_is_the_same_product() -> None:
     kernel, x = matrix(), jax.random.normal(jax.random.key(1), (5, 40))
     turned = Stored(jnp.moveaxis(kernel, 0, -1), None)
     np.testing.assert_allclose(product(x, turned, "cpu"), product(x, kernel, "cpu"), rtol=1e-5, atol=1e-4)
+    for matrix_ in (kernel, turned):  # accumulated in fp32, and only then in the dtype that is asked for
+        found = product(
+            x.astype("bfloat16"),
+            jax.tree.map(lambda leaf: leaf.astype("bfloat16"), matrix_),
+            "cpu",
+            jnp.dtype("float32"),
+        )
+        expected = np.einsum("ni,ijo->njo", *(np.float32(one.astype("bfloat16")) for one in (x, kernel)))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
     assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu")
     assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu")
 

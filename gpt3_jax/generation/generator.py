@@ -26,7 +26,7 @@ from gpt3_jax.inference.lengths import padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.stored import Form
+from gpt3_jax.model.stored import Form, Stored
 from gpt3_jax.parallel.mesh import make_mesh
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -68,13 +68,16 @@ class Generator:
             consume: whether to delete most of `params` on the way, so that they do not lie there beside the weights.
 
         Raises:
-            UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it.
+            UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it;
+                quantised weights with `form` compute.
         """
         if tokenizer.n_vocab > config.n_vocab:
             raise UserError(
                 f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
                 "it was trained with another one"
             )
+        if form == "compute" and isinstance(params.token_embedding, Stored):
+            raise UserError("form is 'compute' but the weights are quantised; expected 'int8' for them")
         start_devices()
         self.config = config
         self.tokenizer = tokenizer

@@ -69,7 +69,7 @@ def load_model(
         mesh: where to load the parameters to; None: one device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
         weights: with "compute", a device holds its shards of the parameters in the compute dtype, and while they are
-            loaded of one of them in fp32; with "int8", the matrices are `Stored`.
+            loaded of one of them in fp32; with "int8", the matrices are `Stored`, which only `generation` reads.
         dtype: the compute dtype, in place of the model's own.
 
     Raises:

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt3_jax.model import cpu
-from gpt3_jax.model.matmul import einsum, linear
-from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.model.matmul import einsum
 from gpt3_jax.spec import ParamSpec
 
 Form = Literal["compute", "int8"]
@@ -128,9 +127,10 @@ def rounding(weights: jax.Array, rounded: jax.Array, axis: int) -> Rounding:
 
 def product(x: jax.Array, matrix: Matrix, platform: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """``x[..., I]`` times the matrix, accumulated in fp32; the result [..., O] in `dtype` (default: x's)."""
-    if not isinstance(matrix, Stored):
-        return linear(x, Weight.plain(matrix), platform)
     x_NI = x.reshape(-1, x.shape[-1])
+    if not isinstance(matrix, Stored):
+        out_NO = einsum("ni,io->no", x_NI, matrix.reshape(x.shape[-1], -1), dtype or x.dtype)
+        return out_NO.reshape(*x.shape[:-1], *matrix.shape[1:])
     values_OI = matrix.values.reshape(-1, x.shape[-1])
     if matrix.scales is None:
         out_NO = einsum("ni,oi->no", x_NI, values_OI, jnp.float32)
