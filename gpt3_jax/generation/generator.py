@@ -111,6 +111,7 @@ class Generator:
             parallel=parallel or ParallelConfig(),
             weights=form,
             dtype=None if weights == "int8" else weights,
+            with_rounding=weights is not None,
         )
         if weights is not None:
             log.info(f"weights in {weights}: {loaded.rounding or 'as the checkpoint has them'}")
