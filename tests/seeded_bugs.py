@@ -443,6 +443,13 @@ BUGS = (
         ("test_generation_prefix", "test_prompts_behind_a_prefix_are_read_as_whole_prompts", (("banded",), 13)),
     ),
     Bug(
+        "a prefix is read apart, however small a part of the prompts it is",
+        "inference/lengths.py",
+        "and 2 * shared >= longest else 0",
+        "else 0",
+        ("test_generation_prefix", "test_a_small_part_of_the_prompts_is_not_shared", ()),
+    ),
+    Bug(
         "a step reads slots of the cache that hold no position",
         "model/decode.py",
         "visible_B1S = _held(positions_B, slots)[:, None] >= 0",
