@@ -58,7 +58,7 @@ def test_prompts_behind_a_prefix_are_read_as_whole_prompts(pattern: Any, shared:
         found, cache_behind = step(weights, cache_behind, following)
 
 
-COMMON = "Q: what is 13 plus 24?\nA: 37\n\nQ: "  # 32 tokens are shared after rounding down
+COMMON = "Q: what is 130 plus 24?\nA: 154\n\n" * 2 + "Q: "  # 64 tokens are shared after rounding down
 PROMPTS = [list((COMMON + rest).encode()) for rest in ("a", "the quick", "5 plus 9?", "5 plus 8?", "z" * 20)]
 DECODINGS: dict[str, Decoding] = {"greedy": Greedy(), "sampling": Sample(0.9, 40, 0.95, seed=3), "beams": Beam(width=3)}
 
@@ -76,10 +76,10 @@ def prefixes_read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 @functools.cache
-def alone(decoding: str) -> dict[int, Any]:
+def alone(decoding: str, tokens: int = 8) -> dict[int, Any]:
     """Each prompt by itself, which shares nothing."""
     one = Generator(params(), CONFIG, ByteTokenizer())
-    return {i: dict(one.complete([ids], (), 8, DECODINGS[decoding]))[0] for i, ids in enumerate(PROMPTS)}
+    return {i: dict(one.complete([ids], (), tokens, DECODINGS[decoding]))[0] for i, ids in enumerate(PROMPTS)}
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -91,11 +91,26 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(
     over = None if mesh is None else make_mesh(ParallelConfig(replica=mesh[0], data=mesh[1], tensor=mesh[2]))
     generator = Generator(params(), CONFIG, ByteTokenizer(), over)
     found = dict(generator.complete(PROMPTS * 9, (), 8, DECODINGS[decoding]))  # 45 rows: several batches
-    assert read == [list(COMMON.encode())[:32]]
+    assert read == [list(COMMON.encode())[:64]]
     for i, answer in found.items():
         expected = alone(decoding)[i % len(PROMPTS)]
         assert answer.logprob == pytest.approx(expected.logprob, abs=1e-4)
         assert dataclasses.replace(answer, logprob=expected.logprob) == expected
+
+
+def test_in_bf16_prompts_change_one_another_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one token the likelihood: rounding may change the likeliest one, but hardly how likely it is."""
+    read = prefixes_read(monkeypatch)
+    generator = Generator(params(), dataclasses.replace(CONFIG, dtype="bfloat16"), ByteTokenizer())
+    together = dict(generator.complete(PROMPTS, (), 1, Greedy()))
+    assert len(read) == 1
+    for i, ids in enumerate(PROMPTS):
+        (one,) = dict(generator.complete([ids], (), 1, Greedy())).values()
+        assert together[i].logprob == pytest.approx(one.logprob, abs=0.15)
+        assert one.logprob == pytest.approx(alone("greedy", 1)[i].logprob, abs=0.15)
+    assert len(read) == 1, "one row shares nothing"
+    sampled = [dict(generator.complete(PROMPTS, (), 8, DECODINGS["sampling"])) for _ in range(2)]
+    assert sampled[0] == sampled[1], "the same prompts, the same texts"
 
 
 def test_samples_of_a_prompt_read_it_once_and_other_prompts_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +118,8 @@ def test_samples_of_a_prompt_read_it_once_and_other_prompts_another(monkeypatch:
     generator = Generator(params(), CONFIG, ByteTokenizer())
     texts = [piece.text for piece in generator.stream([COMMON, COMMON[::-1]], max_tokens=4, samples=16, seed=1)]
     assert len(texts) == 2 * 16 * 4
-    # All 34 tokens but the last could be shared; of the second prompt's samples the same.
-    assert ([len(ids) for ids in read] == [32, 32] and read[0] == read[1][::-1]) or read[0] != read[1]
+    # All 67 tokens but the last could be shared; of the second prompt's samples the same.
+    assert [len(ids) for ids in read] == [64, 64] and read[0] != read[1]
     read.clear()
     list(generator.complete([PROMPTS[0]], (), 2, Greedy()))
     list(generator.complete([PROMPTS[0], [1, *PROMPTS[0]]], (), 2, Greedy()))
@@ -112,4 +127,11 @@ def test_samples_of_a_prompt_read_it_once_and_other_prompts_another(monkeypatch:
 
 
 def test_lengths_are_rounded_down() -> None:
-    assert [shared_length(n) for n in (0, 15, 16, 31, 1000, 2047, 2048, 5000)] == [0, 0, 16, 16, 768, 1792, 2048, 4608]
+    lengths = (0, 63, 64, 95, 1000, 2047, 2048, 5000)
+    assert [shared_length(n, n + 1) for n in lengths] == [0, 0, 64, 64, 768, 1792, 2048, 4608]
+
+
+def test_a_small_part_of_the_prompts_is_not_shared() -> None:
+    """Half of the longest prompt at least, after rounding down."""
+    assert [shared_length(64, longest) for longest in (65, 128, 129, 2000)] == [64, 64, 0, 0]
+    assert [shared_length(1000, longest) for longest in (1536, 1537)] == [768, 0]

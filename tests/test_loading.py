@@ -17,7 +17,8 @@ from tiny_run import tiny
 from gpt3_jax import interop, model
 from gpt3_jax.cli import convert, generate
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
+from gpt3_jax.evals.engine import Engine
 from gpt3_jax.generation import Generator
 from gpt3_jax.interop import huggingface
 from gpt3_jax.interop.loading import Loaded, _Cast, load_model, weights_fingerprint
@@ -227,7 +228,7 @@ def test_parameters_are_cast_one_by_one_while_they_are_loaded(
     monkeypatch.setattr(_Cast, "__call__", counted)
     monkeypatch.setattr(huggingface, "_placed", placed)
     cast = load_model(folder, tokenizer="bytes", mesh=mesh, parallel=parallel, weights="compute")
-    assert cast.fingerprint == whole.fingerprint
+    assert cast.fingerprint == whole.fingerprint and cast.rounding is None
     assert in_fp32 == [1] * len(cast.params.leaves()) * (2 if kind == "hf" else 1), "each is there alone"
     for one, other in zip(cast.params.leaves(), whole.params.leaves(), strict=True):
         assert one.dtype == jnp.bfloat16 and one.sharding == other.sharding
@@ -267,6 +268,19 @@ def test_a_model_in_fp32_is_loaded_as_it_is(saved: Saved) -> None:
     one, other = load_model(saved.run), load_model(saved.run, weights="compute")
     assert one.fingerprint == other.fingerprint
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def test_weights_in_int8_are_finite_and_for_generation_alone(saved: Saved, tmp_path: Path) -> None:
+    blocks = saved.params.blocks
+    broken = dataclasses.replace(blocks, mlp_up_kernel=blocks.mlp_up_kernel.at[1, 2, 3].set(jnp.nan))
+    interop.to_hf(dataclasses.replace(saved.params, blocks=broken), saved.config.model, tmp_path / "hf")
+    loaded = load_model(saved.hf, tokenizer="bytes", weights="int8")
+    with pytest.raises(UserError, match="the weights are in int8, which only generation reads; expected float32 or"):
+        Engine.of(loaded)
+    with pytest.raises(UserError, match="form is 'compute' but the weights are quantised; expected 'int8'"):
+        Generator(loaded.params, loaded.config, loaded.tokenizer)
+    with pytest.raises(RunError, match=r"^blocks/mlp_up_kernel of the model in .*hf' has weights that are infinite or"):
+        load_model(tmp_path / "hf", tokenizer="bytes", weights="int8")
 
 
 @pytest.mark.parametrize("parallel", [None, ParallelConfig(data=4, tensor=2, stage=3)])

@@ -46,6 +46,20 @@ def test_each_weight_is_within_half_a_step_of_its_own_channel() -> None:
     assert "rms error" in str(found + found)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    """int8 itself has no NaN."""
+    weights = matrix().at[3, 0, 1].set(bad)
+    stored = quantise(weights, 0)
+    assert not rounding(weights, dequantise(stored, 0), 0).finite
+    finite = np.ones((3, 8), bool)
+    finite[0, 1] = False
+    for platform in ("cpu", "gpu"):
+        np.testing.assert_array_equal(np.isfinite(product(jnp.ones((2, 40)), stored, platform)), [finite, finite])
+        rows = product(jnp.ones((3, 40)).at[1, 7].set(bad), quantise(matrix().at[7].add(1), 0), platform)
+        assert not np.isfinite(rows[1]).any() and np.isfinite(rows[np.array([0, 2])]).all()
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-4), ("bfloat16", 2e-2)])
 def test_a_product_is_that_with_the_weights_it_stands_for(platform: str, dtype: str, tolerance: float) -> None:
@@ -63,6 +77,16 @@ def test_outputs_first_is_the_same_product() -> None:
     kernel, x = matrix(), jax.random.normal(jax.random.key(1), (5, 40))
     turned = Stored(jnp.moveaxis(kernel, 0, -1), None)
     np.testing.assert_allclose(product(x, turned, "cpu"), product(x, kernel, "cpu"), rtol=1e-5, atol=1e-4)
+    for matrix_ in (kernel, turned):  # accumulated in fp32, and only then in the dtype that is asked for
+        found = product(
+            x.astype("bfloat16"),
+            jax.tree.map(lambda leaf: leaf.astype("bfloat16"), matrix_),
+            "cpu",
+            jnp.dtype("float32"),
+        )
+        expected = np.einsum("ni,ijo->njo", *(np.float32(one.astype("bfloat16")) for one in (x, kernel)))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
     assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu")
     assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu")
 

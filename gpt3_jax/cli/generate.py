@@ -181,7 +181,12 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=1, metavar="N", help="completions of each prompt (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same texts (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same texts, for the same prompts and options on the same devices; beside other "
+        "prompts, rounding may change a text (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",

@@ -17,6 +17,7 @@ from gpt3_jax.evals.batches import Batch, Ids, arrange
 from gpt3_jax.inference.score import make_read_prefix, make_score
 from gpt3_jax.model.params import Params, param_table
 from gpt3_jax.model.scoring import Past, Tree
+from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.mesh import TENSOR, batch_shards, make_mesh, mesh_platform
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import parameter_partitions
@@ -76,7 +77,7 @@ class Scorer:
             batch_tokens: tokens of a batch on one device, padding included (default: 4,096 on a CPU, else 16,384).
 
         Raises:
-            UserError: a dimension that the mesh's axes do not divide.
+            UserError: a dimension that the mesh's axes do not divide; weights in int8.
         """
         if mesh is None:
             mesh = make_mesh(ParallelConfig(data=1), [next(iter(_devices(params)))])
@@ -94,7 +95,16 @@ class Scorer:
         self._kernel_block = _KERNEL_BLOCK.get(platform, 1)
 
     def use(self, params: Params) -> None:
-        """Takes other parameters of the same model from now on. What was compiled stays."""
+        """Takes other parameters of the same model from now on. What was compiled stays.
+
+        Raises:
+            UserError: weights in int8.
+        """
+        if isinstance(params.token_embedding, Stored):
+            raise UserError(
+                "the weights are in int8, which only generation reads; expected float32 or the compute dtype: load the "
+                'model with weights "float32" or "compute"'
+            )
         self._params: Params = jax.device_put(params, self._shardings)
         self._past: tuple[Ids, Past] | None = None
 

@@ -26,7 +26,7 @@ from gpt3_jax.inference.lengths import padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.stored import Form
+from gpt3_jax.model.stored import Form, Stored
 from gpt3_jax.parallel.mesh import make_mesh
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -68,13 +68,16 @@ class Generator:
             consume: whether to delete most of `params` on the way, so that they do not lie there beside the weights.
 
         Raises:
-            UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it.
+            UserError: the tokenizer has more tokens than the model; a mesh whose tensor axis does not divide it;
+                quantised weights with `form` compute.
         """
         if tokenizer.n_vocab > config.n_vocab:
             raise UserError(
                 f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} tokens but the model only {config.n_vocab}; "
                 "it was trained with another one"
             )
+        if form == "compute" and isinstance(params.token_embedding, Stored):
+            raise UserError("form is 'compute' but the weights are quantised; expected 'int8' for them")
         start_devices()
         self.config = config
         self.tokenizer = tokenizer
@@ -108,6 +111,7 @@ class Generator:
             parallel=parallel or ParallelConfig(),
             weights=form,
             dtype=None if weights == "int8" else weights,
+            with_rounding=weights is not None,
         )
         if weights is not None:
             log.info(f"weights in {weights}: {loaded.rounding or 'as the checkpoint has them'}")
@@ -127,8 +131,9 @@ class Generator:
 
         An empty prompt is the beginning of a document. A completion ends at end-of-text or in front of a stop string,
         which are not part of it, after `max_tokens`, or when prompt and completion fill the context. Sample n of a
-        prompt is a function of the prompt, the sampling settings, the seed and n (up to rounding, which depends on the
-        batch size and the mesh).
+        prompt is a function of the prompt, the sampling settings, the seed and n, up to rounding. That depends on the
+        mesh, and on the prompts beside it: on their number and lengths, and on whether a prefix that all share is read
+        apart. Where two tokens are almost equally likely, rounding may choose between them, most of all in bf16.
 
         Raises:
             UserError: a prompt is not a text or leaves no room in the context, a stop string is empty, or a number is
@@ -303,13 +308,14 @@ class Generator:
         return tokens_BT, lengths_B, capacity, self._prefix_of(prompts[0][:shared])
 
     def _shared(self, prompts: list[list[int]]) -> int:
-        """How many tokens all prompts begin with, without the last of the shortest one; rounded down, so that few
-        shapes are compiled. 0 where a device has one row: it would read as much in two programs."""
+        """How many tokens of what all prompts begin with are read once, without the last of the shortest one
+        (`shared_length`). 0 where a device has one row: it would read as much in two programs."""
         if len(prompts) == self._place.shards:
             return 0
         first, last = min(prompts), max(prompts)  # in lexical order: what these two share, all do
         most = min(map(len, prompts)) - 1
-        return shared_length(next((i for i in range(most) if first[i] != last[i]), most))
+        common = next((i for i in range(most) if first[i] != last[i]), most)
+        return shared_length(common, max(map(len, prompts)))
 
     def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
         """Its keys and values; the last one is kept for the batches that follow."""
@@ -343,7 +349,7 @@ def generate(
         max_tokens: maximum tokens of a completion. It also ends at end-of-text and when the context is full.
         temperature, top_k, top_p: see `Sampling`.
         samples: number of completions of each prompt.
-        seed: equal seeds give equal texts.
+        seed: equal seeds give equal texts, for the same prompts on the same devices (`Generator.stream`).
         stop: texts, or one, in front of which a completion ends; they are not part of it.
         weights: float32, bfloat16 or int8, in place of the model's dtype: see `Weights`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
 """Beyond the last, multiples of 512. From 64 tokens on a third at most is padding."""
+_SHORTEST_SHARED = 64
 
 
 def padded_length(length: int, least: int, room: int) -> int:
@@ -12,6 +13,12 @@ def padded_length(length: int, least: int, room: int) -> int:
     return min(next((n for n in LENGTHS if n >= wanted), -(-wanted // 512) * 512), room)
 
 
-def shared_length(length: int) -> int:
-    """The last of these lengths that is at most `length`: so much of a shared prefix is computed once. 0: none."""
-    return length // 512 * 512 if length >= LENGTHS[-1] else max((n for n in LENGTHS if n <= length), default=0)
+def shared_length(length: int, longest: int) -> int:
+    """How much of the `length` tokens that prompts begin with is computed once: the last of these lengths that is at
+    most `length`.
+
+    0, none, for less than 64 tokens or less than half of the `longest` prompt: what stands behind a prefix is read
+    without the platform's attention kernel (`model.decode.prefill`), and each pair of lengths is another program.
+    """
+    shared = length // 512 * 512 if length >= LENGTHS[-1] else max((n for n in LENGTHS if n <= length), default=0)
+    return shared if shared >= _SHORTEST_SHARED and 2 * shared >= longest else 0

@@ -17,7 +17,7 @@ from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.files import is_folder, status
 from gpt3_jax.data.hf_tokenizer import FILES, has_tokenizer
 from gpt3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt3_jax.errors import UserError, require_type
+from gpt3_jax.errors import RunError, UserError, require_type
 from gpt3_jax.interop.huggingface import config_from_hf, from_hf, is_hf
 from gpt3_jax.model.params import Params, names, param_table
 from gpt3_jax.model.stored import Rounding, Stored, contracted, dequantise, quantise, rounding, stores
@@ -47,7 +47,7 @@ class Loaded:
     tokens_trained: int | None
     """None for a model that was trained elsewhere."""
     rounding: Rounding | None = None
-    """How far the matrices are from the fp32 weights; None where they are these."""
+    """How far the matrices are from the fp32 weights; None where they are these, or where nobody asked."""
 
 
 def load_model(
@@ -58,6 +58,7 @@ def load_model(
     parallel: ParallelConfig = ParallelConfig(),
     weights: Weights = "float32",
     dtype: Literal["float32", "bfloat16"] | None = None,
+    with_rounding: bool = False,
 ) -> Loaded:
     """Loads the newest checkpoint of a run, or a GPT-2 or GPT-Neo model in Hugging Face's format.
 
@@ -69,13 +70,14 @@ def load_model(
         mesh: where to load the parameters to; None: one device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
         weights: with "compute", a device holds its shards of the parameters in the compute dtype, and while they are
-            loaded of one of them in fp32; with "int8", the matrices are `Stored`.
+            loaded of one of them in fp32; with "int8", the matrices are `Stored`, which only `generation` reads.
         dtype: the compute dtype, in place of the model's own.
+        with_rounding: whether to compute how far weights that are cast are from fp32; of int8 it always is.
 
     Raises:
         UserError: the folder is neither, or holds a model or a tokenizer of another kind; the tokenizer does not fit
             the model; a dimension that the axes of the mesh do not divide.
-        RunError: no checkpoint of the run can be read.
+        RunError: no checkpoint of the run can be read; weights that are not finite where their rounding is computed.
     """
     path = _path(folder)
     name = Path(os.path.abspath(path)).name
@@ -83,7 +85,7 @@ def load_model(
     config = config_from_hf(path) if hf else config_of(path).model
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     casts = weights == "int8" or (weights == "compute" and config.dtype != "float32")
-    cast = _Cast(config, weights) if casts else None
+    cast = _Cast(config, weights, with_rounding) if casts else None
     if hf:
         _, params = from_hf(path, mesh=mesh, parallel=parallel, each=cast)
         found = load_tokenizer(tokenizer or hf_tokenizer_name(path, config))
@@ -95,14 +97,14 @@ def load_model(
         tokens = trained.tokens or None  # a run at 0 tokens is a converted model
     require_fits(found, config, path)
     fingerprint = weights_fingerprint(params, config) if cast is None else cast.fingerprint()
-    return Loaded(name, config, params, found, fingerprint, tokens, None if cast is None else cast.rounding)
+    return Loaded(name, config, params, found, fingerprint, tokens, None if cast is None else cast.rounding(path))
 
 
 class _Cast:
     """Casts or quantises parameters one by one, and takes what their fingerprint needs before."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self._config, self._weights = config, weights
+    def __init__(self, config: ModelConfig, weights: Weights, with_rounding: bool = False) -> None:
+        self._config, self._weights, self._with_rounding = config, weights, with_rounding
         table = param_table(config)
         self._specs = dict(zip((name.replace(".", "/") for name in names(table)), table.leaves(), strict=True))
         self._entries: dict[str, Any] = {}
@@ -119,12 +121,24 @@ class _Cast:
             made, self._roundings[name] = _quantised(array, axis, *_where(array, axis))
             return made
         cast = array.astype(jnp.dtype(self._config.dtype))
-        self._roundings[name] = _rounding(array, cast, axis)
+        if self._with_rounding:
+            self._roundings[name] = _rounding(array, cast, axis)
         return cast
 
-    @property
-    def rounding(self) -> Rounding:
-        """Of all matrices."""
+    def rounding(self, folder: Path) -> Rounding | None:
+        """Of all matrices; None if it was not computed.
+
+        Raises:
+            RunError: a matrix has no rounding error, because a weight is not a finite number.
+        """
+        for name, found in self._roundings.items():
+            if not found.finite:
+                raise RunError(
+                    f"{name} of the model in {str(folder)!r} has weights that are infinite or not a number; expected "
+                    "finite ones: take an earlier checkpoint"
+                )
+        if not self._roundings:
+            return None
         first, *rest = self._roundings.values()
         return sum(rest, first)
 

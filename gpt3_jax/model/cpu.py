@@ -116,11 +116,12 @@ def int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
     """The fp32 product of rows with an int8 matrix [O, I], without its scales.
 
     The backend converts int8 weights to another dtype at a twentieth of the speed at which its int8 matmul reads them.
-    So each row becomes two of int8, its high and its low bits: 15 bits in all, of the row's largest number.
+    So each row becomes two of int8, its high and its low bits: 15 bits in all, of the row's largest number. int8 has no
+    NaN: a row with a number that is not finite gets a unit that is not, and so do its products.
     """
     rows = x_NI.shape[0]
     top_N1 = jnp.max(jnp.abs(x_NI.astype(jnp.float32)), axis=-1, keepdims=True)
-    unit_N1 = jnp.where(top_N1 > 0, top_N1, 1.0) / (127 * 128)
+    unit_N1 = jnp.where(top_N1 == 0, 1.0, top_N1) / (127 * 128)
     steps_NI = x_NI.astype(jnp.float32) / unit_N1
     high_NI = jnp.round(steps_NI / 128)
     low_NI = jnp.clip(jnp.round(steps_NI - 128 * high_NI), -127, 127)

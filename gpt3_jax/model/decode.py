@@ -150,6 +150,8 @@ def prefill(
         local: what the device's code knows of the mesh; ``Local(platform)`` on one device.
         capacity: tokens that a row may reach, prompt and prefix included (default: n_ctx).
         prefix: what stands in front of all prompts (`read_prefix`); tokens and lengths are then those of the rest.
+            Worth it for a large part of them: the rest attends without the platform's kernel, row by row, with scores
+            [H, T, P + T] in fp32 and no work saved in banded layers.
 
     Compiled once per shape: round T, P and `capacity` to a few sizes.
     """

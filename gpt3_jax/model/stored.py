@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt3_jax.model import cpu
-from gpt3_jax.model.matmul import einsum, linear
-from gpt3_jax.parallel.zero import Weight
+from gpt3_jax.model.matmul import einsum
 from gpt3_jax.spec import ParamSpec
 
 Form = Literal["compute", "int8"]
@@ -68,14 +67,14 @@ def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform:
 
 
 def quantise(weights: jax.Array, axis: int) -> Stored:
-    """The matrix in int8, a scale for each output channel.
+    """The matrix in int8, a scale for each output channel. A channel with a weight that is not finite is not finite.
 
     Args:
         axis: the dimension of the inputs, which share a scale.
     """
     channels = jnp.moveaxis(weights.astype(jnp.float32), axis, -1)
     largest = jnp.max(jnp.abs(channels), axis=-1)
-    scales = jnp.where(largest > 0, largest, 1.0) / LARGEST
+    scales = jnp.where(largest == 0, 1.0, largest) / LARGEST  # NaN where a weight of the channel is
     return Stored(jnp.round(channels / scales[..., None]).astype(jnp.int8), scales)
 
 
@@ -100,6 +99,11 @@ class Rounding:
         largest = jnp.maximum(self.largest, other.largest)
         return Rounding(self.errors + other.errors, self.squares + other.squares, largest)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights and errors are. Squares that fp32 does not hold are not."""
+        return bool(jnp.isfinite(self.errors) & jnp.isfinite(self.squares) & jnp.isfinite(self.largest))
+
     def __str__(self) -> str:
         rms = float(jnp.sqrt(self.errors / jnp.maximum(self.squares, 1e-30)))
         return (
@@ -117,15 +121,16 @@ def rounding(weights: jax.Array, rounded: jax.Array, axis: int) -> Rounding:
     """
     error = jnp.abs(rounded.astype(jnp.float32) - weights)
     top = jnp.max(jnp.abs(weights), axis=axis, keepdims=True)
-    share = jnp.where(top > 0, error / jnp.where(top > 0, top, 1.0), 0.0)
+    share = error / jnp.where(top == 0, 1.0, top)
     return Rounding(jnp.sum(error**2), jnp.sum(weights**2), jnp.max(share))
 
 
 def product(x: jax.Array, matrix: Matrix, platform: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """``x[..., I]`` times the matrix, accumulated in fp32; the result [..., O] in `dtype` (default: x's)."""
-    if not isinstance(matrix, Stored):
-        return linear(x, Weight.plain(matrix), platform)
     x_NI = x.reshape(-1, x.shape[-1])
+    if not isinstance(matrix, Stored):
+        out_NO = einsum("ni,io->no", x_NI, matrix.reshape(x.shape[-1], -1), dtype or x.dtype)
+        return out_NO.reshape(*x.shape[:-1], *matrix.shape[1:])
     values_OI = matrix.values.reshape(-1, x.shape[-1])
     if matrix.scales is None:
         out_NO = einsum("ni,oi->no", x_NI, values_OI, jnp.float32)
