@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,13 @@ import pytest
 from step_cells import SEQUENCES, Cell, batch, compiled, config, mesh_of, on_mesh, place
 from step_traffic import of_step, parameters, tally
 
-from gpt3_jax.parallel.zero import stages
+from gpt3_jax.config import Config
+from gpt3_jax.model import transformer
+from gpt3_jax.model.transformer import gathers_ahead
+from gpt3_jax.parallel import zero
+from gpt3_jax.parallel.mesh import MeshShape, shape_of
+from gpt3_jax.plan import estimate
+from gpt3_jax.train import step as train_step
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_eval_step, make_step
 
@@ -25,7 +32,7 @@ N_LAYERS = config(CELL).model.n_layers
 def in_loop() -> Iterator[None]:
     """As for a compiler that runs reduce-scatters beside compute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "overlaps_scatters", lambda device: True)
+        patch.setattr(train_step, "overlaps_scatters", lambda device: True)
         yield
 
 
@@ -59,6 +66,84 @@ def test_evaluation_in_the_loop_gives_the_same_sum() -> None:
     want = make_eval_step(settings, mesh)(params, rows)
     with in_loop():
         assert make_eval_step(settings, mesh)(params, rows) == want
+
+
+def changed(**settings: Any) -> Config:
+    """The cell's configuration with the settings, each named room__setting, replaced."""
+    result = config(CELL)
+    for name, value in settings.items():
+        room, field = name.split("__")
+        result = dataclasses.replace(result, **{room: dataclasses.replace(getattr(result, room), **{field: value})})
+    return result
+
+
+DENSE = ("dense",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "platform", "runs"),
+    [
+        ({}, "tpu", True),
+        ({}, "gpu", False),  # short blocks, two kinds of attention
+        ({"model__d_model": 4096}, "gpu", True),
+        ({"model__d_model": 4096, "parallel__tensor": 4}, "gpu", False),
+        ({"model__attention_pattern": DENSE}, "gpu", True),
+        ({"model__attention_pattern": DENSE, "model__n_layers": 1}, "gpu", False),
+        ({"model__n_layers": 2}, "tpu", False),
+        ({"memory__unroll": 0}, "tpu", True),
+        ({"memory__unroll": 2}, "tpu", False),
+        ({"memory__mlp_parts": 8}, "tpu", False),
+        ({"parallel__overlap": False}, "tpu", False),
+        ({"parallel__stage": 2}, "tpu", False),
+        ({"parallel__data": 1}, "tpu", False),
+    ],
+    ids=str,
+)
+def test_where_the_loop_runs(settings: dict[str, Any], platform: str, runs: bool) -> None:
+    case = changed(**settings)
+    mesh = MeshShape(1, case.parallel.data, case.parallel.tensor)
+    assert gathers_ahead(case, mesh, platform, overlaps_scatters=True) == runs
+    assert not gathers_ahead(case, mesh, platform, overlaps_scatters=False), "a CPU, an AMD GPU, a v5e"
+    # The estimate has the block more just there.
+    late, plain = (estimate.work(case, mesh, 1, platform, scatters) for scatters in (True, False))
+    assert (late.traffic != plain.traffic) == runs
+    late_bytes, plain_bytes = (estimate.memory(case, mesh, 1, platform, scatters) for scatters in (True, False))
+    assert (late_bytes > plain_bytes) <= runs
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["one code", "a code of each kind"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"model__attention_pattern": DENSE},
+        {"model__n_layers": 2},
+        {"memory__unroll": 2},
+        {"memory__mlp_parts": 2},
+        {"parallel__overlap": False},
+        {"parallel__stage": 2},
+    ],
+    ids=str,
+)
+def test_the_step_runs_the_loop_where_the_decision_says(
+    settings: dict[str, Any], short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, runs = changed(**settings), []
+
+    def scan_blocks(*args: Any) -> jax.Array:
+        runs.append(True)
+        return zero.scan_blocks(*args)
+
+    monkeypatch.setattr(transformer, "scan_blocks", scan_blocks)
+    monkeypatch.setattr(transformer, "switches_attention", lambda *_: not short)
+    mesh = mesh_of(case)
+    rows = jax.ShapeDtypeStruct((SEQUENCES, case.model.n_ctx + 1), np.int32)
+    with in_loop():
+        state = abstract_state(case, mesh)
+        for make, of in ((make_step, state), (make_eval_step, state.params)):
+            runs.clear()
+            make(case, mesh).trace(of, rows)
+            assert bool(runs) == gathers_ahead(case, shape_of(mesh), "cpu", overlaps_scatters=True)
 
 
 @pytest.mark.slow
