@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from step_cells import SEQUENCES, Cell, batch, compiled, config, mesh_of, on_mesh, place
@@ -19,6 +20,7 @@ from gpt3_jax.model import transformer
 from gpt3_jax.model.transformer import gathers_ahead
 from gpt3_jax.parallel import zero
 from gpt3_jax.parallel.mesh import MeshShape, shape_of
+from gpt3_jax.parallel.zero import depth
 from gpt3_jax.plan import estimate
 from gpt3_jax.train import step as train_step
 from gpt3_jax.train.state import abstract_state
@@ -162,18 +164,24 @@ def test_it_sends_one_block_more(remat: str) -> None:
 
 def assert_it_sends_one_block_more(remat: str) -> None:
     cell = CELL._replace(remat=remat)
-    plain = of_step(cell)
     with in_loop():
         found = of_step(cell)
-    blocks = [elements for n, elements in parameters(cell).values() if n == N_LAYERS]
-    others = [elements for n, elements in parameters(cell).values() if n != N_LAYERS]
-    gathers, scatters = (tally(found, kind, "data") for kind in ("all-gather", "reduce-scatter"))
-    for elements, calls in Counter(blocks).items():
-        same_size = others.count(elements)
-        assert gathers[elements] >= calls * (2 * N_LAYERS + 1) + same_size
-        assert scatters[elements] == calls * (N_LAYERS + 1) + same_size
-    # Of no other size.
-    assert set(gathers) == set(tally(plain, "all-gather", "data"))
+    gathers, scatters = (Counter[int]() for _ in range(2))
+    for name, (n, elements) in parameters(cell).items():
+        # The token table is gathered for the look-up and for the output; what is left stands outside the blocks.
+        gathers[elements] += 2 * n + 1 if n == N_LAYERS else 2 if name == "token_embedding" else 1
+        scatters[elements] += n + 1 if n == N_LAYERS else 1
+    assert tally(found, "all-gather", "data") == gathers
+    assert tally(found, "reduce-scatter", "data") == scatters
+
+
+def test_copies_of_weights_are_refused() -> None:
+    """As a release of JAX might keep them; `jax.vjp` of today keeps the very objects."""
+    x, matrix, bias = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.ones(8)
+    _, pull = jax.vjp(lambda x, matrix, bias: x @ matrix + bias, x, matrix, bias)
+    depth._without(pull, (matrix, bias))
+    with pytest.raises(RuntimeError, match=r"copies of weights of shapes \[\(8, 8\)\].*parallel.overlap"):
+        depth._without(pull, (jnp.copy(matrix), bias))
 
 
 def test_no_block_keeps_gathered_weights() -> None:
