@@ -294,6 +294,13 @@ BUGS = (
         ("test_depth", "test_no_block_keeps_gathered_weights", ()),
     ),
     Bug(
+        "the loop over depth stacks copies of weights without a word",
+        "parallel/zero/depth.py",
+        "if 4 * value.size >= largest and i not in found]",
+        "if False]",
+        ("test_depth", "test_copies_of_weights_are_refused", ()),
+    ),
+    Bug(
         "unrolled to the last period, nothing recomputes or gathers again",
         "model/transformer.py",
         "prevent_cse=no_loop",

@@ -168,8 +168,9 @@ class ParallelConfig:
     reduce_dtype: Literal["float32", "bfloat16"] = setting("float32", changes_cost=True)
     """Dtype in which gradients are reduced across devices. Always float32 on CPU, where XLA aborts on bf16."""
     overlap: bool = setting(True, changes_run=False, changes_cost=True)
-    """Set compiler options that overlap communication with compute on the device (parallel/compiler_options.py).
-    false: XLA's defaults. The options may change the order of sums, and nothing else in the result."""
+    """Run communication beside compute: by compiler options and at stage 3 by a loop over depth that sends weights and
+    gradients a block off, for a block's weights and two blocks' gradients of memory and one block in n_layers of
+    traffic (parallel/README.md). false: neither. May change the order of sums, and nothing else in the result."""
 
     def __post_init__(self) -> None:
         for name in ("replica", "tensor"):

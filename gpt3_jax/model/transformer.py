@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gpt3_jax.config import ModelConfig
+from gpt3_jax.config import Config, ModelConfig
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.matmul import einsum, linear
@@ -28,7 +28,7 @@ from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.model.remat import UNNAMED, Names, Remat, policy
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.mesh import platform_of
+from gpt3_jax.parallel.mesh import MeshShape, platform_of
 from gpt3_jax.parallel.zero import Weight, scan_blocks
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -219,6 +219,23 @@ def band_shares(config: ModelConfig) -> dict[int | None, float]:
     return {band: period.count(band) / len(period) for band in sorted(set(period), key=str)}
 
 
+def gathers_ahead(config: Config, mesh: MeshShape, platform: str, overlaps_scatters: bool) -> bool:
+    """Whether the blocks of a step run in the loop that gathers a block ahead and reduces one late (`zero.depth`).
+
+    It needs traffic to hide, several periods in a loop, and one code for all blocks. With an MLP in parts it does not
+    run: parts are chosen to save the memory that a block ahead takes.
+
+    Args:
+        overlaps_scatters: whether the compiler runs reduce-scatters beside compute (`compiler_options`).
+    """
+    model, parallel, memory = config.model, config.parallel, config.memory
+    sends = parallel.stage == 3 and mesh.data > 1
+    # Over several devices an `unroll` of 0 is 1.
+    loops = memory.unroll <= 1 and len(bands(model)) < model.n_layers
+    one_code = len(band_shares(model)) == 1 or switches_attention(model, mesh.tensor, platform)
+    return overlaps_scatters and parallel.overlap and sends and loops and one_code and memory.mlp_parts == 1
+
+
 def blocks(
     weights: Block[Weight],
     x_BSD: jax.Array,
@@ -231,7 +248,7 @@ def blocks(
     """All blocks, the residual stream [B, S, D] in and out.
 
     Args:
-        weights: stacked, L in front.
+        weights: stacked, L in front. Those of the kind `loop` are for one step in which `gathers_ahead` holds.
         length: T, the positions of a row.
         remat: what the backward pass recomputes (the setting of this name).
         unroll: periods of the attention pattern in one iteration of the loop over depth.
@@ -249,9 +266,9 @@ def blocks(
         return jax.checkpoint(one_block, policy=policy(remat), prevent_cse=no_loop)
 
     kinds = tuple(band_shares(config))
-    in_loop = weights.qkv_kernel.kind == "loop"
-    one_code = len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform)
-    if unroll == 1 and not no_loop and (one_code or (in_loop and len(kinds) == 1)):
+    ahead = weights.qkv_kernel.kind == "loop"
+    switches = len(kinds) > 1 and switches_attention(config, local.tensor_size, local.platform)
+    if ahead or (switches and unroll == 1 and not no_loop):
         # One block's code for all layers, which switches its attention: half the program. And the backward pass cannot
         # postpone one block's weight gradients until the next block's, and hold all that they need until then.
         branches = [_attend(band, local.platform, names) for band in kinds]
@@ -266,7 +283,7 @@ def blocks(
 
         step = with_remat(any_block)
         which = jnp.array([kinds.index(band) for band in period] * (config.n_layers // len(period)))
-        if in_loop:
+        if ahead:
             return scan_blocks(step, x_BSD, (weights, which))
         x_BSD, _ = lax.scan(lambda x_BSD, layer: (step(x_BSD, layer), None), x_BSD, (weights, which))
         return x_BSD

@@ -22,13 +22,12 @@ from gpt3_jax.config import Config
 from gpt3_jax.model.matmul import GRADIENT_PART
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.remat import KEPT, Name
-from gpt3_jax.model.transformer import TABLE_PART, switches_attention
+from gpt3_jax.model.transformer import TABLE_PART, gathers_ahead, switches_attention
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.formulas import psi_of_shard
 from gpt3_jax.plan.roofline import Traffic, Work
 from gpt3_jax.program.traffic import HOST, ring_share
-from gpt3_jax.train.step import periods
 
 ERROR = 0.10
 """How far `memory` may be from what is compiled, as a share of that. Tests hold it to this for every receipt."""
@@ -104,14 +103,6 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
 
 
-def _in_loop(config: Config, mesh: MeshShape, platform: str) -> bool:
-    """Whether the loop over depth gathers a block ahead and reduces one late, if the compiler is one for it."""
-    model, parallel = config.model, config.parallel
-    one_code = len(set(model.attention_pattern)) == 1 or switches_attention(model, mesh.tensor, platform)
-    several = parallel.stage == 3 and mesh.data > 1 and periods(config, mesh.devices, platform) == 1
-    return several and one_code and parallel.overlap and config.memory.mlp_parts == 1
-
-
 def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> float:
     """Estimates the bytes that a device needs.
 
@@ -157,7 +148,7 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, ov
     streams = unit * (4 + 2 / mesh.tensor)
     block = width * blocks / model.n_layers
     # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).
-    ahead = block if overlaps_scatters and _in_loop(config, mesh, platform) else 0
+    ahead = block if gathers_ahead(config, mesh, platform, overlaps_scatters) else 0
     loss = weights + (width * table if stage == 3 else 0) + ahead + kept + deferred + logits + streams
 
     working = unit * _working(config, mesh.tensor, unit, gpu, pair)
@@ -269,11 +260,8 @@ def _traffic(
         scatters = microbatches if stage >= 2 else 1
         table = (model.n_vocab_padded / mesh.tensor + model.n_ctx) * model.d_model
         # One block's more at the ends of the loop over depth (`zero.depth`).
-        more = (
-            microbatches * (psi - table) / model.n_layers
-            if overlaps_scatters and _in_loop(config, mesh, platform)
-            else 0.0
-        )
+        ahead = gathers_ahead(config, mesh, platform, overlaps_scatters)
+        more = microbatches * (psi - table) / model.n_layers if ahead else 0.0
         gathered, scattered = gathers * psi + more, scatters * psi + more
         result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
         result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))

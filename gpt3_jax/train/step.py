@@ -14,10 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import Config
 from gpt3_jax.model import cpu
 from gpt3_jax.model.params import Params, decay_mask, param_table
-from gpt3_jax.model.transformer import loss_sum
+from gpt3_jax.model.transformer import gathers_ahead, loss_sum
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.compiler_options import compiler_options
-from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform
+from gpt3_jax.parallel.compiler_options import compiler_options, overlaps_scatters
+from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.parallel.zero import Zero
 from gpt3_jax.spec import T
@@ -125,7 +125,9 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
 
 
 def _zero(config: Config, mesh: Mesh) -> Zero:
-    return Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, config.memory.mlp_parts)
+    scatters = overlaps_scatters(mesh.devices.flat[0])
+    loop = gathers_ahead(config, shape_of(mesh), mesh_platform(mesh), scatters)
+    return Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, config.memory.mlp_parts, loop)
 
 
 def _over_microbatches(

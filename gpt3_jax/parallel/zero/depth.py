@@ -11,7 +11,7 @@ forward      block i with the weights it got        gathers i + 1; the last one 
 backward     the derivative of block i              gathers i - 1; reduces the gradients of i + 1
 ===========  =====================================  ================================================================
 
-At either end something is sent that nothing needs, so that the iterations are all alike: backward the first iteration
+The first and last iterations send one redundant block, so that all iterations are alike: backward the first one
 reduces zeros and the last gathers its own weights again. That is one block in L more than ZeRO counts. In memory are
 one block's weights and two blocks' gradients more than in a plain scan, whole and in the compute dtype.
 
@@ -137,9 +137,28 @@ class _Missing:
 
 
 def _without(kept: Tree, values: Arrays) -> Tree:
-    """`kept` without the weights."""
+    """`kept` without the weights.
+
+    Raises:
+        RuntimeError: a matrix is not in `kept`. Every derivative needs each one, so `kept` has a copy of it, and the
+            loop would stack those of all blocks.
+    """
     places = {id(value): _Missing(i) for i, value in enumerate(values)}
-    return jax.tree.map(lambda leaf: places.get(id(leaf), leaf), kept)  # type: ignore[no-any-return]
+    rest: Tree = jax.tree.map(lambda leaf: places.get(id(leaf), leaf), kept)
+    found = {leaf.index for leaf in jax.tree.leaves(rest, is_leaf=_is_missing) if _is_missing(leaf)}
+    largest = max(value.size for value in values)
+    # The kernels of a block have D² to 4 D² elements, all else has 4 D at most.
+    copied = [value.shape for i, value in enumerate(values) if 4 * value.size >= largest and i not in found]
+    if copied:
+        raise RuntimeError(
+            f"JAX {jax.__version__} keeps copies of weights of shapes {copied} for the backward pass of every block; "
+            "set parallel.overlap to false, or take a version of JAX that constraints.txt names"
+        )
+    return rest
+
+
+def _is_missing(leaf: Any) -> bool:
+    return isinstance(leaf, _Missing)
 
 
 def _filled(kept: Tree, values: Arrays) -> Tree:
@@ -148,4 +167,4 @@ def _filled(kept: Tree, values: Arrays) -> Tree:
     def fill(leaf: Any) -> Any:
         return values[leaf.index] if isinstance(leaf, _Missing) else leaf
 
-    return jax.tree.map(fill, kept, is_leaf=lambda leaf: isinstance(leaf, _Missing))  # type: ignore[no-any-return]
+    return jax.tree.map(fill, kept, is_leaf=_is_missing)  # type: ignore[no-any-return]

@@ -52,7 +52,6 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
-from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import partitions, sharded_axes
 from gpt3_jax.parallel.zero import transport
@@ -95,13 +94,20 @@ class Zero:
     Args:
         compute: dtype of the weights in the forward pass.
         mlp_parts: parts in which the blocks get their MLP's weights (`model.mlp`); only at stage 3.
+        loop: whether the loop over depth gathers the blocks' weights (`zero.depth`); only at stage 3, without parts.
 
     Raises:
         UserError: a dimension that its mesh axes, or the parts, do not divide.
     """
 
     def __init__(
-        self, table: Params[ParamSpec], mesh: Mesh, parallel: ParallelConfig, compute: str, mlp_parts: int = 1
+        self,
+        table: Params[ParamSpec],
+        mesh: Mesh,
+        parallel: ParallelConfig,
+        compute: str,
+        mlp_parts: int = 1,
+        loop: bool = False,
     ) -> None:
         self.local = Local.of(mesh)
         self.specs = parameter_partitions(table, mesh, parallel.stage)
@@ -111,9 +117,7 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
-        # With an MLP in parts the loop does not gather: parts are chosen to save the memory that a block ahead takes.
-        loop = stage.gathered == "inside" and DATA in self.local.axes and parallel.overlap and mlp_parts == 1
-        self._blocks: Kind = "loop" if loop and overlaps_scatters(mesh.devices.flat[0]) else stage.gathered
+        self._blocks: Kind = "loop" if loop else stage.gathered
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)

@@ -8,8 +8,8 @@ kind     the value is gathered                       used at
 =======  ==========================================  ===================================================================
 ahead    already, ahead of the loss                  stages 0, 1 and 2; at stage 3 what `Weight.gathered` returns
 inside   inside the block, by `Weight.gathered`      stage 3
-loop     by the loop over depth, a block ahead of    stage 3 with `parallel.overlap`, the blocks' weights, where the
-         its use (`zero.depth`)                      compiler runs reduce-scatters beside compute
+loop     by the loop over depth, a block ahead of    stage 3, the blocks' weights, where that loop runs
+         its use (`zero.depth`)                      (`transformer.gathers_ahead`)
 parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
 =======  ==========================================  ===================================================================
 
