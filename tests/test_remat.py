@@ -19,8 +19,9 @@ from receipts_kept import Kept
 from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
 
 from gpt3_jax import model
-from gpt3_jax.config import ModelConfig, load_config
-from gpt3_jax.model.remat import KEPT, Remat
+from gpt3_jax.config import ModelConfig, load_config, replace
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.remat import KEPT, Names, Remat, policy
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import MeshShape
@@ -41,6 +42,15 @@ def test_the_ladder_is_what_a_configuration_may_say() -> None:
     assert (*LADDER, "offload") == get_args(Remat)
     kept = [set(KEPT[remat]) for remat in NAMED]
     assert all(more > less for more, less in itertools.pairwise(kept))
+
+
+def test_a_policy_that_does_not_exist_is_refused() -> None:
+    for unknown in ("dots", "minimla"):
+        for of in (policy, Names.of):
+            with pytest.raises(KeyError, match=unknown):
+                of(unknown)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"memory.remat is '{unknown}'; expected one of none, minimal, "):
+            replace(config(Cell(0, (1, 1, 1))), memory={"remat": unknown})
 
 
 # -- the same values -------------------------------------------------------------------------------------------------
@@ -102,7 +112,7 @@ def test_a_device_keeps_its_shard_of_each_named_value(cell: Cell) -> None:
     for remat in (*NAMED, "full"):
         found = of_step(cell._replace(remat=remat, dtype="bfloat16"))
         assert {aval.dtype.name for aval in found} == {"bfloat16"}
-        wanted = [share, *(size for name in KEPT.get(remat, ()) for size in sizes[name])]  # type: ignore[call-overload]
+        wanted = [share, *(size for name in KEPT[remat] for size in sizes[name])]  # type: ignore[index]
         assert sorted(math.prod(aval.shape[1:]) for aval in found) == sorted(wanted)
 
 

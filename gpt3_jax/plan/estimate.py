@@ -97,7 +97,7 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
         return _Alive(0, 0)
     if config.memory.remat != "none":
         # The block's input, and what has a name.
-        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT.get(config.memory.remat, ())))
+        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT[config.memory.remat]))
     # Whole: the gathered inputs of both halves. Split: hidden units before and after the activation, 16; queries, keys,
     # values and the heads' output for the attention's kernel, 8; that output for its projection, 2; the streams, 4.
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
