@@ -257,13 +257,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choices(self, "train")
-        for name in (
-            "tokens",
-            "batch_tokens",
-            "ramp_start_tokens",
-            "ramp_sizes",
-            "eval_tokens",
-        ):
+        for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_sizes", "eval_tokens"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "log_tokens", "eval_sequences"):
@@ -283,7 +277,11 @@ class MemoryConfig:
     """Trade-offs between memory and time. None of them changes a result by more than the rounding of sums."""
 
     remat: Literal["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"] = setting(
-        "full", was="train.remat", values_were=(("dots", "minimal"),), changes_run=False, changes_cost=True
+        "full",
+        was="train.remat",
+        values_were=(("dots", "minimal", "same results but for rounding, more memory than full"),),
+        changes_run=False,
+        changes_cost=True,
     )
     """What the backward pass recomputes, by less memory and more time. none: nothing; minimal: LayerNorms and GELUs;
     save_qkv_proj: the MLP's first matmul, too; save_attention: also queries, keys and values; full: each block from its
