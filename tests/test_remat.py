@@ -4,6 +4,7 @@ same. What it keeps is bf16, a device's own shard, and never a gathered weight."
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 from typing import Any, get_args
@@ -32,6 +33,8 @@ from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
+
+kernel = importlib.import_module("gpt3_jax.model.attention.cudnn")
 
 NAMED: tuple[Remat, ...] = ("minimal", "save_qkv_proj", "save_attention")
 LADDER = ("none", *NAMED, "full")
@@ -146,6 +149,32 @@ def test_the_attention_kernel_does_not_run_again(platform: str, remat: str) -> N
     statistics = [aval for aval in found if aval.dtype == jnp.float32]
     assert {math.prod(aval.shape) // aval.shape[0] for aval in statistics} == {2 * 2 * 1024}
     assert {aval.dtype.name for aval in found} == {"float32", "bfloat16"}
+
+
+def cudnn_attention(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is said when the kernel is traced, twice, for a policy that keeps its result."""
+    kernel._tell_if_renamed.cache_clear()
+    some = jax.ShapeDtypeStruct((2, 128, 2, 64), jnp.bfloat16)
+    for name in (None, "attention", "attention"):
+        jax.eval_shape(lambda q, k, v, name=name: kernel.cudnn(q, k, v, None, name), some, some, some)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_kernel_of_cudnn_that_no_policy_would_find_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    xla = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *qkv, **how: xla(*qkv, **how | {"implementation": "xla"})
+    )
+    (said,) = cudnn_attention(caplog)
+    assert "has no primitive dot_product_attention_fwd_wrapper" in said
+    kernel._tell_if_renamed.cache_clear()
+
+
+@NEEDS_GPU
+def test_this_jax_has_the_kernel_of_cudnn_that_policies_look_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert cudnn_attention(caplog) == []
 
 
 # -- what is sent again ----------------------------------------------------------------------------------------------

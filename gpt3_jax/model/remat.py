@@ -32,6 +32,10 @@ KEPT: dict[Remat, tuple[Name, ...]] = {
 }
 """What each policy keeps by name, beside the block's input. `none` keeps everything but weights, without names."""
 
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+"""JAX's primitive of cuDNN's attention, which is behind `jax.nn` and has no place for a name. It is no public name:
+`attention.cudnn` tells if it is gone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
@@ -75,5 +79,4 @@ def policy(remat: Remat) -> Callable[..., Any] | None:
 
 
 def _save_named(primitive: Any, *_: Any, **params: Any) -> bool:
-    # cuDNN's kernel, behind `jax.nn`, has no place for a name.
-    return primitive.name in ("name", "dot_product_attention_fwd_wrapper")
+    return primitive.name in ("name", CUDNN_FORWARD)
