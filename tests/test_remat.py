@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU
-from jaxprs import equations
+from jaxprs import dot_flops, equations
 from receipts_kept import KEPT as KEPT_PLANS
 from receipts_kept import Kept
 from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
@@ -117,6 +117,8 @@ def test_a_device_keeps_its_shard_of_each_named_value(cell: Cell) -> None:
         assert {aval.dtype.name for aval in found} == {"bfloat16"}
         wanted = [share, *(size for name in KEPT[remat] for size in sizes[name])]  # type: ignore[index]
         assert sorted(math.prod(aval.shape[1:]) for aval in found) == sorted(wanted)
+        by_estimate = estimate._kept(config(cell._replace(remat=remat)), gpu=True, pair=False).over(tensor)
+        assert by_estimate * tokens * settings.d_model == 2 * sum(wanted)
 
 
 def loss_program(platform: str, remat: Any) -> Any:
@@ -197,6 +199,26 @@ def test_tensor_shards_gather_again_and_scatter_only_with_full_remat() -> None:
 
 
 # -- memory and time ---------------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_each_step_of_the_ladder_takes_less_memory_and_more_work() -> None:
+    """As compiled and as traced. The estimate's extra work is that of the traced program."""
+    memory, work, estimated = [], [], []
+    for remat in LADDER:
+        settings = config(Cell(2, (2, 2, 2), remat=remat, dtype="bfloat16"))
+        mesh, shape = mesh_of(settings), MeshShape(2, 2, 2)
+        step = make_step(settings, mesh, 1)
+        inputs = abstract_state(settings, mesh), jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+        compiled: Any = jax.jit(step).lower(*inputs).compile().memory_analysis()
+        memory.append(compiled.temp_size_in_bytes)
+        work.append(dot_flops(step, *inputs))
+        settings = replace(settings, train={"batch_tokens": SEQUENCES * CONTEXT})
+        estimated.append(estimate.work(settings, shape, 1, "gpu", False).matmul_flops)
+    assert all(a > b for a, b in itertools.pairwise(memory)), memory
+    assert all(a < b for a, b in itertools.pairwise(work)), work
+    # But for attention, which runs again with full.
+    named = slice(1, 1 + len(NAMED))
+    assert np.diff(estimated[named]).tolist() == np.diff(work[named]).tolist()
 
 
 @pytest.mark.parametrize("kept", KEPT_PLANS, ids=lambda kept: kept.name)
