@@ -214,8 +214,13 @@ def test_a_policy_that_is_gone_is_taken_for_the_nearest_and_said(
             from_dict({"memory": {"remat": "dots"}}),
         ):
             assert read.memory.remat == "minimal"
-    (said,) = (record.getMessage() for record in caplog.records)
-    assert said == "memory.remat dots is no longer there; taking minimal, which computes the same"
+    said = [record.getMessage().partition(" is dots, ") for record in caplog.records]
+    options, file, record = (where for where, _, _ in said)
+    assert options == "--memory.remat" and record == "memory.remat in the saved configuration"
+    assert file.startswith("memory.remat in '") and file.endswith(".yaml'")
+    assert {what for _, _, what in said} == {
+        "which was removed; using minimal (same results but for rounding, more memory than full)"
+    }
 
 
 def test_the_ramps_sizes_were_called_stages(tmp_path: Path) -> None:

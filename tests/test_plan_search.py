@@ -235,7 +235,7 @@ def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     assert 0 < len(left) < len(everything)
     assert max(c.bytes for c in left) <= SLACK * half
     with pytest.raises(UserError, match="fits h100:1x8 by arithmetic"):
-        search(settings(), node(1000), 1, None)
+        search(settings(), node(1000), 1, None, 1e9)
 
 
 def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
@@ -282,7 +282,7 @@ def test_the_command_writes_the_best_or_says_that_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     file = tmp_path / "best.yaml"
-    found = search(settings(), node(), 2, None)
+    found = search(settings(), node(), 2, None, 1e9)
     assert found[0][0].config != found[1][0].config
     argv = ["--config", "tiny.yaml", "--topology", "h100:1x8", "--search", "--out", str(file)]
 
@@ -344,7 +344,7 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(searching, "OTHERS", 10)
     monkeypatch.setattr(searching, "_simplest_of", lambda *args: [])
     monkeypatch.setattr(searching, "_waiting_less", lambda *args: [])
-    found = search(base, node(), 2, None)
+    found = search(base, node(), 2, None, 1e9)
     remats = [c.config.memory.remat for c in compiled]
     assert remats[:2] == ["none", "none"]
     assert sorted(remats[2:]) == ["full", "minimal", "save_attention", "save_qkv_proj"]
@@ -355,12 +355,12 @@ def test_each_remat_that_leaves_room_is_compiled(monkeypatch: pytest.MonkeyPatch
 def test_a_search_that_finds_fewer_says_so(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     everything = candidates(settings(), node())
     monkeypatch.setattr(searching, "candidates", lambda config, topology: everything[:1])
-    assert len(search(settings(), node(), 2, None)) == 1
+    assert len(search(settings(), node(), 2, None, 1e9)) == 1
     assert "1 of the 2 wanted were found: there are no more to compile" in said[-1]
 
     monkeypatch.setattr(searching, "candidates", lambda config, topology: everything)
     monkeypatch.setattr(searching, "plan", refuse)
-    assert search(settings(), node(), 1, None) == []
+    assert search(settings(), node(), 1, None, 1e9) == []
     assert "0 of the 1 wanted were found: 4 of the fastest kinds were compiled" in said[-1]
 
 

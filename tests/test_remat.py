@@ -4,6 +4,7 @@ same. What it keeps is bf16, a device's own shard, and never a gathered weight."
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 from typing import Any, get_args
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU
-from jaxprs import equations
+from jaxprs import dot_flops, equations
 from receipts_kept import KEPT as KEPT_PLANS
 from receipts_kept import Kept
 from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
 
 from gpt3_jax import model
-from gpt3_jax.config import ModelConfig, load_config
-from gpt3_jax.model.remat import KEPT, Remat
+from gpt3_jax.config import ModelConfig, load_config, replace
+from gpt3_jax.errors import UserError
+from gpt3_jax.model.remat import KEPT, Names, Remat, policy
 from gpt3_jax.model.transformer import loss_sum, plain_weights
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import MeshShape
@@ -32,6 +34,8 @@ from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
 
+kernel = importlib.import_module("gpt3_jax.model.attention.cudnn")
+
 NAMED: tuple[Remat, ...] = ("minimal", "save_qkv_proj", "save_attention")
 LADDER = ("none", *NAMED, "full")
 """From the most memory to the least."""
@@ -41,6 +45,15 @@ def test_the_ladder_is_what_a_configuration_may_say() -> None:
     assert (*LADDER, "offload") == get_args(Remat)
     kept = [set(KEPT[remat]) for remat in NAMED]
     assert all(more > less for more, less in itertools.pairwise(kept))
+
+
+def test_a_policy_that_does_not_exist_is_refused() -> None:
+    for unknown in ("dots", "minimla"):
+        for of in (policy, Names.of):
+            with pytest.raises(KeyError, match=unknown):
+                of(unknown)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"memory.remat is '{unknown}'; expected one of none, minimal, "):
+            replace(config(Cell(0, (1, 1, 1))), memory={"remat": unknown})
 
 
 # -- the same values -------------------------------------------------------------------------------------------------
@@ -102,8 +115,10 @@ def test_a_device_keeps_its_shard_of_each_named_value(cell: Cell) -> None:
     for remat in (*NAMED, "full"):
         found = of_step(cell._replace(remat=remat, dtype="bfloat16"))
         assert {aval.dtype.name for aval in found} == {"bfloat16"}
-        wanted = [share, *(size for name in KEPT.get(remat, ()) for size in sizes[name])]  # type: ignore[call-overload]
+        wanted = [share, *(size for name in KEPT[remat] for size in sizes[name])]  # type: ignore[index]
         assert sorted(math.prod(aval.shape[1:]) for aval in found) == sorted(wanted)
+        by_estimate = estimate._kept(config(cell._replace(remat=remat)), gpu=True, pair=False).over(tensor)
+        assert by_estimate * tokens * settings.d_model == 2 * sum(wanted)
 
 
 def loss_program(platform: str, remat: Any) -> Any:
@@ -138,6 +153,32 @@ def test_the_attention_kernel_does_not_run_again(platform: str, remat: str) -> N
     assert {aval.dtype.name for aval in found} == {"float32", "bfloat16"}
 
 
+def cudnn_attention(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is said when the kernel is traced, twice, for a policy that keeps its result."""
+    kernel._tell_if_renamed.cache_clear()
+    some = jax.ShapeDtypeStruct((2, 128, 2, 64), jnp.bfloat16)
+    for name in (None, "attention", "attention"):
+        jax.eval_shape(lambda q, k, v, name=name: kernel.cudnn(q, k, v, None, name), some, some, some)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_kernel_of_cudnn_that_no_policy_would_find_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    xla = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *qkv, **how: xla(*qkv, **how | {"implementation": "xla"})
+    )
+    (said,) = cudnn_attention(caplog)
+    assert "has no primitive dot_product_attention_fwd_wrapper" in said
+    kernel._tell_if_renamed.cache_clear()
+
+
+@NEEDS_GPU
+def test_this_jax_has_the_kernel_of_cudnn_that_policies_look_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert cudnn_attention(caplog) == []
+
+
 # -- what is sent again ----------------------------------------------------------------------------------------------
 
 
@@ -158,6 +199,26 @@ def test_tensor_shards_gather_again_and_scatter_only_with_full_remat() -> None:
 
 
 # -- memory and time ---------------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_each_step_of_the_ladder_takes_less_memory_and_more_work() -> None:
+    """As compiled and as traced. The estimate's extra work is that of the traced program."""
+    memory, work, estimated = [], [], []
+    for remat in LADDER:
+        settings = config(Cell(2, (2, 2, 2), remat=remat, dtype="bfloat16"))
+        mesh, shape = mesh_of(settings), MeshShape(2, 2, 2)
+        step = make_step(settings, mesh, 1)
+        inputs = abstract_state(settings, mesh), jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+        compiled: Any = jax.jit(step).lower(*inputs).compile().memory_analysis()
+        memory.append(compiled.temp_size_in_bytes)
+        work.append(dot_flops(step, *inputs))
+        settings = replace(settings, train={"batch_tokens": SEQUENCES * CONTEXT})
+        estimated.append(estimate.work(settings, shape, 1, "gpu", False).matmul_flops)
+    assert all(a > b for a, b in itertools.pairwise(memory)), memory
+    assert all(a < b for a, b in itertools.pairwise(work)), work
+    # But for attention, which runs again with full.
+    named = slice(1, 1 + len(NAMED))
+    assert np.diff(estimated[named]).tolist() == np.diff(work[named]).tolist()
 
 
 @pytest.mark.parametrize("kept", KEPT_PLANS, ids=lambda kept: kept.name)

@@ -27,7 +27,10 @@ _log = logging.getLogger(__name__)
 
 _SECTIONS = sections(Config)
 _RENAMED = {meaning.was: f"{section}.{name}" for section, name, meaning in meanings(Config) if meaning.was}
-_FORMER = {f"{section}.{name}": dict(meaning.values_were) for section, name, meaning in meanings(Config)}
+_FORMER = {
+    f"{section}.{name}": {was: (present, differs) for was, present, differs in meaning.values_were}
+    for section, name, meaning in meanings(Config)
+}
 _Values = dict[str, dict[str, Any]]
 """Converted settings, by section and name."""
 
@@ -238,7 +241,7 @@ def _put(values: _Values, key: str, value: Any, naming: Naming, again: bool = Fa
     fields = values.setdefault(section, {})
     if name in fields and not again:
         raise UserError(f"{naming(f'{section}.{name}')} is also set by its earlier name; keep one of them")
-    fields[name] = convert(_present_value(f"{section}.{name}", value), hint, f"{section}.{name}", naming)
+    fields[name] = convert(_present_value(f"{section}.{name}", value, naming), hint, f"{section}.{name}", naming)
 
 
 def _present_name(key: str) -> str:
@@ -248,11 +251,11 @@ def _present_name(key: str) -> str:
     return _RENAMED[key]
 
 
-def _present_value(key: str, value: Any) -> Any:
-    present = _FORMER[key].get(value) if isinstance(value, str) else None
-    if present is None:
+def _present_value(key: str, value: Any, naming: Naming) -> Any:
+    if not isinstance(value, str) or value not in _FORMER[key]:
         return value
-    _tell_once(f"{key} {value} is no longer there; taking {present}, which computes the same")
+    present, differs = _FORMER[key][value]
+    _tell_once(f"{naming(key)} is {value}, which was removed; using {present} ({differs})")
     return present
 
 

@@ -10,25 +10,13 @@ The docstring below a field is its help text. `setting` records what the field m
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from typing import Any, Literal
+from typing import Literal
 
+from gpt3_jax.config.checks import require, require_choices, require_finite
 from gpt3_jax.config.paper import RAMP_TOKENS
 from gpt3_jax.config.setting import Paper, setting
-from gpt3_jax.errors import UserError
 from gpt3_jax.paths import local_path
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)
-
-
-def _require_finite(section: Any, prefix: str) -> None:
-    """Refuses infinity and NaN in a section constructed in Python. Files and options are checked when they are read."""
-    for name, value in vars(section).items():
-        _require(not isinstance(value, float) or math.isfinite(value), f"{prefix}.{name} is {value}; expected a number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +56,21 @@ class ModelConfig:
     loss and master weights are always fp32."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "model")
+        require_finite(self, "model")
+        require_choices(self, "model")
         for name in ("n_layers", "d_model", "n_heads", "n_ctx", "n_vocab", "band_width", "vocab_multiple"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name} is {value}; expected at least 1")
+            require(value >= 1, f"model.{name} is {value}; expected at least 1")
         for name in ("init_std", "position_init_std", "norm_eps"):
             value = getattr(self, name)
-            _require(value > 0, f"model.{name} is {value}; expected more than 0")
-        _require(
+            require(value > 0, f"model.{name} is {value}; expected more than 0")
+        require(
             self.d_model % self.n_heads == 0,
             f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}; "
             "choose heads that divide the width",
         )
-        _require(len(self.attention_pattern) > 0, "model.attention_pattern is empty; expected e.g. [dense, banded]")
-        _require(
+        require(len(self.attention_pattern) > 0, "model.attention_pattern is empty; expected e.g. [dense, banded]")
+        require(
             self.n_layers % len(self.attention_pattern) == 0,
             f"model.n_layers {self.n_layers} is not a multiple of the {len(self.attention_pattern)} entries of "
             f"model.attention_pattern {list(self.attention_pattern)}; change one of them",
@@ -131,26 +120,27 @@ class OptimizerConfig:
     """Global-norm clip of the gradients; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "optimizer")
-        _require(self.peak_lr > 0, f"optimizer.peak_lr is {self.peak_lr}; expected more than 0")
-        _require(self.warmup_tokens >= 0, f"optimizer.warmup_tokens is {self.warmup_tokens}; expected 0 or more")
-        _require(
+        require_finite(self, "optimizer")
+        require_choices(self, "optimizer")
+        require(self.peak_lr > 0, f"optimizer.peak_lr is {self.peak_lr}; expected more than 0")
+        require(self.warmup_tokens >= 0, f"optimizer.warmup_tokens is {self.warmup_tokens}; expected 0 or more")
+        require(
             self.decay_after_warmup or self.decay_tokens > self.warmup_tokens,
             f"optimizer.decay_tokens {self.decay_tokens} is not after optimizer.warmup_tokens "
             f"{self.warmup_tokens}; raise the one or lower the other",
         )
-        _require(self.decay_tokens > 0, f"optimizer.decay_tokens is {self.decay_tokens}; expected more than 0")
+        require(self.decay_tokens > 0, f"optimizer.decay_tokens is {self.decay_tokens}; expected more than 0")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name} is {value}; expected 0 <= {name} < 1")
-        _require(
+            require(0 <= value < 1, f"optimizer.{name} is {value}; expected 0 <= {name} < 1")
+        require(
             0 <= self.final_lr_fraction <= 1,
             f"optimizer.final_lr_fraction is {self.final_lr_fraction}; expected a fraction from 0 to 1",
         )
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name} is {value}; expected 0 or more")
-        _require(self.eps > 0, f"optimizer.eps is {self.eps}; expected more than 0")
+            require(value >= 0, f"optimizer.{name} is {value}; expected 0 or more")
+        require(self.eps > 0, f"optimizer.eps is {self.eps}; expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +163,11 @@ class ParallelConfig:
     traffic (parallel/README.md). false: neither. May change the order of sums, and nothing else in the result."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "parallel")
         for name in ("replica", "tensor"):
             value = getattr(self, name)
-            _require(value >= 1, f"parallel.{name} is {value}; expected at least 1")
-        _require(
+            require(value >= 1, f"parallel.{name} is {value}; expected at least 1")
+        require(
             self.data >= 1 or self.data == -1,
             f"parallel.data is {self.data}; expected at least 1, or -1 for all devices left",
         )
@@ -197,8 +188,9 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", local_path(self.path, "path of a source"))
-        _require_finite(self, f"source {self.path!r}")
-        _require(self.weight > 0, f"weight of source {self.path!r} is {self.weight}; expected more than 0")
+        require_finite(self, f"source {self.path!r}")
+        require_choices(self, f"source {self.path!r}")
+        require(self.weight > 0, f"weight of source {self.path!r} is {self.weight}; expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +215,10 @@ class DataConfig:
     """Batches to prefetch, in a thread."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "data")
         object.__setattr__(self, "tokenizer", local_path(self.tokenizer, "data.tokenizer"))
-        _require(0 <= self.seed < 2**63, f"data.seed is {self.seed}; expected 0 <= seed < 2**63")
-        _require(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; expected at least 1")
+        require(0 <= self.seed < 2**63, f"data.seed is {self.seed}; expected 0 <= seed < 2**63")
+        require(self.prefetch >= 1, f"data.prefetch is {self.prefetch}; expected at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,15 +257,16 @@ class TrainConfig:
     """Write TensorBoard events into the run folder, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "train")
         for name in ("tokens", "batch_tokens", "ramp_start_tokens", "ramp_sizes", "eval_tokens"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name} is {value}; expected at least 1")
+            require(value >= 1, f"train.{name} is {value}; expected at least 1")
         for name in ("ramp_tokens", "log_tokens", "eval_sequences"):
             value = getattr(self, name)
-            _require(value >= 0, f"train.{name} is {value}; expected 0 or more")
-        _require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; expected 0 <= seed < 2**32")
+            require(value >= 0, f"train.{name} is {value}; expected 0 or more")
+        require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; expected 0 <= seed < 2**32")
         object.__setattr__(self, "run_dir", local_path(self.run_dir, "train.run_dir"))
-        _require(
+        require(
             self.ramp_tokens == 0 or self.ramp_start_tokens <= self.batch_tokens,
             f"train.ramp_start_tokens {self.ramp_start_tokens} is above train.batch_tokens {self.batch_tokens}; "
             "lower it, or set train.ramp_tokens to 0",
@@ -284,7 +278,11 @@ class MemoryConfig:
     """Trade-offs between memory and time. None of them changes a result by more than the rounding of sums."""
 
     remat: Literal["none", "minimal", "save_qkv_proj", "save_attention", "full", "offload"] = setting(
-        "full", was="train.remat", values_were=(("dots", "minimal"),), changes_run=False, changes_cost=True
+        "full",
+        was="train.remat",
+        values_were=(("dots", "minimal", "same results but for rounding, more memory than full"),),
+        changes_run=False,
+        changes_cost=True,
     )
     """What the backward pass recomputes, by less memory and more time. none: nothing; minimal: LayerNorms and GELUs;
     save_qkv_proj: the MLP's first matmul, too; save_attention: also queries, keys and values; full: each block from its
@@ -303,12 +301,13 @@ class MemoryConfig:
     """Sequences per data shard and microbatch; 0: the whole batch at once, no accumulation."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "memory")
         for name in ("mlp_parts", "loss_chunk"):
             value = getattr(self, name)
-            _require(value >= 1, f"memory.{name} is {value}; expected at least 1")
+            require(value >= 1, f"memory.{name} is {value}; expected at least 1")
         for name in ("unroll", "microbatch"):
             value = getattr(self, name)
-            _require(value >= 0, f"memory.{name} is {value}; expected 0 or more")
+            require(value >= 0, f"memory.{name} is {value}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,11 +324,12 @@ class CheckpointConfig:
     """If a resumed run's configuration differs in a setting that changes the run: refuse, or use the new value."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "checkpoint")
         for name in ("every_tokens", "keep_last"):
             value = getattr(self, name)
-            _require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
+            require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
         kept = self.keep_every_tokens
-        _require(kept >= 0, f"checkpoint.keep_every_tokens is {kept}; expected 0 or more")
+        require(kept >= 0, f"checkpoint.keep_every_tokens is {kept}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,9 +353,9 @@ class EvalsConfig:
     def __post_init__(self) -> None:
         for name in ("every_tokens", "limit"):
             value = getattr(self, name)
-            _require(value >= 1, f"evals.{name} is {value}; expected at least 1")
-        _require(min(self.shots, default=0) >= 0, f"evals.shots has {min(self.shots, default=0)}; expected 0 or more")
-        _require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
+            require(value >= 1, f"evals.{name} is {value}; expected at least 1")
+        require(min(self.shots, default=0) >= 0, f"evals.shots has {min(self.shots, default=0)}; expected 0 or more")
+        require(bool(self.shots) or not self.tasks, "evals.shots is empty; expected at least one number, such as 0")
         for name in (each for each in ("words", "data") if getattr(self, each)):
             object.__setattr__(self, name, local_path(getattr(self, name), f"evals.{name}"))
 
@@ -374,12 +374,13 @@ class DistributedConfig:
     """Index of this process, from 0, in manual mode."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "distributed")
         if self.mode == "manual":
-            _require(
+            require(
                 re.fullmatch(r".+:\d+", self.coordinator) is not None,
                 f"distributed.coordinator is {self.coordinator!r}; expected HOST:PORT with distributed.mode manual",
             )
-            _require(
+            require(
                 0 <= self.process_id < self.processes,
                 f"distributed.process_id {self.process_id} is not within distributed.processes {self.processes}; "
                 "number the processes from 0",
@@ -387,7 +388,7 @@ class DistributedConfig:
         else:
             stray = [n for n, default in (("coordinator", ""), ("processes", 0), ("process_id", -1))
                      if getattr(self, n) != default]  # fmt: skip
-            _require(
+            require(
                 not stray,
                 f"distributed.{stray[0] if stray else ''} is set but distributed.mode is {self.mode!r}; "
                 "set distributed.mode to manual",
@@ -410,37 +411,37 @@ class Config:
 
     def __post_init__(self) -> None:
         ctx = self.model.n_ctx
-        _require(
+        require(
             self.train.batch_tokens % ctx == 0,
             f"train.batch_tokens {self.train.batch_tokens} is not a whole number of sequences of model.n_ctx {ctx}; "
             f"the nearest {'is' if self.train.batch_tokens < ctx else 'are'} "
             + (f"{self.train.batch_tokens // ctx * ctx} and " if self.train.batch_tokens >= ctx else "")
             + f"{(self.train.batch_tokens // ctx + 1) * ctx}",
         )
-        _require(
+        require(
             ctx % self.parallel.tensor == 0,
             f"model.n_ctx {ctx} is not divisible by parallel.tensor {self.parallel.tensor}; the residual stream is "
             "sharded along the sequence, choose a tensor axis that divides it",
         )
-        _require(
+        require(
             self.model.n_heads % self.parallel.tensor == 0,
             f"model.n_heads {self.model.n_heads} is not divisible by parallel.tensor {self.parallel.tensor}; "
             "choose a tensor axis that divides the heads",
         )
         # XLA recognises the copies to the host in a rolled loop over depth. In an unrolled one it keeps the block
         # inputs on the device, or fails to compile.
-        _require(
+        require(
             self.memory.remat != "offload" or self.memory.unroll <= 1,
             f"memory.remat is offload with memory.unroll {self.memory.unroll}; set memory.unroll to 1: offload needs a "
             "loop over depth that is not unrolled",
         )
-        _require(
+        require(
             self.memory.remat != "offload" or self.model.n_layers > len(self.model.attention_pattern),
             f"memory.remat is offload with model.n_layers {self.model.n_layers}; expected more than the "
             f"{len(self.model.attention_pattern)} of model.attention_pattern, else there is no loop over depth; set "
             "memory.remat to full",
         )
-        _require(
+        require(
             self.memory.mlp_parts == 1 or (self.parallel.stage == 3 and self.memory.remat in ("full", "offload")),
             f"memory.mlp_parts is {self.memory.mlp_parts} with parallel.stage {self.parallel.stage} and memory.remat "
             f"{self.memory.remat}; expected 1 there: only stage 3 with remat full or offload gathers an MLP's weights "

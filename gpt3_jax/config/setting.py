@@ -33,7 +33,7 @@ class Meaning:
     changes_run: bool = True
     changes_cost: bool = False
     was: str = ""
-    values_were: tuple[tuple[str, str], ...] = ()
+    values_were: tuple[tuple[str, str, str], ...] = ()
 
 
 def setting(
@@ -43,7 +43,7 @@ def setting(
     changes_run: bool = True,
     changes_cost: bool = False,
     was: str = "",
-    values_were: tuple[tuple[str, str], ...] = (),
+    values_were: tuple[tuple[str, str, str], ...] = (),
 ) -> T:
     """Declares a field of a section and what it means to the rest of the project.
 
@@ -56,7 +56,8 @@ def setting(
         changes_cost: whether a different value changes the memory, traffic or time of the compiled step. Receipts
             list these settings. They show the model's shape, the mesh and the batch separately.
         was: its dotted name in earlier versions, which is still read.
-        values_were: values of earlier versions, which are still read, each with the present one that it is taken for.
+        values_were: values of earlier versions, which are still read, each with the present one that is used in its
+            place and what differs by it.
     """
     meaning = Meaning(paper, changes_run, changes_cost, was, values_were)
     return dataclasses.field(default=default, metadata={"meaning": meaning})  # type: ignore[return-value]

@@ -23,12 +23,18 @@ each row of scores. residual: the stream after attention. qkv_proj: queries, key
 units in front of the activation."""
 
 KEPT: dict[Remat, tuple[Name, ...]] = {
+    "none": (),
     "minimal": ("attention", "residual", "qkv_proj", "mlp_up"),
     "save_qkv_proj": ("attention", "residual", "qkv_proj"),
     "save_attention": ("attention", "residual"),
+    "full": (),
     "offload": ("block_input",),
 }
-"""What each policy keeps by name, beside the block's input. `none` keeps everything but weights, and `full` nothing."""
+"""What each policy keeps by name, beside the block's input. `none` keeps everything but weights, without names."""
+
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+"""JAX's primitive of cuDNN's attention, which is behind `jax.nn` and has no place for a name. It is no public name:
+`attention.cudnn` tells if it is gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Names:
 
     @classmethod
     def of(cls, remat: Remat) -> Names:
-        return cls(KEPT.get(remat, ()))
+        return cls(KEPT[remat])
 
     def get(self, name: Name) -> str | None:
         """The name if the policy keeps it."""
@@ -55,7 +61,11 @@ UNNAMED = Names()
 
 
 def policy(remat: Remat) -> Callable[..., Any] | None:
-    """The policy for `jax.checkpoint`. None: keep nothing."""
+    """The policy for `jax.checkpoint`. None: keep nothing.
+
+    Raises:
+        KeyError: there is no such policy.
+    """
     if remat == "none":
         return save_all_but_weights
     if remat == "offload":
@@ -65,9 +75,8 @@ def policy(remat: Remat) -> Callable[..., Any] | None:
             offload_src="device",
             offload_dst="pinned_host",
         )
-    return _save_named if remat in KEPT else None
+    return _save_named if KEPT[remat] else None
 
 
 def _save_named(primitive: Any, *_: Any, **params: Any) -> bool:
-    # cuDNN's kernel, behind `jax.nn`, has no place for a name.
-    return primitive.name in ("name", "dot_product_attention_fwd_wrapper")
+    return primitive.name in ("name", CUDNN_FORWARD)

@@ -88,7 +88,9 @@ _NAMED: Mapping[Name, float] = MappingProxyType(
     {"block_input": 0, "attention": 2, "residual": 2, "qkv_proj": 6, "mlp_up": 8}
 )
 """Bytes of what a policy keeps by name, as the split ones of `_Alive`. The input of a block is there anyway; the
-log-sum-exp of each row of scores is left out."""
+log-sum-exp of each row of scores is left out. So is a TPU's padding of narrow heads (`_padding`): no program that keeps
+attention or qkv_proj by name was compiled for a TPU with heads narrower than 128. If such a program pads them, heads of
+64 take up to twice these two figures. A search learns that when it compiles."""
 
 
 def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
@@ -97,7 +99,7 @@ def _kept(config: Config, gpu: bool, pair: bool) -> _Alive:
         return _Alive(0, 0)
     if config.memory.remat != "none":
         # The block's input, and what has a name.
-        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT.get(config.memory.remat, ())))
+        return _Alive(0, 2 + sum(_NAMED[name] for name in KEPT[config.memory.remat]))
     # Whole: the gathered inputs of both halves. Split: hidden units before and after the activation, 16; queries, keys,
     # values and the heads' output for the attention's kernel, 8; that output for its projection, 2; the streams, 4.
     return _Alive(4, 16 + 8 * (1.0 if gpu else _padding(config)) + 2 + 4)
@@ -199,9 +201,11 @@ _MOVED = {
 }
 _MOVED_WEIGHTS = {"on chip": 4, "tpu": 5, "gpu": 23}
 """What compiled programs move through memory outside their matmuls, in bytes for each token, layer and unit of D, and
-for each weight and microbatch: medians over 33 programs for GPUs, 50 for TPUs whose hidden units fit on the chip, and
-19 where they do not. `elementwise` is the least that it could be, 136 where a block is computed again and 96 elsewhere.
-What is kept is copied into stacks of all layers and out of them: hence more is moved where less is computed again."""
+for each weight and microbatch. Those of full and none are medians over 33 programs for GPUs, 50 for TPUs whose hidden
+units fit on the chip, and 19 where they do not, compiled before policies had names. Of the named policies no such
+record is kept: their figures lie between. They order a search, which compiles what it recommends. `elementwise` is the
+least that it could be, 136 where a block is computed again and 96 elsewhere. What is kept is copied into stacks of all
+layers and out of them: hence more is moved where less is computed again."""
 
 
 _AGAIN: Mapping[str, int] = MappingProxyType(
