@@ -63,6 +63,16 @@ def test_the_loop_changes_nothing(cell: Cell) -> None:
     assert_the_loop_changes_nothing(cell)
 
 
+def test_blocks_of_one_kind_get_the_same_gradients_in_the_loop() -> None:
+    case = changed(model__attention_pattern=DENSE)
+    mesh = mesh_of(case)
+    rows = on_mesh(batch(0), mesh)
+    want = jax.device_get(make_step(case, mesh)(place(case, mesh), rows))
+    with in_loop():
+        found = make_step(case, mesh)(place(case, mesh), rows)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), want)
+
+
 def test_evaluation_in_the_loop_gives_the_same_sum() -> None:
     settings = config(CELL)
     mesh = mesh_of(settings)
