@@ -54,7 +54,6 @@ KEPT = (
     Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8"),
     Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
-    Kept(("gpt3-175b", "mesh-h100-64x8"), "h100:64x8"),
     Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ("--memory.remat", "offload"), "offload"),
 )
 """Those of the shipped configurations are made by their searches too (shipped_configs.py)."""

@@ -67,7 +67,8 @@ def test_what_does_not_ship_does_not_fit(mesh: str, size: str) -> None:
 def test_the_file_is_what_the_search_wrote(mesh: str, size: str) -> None:
     found, kept = best(mesh, size), receipt(mesh, size)
     text = (config_dir() / mesh / f"{size}.yaml").read_text()
-    assert text == settings_text(found.settings, kept, command(mesh, size))
+    options = " ".join(f"--{name} {value}" for name, value in found.settings.items())
+    assert text == settings_text(found.settings, kept, command(mesh, size, options))
     config = load_config([size, mesh])
     for key, value in found.settings.items():
         section, _, name = key.partition(".")
