@@ -267,22 +267,28 @@ def _of_other_remats(
 def _waiting_less(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, and of
-    each other stage, the fastest that leaves room, if it is faster than the best if it waits for nothing."""
+    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, of each
+    other stage on its mesh, and of each other remat on any mesh that was compiled, the fastest that leaves room, if it
+    is faster than the best if it waits for nothing."""
     assert topology.usable is not None
     if not confirmed:
         return []
     (best, receipt), *_ = best_first(confirmed)
-    beyond = step_time(receipt) / NEAR
+    beyond = step_time(receipt)
     roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds < beyond]
     tensors = {c.mesh.tensor for c, _ in confirmed}
     stages = {c.config.parallel.stage for c, _ in confirmed if c.mesh == best.mesh}
+    remats: dict[MeshShape, set[str]] = {}
+    for candidate, _ in confirmed:
+        remats.setdefault(candidate.mesh, set()).add(candidate.config.memory.remat)
     fastest: dict[str, Candidate] = {}
     for candidate in roomy:
         if candidate.mesh.tensor not in tensors:
             fastest.setdefault(f"tensor {candidate.mesh.tensor}", candidate)
         elif candidate.mesh == best.mesh and candidate.config.parallel.stage not in stages:
             fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
+        elif candidate.config.memory.remat not in remats.get(candidate.mesh, {candidate.config.memory.remat}):
+            fastest.setdefault(f"{candidate.mesh} {candidate.config.memory.remat}", candidate)
     return list(fastest.values())
 
 
