@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -11,6 +13,9 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module imports JAX."""
+    # A shell starts what it puts into the background deaf to Ctrl-C, and so would be what the tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Nothing of the user's: tests that mean to have compiled programs kept say where.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
     if config.getoption("markexpr") == "gpu":
@@ -51,9 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_there_is_stays() -> None:
-    """No garbage collection looks again through what was imported and traced before: reading a checkpoint asks for
-    several."""
+def only_modules_stay() -> None:
+    """Drops the programs of the test file before, as a process ends (segmentation fault, in the compiler) once they
+    fill the 65,530 memory mappings that Linux allows it: hundreds for each. Nor does any garbage collection look again
+    through what was imported before: reading a checkpoint asks for several."""
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
     gc.collect()
     gc.freeze()
 
