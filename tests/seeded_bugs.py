@@ -292,6 +292,7 @@ BUGS = (
         "places = {id(value): _Missing(i) for i, value in enumerate(values)}",
         "places: dict[int, Any] = {}",
         ("test_depth", "test_no_block_keeps_gathered_weights", ()),
+        refused="keeps copies of weights of shapes",
     ),
     Bug(
         "the loop over depth stacks copies of weights without a word",
