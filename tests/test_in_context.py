@@ -9,6 +9,7 @@ import string
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,21 +20,25 @@ from gpt3_jax.data.in_context import documents as docs
 from gpt3_jax.data.in_context import shards
 from gpt3_jax.data.in_context.documents import Base, Function, Table, Words, documents, draw_rule
 from gpt3_jax.data.in_context.words import (
+    Split,
     Step,
     WordRule,
+    compositions,
     draw_composed,
     draw_words,
-    is_held_out_rule,
-    is_held_out_word,
+    rule_split,
     single_rules,
+    word_split,
 )
 from gpt3_jax.data.shards import ShardSource
 from gpt3_jax.data.tokenizer import ByteTokenizer
-from gpt3_jax.evals.in_context import GROUPS, SHOTS, Item, draw_items, evaluate, prompt, with_shuffled_examples
+from gpt3_jax.errors import UserError
+from gpt3_jax.evals.in_context import GROUPS, SHOTS, Group, Item, draw_items, evaluate, prompt, with_shuffled_examples
 from gpt3_jax.evals.requests import Continuation, Score
 
 ABC = string.ascii_lowercase
 COUNT, LENGTH = 1500, 319
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def by_hand(step: Step, word: str) -> str:
@@ -43,26 +48,31 @@ def by_hand(step: Step, word: str) -> str:
     match step.kind:
         case "reverse":
             letters.reverse()
-        case "cycle-left":
+        case "cycle-left" if letters:
             letters.append(letters.pop(0))
-        case "cycle-right":
+        case "cycle-right" if letters:
             letters.insert(0, letters.pop())
-        case "swap-ends":
+        case "swap-ends" if letters:
             letters[0], letters[-1] = letters[-1], letters[0]
         case "swap-first" if len(letters) > 1:
             letters[0], letters[1] = letters[1], letters[0]
         case "swap-last" if len(letters) > 1:
             letters[-1], letters[-2] = letters[-2], letters[-1]
+        case "swap-halves":
+            for _ in range((len(word) + 1) // 2):
+                letters.append(letters.pop(0))
         case "cut-first":
-            del letters[0]
+            del letters[:1]
         case "cut-last":
-            del letters[-1]
+            del letters[-1:]
+        case "cut-ends":
+            del letters[-1:], letters[:1]
         case "double":
             letters.extend(word)
         case "double-first":
-            letters.insert(0, letters[0])
+            letters[:0] = letters[:1]
         case "double-last":
-            letters.append(letters[-1])
+            letters += letters[-1:]
         case "shift":
             letters = [forward[c] for c in letters]
         case "add-front":
@@ -70,7 +80,7 @@ def by_hand(step: Step, word: str) -> str:
         case "add-back":
             letters.append(step.letter)
         case _:
-            assert len(letters) < 2 and step.kind.startswith("swap"), step
+            assert len(letters) < 2 and step.kind.startswith(("swap", "cycle")), step
     return "".join(letters)
 
 
@@ -82,7 +92,8 @@ def training_text() -> tuple[str, ...]:
 def examples(document: str) -> list[tuple[str, str]]:
     """Its whole examples: the last line is cut."""
     lines = document.split("\n")[:-1]
-    return [(question, answer) for question, _, answer in (line.partition("=") for line in lines if "=" in line)]
+    parts = (line.partition("=") for line in lines if "=" in line)
+    return [(question, answer.rstrip(" ")) for question, _, answer in parts]
 
 
 def test_the_text_is_a_function_of_the_seed() -> None:
@@ -96,70 +107,76 @@ def test_the_text_is_a_function_of_the_seed() -> None:
 def test_every_answer_is_right_by_another_computation() -> None:
     rng = np.random.default_rng(5)
     seen = set()
-    for rule in (*single_rules(), *(draw_composed(rng, held_out) for held_out in (False, True) for _ in range(300))):
-        for question, answer in Words(rule).examples(rng, 5, held_out=bool(rng.integers(2))):
+    for rule in (*single_rules(), *(draw_composed(rng, split) for split in SPLITS for _ in range(200))):
+        for question, answer in Words(rule).examples(rng, 5, SPLITS[rng.integers(3)]):
             expected = question
             for step in rule.steps:
                 expected = by_hand(step, expected)
                 seen.add(step.kind)
             assert answer == expected, (rule.instruction, question)
-    assert len(seen) == 14
+    assert len(seen) == 16
     for times, plus in itertools.product(range(1, 4), range(10)):
-        for question, answer in Function(times, plus).examples(rng, 20, held_out=True):
+        for question, answer in Function(times, plus).examples(rng, 20, "test"):
             assert [(int(a) - times * int(q) - plus) % 10 for q, a in zip(question, answer, strict=True)] == [0, 0]
     for base in docs.BASES:
-        for question, answer in Base(base).examples(rng, 50, held_out=True):
+        for question, answer in Base(base).examples(rng, 50, "test"):
             assert int(answer, base) == sum(map(int, question.split("+"))) and (answer == "0" or answer[0] != "0")
-    table = draw_rule(rng, "table", held_out=True)
+    table = draw_rule(rng, "table", "test")
     assert isinstance(table, Table)
-    assert set(table.examples(rng, 200, held_out=True)) == set(table.entries)
+    assert set(table.examples(rng, 200, "test")) == set(table.entries)
     assert len(dict(table.entries)) == len(table.entries) >= 2
 
 
 def test_no_word_of_the_training_text_is_held_out() -> None:
     words = {part for document in training_text() for pair in examples(document) for part in pair if part.isalpha()}
     words = {word for word in words if len(word) == 4}
-    assert len(words) > 10_000 and not [word for word in words if is_held_out_word(word)]
-    held_out = draw_words(np.random.default_rng(0), 1000, held_out=True)
-    assert all(map(is_held_out_word, held_out)) and not words & set(held_out)
+    assert len(words) > 10_000 and {word_split(word) for word in words} == {"training"}
+    for split in SPLITS[1:]:
+        held_out = draw_words(np.random.default_rng(0), 1000, split)
+        assert {word_split(word) for word in held_out} == {split} and not words & set(held_out)
+        assert all(len(set(word)) == len(word) == 4 for word in held_out)
 
 
 def test_no_rule_of_the_training_text_is_held_out() -> None:
-    """Read from the text itself: no document's examples agree with any held-out composition."""
-    rng = np.random.default_rng(1)
-    held_out = {rule.behaviour: rule for rule in (draw_composed(rng, held_out=True) for _ in range(3000))}
-    assert len(held_out) > 200
-    assert all(is_held_out_rule(rule) for rule in held_out.values())
-    # Distinct letters, so that what is true of a word's places is true of the rule.
-    agreeing = []
+    """Read from the text itself: what a document's examples do to the places of a word is no held-out composition."""
+    held_out: dict[Split, set[str]] = {
+        split: {rules[0]("0123") for rules in compositions(split)} for split in ("validation", "test")
+    }
+    assert len(held_out["validation"]) > 50 and len(held_out["test"]) > 100
+    assert not held_out["validation"] & held_out["test"]
+    trained = set()
     for document in training_text():
         pairs = [(q, a) for q, a in examples(document) if q.isalpha() and len(q) == 4]
-        if len(pairs) < 12:
-            continue
-        for rule in held_out.values():
-            if _same_but_for_added_letters(rule, pairs):
-                agreeing.append((document, rule.instruction))
-    assert not agreeing
-    bases = {rule.base for rule in (draw_rule(rng, "base", False) for _ in range(200)) if isinstance(rule, Base)}
-    assert bases == set(docs.BASES) - set(docs.HELD_OUT_BASES)
-    functions = {draw_rule(rng, "function", held_out) for held_out in (True, False) for _ in range(300)}
-    kept = {draw_rule(rng, "function", False) for _ in range(300)}
-    assert {f for f in functions if isinstance(f, Function) and f.held_out}.isdisjoint(kept) and len(functions) == 30
+        if len(pairs) >= 12 and (effect := _effect(pairs)):
+            trained.add(effect)
+    assert len(trained) > 300
+    assert not trained & (held_out["validation"] | held_out["test"])
+    assert trained <= {rules[0]("0123") for rules in compositions("training")} | {
+        WordRule(tuple(Step(s.kind, s.amount, s.letter and "*") for s in rule.steps))("0123")
+        for rule in single_rules()
+        if rule.steps[0].kind != "shift"
+    }
 
 
-def _same_but_for_added_letters(rule: WordRule, pairs: list[tuple[str, str]]) -> bool:
-    blank = WordRule(tuple(Step(step.kind, step.amount, step.letter and "*") for step in rule.steps))
-    added: dict[int, set[str]] = {}
-    for question, answer in pairs:
-        pattern = blank(question)
-        if len(pattern) != len(answer):
-            return False
-        for place, (mine, theirs) in enumerate(zip(pattern, answer, strict=True)):
-            if mine == "*":
-                added.setdefault(place - (len(pattern) if place > len(pattern) // 2 else 0), set()).add(theirs)
-            elif mine != theirs:
-                return False
-    return all(len(letters) == 1 for letters in added.values())
+def _effect(pairs: list[tuple[str, str]]) -> str:
+    """Where each letter of the answers comes from: a place in the question, or * if it is one and the same letter.
+    Empty if there is a letter that is neither."""
+    effect = ""
+    for place in range(len(pairs[0][1])):
+        letters = [answer[place] for _, answer in pairs]
+        places = [i for i in range(4) if all(q[i] == letter for (q, _), letter in zip(pairs, letters, strict=True))]
+        if not places and len(set(letters)) > 1:
+            return ""
+        effect += str(places[0]) if places else "*"
+    return effect
+
+
+@pytest.mark.parametrize("kind", ["function", "base"])
+def test_functions_and_bases_are_of_one_split(kind: docs.Kind) -> None:
+    rng = np.random.default_rng(1)
+    drawn = [{draw_rule(rng, kind, split) for _ in range(300)} for split in SPLITS]
+    assert all(drawn) and sum(map(len, drawn)) == len(set.union(*drawn)) == (30 if kind == "function" else 7)
+    assert len(drawn[0]) >= 4
 
 
 def test_rules_that_do_the_same_are_one_rule() -> None:
@@ -169,16 +186,17 @@ def test_rules_that_do_the_same_are_one_rule() -> None:
     assert rule("reverse", "cut-first").behaviour == rule("cut-last", "reverse").behaviour
     assert rule("reverse", "reverse", "double").behaviour == rule("double").behaviour
     assert rule("cut-first").behaviour != rule("cut-last").behaviour
-    assert not is_held_out_rule(rule("reverse", "reverse"))
+    assert rule_split(rule("reverse", "reverse")) == "training"
     other = WordRule((Step("add-front", letter="z"),))
     assert other.behaviour == rule("add-front").behaviour
 
 
-def test_there_are_thousands_of_rules() -> None:
+def test_there_are_thousands_of_compositions() -> None:
     rng = np.random.default_rng(2)
-    rules = [draw_composed(rng, held_out=False) for _ in range(8000)]
+    rules = [draw_composed(rng, "training") for _ in range(8000)]
     assert len({(rule("abcd"), rule("wxyz")) for rule in rules}) > 2000
-    assert len({rule.behaviour for rule in rules}) > 800
+    assert len({rule.behaviour for rule in rules}) == len(compositions("training")) > 400
+    assert all(1 <= len(rule("abcd")) <= 6 for rule in rules)
 
 
 @pytest.mark.parametrize("kind", docs.KINDS)
@@ -186,16 +204,16 @@ def test_an_instruction_says_the_rule_and_no_answer(kind: docs.Kind) -> None:
     """It stays the same whatever the question, and a table's has none of its entries."""
     rng = np.random.default_rng(6)
     for _ in range(40):
-        rule = draw_rule(rng, kind, held_out=False)
+        rule = draw_rule(rng, kind, "training")
         before = rule.instruction
-        asked = rule.examples(rng, 20, held_out=True)
+        asked = rule.examples(rng, 20, "test")
         assert rule.instruction == before
         said = set(before.replace(",", "").split())
         # Short answers may be a parameter of the rule, such as the base or the letter that is added.
         assert not said & (
             {answer for _, answer in asked if len(answer) > 2 or kind == "table"} - {"cut", "put", "the"}
         )
-    tables = {draw_rule(rng, "table", held_out=True).instruction for _ in range(10)}
+    tables = {draw_rule(rng, "table", "test").instruction for _ in range(10)}
     assert len(tables) == 1
 
 
@@ -207,22 +225,49 @@ def test_items_hold_no_example_of_their_own_question() -> None:
             assert len(item.examples) == max(SHOTS)
             assert group.kind == "table" or item.question not in dict(item.examples)
             if group.kind in ("single", "composed"):
-                assert all(is_held_out_word(word) for word in (item.question, *dict(item.examples)))
+                assert {word_split(word) for word in (item.question, *dict(item.examples))} == {"test"}
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_recipes_are_compared_on_other_items_than_are_reported(group: Group) -> None:
+    validation, test = (draw_items(group, 100, 1, split) for split in ("validation", "test"))
+    assert not set(validation) & set(test)
+
+
+def test_recipes_are_compared_on_other_words_and_rules_than_are_reported() -> None:
+    group = next(group for group in GROUPS if group.name == "composed-held-out")
+    asked, rules = [], []
+    for split in ("validation", "test"):
+        items = draw_items(group, 200, seed=1, split=split)
+        asked.append({word for item in items for word in (item.question, *dict(item.examples))})
+        rules.append({item.instruction for item in items})
+    assert not asked[0] & asked[1] and not rules[0] & rules[1]
+    assert draw_items(group, 200, seed=1) == items
 
 
 def test_a_prompt_is_how_a_document_begins() -> None:
     item = Item("reverse", (("abc", "cba"), ("kqw", "wqk")), "xyz", "zyx")
     assert prompt(item, 0, instructed=False) == "xyz="
-    assert prompt(item, 2, instructed=True) == "reverse\nabc=cba\nkqw=wqk\nxyz="
+    assert prompt(item, 2, instructed=True) == "reverse    \nabc=cba    \nkqw=wqk    \nxyz="
 
 
-def test_shuffled_examples_are_of_other_rules() -> None:
-    drawn = draw_items(GROUPS[0], 40, seed=3)
-    owner = {example: item.instruction for item in drawn for example in item.examples}
+def test_every_line_is_as_wide() -> None:
+    """So that in every document a column means the same."""
+    assert docs.WIDTH == 12
+    for document in training_text():
+        assert all(len(line) == docs.WIDTH - 1 for line in document.split("\n")[:-1] if "=" in line)
+        assert {place % docs.WIDTH for place, letter in enumerate(document) if letter == "\n"} == {docs.WIDTH - 1}
+
+
+@pytest.mark.parametrize("group", GROUPS[:3], ids=lambda group: group.name)
+def test_shuffled_examples_are_of_other_rules(group: Group) -> None:
+    drawn = draw_items(group, 150, seed=3)
+    owner = {example: item.effect for item in drawn for example in item.examples}
+    assert len({item.instruction for item in drawn}) > len(set(owner.values())) > 10
     for item, mixed in zip(drawn, with_shuffled_examples(drawn), strict=True):
         assert (mixed.question, mixed.answer) == (item.question, item.answer)
         assert len(mixed.examples) == len(item.examples)
-        assert all(owner[example] != item.instruction for example in mixed.examples)
+        assert all(owner[example] != item.effect for example in mixed.examples)
 
 
 class Knows:
@@ -231,7 +276,7 @@ class Knows:
     def __init__(self, start: str) -> None:
         self._start = start
         self.tokenizer = ByteTokenizer()
-        self.config = ModelConfig(n_ctx=60)
+        self.config = ModelConfig(n_ctx=96)
         self.asked: list[Continuation] = []
 
     def answer(self, requests: Sequence[Continuation]) -> Iterator[tuple[int, Score]]:
@@ -244,25 +289,25 @@ class Knows:
 def test_accuracies_count_what_was_right_in_each_form() -> None:
     """The answers come in any order; a prompt too long loses its first examples, never its question."""
     group = next(group for group in GROUPS if group.kind == "table")
-    engine = Knows("look up the letter\n")
+    engine = Knows("look up the letter ")
     found = evaluate(engine, [group], 5, seed=4)  # type: ignore[arg-type]
     assert {(each.instructed, each.shuffled, each.shots) for each in found} == {
         *((instructed, False, shots) for instructed in (False, True) for shots in SHOTS),
     }
     assert all(each.right == (5 if each.instructed else 0) for each in found)
     longest = max(engine.asked, key=lambda each: len(each.context))
-    assert len(longest.context + longest.continuation) <= 60
-    # a line is 5 bytes, the heading 19, the question 2, the answer 3: seven examples fit, and eleven without a heading
+    assert len(longest.context + longest.continuation) == 96
+    # the heading has two of the eight lines, the question one: five examples fit, and seven without a heading
     assert {(each.instructed, each.shots): each.dropped for each in found} == {
-        (instructed, shots): 5 * max(0, shots - (7 if instructed else 11))
+        (instructed, shots): 5 * max(0, shots - (5 if instructed else 7))
         for instructed in (False, True)
         for shots in SHOTS
     }
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_documents_begin_with_the_instruction_or_an_example(held_out: bool) -> None:
-    text = list(documents(8, 300, 200, held_out))
+@pytest.mark.parametrize("split", SPLITS)
+def test_documents_begin_with_the_instruction_or_an_example(split: Split) -> None:
+    text = list(documents(8, 300, 200, split))
     heads = [document.split("\n", 1)[0] for document in text]
     share = sum("=" not in head for head in heads) / len(heads)
     assert abs(share - docs.INSTRUCTED) < 0.1
@@ -293,6 +338,9 @@ def test_a_training_sequence_is_a_document(tmp_path: Path, monkeypatch: pytest.M
     assert [bytes(row[:-1].tolist()).decode() for row in tokens] == list(documents(3, 20, 127))
     before = source.fingerprint
     shards.prepare(tmp_path, seed=3, n_ctx=128)
+    assert ShardSource(tmp_path / "train").fingerprint == before
+    with pytest.raises(UserError, match="began on other text"):
+        shards.prepare(tmp_path, seed=4, n_ctx=128, begun=True)
     assert ShardSource(tmp_path / "train").fingerprint == before
     shards.prepare(tmp_path, seed=4, n_ctx=128)
     assert ShardSource(tmp_path / "train").fingerprint != before
