@@ -196,7 +196,9 @@ def test_there_are_thousands_of_compositions() -> None:
     rules = [draw_composed(rng, "training") for _ in range(8000)]
     assert len({(rule("abcd"), rule("wxyz")) for rule in rules}) > 2000
     assert len({rule.behaviour for rule in rules}) == len(compositions("training")) > 400
-    assert all(1 <= len(rule("abcd")) <= 6 for rule in rules)
+    for split in SPLITS:
+        for rules in compositions(split):
+            assert all(len(rule("0123")) <= 6 and set(rule("0123")) & set("0123") for rule in rules)
 
 
 @pytest.mark.parametrize("kind", docs.KINDS)

@@ -8,7 +8,7 @@ from gpt3_jax.data import made_text
 from gpt3_jax.data.in_context.documents import documents
 from gpt3_jax.data.in_context.words import Split
 
-DOCUMENTS = 65_536
+DOCUMENTS = 40_000
 """Documents of the training text. A run that is longer reads it several times."""
 HELD_OUT_DOCUMENTS = 512
 VERSION = 3

@@ -147,13 +147,14 @@ def _single_behaviours() -> frozenset[str]:
 
 @cache
 def compositions(split: Split) -> tuple[tuple[WordRule, ...], ...]:
-    """The compositions of one split that do what no single step does, and give one to LONGEST letters: those that do
-    the same together, with a placeholder for each letter that they add."""
+    """The compositions of one split that do what no single step does, keep a letter of the word, and give at most
+    LONGEST letters: those that do the same together, with a placeholder for each letter that they add."""
     alike: dict[str, list[WordRule]] = {}
     for count in STEPS:
         for kinds in itertools.product(_COMPOSED, repeat=count):
             rule = WordRule(tuple(Step(kind, letter=_COMPOSED[kind].letters and _ANY_LETTER) for kind in kinds))
-            if 1 <= len(rule(_PROBES[0])) <= LONGEST:
+            answer = rule(_PROBES[0])
+            if len(answer) <= LONGEST and set(answer) & set(_PROBES[0]):
                 alike.setdefault(rule.behaviour, []).append(rule)
     return tuple(
         tuple(rules)
