@@ -197,8 +197,8 @@ def test_there_are_thousands_of_compositions() -> None:
     assert len({(rule("abcd"), rule("wxyz")) for rule in rules}) > 2000
     assert len({rule.behaviour for rule in rules}) == len(compositions("training")) > 400
     for split in SPLITS:
-        for rules in compositions(split):
-            assert all(len(rule("0123")) <= 6 and set(rule("0123")) & set("0123") for rule in rules)
+        for alike in compositions(split):
+            assert all(len(rule("0123")) <= 6 and set(rule("0123")) & set("0123") for rule in alike)
 
 
 @pytest.mark.parametrize("kind", docs.KINDS)
