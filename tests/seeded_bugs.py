@@ -1250,8 +1250,8 @@ BUGS = (
     Bug(
         "what a recipe is chosen by is what it is reported on",
         "data/in_context/words.py",
-        "and rule_split(rules[0]) == split",
-        'and (rule_split(rules[0]) == "training") == (split == "training")',
+        "and rule_split(rule) == split",
+        'and (rule_split(rule) == "training") == (split == "training")',
         ("test_in_context", "test_no_rule_of_the_training_text_is_held_out", ()),
     ),
     Bug(

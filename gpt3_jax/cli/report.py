@@ -308,6 +308,7 @@ def _zero(args: argparse.Namespace) -> int:
 
 
 def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
+    from gpt3_jax.data.in_context.words import Split
     from gpt3_jax.plan.picture import check_picture
     from gpt3_jax.reports import in_context, in_context_picture
 
@@ -324,7 +325,7 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
         for size in args.sizes or ["middle"]
     ]
     out.mkdir(parents=True, exist_ok=True)
-    split = args.split or "test"
+    split: Split = args.split or "test"
     name = "in_context" if split == "test" else f"in_context-{split}"
     table, picture = out / f"{name}.csv", str(out / f"{name}.svg")
     check_picture(picture)

@@ -118,8 +118,8 @@ def prompt(item: Item, shots: int, instructed: bool) -> str:
 def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int, split: Split = "test") -> list[Accuracy]:
     """Accuracies with and without the instruction for each K, and without it on shuffled examples.
 
-    An answer is right if greedy decoding gives exactly it and the rest of the line, which is empty. It does so if each
-    of these tokens is the likeliest one after those before it, so one forward pass tells.
+    An answer is right if greedy decoding gives exactly it and the end of the line. It does so if each of its tokens is
+    the likeliest one after those before it, so one forward pass tells.
 
     Args:
         engine: where a prompt and its answer are longer than the model's context, the first examples are left out.
@@ -166,7 +166,7 @@ def _by_form(forms: list[tuple[Group, bool, bool, int]]) -> dict[tuple[Group, bo
 
 
 def _request(tokenizer: Tokenizer, item: Item, shots: int, instructed: bool, n_ctx: int) -> tuple[Continuation, int]:
-    answer = answered(item.question, item.answer)
+    answer = answered(item.answer)
     for left_out in range(shots + 1):
         kept = dataclasses.replace(item, examples=item.examples[left_out:])
         context = prompt(kept, shots - left_out, instructed)

@@ -32,9 +32,9 @@ from gpt3_jax.train.setup import check
 
 CONFIG = "in-context"
 SIZES: dict[str, tuple[str, ...]] = {
-    "small": ("--model.d_model", "32", "--model.n_heads", "2"),
+    "small": ("--model.d_model", "48", "--model.n_heads", "2"),
     "middle": (),
-    "large": ("--model.d_model", "128", "--model.n_heads", "8"),
+    "large": ("--model.d_model", "192", "--model.n_heads", "8"),
 }
 """Sizes of the model, as overrides of the configuration."""
 ITEMS = 200

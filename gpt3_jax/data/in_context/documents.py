@@ -1,8 +1,5 @@
 """Documents that are examples of one rule, which can only be known from the examples or from an instruction above them:
-"swap the ends", "qwri=iwrq", "abel=lbea", each on a line of its own.
-
-Lines are filled up with spaces to one width, so that a column means the same in every document.
-"""
+"swap the ends", "qwr=rwq", "abel=lbea", each on a line of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from gpt3_jax.data.in_context.words import (
-    LENGTH,
     LETTERS,
-    LONGEST,
     Split,
     WordRule,
     draw_composed,
@@ -27,17 +22,14 @@ from gpt3_jax.data.in_context.words import (
 
 Kind = Literal["single", "composed", "table", "function", "base"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: dict[Kind, float] = {"single": 0.25, "composed": 0.6, "table": 0.09, "function": 0.03, "base": 0.03}
+SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "function": 0.04, "base": 0.04}
 """Share of the training documents of each kind."""
-INSTRUCTED = 0.15
+INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
-WIDTH = LENGTH + len("=") + LONGEST + len("\n")
-"""Characters of a line."""
 BASES: dict[int, Split] = {
-    4: "training",
     5: "training",
-    6: "test",
-    7: "validation",
+    6: "validation",
+    7: "training",
     8: "training",
     9: "test",
     10: "training",
@@ -77,8 +69,8 @@ class Function:
 
     @property
     def split(self) -> Split:
-        held_out: dict[int, Split] = {0: "test", 1: "validation"}
-        return held_out.get((3 * self.times + self.plus) % 5, "training")
+        held_out: dict[int, Split] = {0: "validation", 5: "test"}
+        return held_out.get((3 * self.times + self.plus) % 10, "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +139,8 @@ def draw_rule(rng: np.random.Generator, kind: Kind, split: Split) -> Rule:
 
 
 def heading(instruction: str) -> str:
-    """What a document begins with: nothing, or an instruction of one or more lines."""
-    lines = -(-len(f"{instruction}\n") // WIDTH)
-    return f"{instruction:{lines * WIDTH - 1}}\n" if instruction else ""
+    """What a document begins with."""
+    return f"{instruction}\n" if instruction else ""
 
 
 def asked(question: str) -> str:
@@ -157,14 +148,14 @@ def asked(question: str) -> str:
     return f"{question}="
 
 
-def answered(question: str, answer: str) -> str:
+def answered(answer: str) -> str:
     """The rest of the line."""
-    return f"{answer:{WIDTH - len(asked(question)) - 1}}\n"
+    return f"{answer}\n"
 
 
 def line(question: str, answer: str) -> str:
     """An example as a document shows it."""
-    return asked(question) + answered(question, answer)
+    return asked(question) + answered(answer)
 
 
 def documents(seed: int, count: int, length: int, split: Split = "training") -> Iterator[str]:
