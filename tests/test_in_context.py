@@ -9,31 +9,36 @@ import string
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from gpt3_jax.cli.main import main
 from gpt3_jax.config import ModelConfig
+from gpt3_jax.data import made_text
 from gpt3_jax.data.in_context import documents as docs
 from gpt3_jax.data.in_context import shards
 from gpt3_jax.data.in_context.documents import Base, Function, Table, Words, documents, draw_rule
 from gpt3_jax.data.in_context.words import (
+    Split,
     Step,
     WordRule,
     draw_composed,
     draw_words,
-    is_held_out_rule,
-    is_held_out_word,
+    rule_split,
     single_rules,
+    word_split,
 )
 from gpt3_jax.data.shards import ShardSource
 from gpt3_jax.data.tokenizer import ByteTokenizer
+from gpt3_jax.errors import UserError
 from gpt3_jax.evals.in_context import GROUPS, SHOTS, Item, draw_items, evaluate, prompt, with_shuffled_examples
 from gpt3_jax.evals.requests import Continuation, Score
 
 ABC = string.ascii_lowercase
 COUNT, LENGTH = 1500, 319
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def by_hand(step: Step, word: str) -> str:
@@ -96,8 +101,8 @@ def test_the_text_is_a_function_of_the_seed() -> None:
 def test_every_answer_is_right_by_another_computation() -> None:
     rng = np.random.default_rng(5)
     seen = set()
-    for rule in (*single_rules(), *(draw_composed(rng, held_out) for held_out in (False, True) for _ in range(300))):
-        for question, answer in Words(rule).examples(rng, 5, held_out=bool(rng.integers(2))):
+    for rule in (*single_rules(), *(draw_composed(rng, split) for split in SPLITS for _ in range(200))):
+        for question, answer in Words(rule).examples(rng, 5, SPLITS[rng.integers(3)]):
             expected = question
             for step in rule.steps:
                 expected = by_hand(step, expected)
@@ -105,31 +110,36 @@ def test_every_answer_is_right_by_another_computation() -> None:
             assert answer == expected, (rule.instruction, question)
     assert len(seen) == 14
     for times, plus in itertools.product(range(1, 4), range(10)):
-        for question, answer in Function(times, plus).examples(rng, 20, held_out=True):
+        for question, answer in Function(times, plus).examples(rng, 20, "test"):
             assert [(int(a) - times * int(q) - plus) % 10 for q, a in zip(question, answer, strict=True)] == [0, 0]
     for base in docs.BASES:
-        for question, answer in Base(base).examples(rng, 50, held_out=True):
+        for question, answer in Base(base).examples(rng, 50, "test"):
             assert int(answer, base) == sum(map(int, question.split("+"))) and (answer == "0" or answer[0] != "0")
-    table = draw_rule(rng, "table", held_out=True)
+    table = draw_rule(rng, "table", "test")
     assert isinstance(table, Table)
-    assert set(table.examples(rng, 200, held_out=True)) == set(table.entries)
+    assert set(table.examples(rng, 200, "test")) == set(table.entries)
     assert len(dict(table.entries)) == len(table.entries) >= 2
 
 
 def test_no_word_of_the_training_text_is_held_out() -> None:
     words = {part for document in training_text() for pair in examples(document) for part in pair if part.isalpha()}
     words = {word for word in words if len(word) == 4}
-    assert len(words) > 10_000 and not [word for word in words if is_held_out_word(word)]
-    held_out = draw_words(np.random.default_rng(0), 1000, held_out=True)
-    assert all(map(is_held_out_word, held_out)) and not words & set(held_out)
+    assert len(words) > 10_000 and {word_split(word) for word in words} == {"training"}
+    for split in SPLITS[1:]:
+        held_out = draw_words(np.random.default_rng(0), 1000, split)
+        assert {word_split(word) for word in held_out} == {split} and not words & set(held_out)
 
 
 def test_no_rule_of_the_training_text_is_held_out() -> None:
     """Read from the text itself: no document's examples agree with any held-out composition."""
     rng = np.random.default_rng(1)
-    held_out = {rule.behaviour: rule for rule in (draw_composed(rng, held_out=True) for _ in range(3000))}
-    assert len(held_out) > 200
-    assert all(is_held_out_rule(rule) for rule in held_out.values())
+    held_out: dict[str, WordRule] = {}
+    least: dict[Split, int] = {"validation": 70, "test": 120}
+    for split in least:
+        drawn = {rule.behaviour: rule for rule in (draw_composed(rng, split) for _ in range(2000))}
+        assert len(drawn) > least[split] and not set(drawn) & set(held_out)
+        assert all(rule_split(rule) == split for rule in drawn.values())
+        held_out |= drawn
     # Distinct letters, so that what is true of a word's places is true of the rule.
     agreeing = []
     for document in training_text():
@@ -140,11 +150,14 @@ def test_no_rule_of_the_training_text_is_held_out() -> None:
             if _same_but_for_added_letters(rule, pairs):
                 agreeing.append((document, rule.instruction))
     assert not agreeing
-    bases = {rule.base for rule in (draw_rule(rng, "base", False) for _ in range(200)) if isinstance(rule, Base)}
-    assert bases == set(docs.BASES) - set(docs.HELD_OUT_BASES)
-    functions = {draw_rule(rng, "function", held_out) for held_out in (True, False) for _ in range(300)}
-    kept = {draw_rule(rng, "function", False) for _ in range(300)}
-    assert {f for f in functions if isinstance(f, Function) and f.held_out}.isdisjoint(kept) and len(functions) == 30
+
+
+@pytest.mark.parametrize("kind", ["function", "base"])
+def test_functions_and_bases_are_of_one_split(kind: docs.Kind) -> None:
+    rng = np.random.default_rng(1)
+    drawn = [{draw_rule(rng, kind, split) for _ in range(300)} for split in SPLITS]
+    assert all(drawn) and sum(map(len, drawn)) == len(set.union(*drawn)) == (30 if kind == "function" else 6)
+    assert len(drawn[0]) >= 4
 
 
 def _same_but_for_added_letters(rule: WordRule, pairs: list[tuple[str, str]]) -> bool:
@@ -169,16 +182,16 @@ def test_rules_that_do_the_same_are_one_rule() -> None:
     assert rule("reverse", "cut-first").behaviour == rule("cut-last", "reverse").behaviour
     assert rule("reverse", "reverse", "double").behaviour == rule("double").behaviour
     assert rule("cut-first").behaviour != rule("cut-last").behaviour
-    assert not is_held_out_rule(rule("reverse", "reverse"))
+    assert rule_split(rule("reverse", "reverse")) == "training"
     other = WordRule((Step("add-front", letter="z"),))
     assert other.behaviour == rule("add-front").behaviour
 
 
 def test_there_are_thousands_of_rules() -> None:
     rng = np.random.default_rng(2)
-    rules = [draw_composed(rng, held_out=False) for _ in range(8000)]
+    rules = [draw_composed(rng, "training") for _ in range(8000)]
     assert len({(rule("abcd"), rule("wxyz")) for rule in rules}) > 2000
-    assert len({rule.behaviour for rule in rules}) > 800
+    assert len({rule.behaviour for rule in rules}) > 700
 
 
 @pytest.mark.parametrize("kind", docs.KINDS)
@@ -186,16 +199,16 @@ def test_an_instruction_says_the_rule_and_no_answer(kind: docs.Kind) -> None:
     """It stays the same whatever the question, and a table's has none of its entries."""
     rng = np.random.default_rng(6)
     for _ in range(40):
-        rule = draw_rule(rng, kind, held_out=False)
+        rule = draw_rule(rng, kind, "training")
         before = rule.instruction
-        asked = rule.examples(rng, 20, held_out=True)
+        asked = rule.examples(rng, 20, "test")
         assert rule.instruction == before
         said = set(before.replace(",", "").split())
         # Short answers may be a parameter of the rule, such as the base or the letter that is added.
         assert not said & (
             {answer for _, answer in asked if len(answer) > 2 or kind == "table"} - {"cut", "put", "the"}
         )
-    tables = {draw_rule(rng, "table", held_out=True).instruction for _ in range(10)}
+    tables = {draw_rule(rng, "table", "test").instruction for _ in range(10)}
     assert len(tables) == 1
 
 
@@ -207,7 +220,25 @@ def test_items_hold_no_example_of_their_own_question() -> None:
             assert len(item.examples) == max(SHOTS)
             assert group.kind == "table" or item.question not in dict(item.examples)
             if group.kind in ("single", "composed"):
-                assert all(is_held_out_word(word) for word in (item.question, *dict(item.examples)))
+                assert {word_split(word) for word in (item.question, *dict(item.examples))} == {"test"}
+
+
+@pytest.mark.parametrize("name", [group.name for group in GROUPS])
+def test_recipes_are_compared_on_other_items_than_are_reported(name: str) -> None:
+    group = next(group for group in GROUPS if group.name == name)
+    validation, test = (draw_items(group, 100, 1, split) for split in ("validation", "test"))
+    assert not set(validation) & set(test)
+
+
+def test_recipes_are_compared_on_other_words_and_rules_than_are_reported() -> None:
+    group = next(group for group in GROUPS if group.name == "composed-held-out")
+    asked, rules = [], []
+    for split in ("validation", "test"):
+        items = draw_items(group, 200, seed=1, split=split)
+        asked.append({word for item in items for word in (item.question, *dict(item.examples))})
+        rules.append({item.instruction for item in items})
+    assert not asked[0] & asked[1] and not rules[0] & rules[1]
+    assert draw_items(group, 200, seed=1) == items
 
 
 def test_a_prompt_is_how_a_document_begins() -> None:
@@ -216,13 +247,16 @@ def test_a_prompt_is_how_a_document_begins() -> None:
     assert prompt(item, 2, instructed=True) == "reverse\nabc=cba\nkqw=wqk\nxyz="
 
 
-def test_shuffled_examples_are_of_other_rules() -> None:
-    drawn = draw_items(GROUPS[0], 40, seed=3)
-    owner = {example: item.instruction for item in drawn for example in item.examples}
+@pytest.mark.parametrize("name", ["single", "composed", "composed-held-out"])
+def test_shuffled_examples_are_of_other_rules(name: str) -> None:
+    group = next(group for group in GROUPS if group.name == name)
+    drawn = draw_items(group, 300, seed=3)
+    owner = {example: item.effect for item in drawn for example in item.examples}
+    assert len({item.instruction for item in drawn}) > len(set(owner.values())) > 10
     for item, mixed in zip(drawn, with_shuffled_examples(drawn), strict=True):
         assert (mixed.question, mixed.answer) == (item.question, item.answer)
         assert len(mixed.examples) == len(item.examples)
-        assert all(owner[example] != item.instruction for example in mixed.examples)
+        assert all(owner[example] != item.effect for example in mixed.examples)
 
 
 class Knows:
@@ -260,9 +294,9 @@ def test_accuracies_count_what_was_right_in_each_form() -> None:
     }
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_documents_begin_with_the_instruction_or_an_example(held_out: bool) -> None:
-    text = list(documents(8, 300, 200, held_out))
+@pytest.mark.parametrize("split", SPLITS)
+def test_documents_begin_with_the_instruction_or_an_example(split: Split) -> None:
+    text = list(documents(8, 300, 200, split))
     heads = [document.split("\n", 1)[0] for document in text]
     share = sum("=" not in head for head in heads) / len(heads)
     assert abs(share - docs.INSTRUCTED) < 0.1
@@ -298,6 +332,17 @@ def test_a_training_sequence_is_a_document(tmp_path: Path, monkeypatch: pytest.M
     assert ShardSource(tmp_path / "train").fingerprint != before
 
 
+def test_the_text_of_a_run_that_has_begun_is_kept(tmp_path: Path) -> None:
+    said = []
+    for seed in (3, 4, 3):
+        try:
+            made_text.ensure(tmp_path / "run" / "data" / "train", {"seed": seed}, [b"a=b\n" * seed], begun=True)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) == 1 and f"{tmp_path / 'run'} began on other text" in said[0]
+    assert ShardSource(tmp_path / "run" / "data" / "train").n_tokens == 4 * 3 + 1
+
+
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, line in (
         (["--seeds", "0"], "--seeds is 0; expected at least 1"),
@@ -316,16 +361,19 @@ def test_the_command_trains_evaluates_and_draws(
     monkeypatch.setattr(shards, "DOCUMENTS", 64)
     monkeypatch.setattr(shards, "HELD_OUT_DOCUMENTS", 8)
     pytest.importorskip("matplotlib")
-    argv = ["report", "in-context", "--out", str(tmp_path), "--items", "3"]
+    argv = ["report", "in-context", "--out", str(tmp_path), "--items", "3", "--split", "validation"]
     argv += [part for each in TINY for part in ("--set", *each.split(" "))]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    lines = (tmp_path / "in_context.csv").read_text().splitlines()
+    # Figures of the other split, which are in in_context.csv, stay.
+    lines = (tmp_path / "in_context-validation.csv").read_text().splitlines()
     assert lines[0].startswith("# gpt3-jax report in-context --out ")
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    forms = 2 * len(SHOTS) + len(SHOTS) - 1
-    # All tables have one instruction, so none of their examples are of other rules.
-    assert len(rows) == len(GROUPS) * forms - (len(SHOTS) - 1)
+    shuffled = [row["group"] for row in rows if row["shuffled"] == "1"]
+    assert len(rows) - len(shuffled) == len(GROUPS) * 2 * len(SHOTS)
+    # All tables have one instruction, and one base is held out in a split: no examples of theirs are of other rules.
+    assert shuffled.count("single") == len(SHOTS) - 1 and not {"table-held-out", "base-held-out"} & set(shuffled)
+    assert {row["split"] for row in rows} == {"validation"} and not (tmp_path / "in_context.csv").exists()
     assert {row["items"] for row in rows} == {"3"} and {row["tokens"] for row in rows} == {"2048"}
     assert all(group.name in printed for group in GROUPS)
-    assert (tmp_path / "in_context.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "in_context-validation.svg").read_text().startswith("<?xml")

@@ -38,7 +38,7 @@ _OPTIONS = {
     "remat": ("topology", "model", "no_cache", "json"),
     "compare": ("folders", "json"),
     "compute": ("folders", "picture", "json"),
-    "in-context": ("out", "sizes", "seeds", "items", "set", "json"),
+    "in-context": ("out", "sizes", "seeds", "items", "split", "set", "json"),
 }
 """The options of each report."""
 
@@ -134,6 +134,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", help="for in-context: seeds 0 to N - 1 (default: 1)")
     parser.add_argument(
         "--items", type=int, metavar="N", help="for in-context: questions of each kind of rule (default: 200)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        help="for in-context: words and rules to measure on. Choose settings by validation (default: test)",
     )
     parser.add_argument(
         "--set",
@@ -303,6 +308,7 @@ def _zero(args: argparse.Namespace) -> int:
 
 
 def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
+    from gpt3_jax.data.in_context.words import Split
     from gpt3_jax.plan.picture import check_picture
     from gpt3_jax.reports import in_context, in_context_picture
 
@@ -319,14 +325,15 @@ def _in_context(args: argparse.Namespace, argv: list[str]) -> int:
         for size in args.sizes or ["middle"]
     ]
     out.mkdir(parents=True, exist_ok=True)
-    picture = str(out / "in_context.svg")
+    split: Split = args.split or "test"
+    name = "in_context" if split == "test" else f"in_context-{split}"
+    table, picture = out / f"{name}.csv", str(out / f"{name}.svg")
     check_picture(picture)
-    rows = [row for size, config in runs for row in in_context.measure(size, config, items)]
-    text = in_context.to_csv(rows, in_context.notes(argv))
-    (out / "in_context.csv").write_text(text, encoding="utf-8")
+    rows = [row for size, config in runs for row in in_context.measure(size, config, items, split)]
+    table.write_text(in_context.to_csv(rows, in_context.notes(argv)), encoding="utf-8")
     in_context_picture.draw(rows, picture)
     print(json.dumps([vars(row) for row in rows], indent=1) if args.json else in_context.table(rows))
-    log.info(f"wrote {out / 'in_context.csv'} and {picture}")
+    log.info(f"wrote {table} and {picture}")
     return 0
 
 

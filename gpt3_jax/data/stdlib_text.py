@@ -53,7 +53,7 @@ class StdlibText:
     heldout_files: int
 
 
-def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText:
+def prepare(folder: str | Path, library: str | Path | None = None, begun: bool = False) -> StdlibText:
     """Writes FOLDER/train and FOLDER/heldout, or reuses them if they are intact and hold the same text.
 
     A document is a file, without its name. About 4 % of the text, chosen by a hash of each file's name, is held out.
@@ -61,9 +61,10 @@ def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText
     Args:
       folder: where to write the shards. Several processes may prepare it at once.
       library: root of the library; None: that of the running interpreter.
+      begun: whether a run has begun on the text that is there, which is not replaced then.
 
     Raises:
-      UserError: the interpreter came without its library's source.
+      UserError: the interpreter came without its library's source; a run has begun on other text.
       RunError: the folder cannot be written.
     """
     root = Path(library) if library is not None else Path(sysconfig.get_paths()["stdlib"])
@@ -71,7 +72,7 @@ def prepare(folder: str | Path, library: str | Path | None = None) -> StdlibText
     folder = Path(folder)
     for name, files in (("train", train), ("heldout", heldout)):
         recipe = {"text_sha256": _text_sha256(files), "files": len(files)}
-        made_text.ensure(folder / name, recipe, files.values())
+        made_text.ensure(folder / name, recipe, files.values(), begun)
     return StdlibText(
         train=SourceConfig(path=str(folder / "train")),
         heldout=SourceConfig(path=str(folder / "heldout")),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
-from gpt3_jax.data.in_context.documents import Example, Kind, draw_rule, heading, line
+from gpt3_jax.data.in_context.documents import Example, Kind, Words, answered, asked, draw_rule, heading, line
+from gpt3_jax.data.in_context.words import Split
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.engine import Engine
@@ -56,6 +58,8 @@ class Item:
     examples: tuple[Example, ...]
     question: str
     answer: str
+    effect: str = ""
+    """The same for items of rules that do the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,31 +78,32 @@ class Accuracy:
     """Examples left out, over all items, because the context could not hold them."""
 
 
-def draw_items(group: Group, count: int, seed: int) -> list[Item]:
-    """`count` items, as a function of the arguments. No example has the item's question, but in a look-up, where only
-    an example can say the answer."""
-    rng = np.random.default_rng(seed)
+def draw_items(group: Group, count: int, seed: int, split: Split = "test") -> list[Item]:
+    """`count` items, as a function of the arguments, with words and held-out rules of the split. No example has
+    the item's question, but in a look-up, where only an example can say the answer."""
+    rng = np.random.default_rng((seed, get_args(Split).index(split)))
     items = []
     for _ in range(count):
-        rule = draw_rule(rng, group.kind, group.held_out)
-        question, answer = rule.examples(rng, 1, held_out=True)[0]
+        rule = draw_rule(rng, group.kind, split if group.held_out else "training")
+        question, answer = rule.examples(rng, 1, split)[0]
         examples: list[Example] = []
         while len(examples) < max(SHOTS):
-            drawn = rule.examples(rng, max(SHOTS), held_out=True)
+            drawn = rule.examples(rng, max(SHOTS), split)
             examples += [each for each in drawn if group.kind == "table" or each[0] != question]
-        items.append(Item(rule.instruction, tuple(examples[: max(SHOTS)]), question, answer))
+        effect = rule.effect if isinstance(rule, Words) else rule.instruction
+        items.append(Item(rule.instruction, tuple(examples[: max(SHOTS)]), question, answer, effect))
     return items
 
 
 def with_shuffled_examples(items: Sequence[Item]) -> list[Item]:
     """The same questions, with examples of other items whose rules are others. What a model then does better than with
-    no example is not due to the rule. Empty if all items have the same instruction."""
-    if len({item.instruction for item in items}) < 2:
+    no example is not due to the rule. Empty if all items have the same rule."""
+    if len({item.effect for item in items}) < 2:
         return []
     mixed = []
     for number, item in enumerate(items):
         others = (other for other in itertools.cycle([*items[number + 1 :], *items[:number]]))
-        others = (other for other in others if other.instruction != item.instruction)
+        others = (other for other in others if other.effect != item.effect)
         examples = tuple(next(others).examples[k] for k in range(len(item.examples)))
         mixed.append(dataclasses.replace(item, examples=examples))
     return mixed
@@ -107,10 +112,10 @@ def with_shuffled_examples(items: Sequence[Item]) -> list[Item]:
 def prompt(item: Item, shots: int, instructed: bool) -> str:
     """The prompt, up to the answer."""
     text = heading(item.instruction if instructed else "")
-    return text + "".join(itertools.starmap(line, item.examples[:shots])) + line(item.question, "")[:-1]
+    return text + "".join(itertools.starmap(line, item.examples[:shots])) + asked(item.question)
 
 
-def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int) -> list[Accuracy]:
+def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int, split: Split = "test") -> list[Accuracy]:
     """Accuracies with and without the instruction for each K, and without it on shuffled examples.
 
     An answer is right if greedy decoding gives exactly it and the end of the line. It does so if each of its tokens is
@@ -120,12 +125,13 @@ def evaluate(engine: Engine, groups: Sequence[Group], count: int, seed: int) -> 
         engine: where a prompt and its answer are longer than the model's context, the first examples are left out.
         count: items of a group.
         seed: of the items.
+        split: of the items' words and held-out rules. Compare recipes by "validation".
     """
     forms: list[tuple[Group, bool, bool, int]] = []
     requests: list[Request] = []
     dropped: list[int] = []
     for group in groups:
-        plain = draw_items(group, count, seed)
+        plain = draw_items(group, count, seed, split)
         for instructed, shuffled in ((False, False), (True, False), (False, True)):
             for shots in SHOTS if not shuffled else [k for k in SHOTS if k]:
                 for item in with_shuffled_examples(plain) if shuffled else plain:
@@ -160,7 +166,7 @@ def _by_form(forms: list[tuple[Group, bool, bool, int]]) -> dict[tuple[Group, bo
 
 
 def _request(tokenizer: Tokenizer, item: Item, shots: int, instructed: bool, n_ctx: int) -> tuple[Continuation, int]:
-    answer = f"{item.answer}\n"
+    answer = answered(item.answer)
     for left_out in range(shots + 1):
         kept = dataclasses.replace(item, examples=item.examples[left_out:])
         context = prompt(kept, shots - left_out, instructed)

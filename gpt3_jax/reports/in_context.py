@@ -19,6 +19,7 @@ from gpt3_jax import __version__
 from gpt3_jax.cluster.log import log
 from gpt3_jax.cluster.start import start
 from gpt3_jax.config import Config, load_config
+from gpt3_jax.data.in_context.words import Split
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.engine import Engine
 from gpt3_jax.evals.in_context import GROUPS, Accuracy, evaluate
@@ -47,6 +48,7 @@ class Row(Accuracy):
 
     size: str
     seed: int
+    split: Split
     parameters: int
     tokens: int
     train_seconds: int
@@ -60,11 +62,12 @@ def config_of(size: str, seed: int, out: Path, overrides: Sequence[str] = ()) ->
     return load_config([CONFIG], [*SIZES[size], *overrides, *seeds, *run_dir])
 
 
-def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
+def measure(size: str, config: Config, count: int = ITEMS, split: Split = "test") -> list[Row]:
     """Trains a model, or finishes its training, or finds it trained; then evaluates it.
 
     Args:
         count: items of each group.
+        split: of their words and held-out rules.
 
     Raises:
         UserError: the run folder holds another configuration.
@@ -79,13 +82,14 @@ def measure(size: str, config: Config, count: int = ITEMS) -> list[Row]:
     folder = Path(config.train.run_dir)
     log.info(f"evaluating {folder}")
     engine = Engine.of(load_model(folder))
-    found = evaluate(engine, GROUPS, count, ITEM_SEED)
+    found = evaluate(engine, GROUPS, count, ITEM_SEED, split)
     seconds, parameters = round(train_seconds(folder / METRICS_FILE)), count_params(config.model)
     return [
         Row(
             **dataclasses.asdict(each),
             size=size,
             seed=config.train.seed,
+            split=split,
             parameters=parameters,
             tokens=result.tokens,
             train_seconds=seconds,
@@ -110,7 +114,7 @@ def to_csv(rows: Iterable[Row], notes: Sequence[str]) -> str:
     """The rows as CSV, under lines of notes that begin with #."""
     text = io.StringIO()
     text.writelines(f"# {note}\n" for note in notes)
-    names = ["size", "seed", "parameters", "tokens", "train_seconds"]
+    names = ["size", "seed", "split", "parameters", "tokens", "train_seconds"]
     names += [field.name for field in dataclasses.fields(Accuracy)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

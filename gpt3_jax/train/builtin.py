@@ -13,6 +13,7 @@ from gpt3_jax.config import Config, SourceConfig, replace
 from gpt3_jax.data import stdlib_text
 from gpt3_jax.data.in_context import shards
 from gpt3_jax.errors import UserError
+from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 from gpt3_jax.train.loop import Result
 
 
@@ -34,19 +35,21 @@ def prepare(config: Config) -> Builtin:
     """Writes the text's token shards into the run folder, or finds them there. Call after `setup.check`.
 
     Raises:
-        UserError: an invalid configuration; sources for only one of training and evaluation.
+        UserError: an invalid configuration; sources for only one of training and evaluation; the run has begun on other
+            text.
         RunError: the run folder cannot be written.
     """
     if config.data.eval:
         raise UserError("data.eval is set but data.train is empty; set both, or neither for the quickstart's text")
     run_dir = Path(config.train.run_dir)
     require_shared(run_dir)
+    begun = any((run_dir / CHECKPOINTS).glob("*"))
     compressors: dict[str, float] = {}
     what = "the quickstart's text" if config.data.builtin == "stdlib" else "examples of rules"
     with together(f"writing {what}"):
         # another process's library may be a different patch version: each would replace the other's shards
         if is_lead() and config.data.builtin == "stdlib":
-            text = stdlib_text.prepare(run_dir / "data")
+            text = stdlib_text.prepare(run_dir / "data", begun=begun)
             log.info(
                 f"text: the Python standard library on this machine, {text.train_files} files to train on, "
                 f"{text.heldout_files} held out ({len(text.heldout_bytes):,} bytes)"
@@ -54,7 +57,7 @@ def prepare(config: Config) -> Builtin:
             compressors = stdlib_text.compressors(text.heldout_bytes)
         elif is_lead():
             log.info(f"text: {shards.DOCUMENTS:,} documents, each examples of one rule")
-            shards.prepare(run_dir / "data", config.data.seed, config.model.n_ctx)
+            shards.prepare(run_dir / "data", config.data.seed, config.model.n_ctx, begun)
     train, heldout = (SourceConfig(path=str(run_dir / "data" / name)) for name in ("train", "heldout"))
     return Builtin(replace(config, data={"train": (train,), "eval": (heldout,)}), compressors)
 

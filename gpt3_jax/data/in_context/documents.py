@@ -12,11 +12,12 @@ import numpy as np
 
 from gpt3_jax.data.in_context.words import (
     LETTERS,
+    Split,
     WordRule,
     draw_composed,
     draw_single,
     draw_words,
-    is_held_out_word,
+    word_split,
 )
 
 Kind = Literal["single", "composed", "table", "function", "base"]
@@ -25,8 +26,14 @@ SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "f
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
-HELD_OUT_BASES = (6, 9)
-BASES = (5, 6, 7, 8, 9, 10)
+BASES: dict[int, Split] = {
+    5: "training",
+    6: "validation",
+    7: "training",
+    8: "training",
+    9: "test",
+    10: "training",
+}
 
 Example = tuple[str, str]
 """A question and its answer."""
@@ -39,7 +46,7 @@ class Table:
     entries: tuple[Example, ...]
     instruction: str = "look up the letter"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [self.entries[i] for i in rng.integers(len(self.entries), size=count)]
 
 
@@ -54,15 +61,16 @@ class Function:
     def instruction(self) -> str:
         return f"each digit times {self.times} plus {self.plus}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}{y}", f"{(self.times * x + self.plus) % 10}{(self.times * y + self.plus) % 10}")
             for x, y in rng.integers(10, size=(count, 2)).tolist()
         ]
 
     @property
-    def held_out(self) -> bool:
-        return (3 * self.times + self.plus) % 5 == 0
+    def split(self) -> Split:
+        held_out: dict[int, Split] = {0: "validation", 5: "test"}
+        return held_out.get((3 * self.times + self.plus) % 10, "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +83,14 @@ class Base:
     def instruction(self) -> str:
         return f"add in base {self.base}"
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         return [
             (f"{x}+{y}", np.base_repr(x + y, self.base)) for x, y in rng.integers(self.base, size=(count, 2)).tolist()
         ]
 
     @property
-    def held_out(self) -> bool:
-        return self.base in HELD_OUT_BASES
+    def split(self) -> Split:
+        return BASES[self.base]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,34 +103,38 @@ class Words:
     def instruction(self) -> str:
         return self.rule.instruction
 
-    def examples(self, rng: np.random.Generator, count: int, held_out: bool) -> list[Example]:
-        """`held_out`: words that are in no training document, neither as a question nor as an answer."""
+    @property
+    def effect(self) -> str:
+        """The same for rules that do the same but for letters they add."""
+        return self.rule.behaviour
+
+    def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
+        """Questions are words of the split. In training, no answer is a word of another split."""
         examples: list[Example] = []
         while len(examples) < count:
-            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, held_out)]
-            examples += [example for example in drawn if held_out or not is_held_out_word(example[1])]
+            drawn = [(word, self.rule(word)) for word in draw_words(rng, count, split)]
+            examples += [each for each in drawn if split != "training" or word_split(each[1]) == "training"]
         return examples[:count]
 
 
 Rule = Words | Table | Function | Base
 
 
-def draw_rule(rng: np.random.Generator, kind: Kind, held_out: bool) -> Rule:
-    """A rule of a kind: one that is in no training document, or one that may be.
-
-    A table is new each time. Rules of one step are all in the training text.
-    """
+def draw_rule(rng: np.random.Generator, kind: Kind, split: Split) -> Rule:
+    """A rule of a kind and a split. A table is new each time. Rules of one step are of all splits."""
     if kind in ("single", "composed"):
-        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, held_out))
+        return Words(draw_single(rng) if kind == "single" else draw_composed(rng, split))
     if kind == "table":
         size = rng.integers(2, 6)
         keys, values = rng.choice(len(LETTERS), size=size, replace=False), rng.integers(len(LETTERS), size=(size, 2))
         return Table(tuple((LETTERS[k], LETTERS[a] + LETTERS[b]) for k, (a, b) in zip(keys, values, strict=True)))
     while True:
         digits = (
-            Function(*rng.integers((1, 0), (4, 10)).tolist()) if kind == "function" else Base(int(rng.choice(BASES)))
+            Function(*rng.integers((1, 0), (4, 10)).tolist())
+            if kind == "function"
+            else Base(int(rng.choice(list(BASES))))
         )
-        if digits.held_out == held_out:
+        if digits.split == split:
             return digits
 
 
@@ -131,24 +143,34 @@ def heading(instruction: str) -> str:
     return f"{instruction}\n" if instruction else ""
 
 
+def asked(question: str) -> str:
+    """The start of an example's line, up to its answer."""
+    return f"{question}="
+
+
+def answered(answer: str) -> str:
+    """The rest of the line."""
+    return f"{answer}\n"
+
+
 def line(question: str, answer: str) -> str:
     """An example as a document shows it."""
-    return f"{question}={answer}\n"
+    return asked(question) + answered(answer)
 
 
-def documents(seed: int, count: int, length: int, held_out: bool = False) -> Iterator[str]:
+def documents(seed: int, count: int, length: int, split: Split = "training") -> Iterator[str]:
     """`count` documents of `length` characters, as a function of the other arguments. The last example is cut.
 
     Args:
-        held_out: documents of held-out words, and of held-out rules where a kind has them. Otherwise the training text,
-            which holds none of either.
+        split: whose words, and whose rules where a kind has held-out ones. The training text holds neither words nor
+            rules of the other splits.
     """
-    rng = np.random.default_rng((seed, held_out))
+    rng = np.random.default_rng((seed, get_args(Split).index(split)))
     kinds = rng.choice(len(KINDS), size=count, p=[SHARES[kind] for kind in KINDS])
     instructed = rng.random(count) < INSTRUCTED
     for number in range(count):
-        rule = draw_rule(rng, KINDS[kinds[number]], held_out)
+        rule = draw_rule(rng, KINDS[kinds[number]], split)
         text = heading(rule.instruction if instructed[number] else "")
         while len(text) < length:
-            text += "".join(itertools.starmap(line, rule.examples(rng, 16, held_out)))
+            text += "".join(itertools.starmap(line, rule.examples(rng, 16, split)))
         yield text[:length]

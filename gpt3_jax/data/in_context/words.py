@@ -1,4 +1,5 @@
-"""Rules on words: single steps, their compositions, and which words and compositions are held out of training."""
+"""Rules on words: single steps, their compositions, and which of both are in training, which are for choosing a recipe,
+and which for measuring the chosen one."""
 
 from __future__ import annotations
 
@@ -6,16 +7,20 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LENGTH = 4
 """Letters of a word. All words have as many, so that rules which differ only on longer words are one rule."""
-HELD_OUT_WORDS = 10
-"""One word in so many is held out."""
-HELD_OUT_RULES = 5
-"""One composition in so many is held out."""
+Split = Literal["training", "validation", "test"]
+"""Which words and compositions. Those of "validation" and "test" are in no training document. Choose a recipe by
+"validation" alone, and "test" says what it reaches on words and rules that had no part in the choice."""
+_WORDS_HELD_OUT: dict[int, Split] = {0: "test", 10: "validation"}
+"""By a hash modulo 20: one word in ten is held out. All others are training's."""
+_RULES_HELD_OUT: dict[int, Split] = {0: "test", 5: "validation", 10: "test"}
+"""By a hash modulo 15: one composition in five is held out. All others are training's."""
 STEPS = range(2, 4)
 """Steps of a composition."""
 
@@ -125,19 +130,19 @@ def _single_behaviours() -> frozenset[str]:
     return frozenset(rule.behaviour for rule in single_rules()) | {WordRule(()).behaviour}
 
 
-def is_held_out_rule(rule: WordRule) -> bool:
-    """Whether no document of the training text follows a rule that does the same."""
+def rule_split(rule: WordRule) -> Split:
+    """Where a rule belongs. Rules that do the same belong together, and what a single step does is in training."""
     behaviour = rule.behaviour
-    return behaviour not in _single_behaviours() and _one_in(HELD_OUT_RULES, behaviour)
+    return "training" if behaviour in _single_behaviours() else _RULES_HELD_OUT.get(_hash(behaviour) % 15, "training")
 
 
-def is_held_out_word(word: str) -> bool:
-    """Whether the word is no word and no answer of a word rule in the training text."""
-    return _one_in(HELD_OUT_WORDS, word)
+def word_split(word: str) -> Split:
+    """Where a word belongs, as a question or as an answer of a word rule."""
+    return _WORDS_HELD_OUT.get(_hash(word) % 20, "training")
 
 
-def _one_in(count: int, text: str) -> bool:
-    return zlib.crc32(text.encode()) % count == 0
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
 
 
 def draw_single(rng: np.random.Generator) -> WordRule:
@@ -145,23 +150,23 @@ def draw_single(rng: np.random.Generator) -> WordRule:
     return WordRule((_draw_step(rng),))
 
 
-def draw_composed(rng: np.random.Generator, held_out: bool) -> WordRule:
-    """A rule of two or three steps that no single step does, of the held-out ones or of the others."""
+def draw_composed(rng: np.random.Generator, split: Split) -> WordRule:
+    """A rule of two or three steps that no single step does, of one split."""
     while True:
         rule = WordRule(tuple(_draw_step(rng) for _ in range(rng.integers(min(STEPS), max(STEPS) + 1))))
         if len(rule("a" * LENGTH)) > 2 * LENGTH + 1:
             continue
-        if rule.behaviour not in _single_behaviours() and is_held_out_rule(rule) == held_out:
+        if rule.behaviour not in _single_behaviours() and rule_split(rule) == split:
             return rule
 
 
-def draw_words(rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
-    """Words of random letters."""
+def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
+    """Words of random letters, of one split."""
     words: list[str] = []
     while len(words) < count:
         letters = rng.integers(ord("a"), ord("z") + 1, size=(count, LENGTH), dtype=np.uint8)
         drawn = (bytes(row).decode() for row in letters)
-        words += [word for word in drawn if is_held_out_word(word) == held_out]
+        words += [word for word in drawn if word_split(word) == split]
     return words[:count]
 
 
