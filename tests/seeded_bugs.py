@@ -57,17 +57,17 @@ BUGS = (
     ),
     Bug(
         "a tensor shard keeps the gathered input of its MLP",
-        "model/matmul.py",
-        "return linear(local.gather_sequence(x_BSI, length), kernel, local.platform)",
-        'return linear(jax.ad_checkpoint.checkpoint_name(local.gather_sequence(x_BSI, length), "mlp_up"), kernel, '
-        "local.platform)",
+        "model/mlp.py",
+        "mlp(block, local.gather_sequence(x_BSD, length), local.platform, names)",
+        'mlp(block, names(local.gather_sequence(x_BSD, length), "mlp_up"), local.platform, names)',
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
     ),
     Bug(
         "a gathered weight is kept",
         "model/mlp.py",
-        "    product_BTF = gathered_linear(x_BSD, up,",
-        '    down = down.with_value(names(down.value, "mlp_up"))\n    product_BTF = gathered_linear(x_BSD, up,',
+        "return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
+        'down = down.with_value(names(down.value, "mlp_up"))\n'
+        "    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
     ),
     Bug(

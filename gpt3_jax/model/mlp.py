@@ -26,7 +26,7 @@ from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.zero import Weight
 
 
-def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
+def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str, names: Names = UNNAMED) -> jax.Array:
     """The MLP [B, T, D] of x, without its output bias, which is added after the reduction over tensor shards.
 
     Args:
@@ -35,7 +35,7 @@ def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str) -> jax.Array:
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
     if down.kind == "parts":
         return _in_parts(x_BTD, (up.cut_columns(), bias.cut_rows(), down.cut_rows()), platform)
-    return linear(_hidden(x_BTD, up, bias.as_array(), platform), down, platform)
+    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)
 
 
 def mlp_of_shards(
@@ -47,14 +47,14 @@ def mlp_of_shards(
         length: T, the positions of a row.
     """
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
-    if down.kind == "parts":
-        return local.scatter_sequence(mlp(block, local.gather_sequence(x_BSD, length), local.platform))
+    if down.kind == "parts" or not local.rings:
+        return local.scatter_sequence(mlp(block, local.gather_sequence(x_BSD, length), local.platform, names))
     product_BTF = gathered_linear(x_BSD, up, length, local, keeps=names.get("mlp_up") is None)
     return scattered_linear(gelu(names(add_bias(product_BTF, bias.as_array()), "mlp_up")), down, local)
 
 
-def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str) -> jax.Array:
-    return gelu(add_bias(linear(x_BTD, up, platform), bias_F))
+def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str, names: Names = UNNAMED) -> jax.Array:
+    return gelu(names(add_bias(linear(x_BTD, up, platform), bias_F), "mlp_up"))
 
 
 _Weights = tuple[Weight, Weight, Weight]
