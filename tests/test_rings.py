@@ -38,7 +38,11 @@ def gathered(x: jax.Array, shards: int) -> jax.Array:
 
 def scattered(x: jax.Array, shards: int) -> jax.Array:
     parts = x.reshape(shards, ROWS, COLUMNS)
-    return rings.summed(lambda shard: lax.dynamic_index_in_dim(parts, shard, keepdims=False), TENSOR, shards)
+
+    def part(shard: jax.Array) -> jax.Array:
+        return lax.dynamic_index_in_dim(parts, shard, keepdims=False)
+
+    return rings.summed(part, TENSOR, shards, jnp.float32)
 
 
 def assert_a_gather(shards: int) -> None:

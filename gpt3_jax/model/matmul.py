@@ -218,9 +218,9 @@ def _scattered_linear_forward(
 
     def part(shard: jax.Array) -> jax.Array:
         piece_SI = lax.dynamic_slice_in_dim(x_NI, shard * rows, rows)
-        return _accumulate("si,io->so", piece_SI, value_IO, x_NI.dtype)
+        return _accumulate("si,io->so", piece_SI, value_IO, jnp.float32)
 
-    return rings.summed(part, local.tensor, local.tensor_size)[None], (x_BTI, kernel)
+    return rings.summed(part, local.tensor, local.tensor_size, x_NI.dtype)[None], (x_BTI, kernel)
 
 
 def _scattered_linear_backward(

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from gpt3_jax.config import ParallelConfig
 
@@ -38,24 +40,28 @@ def pieces(x: jax.Array, axis: str, shards: int) -> Iterator[tuple[jax.Array, ja
             yield (here + hop) % shards, from_above
 
 
-def summed(part: Callable[[jax.Array], jax.Array], axis: str, shards: int) -> jax.Array:
+def summed(part: Callable[[jax.Array], jax.Array], axis: str, shards: int, dtype: DTypeLike) -> jax.Array:
     """The device's piece of a sum over all shards of the axis.
 
     Args:
-        part: what this device adds to the piece of the shard of this index. Called once for each shard; the sums
-            travel in the dtype of its results.
+        part: what this device adds to the piece of the shard of this index, in fp32. Called once for each shard.
+        dtype: in which sums travel, and that of the result.
     """
     here = lax.axis_index(axis)
     up, down = _hops(shards)
+
+    def passed(total: jax.Array, step: int) -> jax.Array:
+        return _sent(total.astype(dtype), axis, shards, step).astype(jnp.float32)
+
     # The parts with the longest way first; the device's own piece last, while the last sums are under way.
     rising = part((here + up) % shards)
     falling = part((here - down) % shards) if down else None
     for hop in range(1, up):
-        rising = _sent(rising, axis, shards, 1) + part((here + up - hop) % shards)
+        rising = passed(rising, 1) + part((here + up - hop) % shards)
         if falling is not None and hop < down:
-            falling = _sent(falling, axis, shards, -1) + part((here - down + hop) % shards)
-    total = part(here) + _sent(rising, axis, shards, 1)
-    return total if falling is None else total + _sent(falling, axis, shards, -1)
+            falling = passed(falling, -1) + part((here - down + hop) % shards)
+    total = part(here) + passed(rising, 1)
+    return (total if falling is None else total + passed(falling, -1)).astype(dtype)
 
 
 def _hops(shards: int) -> tuple[int, int]:
