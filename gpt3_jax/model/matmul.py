@@ -182,8 +182,9 @@ def _gathered_linear_forward(
     x_SI, value_IO = x_BSI[0], _flat(kernel.value)
     assert local.tensor is not None
     rows = x_SI.shape[0]
-    whole_NI = jnp.zeros_like(x_SI, shape=(rows * local.tensor_size, x_SI.shape[1]))
-    out_NO = jnp.zeros_like(x_SI, shape=(whole_NI.shape[0], value_IO.shape[1]))
+    # Every row is written.
+    whole_NI = local.vary(lax.empty((rows * local.tensor_size, x_SI.shape[1]), x_SI.dtype))
+    out_NO = local.vary(lax.empty((whole_NI.shape[0], value_IO.shape[1]), x_SI.dtype))
     for shard, piece_SI in rings.pieces(x_SI, local.tensor, local.tensor_size):
         product_SO = _accumulate("si,io->so", piece_SI, value_IO, x_SI.dtype)
         out_NO = lax.dynamic_update_slice_in_dim(out_NO, product_SO, shard * rows, 0)
