@@ -17,7 +17,8 @@ from step_traffic import of_step, sent
 from test_zero import assert_like_one_device
 
 from gpt3_jax.parallel import rings
-from gpt3_jax.parallel.mesh import TENSOR
+from gpt3_jax.parallel.mesh import TENSOR, MeshShape
+from gpt3_jax.plan import estimate
 
 ROWS, COLUMNS = 3, 5
 
@@ -105,6 +106,9 @@ def assert_the_same_traffic(cell: Cell) -> None:
     of_one_ring = stream * Fraction(shards - 1, shards) * settings.n_layers
     assert sent(ringed, "permute", axis="tensor") == RINGS[cell.remat] * of_one_ring
     assert sent(ringed, *kinds, axis="data") == sent(plain, *kinds, axis="data")
+    work = estimate.work(config(cell._replace(tensor_overlap="rings")), MeshShape(*cell.mesh), 1, "tpu", False)
+    (estimated,) = (part.bytes for part in work.traffic if part.kind == "permute")
+    assert estimated == pytest.approx(4 * float(sent(ringed, "permute", axis="tensor")))
 
 
 @pytest.mark.parametrize("remat", RINGS)
