@@ -170,8 +170,8 @@ def _time(r: Receipt) -> str:
         ]
         if _no_room(r):
             scheduled.append(
-                "  no traffic runs beside compute: so near the end of the memory the compiler leaves no room for it; try a "
-                "smaller memory.microbatch"
+                "  no traffic runs beside compute: so near the end of the memory the compiler leaves no room for it; "
+                "try a smaller memory.microbatch"
             )
     return "\n".join(
         [
