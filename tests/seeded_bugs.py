@@ -57,9 +57,9 @@ BUGS = (
     ),
     Bug(
         "a tensor shard keeps the gathered input of its MLP",
-        "model/transformer.py",
-        "mlp(block, h_BTD, local.platform, names)",
-        'mlp(block, names(h_BTD, "mlp_up"), local.platform, names)',
+        "model/mlp.py",
+        "mlp(block, local.gather_sequence(x_BSD, length), local.platform, names)",
+        'mlp(block, names(local.gather_sequence(x_BSD, length), "mlp_up"), local.platform, names)',
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 4, 2)),)),
     ),
     Bug(
@@ -69,6 +69,48 @@ BUGS = (
         'down = down.with_value(names(down.value, "mlp_up"))\n'
         "    return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)",
         ("test_remat", "test_a_device_keeps_its_shard_of_each_named_value", (Cell(3, (1, 8, 1)),)),
+    ),
+    Bug(
+        "a ring is one hop short, and a piece is left out",
+        "parallel/rings.py",
+        "return shards // 2, (shards - 1) // 2",
+        "return shards // 2, max(0, (shards - 1) // 2 - 1)",
+        ("test_rings", "assert_a_gather", (8,)),
+    ),
+    Bug(
+        "pieces that come down a ring take the places of those that come up",
+        "parallel/rings.py",
+        "yield (here + hop) % shards, from_above",
+        "yield (here - hop) % shards, from_above",
+        ("test_rings", "assert_a_gather", (8,)),
+    ),
+    Bug(
+        "a ring adds a part to a neighbour's sum",
+        "parallel/rings.py",
+        "rising = passed(rising, 1) + part((here + up - hop) % shards)",
+        "rising = passed(rising, 1) + part((here + up - hop + 1) % shards)",
+        ("test_rings", "assert_a_scatter", (8,)),
+    ),
+    Bug(
+        "a scatter's ring leaves out the device's own part",
+        "parallel/rings.py",
+        "total = part(here) + passed(rising, 1)",
+        "total = passed(rising, 1)",
+        ("test_rings", "assert_a_scatter", (8,)),
+    ),
+    Bug(
+        "a ring keeps only the device's own rows for the kernel's gradient",
+        "model/matmul.py",
+        "whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, piece_SI, shard * rows, 0)",
+        "whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, x_SI, shard * rows, 0)",
+        ("test_zero", "assert_like_one_device", (Cell(1, (1, 1, 8), 1, "none", tensor_overlap="rings"),)),
+    ),
+    Bug(
+        "rings run again only to gather rows",
+        "model/transformer.py",
+        'keeps = names.get("qkv_proj") is None',
+        "keeps = True",
+        ("test_rings", "assert_the_same_traffic", (Cell(3, (1, 2, 4), 1, "minimal"),)),
     ),
     Bug(
         "the rows' statistics of attention are not kept, and its kernel runs again",

@@ -41,11 +41,13 @@ class Cell(NamedTuple):
     dtype: str = "float32"
     unroll: int = 1
     mlp_parts: int = 1
+    tensor_overlap: str = "none"
 
     def __str__(self) -> str:
         mesh, unroll = "x".join(map(str, self.mesh)), f"-unroll{self.unroll}" if self.unroll > 1 else ""
         parts = f"-parts{self.mlp_parts}" if self.mlp_parts > 1 else ""
-        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}{unroll}{parts}"
+        rings = f"-{self.tensor_overlap}" if self.tensor_overlap != "none" else ""
+        return f"stage{self.stage}-{mesh}-acc{self.microbatches}-{self.remat}-{self.dtype}{unroll}{parts}{rings}"
 
 
 def matrix(dtype: str = "float32") -> list[Cell]:
@@ -97,7 +99,13 @@ def config(cell: Cell, **optimizer: Any) -> Config:
             mlp_parts=cell.mlp_parts,
             loss_chunk=37,
         ),
-        parallel=ParallelConfig(stage=cell.stage, replica=replica, data=data, tensor=tensor),  # type: ignore[arg-type]
+        parallel=ParallelConfig(
+            stage=cell.stage,  # type: ignore[arg-type]
+            replica=replica,
+            data=data,
+            tensor=tensor,
+            tensor_overlap=cell.tensor_overlap,  # type: ignore[arg-type]
+        ),
     )
 
 

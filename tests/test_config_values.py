@@ -262,9 +262,11 @@ def test_what_a_setting_means_is_said_at_the_field() -> None:
         "data.tokenizer", "evals.tasks", "evals.shots", "evals.every_tokens", "evals.limit", "evals.words",
         "evals.data",
         "parallel.stage", "parallel.replica", "parallel.data", "parallel.tensor", "parallel.overlap",
+        "parallel.tensor_overlap",
         "checkpoint.every_tokens", "checkpoint.keep_last", "checkpoint.keep_every_tokens", "checkpoint.on_change",
         "distributed.mode", "distributed.coordinator", "distributed.processes", "distributed.process_id",
     }  # fmt: skip
     assert set(cost_settings(Config())) == {
         "stage", "remat", "reduce_dtype", "dtype", "mlp_parts", "loss_chunk", "unroll", "overlap",
+        "tensor_overlap",
     }  # fmt: skip

@@ -159,6 +159,10 @@ def test_trip_counts_that_the_compiler_states_or_that_stand_in_the_condition() -
     assert program.trip_count(program.instructions["loop"]) == 5
     stated = PROGRAM.replace("body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}\n')
     assert Program(stated).trip_count(Program(stated).instructions["loop"]) == 7
+    step = PROGRAM.replace("tuple(%i, %table, %row)", "tuple(%after, %table, %row)").replace(
+        "  %table =", "  %two = s32[] constant(2)\n  %after = s32[] add(%i, %two)\n  %table ="
+    )
+    assert Program(step).trip_count(Program(step).instructions["loop"]) == 3, "0, 2 and 4 of 5"
     unknown = PROGRAM.replace("%limit = s32[] constant(5)", "%limit = s32[] get-tuple-element(%state.1), index=0")
     with pytest.raises(RunError, match="trip count of the loop loop"):
         Program(unknown).collectives()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -108,6 +109,20 @@ def test_the_estimate_orders_by_what_a_step_does(kept: Kept) -> None:
 def test_the_kept_text_is_what_the_receipt_prints(kept: Kept) -> None:
     text = (FOLDER / f"{kept.name}.txt").read_text()
     assert text == f"$ {kept.command}\n\n{render(kept_receipt(kept))}"
+
+
+def test_a_step_without_room_for_overlap_is_told() -> None:
+    receipt = kept_receipt(next(kept for kept in KEPT if kept.name == "gpt3-175b.v5p-8x8x8"))
+    assert receipt.memory.usable is not None
+    full = dataclasses.replace(receipt.memory, total=round(0.95 * receipt.memory.usable))
+    waited = tuple(dataclasses.replace(row, hidden=0.0) for row in receipt.overlap)
+    for memory, overlap, told in (
+        (full, waited, True),
+        (full, receipt.overlap, False),
+        (receipt.memory, waited, False),
+    ):
+        text = render(dataclasses.replace(receipt, memory=memory, overlap=overlap))
+        assert ("no traffic runs beside compute" in text) == told
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)

@@ -4,15 +4,19 @@ TPUs and GPUs, whose matmul work must be found in full where the schedule is rea
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU
 
 from gpt3_jax.config import load_config
+from gpt3_jax.devices import lookup
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import shape_of
+from gpt3_jax.plan.placement import Interconnect
 from gpt3_jax.plan.predict import place, rates
 from gpt3_jax.plan.receipt import make_receipt
+from gpt3_jax.plan.roofline import LINK
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.flops import matmul_flops
@@ -20,6 +24,7 @@ from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.kernels import attention_kernel, instruction_flops
 from gpt3_jax.program.schedule import Rates, Scheduled, add_up, read_schedule
 
+V5P: Any = lookup("TPU v5")
 MATMUL = 2 * 8 * 8 * 8
 SHAPE = {"data": 8}
 RATES = Rates(flops=MATMUL, hbm=1e12, link=lambda c: ("+".join(c.axes(SHAPE)), c.bytes_sent / c.calls / 224))
@@ -98,6 +103,38 @@ def test_collectives_over_one_axis_follow_each_other() -> None:
     assert (first.waited, second.waited) == (0, 1)
     apart = Rates(RATES.flops, RATES.hbm, lambda c: (str(id(c)), 1.0))
     assert read_schedule(both, apart)[0] == 1
+
+
+def permute_start(name: str, pairs: str) -> str:
+    return f"%{name} = (f32[8]{{0}}, f32[8]{{0}}) collective-permute-start(%s), source_target_pairs={{{pairs}}}"
+
+
+RING = {"tensor": 4}
+UP, DOWN = "{0,1},{1,2},{2,3},{3,0}", "{1,0},{2,1},{3,2},{0,3}"
+
+
+@pytest.mark.parametrize(
+    ("placed", "opposite", "alike"),
+    [
+        (Interconnect("ICI", 2 * V5P.links.bandwidth, "a ring"), 2, 4),
+        (Interconnect("ICI", V5P.links.bandwidth, "a line"), 4, 4),
+        (Interconnect("NVLink", V5P.links.bandwidth, "a switch"), 4, 4),
+    ],
+    ids=lambda value: value.how if isinstance(value, Interconnect) else "",
+)
+def test_on_a_ring_permutes_in_both_directions_run_at_once(placed: Interconnect, opposite: int, alike: int) -> None:
+    """In units of what one takes alone, half of it for what shares the bandwidth with others."""
+    real = rates(V5P, {"tensor": placed}, RING)
+    (one,) = program(permute_start("p", UP)).collectives()
+    alone = real.link(one)[1]
+    assert alone is not None
+    assert alone == pytest.approx(32 / (V5P.links.bandwidth * LINK[placed.medium].share))
+    for second, want in ((DOWN, opposite), (UP, alike)):
+        lines = permute_start("p", UP), permute_start("q", second)
+        dones = [f"%{name}d = f32[8]{{0}} collective-permute-done(%{name})" for name in "pq"]
+        seconds, found = read_schedule(program(*lines, *dones), real)
+        assert seconds == pytest.approx(want / 2 * alone)
+        assert sum(one.waited for one in found) == pytest.approx(seconds)
 
 
 def test_a_loop_multiplies() -> None:

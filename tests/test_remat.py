@@ -103,7 +103,15 @@ def of_step(cell: Cell) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "cell", [Cell(3, (1, 8, 1)), Cell(3, (1, 4, 2)), Cell(2, (2, 2, 2), 3), Cell(0, (1, 1, 8))], ids=str
+    "cell",
+    [
+        Cell(3, (1, 8, 1)),
+        Cell(3, (1, 4, 2)),
+        Cell(3, (1, 4, 2), tensor_overlap="rings"),
+        Cell(2, (2, 2, 2), 3),
+        Cell(0, (1, 1, 8)),
+    ],
+    ids=str,
 )
 def test_a_device_keeps_its_shard_of_each_named_value(cell: Cell) -> None:
     """In the compute dtype; no gathered weight, no gathered input of a matmul, no partial sums."""

@@ -95,6 +95,14 @@ def test_tensor_parallel_collectives_stand_between_matmuls(share: float, step: f
     assert any(f"{share:.0%} of the tensor-parallel" in sentence for sentence in prediction.assumptions)
 
 
+def test_rings_of_tensor_shards_hide_behind_matmuls_and_so_do_the_collectives_left() -> None:
+    parts = (Traffic((TENSOR,), kind, 2 * 2 * WIRE, 8) for kind in ("permute", "all-gather"))
+    prediction = roofline.predict(with_traffic(*parts), V5P, PLACED)
+    assert prediction.step_seconds == pytest.approx(12 + 4 / 8)
+    assert not any("are waited for" in sentence for sentence in prediction.assumptions)
+    assert any("in rings hide" in sentence for sentence in prediction.assumptions)
+
+
 def test_parts_over_the_same_axes_add_up_and_others_stay_apart() -> None:
     prediction = roofline.predict(
         with_traffic(

@@ -161,6 +161,8 @@ class ParallelConfig:
     """Run communication beside compute: by compiler options and at stage 3 by a loop over depth that sends weights and
     gradients a block off, for a block's weights and two blocks' gradients of memory and one block in n_layers of
     traffic (parallel/README.md). false: neither. May change the order of sums, and nothing else in the result."""
+    tensor_overlap: Literal["none", "rings"] = setting("none", changes_run=False, changes_cost=True)
+    """How the forward pass gathers and scatters over `tensor`. rings: in pieces, beside the matmuls that need them."""
 
     def __post_init__(self) -> None:
         require_choices(self, "parallel")
@@ -328,8 +330,7 @@ class CheckpointConfig:
         for name in ("every_tokens", "keep_last"):
             value = getattr(self, name)
             require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
-        kept = self.keep_every_tokens
-        require(kept >= 0, f"checkpoint.keep_every_tokens is {kept}; expected 0 or more")
+        require((n := self.keep_every_tokens) >= 0, f"checkpoint.keep_every_tokens is {n}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from gpt3_jax.model import cpu
+from gpt3_jax.parallel import rings
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.zero import Weight
 
 
@@ -136,3 +138,98 @@ def contract_rows(a_NI: jax.Array, b_NO: jax.Array, dtype: DTypeLike, platform: 
 
 def _flat(kernel: jax.Array) -> jax.Array:
     return kernel.reshape(kernel.shape[0], -1)
+
+
+# -- between shards of the sequence --------------------------------------------------------------------------------
+#
+# S positions of a shard, N = B × T of all rows, I inputs and O outputs of this tensor shard's part of a kernel.
+
+
+def gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool = True) -> jax.Array:
+    """`linear` after `Local.gather_sequence`: from a shard of the residual stream [1, S, I] to [B, T, ...O].
+
+    In a ring (`local.rings`) a piece is multiplied while the next ones are on their way. Backward there is no ring: the
+    scatter of the input's gradient runs beside the matmul of the kernel's.
+
+    Args:
+        length: T, the positions of a row.
+        keeps: in a ring, whether the backward pass finds the gathered rows. They are made with the result, so it costs
+            no traffic; but where the result is kept by name (`model.remat`), the ring would run again only for them.
+    """
+    if not local.rings:
+        return linear(local.gather_sequence(x_BSI, length), kernel, local.platform)
+    return _gathered_linear(x_BSI, kernel, length, local, keeps)
+
+
+def scattered_linear(x_BTI: jax.Array, kernel: Weight, local: Local) -> jax.Array:
+    """`linear`, and `Local.scatter_sequence` of its result: from [B, T, I] to a shard of the residual stream [1, S, O].
+
+    In a ring (`local.rings`) the pieces' sums travel while others are multiplied.
+    """
+    if not local.rings:
+        return local.scatter_sequence(linear(x_BTI, kernel, local.platform))
+    return _scattered_linear(x_BTI, kernel, local)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool) -> jax.Array:
+    return _gathered_linear_forward(x_BSI, kernel, length, local, keeps)[0]
+
+
+def _gathered_linear_forward(
+    x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool
+) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
+    x_SI, value_IO = x_BSI[0], _flat(kernel.value)
+    assert local.tensor is not None
+    rows = x_SI.shape[0]
+    # Every row is written.
+    whole_NI = local.vary(lax.empty((rows * local.tensor_size, x_SI.shape[1]), x_SI.dtype))
+    out_NO = local.vary(lax.empty((whole_NI.shape[0], value_IO.shape[1]), x_SI.dtype))
+    for shard, piece_SI in rings.pieces(x_SI, local.tensor, local.tensor_size):
+        product_SO = _accumulate("si,io->so", piece_SI, value_IO, x_SI.dtype)
+        out_NO = lax.dynamic_update_slice_in_dim(out_NO, product_SO, shard * rows, 0)
+        whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, piece_SI, shard * rows, 0)
+    out = out_NO.reshape(-1, length, *kernel.target.shape[1:])
+    return out, (whole_NI.reshape(-1, length, x_SI.shape[1]) if keeps else x_BSI, kernel)
+
+
+def _gathered_linear_backward(
+    length: int, local: Local, keeps: bool, saved: tuple[jax.Array, Weight], ct: jax.Array
+) -> tuple[jax.Array, Weight]:
+    x, kernel = saved
+    x_BTI = x if keeps else local.gather_sequence(x, length)
+    x_ct_BTI, kernel_ct = linear_backward(x_BTI, kernel, ct, local.platform)
+    return local.scatter_sequence(x_ct_BTI), kernel_ct
+
+
+_gathered_linear.defvjp(_gathered_linear_forward, _gathered_linear_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scattered_linear(x_BTI: jax.Array, kernel: Weight, local: Local) -> jax.Array:
+    return _scattered_linear_forward(x_BTI, kernel, local)[0]
+
+
+def _scattered_linear_forward(
+    x_BTI: jax.Array, kernel: Weight, local: Local
+) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
+    x_NI, value_IO = x_BTI.reshape(-1, x_BTI.shape[-1]), _flat(kernel.value)
+    assert local.tensor is not None
+    rows = x_NI.shape[0] // local.tensor_size
+
+    def part(shard: jax.Array) -> jax.Array:
+        piece_SI = lax.dynamic_slice_in_dim(x_NI, shard * rows, rows)
+        return _accumulate("si,io->so", piece_SI, value_IO, jnp.float32)
+
+    return rings.summed(part, local.tensor, local.tensor_size, x_NI.dtype)[None], (x_BTI, kernel)
+
+
+def _scattered_linear_backward(
+    local: Local, saved: tuple[jax.Array, Weight], ct_BSO: jax.Array
+) -> tuple[jax.Array, Weight]:
+    x_BTI, kernel = saved
+    ct_BTO = local.gather_sequence(ct_BSO, x_BTI.shape[1])
+    return linear_backward(x_BTI, kernel, ct_BTO, local.platform)
+
+
+_scattered_linear.defvjp(_scattered_linear_forward, _scattered_linear_backward)

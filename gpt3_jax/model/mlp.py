@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gpt3_jax.model.matmul import einsum, linear, linear_backward
+from gpt3_jax.model.matmul import einsum, gathered_linear, linear, linear_backward, scattered_linear
 from gpt3_jax.model.params import Block
 from gpt3_jax.model.pointwise import add_bias, gelu
 from gpt3_jax.model.remat import UNNAMED, Names
+from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.zero import Weight
 
 
@@ -35,6 +36,21 @@ def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str, names: Names = UN
     if down.kind == "parts":
         return _in_parts(x_BTD, (up.cut_columns(), bias.cut_rows(), down.cut_rows()), platform)
     return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)
+
+
+def mlp_of_shards(
+    block: Block[Weight], x_BSD: jax.Array, length: int, local: Local, names: Names = UNNAMED
+) -> jax.Array:
+    """`mlp` between shards of the sequence (`Local.gather_sequence`, `Local.scatter_sequence`): [B, S, D] in and out.
+
+    Args:
+        length: T, the positions of a row.
+    """
+    up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
+    if down.kind == "parts" or not local.rings:
+        return local.scatter_sequence(mlp(block, local.gather_sequence(x_BSD, length), local.platform, names))
+    product_BTF = gathered_linear(x_BSD, up, length, local, keeps=names.get("mlp_up") is None)
+    return scattered_linear(gelu(names(add_bias(product_BTF, bias.as_array()), "mlp_up")), down, local)
 
 
 def _hidden(x_BTD: jax.Array, up: Weight, bias_F: jax.Array, platform: str, names: Names = UNNAMED) -> jax.Array:

@@ -22,8 +22,8 @@ from jax import lax
 from gpt3_jax.config import Config, ModelConfig
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import Deferred, token_loss
-from gpt3_jax.model.matmul import einsum, linear
-from gpt3_jax.model.mlp import mlp
+from gpt3_jax.model.matmul import einsum, gathered_linear, scattered_linear
+from gpt3_jax.model.mlp import mlp_of_shards
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.model.remat import UNNAMED, Names, Remat, policy
@@ -167,10 +167,12 @@ L = TypeVar("L")
 
 
 def qkv_projection(
-    block: Block[Weight], x_BTD: jax.Array, config: ModelConfig, platform: str, names: Names = UNNAMED
+    block: Block[Weight], x_BSD: jax.Array, length: int, config: ModelConfig, local: Local, names: Names = UNNAMED
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
-    qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())
+    """Queries, keys and values [B, T, H, K] of this tensor shard's heads, from the residual stream [B, S, D]."""
+    keeps = names.get("qkv_proj") is None
+    product_BT3A = gathered_linear(x_BSD, block.qkv_kernel, length, local, keeps)
+    qkv_BT3A = add_bias(product_BT3A, block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
     q, k, v = (names(qkv_BT3HK[:, :, i], "qkv_proj") for i in range(3))
     return q, k, v
@@ -189,16 +191,14 @@ def one_layer(
     x_BSD = names(x_BSD, "block_input")
     block = block.map(Weight.gathered)
     h_BSD = layer_norm(x_BSD, block.ln_1_scale.as_array(), block.ln_1_bias.as_array(), config.norm_eps)
-    h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("attention"):
-        q, k, v = qkv_projection(block, h_BTD, config, local.platform, names)
-        heads_BTA = attend(q, k, v).reshape(*h_BTD.shape[:2], -1)
-        out_BSD = local.scatter_sequence(linear(heads_BTA, block.attn_out_kernel, local.platform))
+        q, k, v = qkv_projection(block, h_BSD, length, config, local, names)
+        heads_BTA = attend(q, k, v).reshape(*q.shape[:2], -1)
+        out_BSD = scattered_linear(heads_BTA, block.attn_out_kernel, local)
         x_BSD = names(add_bias(x_BSD + out_BSD, block.attn_out_bias.as_array()), "residual")
     h_BSD = layer_norm(x_BSD, block.ln_2_scale.as_array(), block.ln_2_bias.as_array(), config.norm_eps)
-    h_BTD = local.gather_sequence(h_BSD, length)
     with jax.named_scope("mlp"):
-        out_BSD = local.scatter_sequence(mlp(block, h_BTD, local.platform, names))
+        out_BSD = mlp_of_shards(block, h_BSD, length, local, names)
         return add_bias(x_BSD + out_BSD, block.mlp_down_bias.as_array())
 
 

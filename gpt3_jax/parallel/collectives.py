@@ -36,12 +36,15 @@ class Local:
     tensor: str | None = None
     """The tensor axis, or None when it has one device."""
     tensor_size: int = 1
+    rings: bool = False
+    """Whether tensor shards gather and scatter the sequence by pieces, in rings (`parallel.rings`)."""
 
     @classmethod
-    def of(cls, mesh: Mesh) -> Local:
+    def of(cls, mesh: Mesh, rings: bool = False) -> Local:
         """What the code of each device of this mesh knows."""
         active = active_axes(mesh)
-        return cls(mesh_platform(mesh), active, TENSOR if TENSOR in active else None, mesh.shape[TENSOR])
+        tensor = TENSOR if TENSOR in active else None
+        return cls(mesh_platform(mesh), active, tensor, mesh.shape[TENSOR], rings and tensor is not None)
 
     def vary(self, tree: Tree) -> Tree:
         """Types replicated values as varying over all axes, so that autodiff leaves their gradients unreduced."""

@@ -23,6 +23,7 @@ from gpt3_jax.model.matmul import GRADIENT_PART
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.remat import KEPT, Name
 from gpt3_jax.model.transformer import TABLE_PART, gathers_ahead, switches_attention
+from gpt3_jax.parallel import rings
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
 from gpt3_jax.plan import elementwise
 from gpt3_jax.plan.formulas import psi_of_shard
@@ -214,6 +215,12 @@ _AGAIN: Mapping[str, int] = MappingProxyType(
 """Weights of a block, in D², that are multiplied by again in the backward pass."""
 
 
+_RINGS_AGAIN: Mapping[str, float] = MappingProxyType(
+    {"full": 1.5, "offload": 1.5, "save_attention": 1.0, "save_qkv_proj": 0.5}
+)
+"""Rings of a block that run again in the backward pass, in the bytes of an all-reduce, which are those of two rings."""
+
+
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> Work:
     """Estimates what a step computes and moves.
 
@@ -279,8 +286,15 @@ def _traffic(
         # the embedding.
         again = {"none": 0.0, "full": 1.5, "offload": 1.5}.get(config.memory.remat, 1.0)
         passes = 4 + again + 2 / model.n_layers
-        moved = float(ring_share("all-reduce", mesh.tensor)) * passes * width * tokens * model.d_model * model.n_layers
-        result.append(Traffic((TENSOR,), "all-gather", moved, model.n_layers * microbatches))
+        # In rings: those forward, and again where the backward pass does not find their matmul's result.
+        ringed = 2 + _RINGS_AGAIN.get(config.memory.remat, 0.0) if rings.chosen(config.parallel) else 0.0
+        if config.memory.mlp_parts > 1:
+            ringed = min(ringed, 2.0)  # those of attention alone
+        one = float(ring_share("all-reduce", mesh.tensor)) * width * tokens * model.d_model * model.n_layers
+        calls = model.n_layers * microbatches
+        result.append(Traffic((TENSOR,), "all-gather", (passes - ringed) * one, calls))
+        if ringed:
+            result.append(Traffic((TENSOR,), "permute", ringed * one, calls))
     if config.memory.remat == "offload":
         tokens = config.train.batch_tokens / mesh.devices
         moved = width * tokens * model.d_model * model.n_layers

@@ -19,6 +19,7 @@ from gpt3_jax.plan.roofline import Prediction, Work
 from gpt3_jax.plan.step import CompiledStep
 from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.flops import matmul_flops
+from gpt3_jax.program.hlo import CompiledCollective
 from gpt3_jax.program.memory_traffic import hbm_bytes
 from gpt3_jax.program.schedule import Rates, Transfer
 from gpt3_jax.program.traffic import HOST
@@ -89,8 +90,13 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
         if axes == (HOST,) and HOST not in placement:  # a device whose way to its host has no figure
             return HOST, None
         slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
-        rate = slowest.bandwidth * roofline.LINK[slowest.medium].share
-        return "+".join(axes), collective.bytes_sent / collective.calls / rate
+        bandwidth, name = slowest.bandwidth, "+".join(axes)
+        ring = slowest.medium == "ICI" and bandwidth > device.links.bandwidth
+        if ring and isinstance(collective, CompiledCollective) and collective.kind == "permute":
+            # To the neighbour, over one link; the other direction is free.
+            bandwidth = device.links.bandwidth
+            name += " up" if collective.upwards else " down"
+        return name, collective.bytes_sent / collective.calls / (bandwidth * roofline.LINK[slowest.medium].share)
 
     matmul = roofline.MATMUL[device.family].share
     return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link)

@@ -168,6 +168,11 @@ def _time(r: Receipt) -> str:
         scheduled = [
             f"  in the compiled schedule's order {duration(r.scheduled_seconds)}, {waited} of it waiting for traffic"
         ]
+        if _no_room(r):
+            scheduled.append(
+                "  no traffic runs beside compute: so near the end of the memory the compiler leaves no room for it; "
+                "try a smaller memory.microbatch"
+            )
     return "\n".join(
         [
             f"Predicted time of a step: {duration(p.step_seconds)} ({duration(p.fastest_seconds)} if all overlapped, "
@@ -187,3 +192,11 @@ def _foot(r: Receipt) -> str:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in r.seconds.items())
     versions = ", ".join(f"{name} {version}" for name, version in r.versions.items())
     return f"Made by {versions}\nin {seconds}"
+
+
+def _no_room(r: Receipt) -> bool:
+    """Whether the compiler gave up overlap for memory, as a TPU's does in the last tenth of it."""
+    among = [row for row in r.overlap if row.axes != HOST]
+    split, hidden = sum(row.asynchronous for row in among), sum(row.hidden or 0.0 for row in among)
+    full = r.memory.usable is not None and r.memory.total > 0.9 * r.memory.usable
+    return r.topology["platform"] == "tpu" and full and hidden < 0.01 * split

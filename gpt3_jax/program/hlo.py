@@ -33,6 +33,7 @@ _KINDS: dict[str, Kind] = {
 COLLECTIVES = frozenset(opcode for opcode in _KINDS if not opcode.endswith("-start"))
 """Opcodes of collectives; each may also be split into ``-start`` and ``-done``."""
 _STARTED = "async-collective-start"
+_INDEX = re.compile(r"\bindex=(\d+)")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -70,7 +71,8 @@ class CompiledCollective:
 
     kind: Kind
     groups: tuple[tuple[int, ...], ...]
-    """Devices that talk to each other, by their place in the mesh; empty: all of them."""
+    """Devices that talk to each other, by their place in the mesh; empty: all of them. Of a permute, the pairs of
+    source and target."""
     devices: int
     """Devices of one group."""
     bytes: float
@@ -85,6 +87,11 @@ class CompiledCollective:
     def bytes_sent(self) -> float:
         """Bytes that a device sends in all calls, by the ring formula (see `program.traffic`)."""
         return self.calls * float(ring_share(self.kind, self.devices)) * self.bytes
+
+    @property
+    def upwards(self) -> bool:
+        """Of a permute: whether most devices send to one further on in the mesh."""
+        return 2 * sum(source < target for source, target in self.groups) > len(self.groups)
 
     def axes(self, shape: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of a mesh of this shape that a group runs over: those in which its members' places differ."""
@@ -203,8 +210,24 @@ class Program:
         constants = [i for i in self._computations[condition].values() if i.opcode == "constant"]
         limits = {int(m[0]) for i in constants if (m := re.search(r"-?\d+", " ".join(i.operands)))}
         if self.roots[condition].opcode in ("compare", "fusion") and len(limits) == 1:
-            return limits.pop()
+            return -(-limits.pop() // self._increment(loop))
         raise RunError(f"the compiled program does not state the trip count of the loop {loop.name}")
+
+    def _increment(self, loop: Instruction) -> int:
+        """What one iteration adds to the loop's counter: more than 1 where the compiler has unrolled it."""
+        (condition,), (body,) = loop.called("condition"), loop.called("body")
+        counters = [found[1] for i in self._computations[condition].values() if (found := _INDEX.search(i.attributes))]
+        if len(counters) != 1 or self.roots[body].opcode != "tuple":
+            return 1
+        instructions = self._computations[body]
+        following = instructions.get(self.roots[body].operands[int(counters[0])])
+        while following is not None and following.opcode in ("copy", "bitcast"):
+            following = instructions.get(following.operands[0])
+        if following is None or following.opcode != "add":
+            return 1
+        values = (instructions[name] for name in following.operands if name in instructions)
+        added = [int(i.operands[0]) for i in values if i.opcode == "constant" and i.operands[0].isdecimal()]
+        return added[0] if len(added) == 1 and added[0] > 0 else 1
 
     def collectives(self) -> list[CompiledCollective]:
         """The collectives, in program order; those over a single device are left out.

@@ -39,7 +39,7 @@ class Rates:
     """Bytes per second of everything but matmuls."""
     link: Callable[[Transfer], tuple[str, float | None]]
     """The name of the link that a collective uses, and the seconds of one call. None where no document states the
-    speed of the link: then nothing waits for it."""
+    speed of the link: then nothing waits for it. "tensor up" and "tensor down" are the two directions of "tensor"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,11 @@ class _Flight:
     waited: float = 0.0
 
 
+def _share(link: str, other: str) -> bool:
+    """Whether two collectives follow each other: on the same link, or on a link and one of its directions."""
+    return link == other or link.startswith(f"{other} ") or other.startswith(f"{link} ")
+
+
 class _Timeline:
     def __init__(self, program: Program, rates: Rates) -> None:
         self._program, self._rates = program, rates
@@ -213,7 +218,7 @@ class _Run:
         flights = []
         for collective in collectives:
             link, seconds = self._rates.link(collective)
-            free = max((flight.end for flight in self._flights if flight.link == link), default=0.0)
+            free = max((flight.end for flight in self._flights if _share(flight.link, link)), default=0.0)
             begin = max(self._passed.seconds, free)
             end, known = begin + (seconds or 0.0), seconds is not None
             flight = _Flight(collective, link, begin, end, known, dataclasses.replace(self._passed))
@@ -228,7 +233,7 @@ class _Run:
             if flight.end > now:
                 # Waited for: all that runs on this link until then.
                 for other in self._flights:
-                    if other.link == flight.link:
+                    if _share(other.link, flight.link):
                         other.waited += max(0.0, min(other.end, flight.end) - max(other.begin, now))
                 self._passed.seconds = flight.end
             self._timeline.found.append(

@@ -51,6 +51,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
+from gpt3_jax.parallel import rings
 from gpt3_jax.parallel.collectives import Local, reduction_dtype
 from gpt3_jax.parallel.mesh import DATA, TENSOR
 from gpt3_jax.parallel.rules import partitions, sharded_axes
@@ -109,7 +110,7 @@ class Zero:
         mlp_parts: int = 1,
         loop: bool = False,
     ) -> None:
-        self.local = Local.of(mesh)
+        self.local = Local.of(mesh, rings.chosen(parallel))
         self.specs = parameter_partitions(table, mesh, parallel.stage)
         if mlp_parts > 1:
             _check_parts(table, mesh, mlp_parts)
