@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gpt3_jax.cluster.agreement import to_host
 from gpt3_jax.cluster.log import log
@@ -84,6 +84,16 @@ class Generator:
         self._prefix: tuple[list[int], Prefix] | None = None
         self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
         self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
+
+    def give_up(self, where: Params[NamedSharding]) -> Params:
+        """The parameters that the weights were made of, in the compute dtype, placed so. The weights are deleted as
+        they are moved: the generator is not to be used afterwards.
+
+        Only with `form` compute.
+        """
+        weights, self._prefix = self._weights, None
+        del self._weights
+        return programs.take_params(weights, self.config, where)
 
     @classmethod
     def load(

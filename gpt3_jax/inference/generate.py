@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
@@ -37,7 +37,7 @@ from gpt3_jax.model.decode import (
 )
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, store
+from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, restore, store
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
@@ -220,6 +220,37 @@ def place_weights(
         whole("ln_f_scale"),
         whole("ln_f_bias"),
     )
+
+
+def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[NamedSharding]) -> Params:
+    """The parameters, in the compute dtype, that `place_weights` made these weights of, placed so: its inverse. The
+    blocks' weights are deleted, each as soon as its layers are stacked; a device holds one parameter more meanwhile.
+
+    Not for weights in int8.
+    """
+
+    def stacked(spec: ParamSpec, sharding: NamedSharding, *layers: Any) -> jax.Array:
+        made = jax.block_until_ready(_stack(layers, spec, sharding))
+        for leaf in jax.tree.leaves(layers):
+            leaf.delete()
+        return made
+
+    def whole(name: str) -> jax.Array:
+        return jax.device_put(getattr(weights, name), getattr(where, name))
+
+    return Params(
+        token_embedding=whole("token_embedding"),
+        position_embedding=whole("position_embedding"),
+        blocks=param_table(config).blocks.map(stacked, where.blocks, *weights.blocks),
+        ln_f_scale=whole("ln_f_scale"),
+        ln_f_bias=whole("ln_f_bias"),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "sharding"))
+def _stack(layers: tuple[Any, ...], spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
+    stack = jnp.stack([restore(layer, spec) for layer in layers])
+    return lax.with_sharding_constraint(stack, sharding)
 
 
 def _layer(stack: Any, i: int) -> Any:

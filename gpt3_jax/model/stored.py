@@ -66,6 +66,14 @@ def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform:
     return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
 
 
+def restore(matrix: Matrix, spec: ParamSpec) -> jax.Array:
+    """The parameter, of one layer, that `store` was given in the compute dtype. For matrices that are not in int8."""
+    if not isinstance(matrix, Stored):
+        return matrix
+    assert matrix.scales is None
+    return jnp.moveaxis(matrix.values, -1, contracted(spec))
+
+
 def quantise(weights: jax.Array, axis: int) -> Stored:
     """The matrix in int8, a scale for each output channel. A channel with a weight that is not finite is not finite.
 

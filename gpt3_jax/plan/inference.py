@@ -1,7 +1,8 @@
 """What generation and evaluation need and cost on hardware that is not attached, from their compiled programs.
 
 Generation is two programs: one reads the prompts, the other appends a token to each row. Those of beam search also
-reorder the cache. Evaluation is one: the log-likelihoods of every token of a batch of rows.
+reorder the cache. Evaluation is three: the log-likelihoods of every token of a batch of rows; and the two of beam
+search, for free answers, with the same weights moved to where generation reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
 from gpt3_jax.inference import generate, score
-from gpt3_jax.model.params import count_params
+from gpt3_jax.model.params import Params, count_params
 from gpt3_jax.model.scoring import Tree
 from gpt3_jax.model.stored import Form
 from gpt3_jax.model.transformer import band_shares
@@ -46,6 +47,8 @@ generation, the matrices with a scale for each output channel (`model.stored`)."
 
 GENERATED_ROWS = 16
 """Rows of a tensor group of devices, completions or hypotheses, as `gpt3_jax.generation` computes at once."""
+PAPER_BEAMS = 4
+"""Hypotheses of a free answer's beam search (GPT-3 section 2.4), as `gpt3_jax.evals` has it."""
 EVALUATED_TOKENS = 16384
 """Tokens of a batch shard, as `gpt3_jax.evals` computes at once on accelerators."""
 _LATENCY = (
@@ -80,6 +83,8 @@ class Bytes:
     weights: int
     cache: int
     """Keys and values of all rows."""
+    beside: int
+    """Weights of another use that lie there meanwhile: the fp32 parameters of training, if those are evaluated."""
     temporaries: int
     """Reserved for what the program computes in between, the gaps of the allocator included."""
     other: int
@@ -89,7 +94,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.temporaries + self.other
+        return self.weights + self.cache + self.beside + self.temporaries + self.other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +144,18 @@ class InferenceReceipt:
     usable: int | None
     """Bytes that a device has for a program; None for a device that is not in the table."""
     versions: dict[str, str]
+    moving: int | None = None
+    """Of evaluation, the most bytes of one device while its weights are moved to generate free answers, or back; None
+    where they are not moved."""
 
     @property
     def fits(self) -> bool | None:
         """None when the device's capacity is not known."""
         if any(program.memory.refused for program in self.programs):
             return False
-        return None if self.usable is None else all(p.memory.total <= self.usable for p in self.programs)
+        if self.usable is None:
+            return None
+        return max(self.moving or 0, *(p.memory.total for p in self.programs)) <= self.usable
 
 
 def batch_of(
@@ -201,12 +211,13 @@ def batch_of(
 
 
 def plan_inference(
-    config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "float32"
+    config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "compute"
 ) -> InferenceReceipt:
     """Compiles the programs and reads everything off them.
 
     Args:
-        weights: the dtype in which evaluation keeps its parameters. Generation has them in int8 or the compute dtype.
+        weights: how evaluation keeps its parameters: compute is what ``gpt3-jax evaluate`` loads, float32 what a
+            training run evaluates. Generation has them in int8 or the compute dtype.
 
     Raises:
         UserError: a compiler's library is missing, or the mesh does not divide the devices or the model.
@@ -224,7 +235,7 @@ def plan_inference(
             "n_ctx": config.model.n_ctx,
             "dtype": config.model.dtype,
             "stage": config.parallel.stage,
-            "weights": weights if form == "int8" or (use, weights) == ("evaluate", "float32") else config.model.dtype,
+            "weights": weights if form == "int8" or _keeps_fp32(config, use, weights) else config.model.dtype,
             "parameters": count_params(config.model),
         },
         mesh=shape_of(mesh),
@@ -237,7 +248,13 @@ def plan_inference(
         programs=tuple(_compiled(call, config, mesh, topology) for call in calls),
         usable=topology.usable,
         versions=versions(topology.platform),
+        moving=_moving(config, mesh) if use == "evaluate" and not _keeps_fp32(config, use, weights) else None,
     )
+
+
+def _keeps_fp32(config: Config, use: Use, weights: Weights) -> bool:
+    """Whether the parameters stay in fp32 although the compute dtype is another."""
+    return (use, weights) == ("evaluate", "float32") and config.model.dtype != "float32"
 
 
 class _Call(NamedTuple):
@@ -251,6 +268,8 @@ class _Call(NamedTuple):
     """Bytes of the cache that it returns, on one device."""
     cache_passes: int
     """How often the whole cache is read or written. 0: many tokens a row, so that matmuls take longer than it."""
+    beside: int = 0
+    """Bytes of one device that other weights take meanwhile."""
 
 
 def _generating(config: Config, mesh: Mesh, batch: Batch, form: Form) -> list[_Call]:
@@ -264,10 +283,7 @@ def _generating(config: Config, mesh: Mesh, batch: Batch, form: Form) -> list[_C
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
 
-    made = sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize  # type: ignore[attr-defined]
-        for leaf in jax.tree.leaves(cache)
-    )
+    made = _of_one_device(cache)
     prompt_tokens = batch.prompts * batch.prompt_tokens
     if width := batch.beams:
         read = (weights, ints(batch.prompts, batch.prompt_tokens), ints(batch.prompts), where, capacity, width)
@@ -297,10 +313,41 @@ def _evaluating(config: Config, mesh: Mesh, batch: Batch, weights: Weights) -> l
     tree = Tree(ints(rows, length), ints(rows), ints(rows, length), ints(rows, length), trunk=length, branches=0)
     function = score.make_score(config.model, mesh, config.parallel, config.memory)
     dtype = jnp.dtype(config.model.dtype if weights == "compute" else jnp.float32)
-    params = abstract_state(config, mesh).params.map(
+    params = _params(config, mesh, dtype)
+    # Free answers: prompts padded to the whole context, as those with many demonstrations are.
+    answers = Batch(batch_shards(mesh) * GENERATED_ROWS, length, 0, PAPER_BEAMS)
+    beside = _of_one_device(params) if _keeps_fp32(config, "evaluate", weights) else 0
+    return [
+        _Call("evaluate", rows * length, function, (params, tree, None), 0, 0),
+        *(call._replace(beside=beside) for call in _generating(config, mesh, answers, "compute")),
+    ]
+
+
+def _params(config: Config, mesh: Mesh, dtype: jnp.dtype) -> Params[jax.ShapeDtypeStruct]:
+    """The parameters as the stage keeps them, in this dtype."""
+    return abstract_state(config, mesh).params.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     )
-    return [_Call("evaluate", rows * length, function, (params, tree, None), 0, 0)]
+
+
+def _of_one_device(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _moving(config: Config, mesh: Mesh) -> int:
+    """The most bytes of one device while weights are moved (`generate.place_weights`, `take_params`): of the blocks one
+    parameter after the other, of each of which both forms are there before the first is deleted."""
+    params = _params(config, mesh, jnp.dtype(config.model.dtype))
+    weights = generate.abstract_weights(config.model, mesh)
+    old = [_of_one_device(leaf) for leaf in params.blocks.leaves()]
+    made = [sum(map(_of_one_device, layers)) for layers in zip(*(b.leaves() for b in weights.blocks), strict=True)]
+    peak = max(sum(made[: i + 1]) + sum(old[i:]) for i in range(len(old)))
+    back = max(sum(old[: i + 1]) + sum(made[i:]) for i in range(len(old)))
+    rest = _of_one_device((params, weights)) - sum(old) - sum(made)
+    return max(peak, back) + rest
 
 
 def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> ProgramReceipt:
@@ -358,7 +405,7 @@ def _memory(found: Outcome, call: _Call) -> Bytes:
             cache += buffer.size
     made = min(call.cache_made, found.results) if found.results else call.cache_made
     other = found.peak.arguments - weights - cache + max(0, found.results - made) + found.code
-    return Bytes(weights, cache + made, found.peak.temporaries, other, bool(found.too_large))
+    return Bytes(weights, cache + made, call.beside, found.peak.temporaries, other, bool(found.too_large))
 
 
 def _time_of_a_batch(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:
