@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
@@ -32,12 +32,14 @@ from gpt3_jax.model.decode import (
     decode_step,
     decode_weights,
     init_cache,
+    longer,
     prefill,
     read_prefix,
+    slots_of,
 )
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, restore, store
+from gpt3_jax.model.stored import Form, Stored, Tiles, contracted, layout_of, restore, store
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
@@ -123,15 +125,19 @@ def weight_partitions(config: ModelConfig, mesh: Mesh, form: Form = "compute") -
         )
     specs = param_table(config)
     table = partitions(specs, mesh, zero=False)
+    stored_tree: Any = Stored  # of partitions, not of arrays
+    tiles: Any = Tiles
 
     def stored(where: PartitionSpec, spec: ParamSpec) -> Any:
         where = PartitionSpec(*where[1:]) if spec.stacked else where  # without the dimension of layers
-        if not outputs_first(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh)):
+        layout = layout_of(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh), tensor)
+        if layout == "as it is":
             return where
+        if layout == "tiles":  # not split over tensor, nor over anything else
+            return tiles(PartitionSpec())
         dims = list(where)
         inputs = dims.pop(contracted(spec))
-        tree: Any = Stored  # of partitions, not of arrays
-        return tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
+        return stored_tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
 
     tree: Any = DecodeWeights
     return tree(  # type: ignore[no-any-return]
@@ -155,7 +161,8 @@ def cache_partitions(config: ModelConfig, mesh: Mesh) -> Cache:
 def abstract_weights(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
     """Shapes, dtypes and shardings of the weights, for compilation. Raises the errors of `weight_partitions`."""
     platform = mesh_platform(mesh)
-    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform), abstract(config))
+    tensor = mesh.shape[TENSOR]
+    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform, tensor), abstract(config))
     where = weight_partitions(config, mesh, form)
     return _with_shardings(made, shardings(where, mesh))  # type: ignore[no-any-return]
 
@@ -195,7 +202,8 @@ def place_weights(
     table, dtype = param_table(config), jnp.dtype(config.dtype)
     platform = platform_of(params) if mesh is None else mesh_platform(mesh)
     where = None if mesh is None else shardings(weight_partitions(config, mesh, form), mesh)
-    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform)
+    tensor = 1 if mesh is None else mesh.shape[TENSOR]
+    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform, tensor=tensor)
 
     def whole(name: str) -> Any:
         made = kept(getattr(params, name), getattr(table, name))
@@ -231,12 +239,13 @@ def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[Named
 
     def stacked(spec: ParamSpec, sharding: NamedSharding, *layers: Any) -> jax.Array:
         made = jax.block_until_ready(_stack(layers, spec, sharding))
-        for leaf in jax.tree.leaves(layers):
-            leaf.delete()
+        for moved in jax.tree.leaves(layers):
+            moved.delete()
         return made
 
     def whole(name: str) -> jax.Array:
-        return jax.device_put(getattr(weights, name), getattr(where, name))
+        made = _restored(getattr(weights, name), spec=getattr(param_table(config), name))
+        return jax.device_put(made, getattr(where, name))
 
     return Params(
         token_embedding=whole("token_embedding"),
@@ -245,6 +254,9 @@ def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[Named
         ln_f_scale=whole("ln_f_scale"),
         ln_f_bias=whole("ln_f_bias"),
     )
+
+
+_restored = jax.jit(restore, static_argnames="spec")
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sharding"))
@@ -262,7 +274,7 @@ def _cut(stack: jax.Array, i: int) -> jax.Array:
     return lax.dynamic_index_in_dim(stack, i, keepdims=False)
 
 
-_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform"))
+_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform", "tensor"))
 
 
 def make_place(
@@ -340,6 +352,27 @@ def advance(weights: DecodeWeights, cache: Cache, tokens_B: ArrayLike, draw: Dra
     given = (weights_spec, _caches(place), rows, _draw_partitions(place))
     run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
     return run(weights, cache, tokens_B, draw)  # type: ignore[no-any-return]
+
+
+def grow(cache: Cache, config: ModelConfig, capacity: int) -> Cache:
+    """The cache with room for rows of so many tokens, more than it had, layer by layer: the old one's are deleted."""
+
+    def grown(x_NSK: jax.Array, slots: int) -> jax.Array:
+        if x_NSK.shape[1] == slots:
+            return x_NSK
+        made = _longer(x_NSK, slots=slots, sharding=x_NSK.sharding)
+        jax.block_until_ready(made)
+        x_NSK.delete()
+        return made
+
+    slots = slots_of(config, capacity)
+    keys, values = (tuple(map(grown, layers, slots)) for layers in (cache.keys, cache.values))
+    return Cache(keys, values, cache.lengths_B)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "sharding"))
+def _longer(x_NSK: jax.Array, slots: int, sharding: Sharding) -> jax.Array:
+    return lax.with_sharding_constraint(longer(x_NSK, slots), sharding)
 
 
 def _drawn(logits_BV: jax.Array, cache: Cache, draw: Draw, place: Place) -> Drawn:

@@ -29,7 +29,7 @@ from gpt3_jax.model.attention import attention
 from gpt3_jax.model.matmul import einsum
 from gpt3_jax.model.params import Block, Params, param_table
 from gpt3_jax.model.pointwise import add_bias, gelu, layer_norm
-from gpt3_jax.model.stored import Form, Matrix, Stored, product, rows, store
+from gpt3_jax.model.stored import Form, Matrix, Stored, Tiles, product, rows, store
 from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import platform_of
@@ -67,29 +67,30 @@ class Cache:
 
 
 def decode_weights(
-    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None
+    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None, tensor: int = 1
 ) -> DecodeWeights:
     """Casts, or quantises, and unstacks the parameters once, so that no step has to.
 
     Args:
         form: compute: all in `config.dtype`; int8: the matrices in int8, a scale for each output channel.
         platform: that generation's programs are compiled for; None: that of the devices that hold the parameters.
+        tensor: the size of the tensor axis that they are to be split over.
     """
-    return _decode_weights(params, config, form, platform or platform_of(params))
+    return _decode_weights(params, config, form, platform or platform_of(params), tensor)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "form", "platform"))
-def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str) -> DecodeWeights:
+@functools.partial(jax.jit, static_argnames=("config", "form", "platform", "tensor"))
+def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str, tensor: int) -> DecodeWeights:
     dtype, table = jnp.dtype(config.dtype), param_table(config)
 
     def layer(i: int) -> Block[Any]:
         def of_layer(leaf: Matrix, spec: ParamSpec) -> Matrix:
-            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform)
+            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform, tensor)
 
         return params.blocks.map(of_layer, table.blocks)
 
     return DecodeWeights(
-        store(params.token_embedding, table.token_embedding, form, dtype, platform),
+        store(params.token_embedding, table.token_embedding, form, dtype, platform, tensor),
         params.position_embedding.astype(dtype),
         tuple(layer(i) for i in range(config.n_layers)),
         params.ln_f_scale.astype(dtype),
@@ -99,7 +100,7 @@ def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: s
 
 def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | None = None) -> Cache:
     """An empty cache for `batch` rows of at most `capacity` tokens (default: n_ctx), on this platform."""
-    shapes = [(batch * config.n_heads, slots, config.d_head) for slots in _slots(config, capacity or config.n_ctx)]
+    shapes = [(batch * config.n_heads, slots, config.d_head) for slots in slots_of(config, capacity or config.n_ctx)]
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), platform)
     # Each array its own: one shared array could not be donated several times.
     return Cache(
@@ -164,7 +165,7 @@ def prefill(
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), local.platform)
     x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[before:end]
     for i, (block, band, slots) in enumerate(
-        zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True)
+        zip(weights.blocks, _bands(config), slots_of(config, capacity), strict=True)
     ):
 
         def attend(
@@ -221,8 +222,14 @@ def decode_step(
     return _logits(weights, x_BQD, config, local), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
+def longer(x_NSK: jax.Array, slots: int) -> jax.Array:
+    """One layer's keys or values with room for more positions: for a cache that holds each position so far in the slot
+    of its number, as one does that has not outgrown its capacity before."""
+    return jnp.pad(x_NSK, ((0, 0), (0, slots - x_NSK.shape[1]), (0, 0)))
+
+
 def _copies(weights: DecodeWeights, batch: int, platform: str) -> int:
-    if isinstance(weights.token_embedding, Stored):
+    if isinstance(weights.token_embedding, Stored | Tiles):
         return 1  # of int8 weights the product itself makes rows
     return cpu.row_copies(batch, weights.token_embedding.dtype, platform)
 
@@ -232,7 +239,8 @@ def _bands(config: ModelConfig) -> tuple[int | None, ...]:
     return period * (config.n_layers // len(period))
 
 
-def _slots(config: ModelConfig, capacity: int) -> tuple[int, ...]:
+def slots_of(config: ModelConfig, capacity: int) -> tuple[int, ...]:
+    """Of each layer's cache."""
     return tuple(capacity if band is None else min(band, capacity) for band in _bands(config))
 
 
@@ -302,6 +310,7 @@ def _embed(weights: DecodeWeights, tokens: jax.Array, local: Local) -> jax.Array
     if local.tensor is None:
         return rows(table, tokens, dtype)
     # Each tensor shard has the rows of its slice of the vocabulary, zeros for other tokens.
+    assert not isinstance(table, Tiles)
     size = (table.values if isinstance(table, Stored) else table).shape[0]
     ids = tokens - local.tensor_index() * size
     inside = (ids >= 0) & (ids < size)
@@ -329,7 +338,7 @@ def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, local
     table = weights.token_embedding
     copies = _copies(weights, h_BQD.shape[0], local.platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
-    if isinstance(table, Stored):
+    if isinstance(table, Stored | Tiles):
         logits_RV = product(h_RD, table, local.platform, jnp.dtype(jnp.float32))
     else:
         logits_RV = einsum("rd,vd->rv", h_RD, table, jnp.float32)

@@ -1,4 +1,5 @@
-"""Matrices as generation keeps them: in the compute dtype, or in int8 with a scale for each output channel.
+"""Matrices as generation keeps them: in the compute dtype, or in int8 with a scale for each output channel; and in the
+order in which the platform's matmul reads them fastest.
 
 In int8 a weight is its value times its channel's scale, symmetric around zero; the scale maps the channel's largest
 weight to 127. Arithmetic stays in the compute dtype: the matmul's result is scaled, once for each output. Biases,
@@ -9,6 +10,7 @@ Shapes: I inputs, O outputs (one dimension or several).
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import flax.struct
@@ -34,8 +36,19 @@ class Stored:
     """[..., O], fp32; None unless the values are int8."""
 
 
-Matrix = jax.Array | Stored
-"""A kernel [I, O], or `Stored`."""
+@flax.struct.dataclass
+class Tiles:
+    """A matrix cut into tiles of J outputs, each of which lies in memory as a whole (`cpu.tiled_product`)."""
+
+    values: jax.Array
+    """[T, I, J], in the compute dtype; T × J outputs."""
+    outputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    """The dimensions of the outputs."""
+
+
+Matrix = jax.Array | Stored | Tiles
+"""A kernel [I, O], or in another order."""
+MatrixLayout = Literal["as it is", "outputs first", "tiles"]
 
 
 def stores(spec: ParamSpec) -> bool:
@@ -43,11 +56,19 @@ def stores(spec: ParamSpec) -> bool:
     return spec.kind == "matrix" or "vocab" in spec.axes
 
 
-def outputs_first(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> bool:
-    """Whether a parameter becomes a `Stored`."""
-    if form == "int8":
-        return stores(spec)
-    return spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)
+def layout_of(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tensor: int) -> MatrixLayout:
+    """What a parameter becomes: the array that it is, a `Stored`, or `Tiles`.
+
+    Args:
+        tensor: the size of the tensor axis, over which tiles are not split.
+    """
+    if not stores(spec):
+        return "as it is"
+    if form == "int8" or (spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)):
+        return "outputs first"
+    of_layer = spec.shape[spec.stacked :]
+    outputs = math.prod(of_layer) // of_layer[contracted(spec)]
+    return "tiles" if tensor == 1 and cpu.reads_tiles(dtype, outputs, platform) else "as it is"
 
 
 def contracted(spec: ParamSpec) -> int:
@@ -55,12 +76,16 @@ def contracted(spec: ParamSpec) -> int:
     return -1 if "vocab" in spec.axes else 0
 
 
-def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> Matrix:
+def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tensor: int) -> Matrix:
     """One parameter, of one layer, as generation reads it. A `Stored` stays what it is."""
-    if isinstance(leaf, Stored):
+    if isinstance(leaf, Stored | Tiles):
         return leaf
-    if not outputs_first(spec, form, dtype, platform):
+    layout = layout_of(spec, form, dtype, platform, tensor)
+    if layout == "as it is":
         return leaf.astype(dtype)
+    if layout == "tiles":
+        last = jnp.moveaxis(leaf.astype(dtype), contracted(spec), 0)
+        return Tiles(cpu.tiled(last.reshape(last.shape[0], -1)), last.shape[1:])
     if form == "int8":
         return quantise(leaf, contracted(spec))
     return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
@@ -68,6 +93,9 @@ def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform:
 
 def restore(matrix: Matrix, spec: ParamSpec) -> jax.Array:
     """The parameter, of one layer, that `store` was given in the compute dtype. For matrices that are not in int8."""
+    if isinstance(matrix, Tiles):
+        kernel_IO = cpu.untiled(matrix.values)
+        return jnp.moveaxis(kernel_IO.reshape(kernel_IO.shape[0], *matrix.outputs), 0, contracted(spec))
     if not isinstance(matrix, Stored):
         return matrix
     assert matrix.scales is None
@@ -136,6 +164,9 @@ def rounding(weights: jax.Array, rounded: jax.Array, axis: int) -> Rounding:
 def product(x: jax.Array, matrix: Matrix, platform: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """``x[..., I]`` times the matrix, accumulated in fp32; the result [..., O] in `dtype` (default: x's)."""
     x_NI = x.reshape(-1, x.shape[-1])
+    if isinstance(matrix, Tiles):
+        out_NO = cpu.tiled_product(x_NI, matrix.values).astype(dtype or x.dtype)
+        return out_NO.reshape(*x.shape[:-1], *matrix.outputs)
     if not isinstance(matrix, Stored):
         out_NO = einsum("ni,io->no", x_NI, matrix.reshape(x.shape[-1], -1), dtype or x.dtype)
         return out_NO.reshape(*x.shape[:-1], *matrix.shape[1:])
@@ -155,6 +186,9 @@ def _int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
 
 def rows(table: Matrix, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Rows of a table [V, D] in `dtype`; each id is one of the table's."""
+    if isinstance(table, Tiles):
+        width = table.values.shape[-1]
+        return table.values[ids // width, :, ids % width].astype(dtype)
     if not isinstance(table, Stored):
         return table[ids].astype(dtype)
     assert table.scales is not None
