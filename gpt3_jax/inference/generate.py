@@ -39,7 +39,7 @@ from gpt3_jax.model.decode import (
 )
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.model.stored import Form, Stored, Tiles, contracted, layout_of, restore, store
+from gpt3_jax.model.stored import Form, Stored, Tiles, contracted, layout_of, outputs_of, restore, store
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
@@ -134,7 +134,7 @@ def weight_partitions(config: ModelConfig, mesh: Mesh, form: Form = "compute") -
         if layout == "as it is":
             return where
         if layout == "tiles":  # not split over tensor, nor over anything else
-            return tiles(PartitionSpec())
+            return tiles(PartitionSpec(), outputs_of(spec))
         dims = list(where)
         inputs = dims.pop(contracted(spec))
         return stored_tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)

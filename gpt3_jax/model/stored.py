@@ -66,14 +66,20 @@ def layout_of(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tens
         return "as it is"
     if form == "int8" or (spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)):
         return "outputs first"
-    of_layer = spec.shape[spec.stacked :]
-    outputs = math.prod(of_layer) // of_layer[contracted(spec)]
-    return "tiles" if tensor == 1 and cpu.reads_tiles(dtype, outputs, platform) else "as it is"
+    tiles = tensor == 1 and cpu.reads_tiles(dtype, math.prod(outputs_of(spec)), platform)
+    return "tiles" if tiles else "as it is"
 
 
 def contracted(spec: ParamSpec) -> int:
     """The dimension of the inputs, in one layer's tensor: the last of the token embedding, the first of a kernel."""
     return -1 if "vocab" in spec.axes else 0
+
+
+def outputs_of(spec: ParamSpec) -> tuple[int, ...]:
+    """The dimensions of the outputs of a parameter that `stores` names, in one layer's tensor."""
+    dims = list(spec.shape[spec.stacked :])
+    del dims[contracted(spec)]
+    return tuple(dims)
 
 
 def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tensor: int) -> Matrix:
@@ -84,8 +90,8 @@ def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform:
     if layout == "as it is":
         return leaf.astype(dtype)
     if layout == "tiles":
-        last = jnp.moveaxis(leaf.astype(dtype), contracted(spec), 0)
-        return Tiles(cpu.tiled(last.reshape(last.shape[0], -1)), last.shape[1:])
+        kernel = jnp.moveaxis(leaf.astype(dtype), contracted(spec), 0)
+        return Tiles(cpu.tiled(kernel.reshape(kernel.shape[0], -1)), outputs_of(spec))
     if form == "int8":
         return quantise(leaf, contracted(spec))
     return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
