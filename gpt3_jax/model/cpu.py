@@ -149,9 +149,9 @@ def tiled_product(x_NI: jax.Array, tiles_TIJ: jax.Array) -> jax.Array:
         return jnp.swapaxes(out_TNJ, 0, 1).reshape(rows, -1)
     # Put together again, in a branch that is always taken: else the compiler would do it ahead of the layers, for the
     # matrices of all of them at once.
+    shape = (rows, tiles_TIJ.shape[0] * tiles_TIJ.shape[2])
     never = x_NI[0, 0] > jnp.inf
-    outputs = tiles_TIJ.shape[0] * tiles_TIJ.shape[2]
-    return lax.cond(never, lambda x, _: jnp.zeros((rows, outputs), x.dtype), plain, x_NI, tiles_TIJ)  # type: ignore[no-any-return]
+    return lax.cond(never, lambda x_NI, _: jnp.broadcast_to(x_NI[:, :1], shape), plain, x_NI, tiles_TIJ)  # type: ignore[no-any-return]
 
 
 def int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
