@@ -22,6 +22,7 @@ from gpt3_jax.inference.lengths import cache_length
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import _drawn, _likeliest, sample
+from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.collectives import Local
 
 CTX, BAND, VOCAB = 40, 8, 61
@@ -284,6 +285,22 @@ def test_greedy_completions_in_a_batch_are_those_of_each_prompt_alone() -> None:
     assert batch == [reference(prompt, 12).decode(errors="replace") for prompt in PROMPTS]
     assert batch[:2] == [complete([p], max_tokens=12, sampling=Sampling(temperature=0))[0] for p in PROMPTS[:2]]
     assert len(set(batch)) > 3
+
+
+def test_weights_are_turned_for_one_row_and_back_for_several() -> None:
+    one = Generator(made(BYTES), BYTES, ByteTokenizer())
+    before = jax.tree.map(np.asarray, one._weights)
+    for prompts in (["GPT"], ["GPT", "a"], ["GPT"]):
+        found = list(one.stream(prompts, max_tokens=3, sampling=Sampling(temperature=0)))
+        text = "".join(piece.text for piece in found if piece.prompt == 0)
+        assert text == reference("GPT", 3).decode(errors="replace")
+        kernels = [one._weights.blocks[1].mlp_up_kernel, one._weights.blocks[0].qkv_kernel]
+        assert [isinstance(kernel, Stored) for kernel in kernels] == [len(prompts) == 1] * 2
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(one._weights)) == sum(
+            leaf.nbytes for leaf in jax.tree.leaves(before)
+        )
+    back = programs.order_for(one._weights, BYTES, "cpu", 2)
+    jax.tree.map(np.testing.assert_array_equal, back, before)
 
 
 def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch: pytest.MonkeyPatch) -> None:

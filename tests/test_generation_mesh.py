@@ -99,8 +99,9 @@ def test_weights_are_the_same_from_zeros_shards_and_from_the_hosts_memory(stage:
 
 
 def test_weights_take_the_place_of_the_parameters() -> None:
+    given = jax.tree.map(jnp.copy, params())
+    expected = model.decode_weights(given, CONFIG)
     for mesh in (None, mesh_of((2, 2, 2))):
-        expected = model.decode_weights(params(), CONFIG, tensor=1 if mesh is None else 2)
         given = jax.tree.map(jnp.copy, params())
         placed = place_weights(given, CONFIG, mesh, consume=True)
         assert all(stack.is_deleted() for stack in given.blocks.leaves())

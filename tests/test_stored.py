@@ -16,20 +16,7 @@ from gpt3_jax.config import ModelConfig
 from gpt3_jax.model import cpu
 from gpt3_jax.model.decode import decode_step, decode_weights, prefill
 from gpt3_jax.model.params import Params, param_table
-from gpt3_jax.model.stored import (
-    Stored,
-    Tiles,
-    contracted,
-    dequantise,
-    layout_of,
-    product,
-    quantise,
-    restore,
-    rounding,
-    store,
-    stores,
-)
-from gpt3_jax.model.stored import rows as stored_rows
+from gpt3_jax.model.stored import Stored, contracted, dequantise, product, quantise, rounding, stores
 from gpt3_jax.parallel.collectives import Local
 
 CONFIG = ModelConfig(
@@ -86,34 +73,6 @@ def test_a_product_is_that_with_the_weights_it_stands_for(platform: str, dtype: 
     np.testing.assert_array_less(np.abs(np.float64(found) - expected), tolerance * size + 1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17])
-def test_tiles_are_the_same_product(rows: int) -> None:
-    """One row, a few, and many are computed in forms of their own."""
-    kernel = jax.random.normal(jax.random.key(0), (40, 3, 128))
-    tiles = Tiles(cpu.tiled(kernel.reshape(40, -1)), kernel.shape[1:])
-    assert tiles.values.shape == (6, 40, 64)
-    x = jax.random.normal(jax.random.key(1), (rows, 40))
-    expected = np.einsum("ni,ijo->njo", np.float64(x), np.float64(kernel))
-    np.testing.assert_allclose(jax.jit(product, static_argnums=2)(x, tiles, "cpu"), expected, atol=3e-5)
-    np.testing.assert_array_equal(cpu.untiled(tiles.values), kernel.reshape(40, -1))
-
-
-def test_a_parameter_comes_back_from_how_it_is_stored() -> None:
-    wide = dataclasses.replace(CONFIG, d_model=64, n_heads=4)
-    table = param_table(wide)
-    for dtype, kinds in (("float32", Tiles), ("bfloat16", Stored)):
-        for spec in (table.token_embedding, table.position_embedding, *table.blocks.leaves()):
-            leaf = jax.random.normal(jax.random.key(0), spec.shape[spec.stacked :]).astype(dtype)
-            made = store(leaf, spec, "compute", jnp.dtype(dtype), "cpu", 1)
-            assert isinstance(made, kinds) == (spec.kind == "matrix" or (dtype == "float32" and "vocab" in spec.axes))
-            np.testing.assert_array_equal(restore(made, spec), leaf)
-            ids = jnp.array([3, 60])
-            if "vocab" in spec.axes:
-                np.testing.assert_array_equal(stored_rows(made, ids, leaf.dtype), leaf[ids])
-    assert layout_of(table.token_embedding, "compute", jnp.dtype("float32"), "cpu", 2) == "as it is"
-    assert layout_of(table.token_embedding, "compute", jnp.dtype("float32"), "gpu", 1) == "as it is"
-
-
 def test_outputs_first_is_the_same_product() -> None:
     kernel, x = matrix(), jax.random.normal(jax.random.key(1), (5, 40))
     turned = Stored(jnp.moveaxis(kernel, 0, -1), None)
@@ -128,8 +87,8 @@ def test_outputs_first_is_the_same_product() -> None:
         expected = np.einsum("ni,ijo->njo", *(np.float32(one.astype("bfloat16")) for one in (x, kernel)))
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
-    assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu")
-    assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu")
+    assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu", 2)
+    assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu", 1)
 
 
 @functools.cache

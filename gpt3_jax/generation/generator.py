@@ -272,7 +272,7 @@ class Generator:
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
         limits = [search.limit for search in searches]
-        tokens_PT, lengths_P, capacities, prefix = self._batch(self._padded(prompts), limits)
+        tokens_PT, lengths_P, capacities, prefix = self._batch(self._padded(prompts), limits, width)
         capacity, steps = capacities.after(1), 0
         found: Candidates
         found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width, prefix)
@@ -315,10 +315,15 @@ class Generator:
         return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
     def _batch(
-        self, prompts: list[list[int]], limits: list[int]
+        self, prompts: list[list[int]], limits: list[int], rows: int = 1
     ) -> tuple[np.ndarray, np.ndarray, _Capacities, Prefix | None]:
         """Tokens [B, T] and lengths [B] of the prompts, the capacities of their cache; and what all of them begin with,
-        which tokens and lengths then leave out."""
+        which tokens and lengths then leave out.
+
+        Args:
+            rows: of each prompt.
+        """
+        self._order_for(len(prompts) * rows)
         needed = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=False))
         capacity = padded_length(needed, _SHORTEST, self.config.n_ctx)
         shared = self._shared(prompts)
@@ -339,6 +344,11 @@ class Generator:
         most = min(map(len, prompts)) - 1
         common = next((i for i in range(most) if first[i] != last[i]), most)
         return shared_length(common, max(map(len, prompts)))
+
+    def _order_for(self, rows: int) -> None:
+        """Has the weights in the order that so many rows on one device are best computed from."""
+        if self._place.mesh is None and self._place.form == "compute":
+            self._weights = programs.order_for(self._weights, self.config, self._place.local.platform, rows)
 
     def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
         """Its keys and values; the last one is kept for the batches that follow."""

@@ -39,7 +39,7 @@ from gpt3_jax.model.decode import (
 )
 from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.model.stored import Form, Stored, Tiles, contracted, layout_of, outputs_of, restore, store
+from gpt3_jax.model.stored import Form, Matrix, Stored, contracted, outputs_first, restore, store
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
 from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
@@ -125,19 +125,15 @@ def weight_partitions(config: ModelConfig, mesh: Mesh, form: Form = "compute") -
         )
     specs = param_table(config)
     table = partitions(specs, mesh, zero=False)
-    stored_tree: Any = Stored  # of partitions, not of arrays
-    tiles: Any = Tiles
 
     def stored(where: PartitionSpec, spec: ParamSpec) -> Any:
         where = PartitionSpec(*where[1:]) if spec.stacked else where  # without the dimension of layers
-        layout = layout_of(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh), tensor)
-        if layout == "as it is":
+        if not outputs_first(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh)):
             return where
-        if layout == "tiles":  # not split over tensor, nor over anything else
-            return tiles(PartitionSpec(), outputs_of(spec))
         dims = list(where)
         inputs = dims.pop(contracted(spec))
-        return stored_tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
+        tree: Any = Stored  # of partitions, not of arrays
+        return tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
 
     tree: Any = DecodeWeights
     return tree(  # type: ignore[no-any-return]
@@ -161,8 +157,7 @@ def cache_partitions(config: ModelConfig, mesh: Mesh) -> Cache:
 def abstract_weights(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
     """Shapes, dtypes and shardings of the weights, for compilation. Raises the errors of `weight_partitions`."""
     platform = mesh_platform(mesh)
-    tensor = mesh.shape[TENSOR]
-    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform, tensor), abstract(config))
+    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform), abstract(config))
     where = weight_partitions(config, mesh, form)
     return _with_shardings(made, shardings(where, mesh))  # type: ignore[no-any-return]
 
@@ -202,8 +197,7 @@ def place_weights(
     table, dtype = param_table(config), jnp.dtype(config.dtype)
     platform = platform_of(params) if mesh is None else mesh_platform(mesh)
     where = None if mesh is None else shardings(weight_partitions(config, mesh, form), mesh)
-    tensor = 1 if mesh is None else mesh.shape[TENSOR]
-    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform, tensor=tensor)
+    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform)
 
     def whole(name: str) -> Any:
         made = kept(getattr(params, name), getattr(table, name))
@@ -230,6 +224,30 @@ def place_weights(
     )
 
 
+def order_for(weights: DecodeWeights, config: ModelConfig, platform: str, rows: int) -> DecodeWeights:
+    """The weights, in the compute dtype and on one device, in the order in which so many rows at once read them fastest
+    (`cpu.reads_outputs_first`). What changes is moved one matrix at a time, and its old form deleted."""
+    dtype = jnp.dtype(config.dtype)
+
+    def ordered(spec: ParamSpec, matrix: Matrix) -> Matrix:
+        wanted = outputs_first(spec, "compute", dtype, platform, rows)
+        if wanted == isinstance(matrix, Stored):
+            return matrix
+        made = jax.block_until_ready(_turned(matrix, spec=spec, dtype=dtype, platform=platform, rows=rows))
+        for moved in jax.tree.leaves(matrix):
+            moved.delete()
+        return made
+
+    table = param_table(config).blocks
+    blocks = tuple(table.map(ordered, block) for block in weights.blocks)
+    return weights.replace(blocks=blocks)  # type: ignore[attr-defined,no-any-return]
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "dtype", "platform", "rows"))
+def _turned(matrix: Matrix, spec: ParamSpec, dtype: jnp.dtype, platform: str, rows: int) -> Matrix:
+    return store(restore(matrix, spec), spec, "compute", dtype, platform, rows)
+
+
 def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[NamedSharding]) -> Params:
     """The parameters, in the compute dtype, that `place_weights` made these weights of, placed so: its inverse. The
     blocks' weights are deleted, each as soon as its layers are stacked; a device holds one parameter more meanwhile.
@@ -244,8 +262,7 @@ def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[Named
         return made
 
     def whole(name: str) -> jax.Array:
-        made = _restored(getattr(weights, name), spec=getattr(param_table(config), name))
-        return jax.device_put(made, getattr(where, name))
+        return jax.device_put(getattr(weights, name), getattr(where, name))
 
     return Params(
         token_embedding=whole("token_embedding"),
@@ -254,9 +271,6 @@ def take_params(weights: DecodeWeights, config: ModelConfig, where: Params[Named
         ln_f_scale=whole("ln_f_scale"),
         ln_f_bias=whole("ln_f_bias"),
     )
-
-
-_restored = jax.jit(restore, static_argnames="spec")
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sharding"))
@@ -274,7 +288,7 @@ def _cut(stack: jax.Array, i: int) -> jax.Array:
     return lax.dynamic_index_in_dim(stack, i, keepdims=False)
 
 
-_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform", "tensor"))
+_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform"))
 
 
 def make_place(

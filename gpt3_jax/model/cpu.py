@@ -106,52 +106,11 @@ def row_copies(batch: int, dtype: jnp.dtype, platform: str) -> int:
 # -- generation's weights -------------------------------------------------------------------------------------------
 
 
-def reads_outputs_first(dtype: jnp.dtype, platform: str) -> bool:
-    """Whether generation keeps its kernels transposed, [O, I]. The backend's bf16 matmul of a few rows reads them a
-    fifth faster so, but takes half as long again for several rows in fp32."""
-    return platform == "cpu" and dtype == jnp.bfloat16
-
-
-TILE = 64
-"""Outputs of a tile. Of half or twice as many a row's product takes a third longer."""
-_FEW_ROWS = 16
-"""Rows up to which the product with tiles takes them as they are."""
-
-
-def reads_tiles(dtype: jnp.dtype, outputs: int, platform: str) -> bool:
-    """Whether generation keeps a matrix in tiles [T, I, J] of J outputs. In fp32 the backend's matmul of one row, from
-    [I, O] or [O, I], reads memory at two thirds of the speed of the sum of products over a tile (`tiled_product`)."""
-    return platform == "cpu" and dtype == jnp.float32 and outputs % TILE == 0
-
-
-def tiled(kernel_IO: jax.Array) -> jax.Array:
-    """The matrix in tiles, [T, I, J]."""
-    return jnp.swapaxes(kernel_IO.reshape(kernel_IO.shape[0], -1, TILE), 0, 1)
-
-
-def untiled(tiles_TIJ: jax.Array) -> jax.Array:
-    """The inverse of `tiled`."""
-    return jnp.swapaxes(tiles_TIJ, 0, 1).reshape(tiles_TIJ.shape[1], -1)
-
-
-def tiled_product(x_NI: jax.Array, tiles_TIJ: jax.Array) -> jax.Array:
-    """The fp32 product [N, O] of rows with a matrix in tiles."""
-    rows, highest = x_NI.shape[0], lax.Precision.HIGHEST
-
-    def plain(x_NI: jax.Array, tiles_TIJ: jax.Array) -> jax.Array:
-        return jnp.einsum("ni,io->no", x_NI, untiled(tiles_TIJ), precision=highest)
-
-    if rows == 1:  # a sum of products; a matmul of one row would go tile by tile
-        return jnp.sum(x_NI[0][None, :, None] * tiles_TIJ, axis=1).reshape(1, -1)
-    if rows <= _FEW_ROWS:
-        x_TNI = jnp.broadcast_to(x_NI, (tiles_TIJ.shape[0], *x_NI.shape))
-        out_TNJ = jnp.einsum("tni,tij->tnj", x_TNI, tiles_TIJ, precision=highest)
-        return jnp.swapaxes(out_TNJ, 0, 1).reshape(rows, -1)
-    # Put together again, in a branch that is always taken: else the compiler would do it ahead of the layers, for the
-    # matrices of all of them at once.
-    shape = (rows, tiles_TIJ.shape[0] * tiles_TIJ.shape[2])
-    never = x_NI[0, 0] > jnp.inf
-    return lax.cond(never, lambda x_NI, _: jnp.broadcast_to(x_NI[:, :1], shape), plain, x_NI, tiles_TIJ)  # type: ignore[no-any-return]
+def reads_outputs_first(dtype: jnp.dtype, platform: str, rows: int) -> bool:
+    """Whether generation of so many rows keeps its kernels transposed, [O, I]. So the backend's matmul of a few rows in
+    bf16, and of one row in fp32, reads them a fifth to a third faster; that of several rows in fp32 takes half as long
+    again."""
+    return platform == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
 
 
 def int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:

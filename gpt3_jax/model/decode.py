@@ -29,7 +29,7 @@ from gpt3_jax.model.attention import attention
 from gpt3_jax.model.matmul import einsum
 from gpt3_jax.model.params import Block, Params, param_table
 from gpt3_jax.model.pointwise import add_bias, gelu, layer_norm
-from gpt3_jax.model.stored import Form, Matrix, Stored, Tiles, product, rows, store
+from gpt3_jax.model.stored import Form, Matrix, Stored, product, rows, store
 from gpt3_jax.model.transformer import bands
 from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.mesh import platform_of
@@ -67,30 +67,29 @@ class Cache:
 
 
 def decode_weights(
-    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None, tensor: int = 1
+    params: Params, config: ModelConfig, form: Form = "compute", platform: str | None = None
 ) -> DecodeWeights:
     """Casts, or quantises, and unstacks the parameters once, so that no step has to.
 
     Args:
         form: compute: all in `config.dtype`; int8: the matrices in int8, a scale for each output channel.
         platform: that generation's programs are compiled for; None: that of the devices that hold the parameters.
-        tensor: the size of the tensor axis that they are to be split over.
     """
-    return _decode_weights(params, config, form, platform or platform_of(params), tensor)
+    return _decode_weights(params, config, form, platform or platform_of(params))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "form", "platform", "tensor"))
-def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str, tensor: int) -> DecodeWeights:
+@functools.partial(jax.jit, static_argnames=("config", "form", "platform"))
+def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: str) -> DecodeWeights:
     dtype, table = jnp.dtype(config.dtype), param_table(config)
 
     def layer(i: int) -> Block[Any]:
         def of_layer(leaf: Matrix, spec: ParamSpec) -> Matrix:
-            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform, tensor)
+            return store(jax.tree.map(lambda stack: stack[i], leaf), spec, form, dtype, platform)
 
         return params.blocks.map(of_layer, table.blocks)
 
     return DecodeWeights(
-        store(params.token_embedding, table.token_embedding, form, dtype, platform, tensor),
+        store(params.token_embedding, table.token_embedding, form, dtype, platform),
         params.position_embedding.astype(dtype),
         tuple(layer(i) for i in range(config.n_layers)),
         params.ln_f_scale.astype(dtype),
@@ -229,7 +228,7 @@ def longer(x_NSK: jax.Array, slots: int) -> jax.Array:
 
 
 def _copies(weights: DecodeWeights, batch: int, platform: str) -> int:
-    if isinstance(weights.token_embedding, Stored | Tiles):
+    if isinstance(weights.token_embedding, Stored):
         return 1  # of int8 weights the product itself makes rows
     return cpu.row_copies(batch, weights.token_embedding.dtype, platform)
 
@@ -310,7 +309,6 @@ def _embed(weights: DecodeWeights, tokens: jax.Array, local: Local) -> jax.Array
     if local.tensor is None:
         return rows(table, tokens, dtype)
     # Each tensor shard has the rows of its slice of the vocabulary, zeros for other tokens.
-    assert not isinstance(table, Tiles)
     size = (table.values if isinstance(table, Stored) else table).shape[0]
     ids = tokens - local.tensor_index() * size
     inside = (ids >= 0) & (ids < size)
@@ -338,7 +336,7 @@ def _logits(weights: DecodeWeights, x_BQD: jax.Array, config: ModelConfig, local
     table = weights.token_embedding
     copies = _copies(weights, h_BQD.shape[0], local.platform)
     h_RD = jnp.repeat(h_BQD[:, 0], copies, axis=0)
-    if isinstance(table, Stored | Tiles):
+    if isinstance(table, Stored):
         logits_RV = product(h_RD, table, local.platform, jnp.dtype(jnp.float32))
     else:
         logits_RV = einsum("rd,vd->rv", h_RD, table, jnp.float32)

@@ -1,5 +1,4 @@
-"""Matrices as generation keeps them: in the compute dtype, or in int8 with a scale for each output channel; and in the
-order in which the platform's matmul reads them fastest.
+"""Matrices as generation keeps them: in the compute dtype, or in int8 with a scale for each output channel.
 
 In int8 a weight is its value times its channel's scale, symmetric around zero; the scale maps the channel's largest
 weight to 127. Arithmetic stays in the compute dtype: the matmul's result is scaled, once for each output. Biases,
@@ -10,7 +9,6 @@ Shapes: I inputs, O outputs (one dimension or several).
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import flax.struct
@@ -22,6 +20,8 @@ from gpt3_jax.model.matmul import einsum
 from gpt3_jax.spec import ParamSpec
 
 Form = Literal["compute", "int8"]
+SEVERAL = 2
+"""Rows at once, where nothing more is known."""
 LARGEST = 127
 """The largest int8 value used: -128 has no counterpart."""
 
@@ -36,19 +36,8 @@ class Stored:
     """[..., O], fp32; None unless the values are int8."""
 
 
-@flax.struct.dataclass
-class Tiles:
-    """A matrix cut into tiles of J outputs, each of which lies in memory as a whole (`cpu.tiled_product`)."""
-
-    values: jax.Array
-    """[T, I, J], in the compute dtype; T × J outputs."""
-    outputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
-    """The dimensions of the outputs."""
-
-
-Matrix = jax.Array | Stored | Tiles
-"""A kernel [I, O], or in another order."""
-MatrixLayout = Literal["as it is", "outputs first", "tiles"]
+Matrix = jax.Array | Stored
+"""A kernel [I, O], or `Stored`."""
 
 
 def stores(spec: ParamSpec) -> bool:
@@ -56,18 +45,15 @@ def stores(spec: ParamSpec) -> bool:
     return spec.kind == "matrix" or "vocab" in spec.axes
 
 
-def layout_of(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tensor: int) -> MatrixLayout:
-    """What a parameter becomes: the array that it is, a `Stored`, or `Tiles`.
+def outputs_first(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, rows: int = SEVERAL) -> bool:
+    """Whether a parameter becomes a `Stored`.
 
     Args:
-        tensor: the size of the tensor axis, over which tiles are not split.
+        rows: that are computed at once.
     """
-    if not stores(spec):
-        return "as it is"
-    if form == "int8" or (spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)):
-        return "outputs first"
-    tiles = tensor == 1 and cpu.reads_tiles(dtype, math.prod(outputs_of(spec)), platform)
-    return "tiles" if tiles else "as it is"
+    if form == "int8":
+        return stores(spec)
+    return spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform, rows)
 
 
 def contracted(spec: ParamSpec) -> int:
@@ -75,23 +61,12 @@ def contracted(spec: ParamSpec) -> int:
     return -1 if "vocab" in spec.axes else 0
 
 
-def outputs_of(spec: ParamSpec) -> tuple[int, ...]:
-    """The dimensions of the outputs of a parameter that `stores` names, in one layer's tensor."""
-    dims = list(spec.shape[spec.stacked :])
-    del dims[contracted(spec)]
-    return tuple(dims)
-
-
-def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, tensor: int) -> Matrix:
+def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, rows: int = SEVERAL) -> Matrix:
     """One parameter, of one layer, as generation reads it. A `Stored` stays what it is."""
-    if isinstance(leaf, Stored | Tiles):
+    if isinstance(leaf, Stored):
         return leaf
-    layout = layout_of(spec, form, dtype, platform, tensor)
-    if layout == "as it is":
+    if not outputs_first(spec, form, dtype, platform, rows):
         return leaf.astype(dtype)
-    if layout == "tiles":
-        kernel = jnp.moveaxis(leaf.astype(dtype), contracted(spec), 0)
-        return Tiles(cpu.tiled(kernel.reshape(kernel.shape[0], -1)), outputs_of(spec))
     if form == "int8":
         return quantise(leaf, contracted(spec))
     return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
@@ -99,9 +74,6 @@ def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform:
 
 def restore(matrix: Matrix, spec: ParamSpec) -> jax.Array:
     """The parameter, of one layer, that `store` was given in the compute dtype. For matrices that are not in int8."""
-    if isinstance(matrix, Tiles):
-        kernel_IO = cpu.untiled(matrix.values)
-        return jnp.moveaxis(kernel_IO.reshape(kernel_IO.shape[0], *matrix.outputs), 0, contracted(spec))
     if not isinstance(matrix, Stored):
         return matrix
     assert matrix.scales is None
@@ -170,9 +142,6 @@ def rounding(weights: jax.Array, rounded: jax.Array, axis: int) -> Rounding:
 def product(x: jax.Array, matrix: Matrix, platform: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """``x[..., I]`` times the matrix, accumulated in fp32; the result [..., O] in `dtype` (default: x's)."""
     x_NI = x.reshape(-1, x.shape[-1])
-    if isinstance(matrix, Tiles):
-        out_NO = cpu.tiled_product(x_NI, matrix.values).astype(dtype or x.dtype)
-        return out_NO.reshape(*x.shape[:-1], *matrix.outputs)
     if not isinstance(matrix, Stored):
         out_NO = einsum("ni,io->no", x_NI, matrix.reshape(x.shape[-1], -1), dtype or x.dtype)
         return out_NO.reshape(*x.shape[:-1], *matrix.shape[1:])
@@ -192,9 +161,6 @@ def _int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:
 
 def rows(table: Matrix, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Rows of a table [V, D] in `dtype`; each id is one of the table's."""
-    if isinstance(table, Tiles):
-        width = table.values.shape[-1]
-        return table.values[ids // width, :, ids % width].astype(dtype)
     if not isinstance(table, Stored):
         return table[ids].astype(dtype)
     assert table.scales is not None
