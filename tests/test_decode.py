@@ -219,7 +219,7 @@ def test_a_draw_is_the_token_at_which_the_cumulated_probability_passes_its_numbe
     logits[[0, 1, 255, 256, 600, *range(700, 800), 999]] = -np.inf
     probability = np.exp(np.float64(logits))
     cumulated = np.cumsum(probability / probability.sum())
-    uniform = np.float32(np.r_[0, (np.arange(2000) + 0.5) / 2000, 1 - 2**-23])
+    uniform = np.array([0, *(np.arange(2000) + 0.5) / 2000, 1 - 2**-23], np.float32)
     drawn = np.asarray(jax.jit(_drawn)(jnp.tile(logits, (len(uniform), 1)), uniform))
     assert np.isfinite(logits[drawn]).all()
     before = np.r_[0, cumulated][drawn]
