@@ -458,7 +458,7 @@ BUGS = (
     ),
     Bug(
         "layers are stacked in another order than they were cut",
-        "inference/generate.py",
+        "inference/placed.py",
         "stack = jnp.stack([restore(layer, spec) for layer in layers])",
         "stack = jnp.stack([restore(layer, spec) for layer in layers[::-1]])",
         ("test_evals_scorer", "test_an_engine_that_owns_its_parameters_holds_them_once", ("bfloat16", None)),
@@ -1316,7 +1316,7 @@ BUGS = (
     ),
     Bug(
         "parameters lie beside the weights that were made of them",
-        "inference/generate.py",
+        "inference/placed.py",
         "leaf.delete()",
         "pass",
         ("test_generation_mesh", "test_weights_take_the_place_of_the_parameters", ()),

@@ -17,7 +17,7 @@ from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 from gpt3_jax.inference import generate as programs
-from gpt3_jax.inference import lengths
+from gpt3_jax.inference import lengths, placed
 from gpt3_jax.inference.lengths import cache_length
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
@@ -299,7 +299,7 @@ def test_weights_are_turned_for_one_row_and_back_for_several() -> None:
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(one._weights)) == sum(
             leaf.nbytes for leaf in jax.tree.leaves(before)
         )
-    back = programs.order_for(one._weights, BYTES, "cpu", 2)
+    back = placed.order_for(one._weights, BYTES, "cpu", 2)
     jax.tree.map(np.testing.assert_array_equal, back, before)
 
 

@@ -18,21 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.inference import generate
+from gpt3_jax.inference import generate, placed
 from gpt3_jax.model.params import param_table
 from gpt3_jax.model.stored import contracted, stores
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import topologies
-from gpt3_jax.plan.inference import (
-    Batch,
-    InferenceReceipt,
-    Use,
-    batch_of,
-    inference_from_json,
-    inference_to_json,
-    plan_inference,
-)
+from gpt3_jax.plan.inference import InferenceReceipt, inference_from_json, inference_to_json, plan_inference
+from gpt3_jax.plan.inference_batch import Batch, Use, batch_of
 from gpt3_jax.plan.inference_table import render_inference
 
 MODEL = ModelConfig(
@@ -262,7 +255,7 @@ def test_over_a_mesh_prompts_are_read_by_the_platforms_kernel(topology: str, ker
     place = generate.make_place(model, model.n_vocab, mesh)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     draw = generate.Draw(np.uint32(0), ints((2,)), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
-    weights = generate.abstract_weights(model, mesh)
+    weights = placed.abstract_weights(model, mesh)
     text = generate.begin.lower(weights, ints((2, 256)), ints((2,)), draw, place, 512).compile().as_text()
     assert text is not None and text.count(f'custom_call_target="{kernel}"') == model.n_layers
 

@@ -133,7 +133,8 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     from gpt3_jax.config import to_yaml
     from gpt3_jax.parallel.mesh import make_mesh
     from gpt3_jax.plan.cache import kept
-    from gpt3_jax.plan.inference import Weights, batch_of, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference import Weights, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference_batch import batch_of
     from gpt3_jax.plan.inference_table import render_inference
 
     mesh = make_mesh(config.parallel, topology.devices)

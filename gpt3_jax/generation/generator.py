@@ -22,6 +22,7 @@ from gpt3_jax.generation.completion import Completed, Piece, Row
 from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampling, require_seed
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference import placed
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
 from gpt3_jax.inference.lengths import cache_length, padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
@@ -83,7 +84,7 @@ class Generator:
         self.config = config
         self.tokenizer = tokenizer
         self._prefix: tuple[list[int], Prefix] | None = None
-        self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
+        self._weights = placed.place_weights(params, config, mesh, form, consume=consume)
         self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
 
     def give_up(self, where: Params[NamedSharding]) -> Params:
@@ -94,7 +95,7 @@ class Generator:
         """
         weights, self._prefix = self._weights, None
         del self._weights
-        return programs.take_params(weights, self.config, where)
+        return placed.take_params(weights, self.config, where)
 
     @classmethod
     def load(
@@ -348,7 +349,7 @@ class Generator:
     def _order_for(self, rows: int) -> None:
         """Has the weights in the order that so many rows on one device are best computed from."""
         if self._place.mesh is None and self._place.form == "compute":
-            self._weights = programs.order_for(self._weights, self.config, self._place.local.platform, rows)
+            self._weights = placed.order_for(self._weights, self.config, self._place.local.platform, rows)
 
     def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
         """Its keys and values; the last one is kept for the batches that follow."""

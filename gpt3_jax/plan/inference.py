@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
-from gpt3_jax.inference import generate, score
+from gpt3_jax.inference import generate, placed, score
 from gpt3_jax.model.params import Params, count_params
 from gpt3_jax.model.scoring import Tree
 from gpt3_jax.model.stored import Form
@@ -28,6 +28,7 @@ from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import MeshShape, batch_shards, make_mesh, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan import roofline
+from gpt3_jax.plan.inference_batch import GENERATED_ROWS, PAPER_BEAMS, Batch, Use
 from gpt3_jax.plan.predict import place, predict
 from gpt3_jax.plan.receipt import TrafficRow, traffic_rows, versions
 from gpt3_jax.plan.roofline import Work
@@ -40,40 +41,14 @@ from gpt3_jax.program.memory_traffic import hbm_bytes
 from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 
-Use = Literal["evaluate", "generate"]
 Weights = Literal["float32", "compute", "int8"]
 """float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result; int8: for
 generation, the matrices with a scale for each output channel (`model.stored`)."""
 
-GENERATED_ROWS = 16
-"""Rows of a tensor group of devices, completions or hypotheses, as `gpt3_jax.generation` computes at once."""
-PAPER_BEAMS = 4
-"""Hypotheses of a free answer's beam search (GPT-3 section 2.4), as `gpt3_jax.evals` has it."""
-EVALUATED_TOKENS = 16384
-"""Tokens of a batch shard, as `gpt3_jax.evals` computes at once on accelerators."""
 _LATENCY = (
     "The latency of a collective is left out, for no document states it: with so few bytes a call it may be most of "
     "its time."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What is computed at once."""
-
-    rows: int
-    """Of all devices."""
-    prompt_tokens: int
-    """Of a row; when evaluating, all its tokens."""
-    new_tokens: int
-    """That a row's cache has room for; when evaluating, 0."""
-    beams: int | None = None
-    """Hypotheses of each prompt, a row each; None: a token is drawn for each row, without a search."""
-
-    @property
-    def prompts(self) -> int:
-        """Prompts that are read at once, of all devices."""
-        return self.rows // (self.beams or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,58 +133,6 @@ class InferenceReceipt:
         return max(self.moving or 0, *(p.memory.total for p in self.programs)) <= self.usable
 
 
-def batch_of(
-    config: Config,
-    mesh: Mesh,
-    use: Use,
-    rows: int | None,
-    prompt_tokens: int | None,
-    new_tokens: int | None,
-    beams: int | None = None,
-) -> Batch:
-    """The batch that these options ask for.
-
-    Args:
-        rows: of each data shard (default: 16 to generate, or as many whole prompts as fit 16 rows; to evaluate as many
-            contexts as make 16,384 tokens).
-        prompt_tokens: default: half the context; to evaluate, the whole.
-        new_tokens: default: what the prompt leaves of the context.
-        beams: hypotheses of each prompt (default: no beam search).
-
-    Raises:
-        UserError: they do not fit the context, or the rows are no whole prompts.
-    """
-    n_ctx, shards = config.model.n_ctx, batch_shards(mesh)
-    for option, value in (
-        ("--rows", rows),
-        ("--prompt-tokens", prompt_tokens),
-        ("--new-tokens", new_tokens),
-        ("--beams", beams),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{option} is {value}; expected at least 1")
-    if use == "evaluate":
-        if new_tokens is not None:
-            raise UserError(f"--new-tokens {new_tokens} is for --for generate; evaluation appends no token")
-        if beams is not None:
-            raise UserError(f"--beams {beams} is for --for generate; evaluation's free answers are generated")
-        length = n_ctx if prompt_tokens is None else prompt_tokens
-        if length > n_ctx:
-            raise UserError(f"--prompt-tokens is {length}; expected at most {n_ctx} (model.n_ctx)")
-        return Batch(shards * (rows or max(1, EVALUATED_TOKENS // length)), length, 0)
-    prompt = max(1, n_ctx // 2) if prompt_tokens is None else prompt_tokens
-    new = n_ctx - prompt if new_tokens is None else new_tokens
-    if new < 1 or prompt + new > n_ctx:
-        raise UserError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: at least one new token is needed, and their sum may be "
-            f"at most {n_ctx} (model.n_ctx)"
-        )
-    width = beams or 1
-    if rows is not None and rows % width:
-        raise UserError(f"--rows {rows} is not divisible by --beams {beams}; each prompt has a row for each hypothesis")
-    return Batch(shards * (rows or max(1, GENERATED_ROWS // width) * width), prompt, new, beams)
-
-
 def plan_inference(
     config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "compute"
 ) -> InferenceReceipt:
@@ -275,9 +198,9 @@ class _Call(NamedTuple):
 def _generating(config: Config, mesh: Mesh, batch: Batch, form: Form) -> list[_Call]:
     model, rows = config.model, batch.rows
     where = generate.make_place(model, model.n_vocab, mesh, form=form)
-    weights = generate.abstract_weights(model, mesh, form)
+    weights = placed.abstract_weights(model, mesh, form)
     capacity = batch.prompt_tokens + batch.new_tokens
-    cache = generate.abstract_cache(model, mesh, rows, capacity)
+    cache = placed.abstract_cache(model, mesh, rows, capacity)
     by_row = shardings(batch_partition(mesh), mesh)
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
@@ -338,10 +261,10 @@ def _of_one_device(tree: Any) -> int:
 
 
 def _moving(config: Config, mesh: Mesh) -> int:
-    """The most bytes of one device while weights are moved (`generate.place_weights`, `take_params`): of the blocks one
+    """The most bytes of one device while weights are moved (`placed.place_weights`, `take_params`): of the blocks one
     parameter after the other, of each of which both forms are there before the first is deleted."""
     params = _params(config, mesh, jnp.dtype(config.model.dtype))
-    weights = generate.abstract_weights(config.model, mesh)
+    weights = placed.abstract_weights(config.model, mesh)
     old = [_of_one_device(leaf) for leaf in params.blocks.leaves()]
     made = [sum(map(_of_one_device, layers)) for layers in zip(*(b.leaves() for b in weights.blocks), strict=True)]
     peak = max(sum(made[: i + 1]) + sum(old[i:]) for i in range(len(old)))
