@@ -15,11 +15,14 @@ from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.generation import Generator, Piece, Sampling
+from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference import lengths, placed
+from gpt3_jax.inference.lengths import cache_length
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.sampling import sample
+from gpt3_jax.model.sampling import _drawn, _likeliest, sample
+from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.collectives import Local
 
 CTX, BAND, VOCAB = 40, 8, 61
@@ -210,6 +213,25 @@ def test_cutoffs_equal_sorting(scale: float) -> None:
         assert set(np.flatnonzero(draw(logits, 300, top_k=3))) == set(order[:3])
 
 
+def test_a_draw_is_the_token_at_which_the_cumulated_probability_passes_its_number() -> None:
+    """Over more than one block of tokens; those without probability are never drawn, at no border."""
+    logits = 2 * np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    logits[[0, 1, 255, 256, 600, *range(700, 800), 999]] = -np.inf
+    probability = np.exp(np.float64(logits))
+    cumulated = np.cumsum(probability / probability.sum())
+    uniform = np.array([0, *(np.arange(2000) + 0.5) / 2000, 1 - 2**-23], np.float32)
+    drawn = np.asarray(jax.jit(_drawn)(jnp.tile(logits, (len(uniform), 1)), uniform))
+    assert np.isfinite(logits[drawn]).all()
+    before = np.r_[0, cumulated][drawn]
+    assert (before <= uniform + 1e-6).all() and (uniform < cumulated[drawn] + 1e-6).all()
+
+
+def test_the_likeliest_is_the_first_and_a_nan_before_all() -> None:
+    nan, inf = np.nan, np.inf
+    rows = jnp.array([[1, 3, 3, 2], [-inf, -inf, 1, 0], [nan, 9, 9, 9], [1, nan, 5, nan], [-inf] * 4, [0, inf, 1, inf]])
+    np.testing.assert_array_equal(_likeliest(rows), jnp.argmax(rows, axis=-1))
+
+
 def test_a_draw_depends_on_seed_sample_and_position_alone() -> None:
     logits = jax.random.normal(jax.random.key(5), (1, 50))
 
@@ -263,6 +285,48 @@ def test_greedy_completions_in_a_batch_are_those_of_each_prompt_alone() -> None:
     assert batch == [reference(prompt, 12).decode(errors="replace") for prompt in PROMPTS]
     assert batch[:2] == [complete([p], max_tokens=12, sampling=Sampling(temperature=0))[0] for p in PROMPTS[:2]]
     assert len(set(batch)) > 3
+
+
+def test_weights_are_turned_for_one_row_and_back_for_several() -> None:
+    one = Generator(made(BYTES), BYTES, ByteTokenizer())
+    before = jax.tree.map(np.asarray, one._weights)
+    for prompts in (["GPT"], ["GPT", "a"], ["GPT"]):
+        found = list(one.stream(prompts, max_tokens=3, sampling=Sampling(temperature=0)))
+        text = "".join(piece.text for piece in found if piece.prompt == 0)
+        assert text == reference("GPT", 3).decode(errors="replace")
+        kernels = [one._weights.blocks[1].mlp_up_kernel, one._weights.blocks[0].qkv_kernel]
+        assert [isinstance(kernel, Stored) for kernel in kernels] == [len(prompts) == 1] * 2
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(one._weights)) == sum(
+            leaf.nbytes for leaf in jax.tree.leaves(before)
+        )
+    back = placed.order_for(one._weights, BYTES, "cpu", 2)
+    jax.tree.map(np.testing.assert_array_equal, back, before)
+
+
+def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is read into a cache of 32; the dense layer's becomes one of 40, the banded layer's stays its band."""
+    prompts, beam = ["the quick brown", "GPT"], Beam(2)
+    encoded = [list(prompt.encode()) for prompt in prompts]
+    beams = dict(generator().complete(encoded, (), 24, beam))
+    monkeypatch.setattr(lengths, "_SHORTEST_CACHE", 8)
+    grown: list[int] = []
+    grow = programs.grow
+
+    def counted(cache: Cache, config: ModelConfig, capacity: int) -> Cache:
+        grown.append(capacity)
+        return grow(cache, config, capacity)
+
+    monkeypatch.setattr(programs, "grow", counted)
+    found = complete(prompts, max_tokens=24, sampling=Sampling(temperature=0))
+    assert found == [reference(prompt, 24).decode(errors="replace") for prompt in prompts]
+    for i, completed in generator().complete(encoded, (), 24, beam):
+        assert completed.text == beams[i].text and completed.logprob == pytest.approx(beams[i].logprob, abs=1e-4)
+    assert grown == [40, 40]
+
+
+def test_caches_have_few_lengths() -> None:
+    assert [cache_length(n, 1280) for n in (1, 512, 513, 1024, 1025, 1280)] == [512, 512, 1024, 1024, 1280, 1280]
+    assert cache_length(1, 48) == 48
 
 
 def test_the_same_seed_gives_the_same_text_whatever_else_is_in_the_batch() -> None:

@@ -8,6 +8,7 @@ import gc
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -410,6 +411,38 @@ def test_an_engine_lets_go_of_its_parameters_and_takes_others() -> None:
     assert held() - before_all < 0.1 * of_parameters
     made.use(params())
     assert dict(made.answer(requests)) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parallel"), [("bfloat16", None), ("float32", ParallelConfig(replica=2, data=2, tensor=2, stage=3))]
+)
+def test_an_engine_that_owns_its_parameters_holds_them_once(dtype: Any, parallel: ParallelConfig | None) -> None:
+    """Whether it scores or generates; moved there and back they are the same bits, and so are the answers."""
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    mesh = None if parallel is None else make_mesh(parallel)
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params())
+    requests: list[Any] = [Continuation("ab", "cd"), Completion("ab", max_tokens=2, decoding=Greedy())]
+    beside = Engine(cast, config, load_tokenizer("bytes"), mesh, parallel)
+    expected = dict(beside.answer(requests))
+    of_generation = jax.tree.leaves(beside._uses.generator()._weights)
+    once = sum(shard.data.nbytes for leaf in of_generation for shard in leaf.addressable_shards)
+    del beside, of_generation
+    there = {id(array) for array in jax.live_arrays()}
+
+    def held() -> int:
+        gc.collect()
+        new = (array for array in jax.live_arrays() if id(array) not in there)
+        return sum(shard.data.nbytes for array in new for shard in array.addressable_shards)
+
+    owner = Engine(jax.tree.map(jnp.copy, cast), config, load_tokenizer("bytes"), mesh, parallel, consume=True)
+    scoring = held()
+    assert dict(owner.answer(requests)) == expected
+    assert once <= held() < 1.02 * once
+    assert dict(owner.answer(requests)) == expected
+    assert dict(owner.answer(requests[:1])) == {0: expected[0]}
+    assert held() == scoring
+    owner.release()
+    assert held() < 0.05 * once
 
 
 def test_the_engine_answers_every_request_in_its_own_terms() -> None:

@@ -139,6 +139,21 @@ def test_a_mesh_gives_the_same(made: Path) -> None:
     assert [cell.value for cell in meshed.cells] == pytest.approx([cell.value for cell in one.cells], rel=1e-4)
 
 
+def test_the_cost_of_int8_weights_is_measured(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", str(made / "run"), "--tasks", tasks(made)[1], "--json", "--out", str(tmp_path)]
+    bits = {}
+    for weights in ("float32", "int8"):
+        assert front.main([*line, "--weights", weights]) == 0
+        captured = capsys.readouterr()
+        assert f"weights in {weights}: " in captured.err and "0 requests, " not in captured.err
+        found = json.loads(captured.out)
+        assert found["models"][0]["engine"].get("weights") == ("int8" if weights == "int8" else None)
+        (bits[weights],) = (cell["value"] for cell in found["cells"] if cell["metric"] == "bits per byte")
+    assert 0 < abs(bits["int8"] - bits["float32"]) < 0.02 * bits["float32"]
+    with pytest.raises(UserError, match="weights is 'int4'; expected float32, bfloat16, int8, or none"):
+        gpt3_jax.evals.evaluate(made / "run", tasks(made)[1], weights="int4")  # type: ignore[arg-type]
+
+
 def test_the_command_prints_a_table_and_json(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["evaluate", str(made / "run"), "--tasks", tasks(made)[0], "--shots", "0,max", "--out", str(tmp_path)]
     assert front.main(line) == 0

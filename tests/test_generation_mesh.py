@@ -19,7 +19,7 @@ from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.generation import Beam, Decoding, Generator, Greedy, Sample
 from gpt3_jax.inference import generate as programs
-from gpt3_jax.inference.generate import place_weights
+from gpt3_jax.inference.placed import place_weights
 from gpt3_jax.model.params import Params, param_table
 from gpt3_jax.model.stored import contracted, quantise, stores
 from gpt3_jax.parallel.mesh import make_mesh

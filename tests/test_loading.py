@@ -22,7 +22,8 @@ from gpt3_jax.evals.engine import Engine
 from gpt3_jax.generation import Generator
 from gpt3_jax.interop import huggingface
 from gpt3_jax.interop.loading import Loaded, _Cast, load_model, weights_fingerprint
-from gpt3_jax.model.params import Params
+from gpt3_jax.model.params import Params, param_table
+from gpt3_jax.model.stored import contracted, dequantise, quantise, stores
 from gpt3_jax.parallel.mesh import MeshShape, make_mesh
 from gpt3_jax.train.checkpoint.integrity import named_leaves
 from gpt3_jax.train.checkpoint.resume import Data, make_record
@@ -262,6 +263,24 @@ def test_a_damaged_checkpoint_is_passed_over_while_casting(in_bf16: Saved, tmp_p
     loaded = load_model(run, weights="compute")
     assert loaded.tokens_trained == TOKENS // 2
     assert loaded.fingerprint == load_model(in_bf16.run).fingerprint
+
+
+@pytest.mark.parametrize("shape", [None, MeshShape(2, 2, 2)])
+def test_weights_that_int8_stands_for_are_loaded_in_the_compute_dtype(in_bf16: Saved, shape: MeshShape | None) -> None:
+    parallel = ParallelConfig(stage=3, **dataclasses.asdict(shape)) if shape else ParallelConfig()
+    mesh = make_mesh(parallel) if shape else None
+    whole, found = (
+        load_model(in_bf16.run, mesh=mesh, parallel=parallel, weights=weights)  # type: ignore[arg-type]
+        for weights in ("float32", "of_int8")
+    )
+    assert found.fingerprint == whole.fingerprint and found.rounding is not None
+    table = param_table(found.config)
+    for one, other, spec in zip(found.params.leaves(), whole.params.leaves(), table.leaves(), strict=True):
+        assert one.dtype == jnp.bfloat16 and one.sharding == other.sharding
+        if stores(spec):
+            axis = contracted(spec) + (spec.stacked and contracted(spec) >= 0)
+            other = dequantise(quantise(other, axis), axis)
+        np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))
 
 
 def test_a_model_in_fp32_is_loaded_as_it_is(saved: Saved) -> None:

@@ -18,21 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gpt3_jax.cli import main as front
 from gpt3_jax.config import Config, ModelConfig, ParallelConfig
 from gpt3_jax.errors import UserError
-from gpt3_jax.inference import generate
+from gpt3_jax.inference import generate, placed
 from gpt3_jax.model.params import param_table
 from gpt3_jax.model.stored import contracted, stores
 from gpt3_jax.parallel.mesh import make_mesh
 from gpt3_jax.parallel.rules import TENSOR_RULES
 from gpt3_jax.plan import topologies
-from gpt3_jax.plan.inference import (
-    Batch,
-    InferenceReceipt,
-    Use,
-    batch_of,
-    inference_from_json,
-    inference_to_json,
-    plan_inference,
-)
+from gpt3_jax.plan.inference import InferenceReceipt, inference_from_json, inference_to_json, plan_inference
+from gpt3_jax.plan.inference_batch import Batch, Use, batch_of
 from gpt3_jax.plan.inference_table import render_inference
 
 MODEL = ModelConfig(
@@ -126,7 +119,7 @@ def test_a_token_takes_as_long_as_its_weights_and_cache_take_to_read_and_its_sum
 
 
 def test_evaluation_keeps_its_parameters_as_training_does() -> None:
-    (program,) = receipt("evaluate").programs
+    program, *_ = receipt("evaluate").programs
     assert program.memory.weights == weight_bytes(parts=2)
     assert program.memory.cache == 0 and program.tokens == 8 * 64
     gathered = next(row for row in program.traced if (row.axes, row.kind) == ("data", "all-gather"))
@@ -135,6 +128,25 @@ def test_evaluation_keeps_its_parameters_as_training_does() -> None:
     assert gathered.bytes == pytest.approx((weight_bytes() + table) / 2)
     assert program.time is not None and program.time.seconds > 0
     assert not any("checkpoints" in line for line in program.time.assumptions)
+
+
+def test_evaluation_generates_with_its_weights_moved_over_tensor() -> None:
+    found = receipt("evaluate")
+    scoring, *generating = found.programs
+    assert [p.name for p in generating] == ["beam prefill", "beam decode"]
+    for program in generating:
+        assert (program.memory.weights, program.memory.beside) == (weight_bytes(), 0)
+        # 16 rows of a shard, heads 2, head width 8: 64 positions of the dense layer, 8 of the band.
+        assert program.memory.cache == 16 * 2 * 8 * 2 * 4 * (64 + 8) + 16 * 4
+    # While they are moved: all of the generator's, and of scoring's what is not of the blocks and one parameter.
+    assert found.moving is not None and scoring.memory.weights + weight_bytes() > found.moving > weight_bytes()
+    tight = dataclasses.replace(found, usable=max(p.memory.total for p in found.programs))
+    assert tight.fits is True and dataclasses.replace(tight, moving=10 * found.moving).fits is False
+    assert "DOES NOT FIT" in render_inference(dataclasses.replace(tight, moving=10 * found.moving))
+    in_bf16 = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, dtype="bfloat16"))
+    fp32 = plan_inference(in_bf16, small_node(2**30), "evaluate", Batch(8, 64, 0), "float32")
+    assert fp32.moving is None and [p.memory.beside for p in fp32.programs] == [0, *[weight_bytes(parts=2)] * 2]
+    assert "parameters of scoring" in render_inference(fp32)
 
 
 @pytest.mark.parametrize(("use", "beams"), [("generate", False), ("generate", True), ("evaluate", False)])
@@ -168,7 +180,7 @@ def test_int8_weights_take_a_quarter_of_fp32s_and_scales() -> None:
 def test_a_device_without_figures_has_memory_and_no_time() -> None:
     one = dataclasses.replace(CONFIG, parallel=ParallelConfig(data=1))
     found = plan_inference(one, fake_topology(1), "evaluate", Batch(2, 32, 0))
-    assert found.fits is None and [p.traced for p in found.programs] == [()]
+    assert found.fits is None and [p.traced for p in found.programs] == [()] * 3
     assert "capacity not known" in render_inference(found)
 
 
@@ -243,7 +255,7 @@ def test_over_a_mesh_prompts_are_read_by_the_platforms_kernel(topology: str, ker
     place = generate.make_place(model, model.n_vocab, mesh)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     draw = generate.Draw(np.uint32(0), ints((2,)), np.float32(1), np.int32(0), np.float32(1))  # type: ignore[arg-type]
-    weights = generate.abstract_weights(model, mesh)
+    weights = placed.abstract_weights(model, mesh)
     text = generate.begin.lower(weights, ints((2, 256)), ints((2,)), draw, place, 512).compile().as_text()
     assert text is not None and text.count(f'custom_call_target="{kernel}"') == model.n_layers
 
@@ -269,7 +281,7 @@ def test_compilers_of_accelerators_take_the_programs(topology: str, use: Use, be
         )
         # Layouts may pad a little.
         assert expected <= program.memory.weights < 1.01 * expected
-        assert (program.memory.cache > 0) == (use == "generate")
+        assert (program.memory.cache > 0) == (program.name != "evaluate")
         assert program.time is not None and program.time.seconds > 0
     if use == "generate":
         decode = found.programs[1].memory

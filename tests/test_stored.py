@@ -87,8 +87,8 @@ def test_outputs_first_is_the_same_product() -> None:
         expected = np.einsum("ni,ijo->njo", *(np.float32(one.astype("bfloat16")) for one in (x, kernel)))
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
-    assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu")
-    assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu")
+    assert cpu.reads_outputs_first(jnp.dtype("bfloat16"), "cpu", 2)
+    assert not cpu.reads_outputs_first(jnp.dtype("bfloat16"), "gpu", 1)
 
 
 @functools.cache

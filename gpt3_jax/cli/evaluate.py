@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     with started(distributed):
         results = evaluate_subjects(
-            load_each(args.models, parallel), tasks, shots, args.seeds, args.out, {"command": argv}
+            load_each(args.models, parallel, args.weights), tasks, shots, args.seeds, args.out, {"command": argv}
         )
         if is_lead():
             print(results.to_json() if args.json else results.table(), end="" if args.json else "\n", flush=True)
@@ -160,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="change a setting that the paper leaves open, of all tasks that have it or of one (TASK.NAME=VALUE); "
         "results.json lists them, each with its default and the reason",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["float32", "bfloat16", "int8"],
+        help="as in gpt3-jax generate. float32, bfloat16: weights and arithmetic in this dtype in place of the "
+        "model's; int8: matrices rounded to int8, to see what that costs: here they take the memory of the model's "
+        "dtype (default: the model's dtype)",
     )
     parser.add_argument("--words", type=local_path, metavar="FILE", help="list of words for the word tasks, one a line")
     parser.add_argument(

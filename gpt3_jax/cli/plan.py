@@ -133,12 +133,13 @@ def _inference(config: Config, topology: Topology, args: argparse.Namespace, cac
     from gpt3_jax.config import to_yaml
     from gpt3_jax.parallel.mesh import make_mesh
     from gpt3_jax.plan.cache import kept
-    from gpt3_jax.plan.inference import Weights, batch_of, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference import Weights, inference_from_json, inference_to_json, plan_inference
+    from gpt3_jax.plan.inference_batch import batch_of
     from gpt3_jax.plan.inference_table import render_inference
 
     mesh = make_mesh(config.parallel, topology.devices)
     batch = batch_of(config, mesh, args.use, args.rows, args.prompt_tokens, args.new_tokens, args.beams)
-    weights: Weights = args.weights or "float32"
+    weights: Weights = args.weights or "compute"
     log.info(f"compiling for {topology.name}, {len(topology.devices):,} devices")
     receipt, from_cache = kept(
         [to_yaml(config), topology.name, args.use, dataclasses.asdict(batch), weights],
@@ -245,8 +246,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="use",
         choices=("train", "evaluate", "generate"),
         default="train",
-        help="what is planned: the training step; log-likelihoods, with the parameters as the stage keeps them; or "
-        "generation, with weights in the compute dtype over tensor (default: %(default)s)",
+        help="what is planned: the training step; evaluate: log-likelihoods, with the parameters as the stage keeps "
+        "them, and free answers by beam search, with the same weights over tensor; or generation, with weights in the "
+        "compute dtype over tensor (default: %(default)s)",
     )
     parser.add_argument(
         "--rows",
@@ -279,9 +281,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         choices=("float32", "compute", "int8"),
-        help="for --for evaluate: parameters in fp32, as training keeps them, or cast once to model.dtype (compute), "
-        "as evals.Engine takes them too: half the memory, the same results (default: float32). For --for generate: in "
-        "model.dtype (compute, the default), or the matrices in int8",
+        help="for --for evaluate: parameters cast once to model.dtype (compute, the default), as gpt3-jax evaluate "
+        "loads them, or in fp32, as a training run that evaluates tasks keeps them: twice the memory, the same "
+        "results. For --for generate: in model.dtype (compute, the default), or the matrices in int8",
     )
     parser.add_argument(
         "--search",

@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import UserError
+from gpt3_jax.evals.batches import Ids
 from gpt3_jax.evals.encoding import encode
+from gpt3_jax.evals.one_set import OneSet
 from gpt3_jax.evals.requests import (
     Answer,
     Completion,
@@ -22,8 +24,8 @@ from gpt3_jax.evals.requests import (
     Window,
     WindowScore,
 )
-from gpt3_jax.evals.scorer import Likelihood, Scorer
-from gpt3_jax.generation import Decoding, Generator
+from gpt3_jax.evals.scorer import Likelihood
+from gpt3_jax.generation import Decoding
 from gpt3_jax.interop.loading import Loaded
 from gpt3_jax.model.params import Params
 
@@ -40,8 +42,11 @@ class Engine:
         parallel: ParallelConfig | None = None,
         memory: MemoryConfig | None = None,
         batch_tokens: int | None = None,
+        *,
+        consume: bool = False,
     ) -> None:
-        """Arguments are those of `Scorer`.
+        """Arguments are those of `OneSet`. With `consume` the parameters belong to the engine: it deletes them when it
+        generates, to hold its weights once.
 
         Raises:
             UserError: the tokenizer has more tokens than the model; a dimension that the mesh's axes do not divide.
@@ -52,34 +57,31 @@ class Engine:
                 "was trained with another one"
             )
         self.config, self.tokenizer = model, tokenizer
-        self._params, self._mesh = params, mesh
-        self._generator: Generator | None = None  # made when it is asked for: it holds its weights a second time
-        self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
+        self._uses = OneSet(params, model, tokenizer, mesh, parallel, memory, batch_tokens, consume=consume)
 
     @classmethod
-    def of(cls, loaded: Loaded, mesh: Mesh | None = None, parallel: ParallelConfig | None = None) -> Engine:
+    def of(
+        cls, loaded: Loaded, mesh: Mesh | None = None, parallel: ParallelConfig | None = None, *, consume: bool = False
+    ) -> Engine:
         """The engine of a model that `interop.loading.load_model` has read, on the same mesh."""
-        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel)
+        return cls(loaded.params, loaded.config, loaded.tokenizer, mesh, parallel, consume=consume)
 
     def use(self, params: Params) -> None:
         """Takes other parameters of the same model from now on. What was compiled stays."""
-        self._params, self._generator = params, None
-        self._scorer.use(params)
+        self._uses.use(params)
 
     def release(self) -> None:
         """Lets go of the parameters and of what was made from them, until `use`: their memory is the caller's again."""
-        del self._params
-        self._generator = None
-        self._scorer.release()
+        self._uses.release()
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of a scored batch on all devices, padding included."""
-        return self._scorer.batch_tokens
+        return self._uses.batch_tokens
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Pairs of a request's index and its answer, as soon as they are known. Texts come in windows
-        (`encoding.windows_of`).
+        (`encoding.windows_of`). They are all to be taken, or given up, before more is asked for.
 
         Raises:
             TypeError: a `Text`.
@@ -106,15 +108,18 @@ class Engine:
                 )
         order = list(encoded)
         pairs = [(encoded[i].context, encoded[i].continuation) for i in order]
-        for n, likelihood in self._scorer.stream(pairs):
+        for n, likelihood in self._stream(pairs):
             i = order[n]
             yield i, _score(likelihood, len(encoded[i].context), encoded[i].straddles)
 
     def _windows(self, requests: dict[int, Window]) -> Iterator[tuple[int, Answer]]:
         order = list(requests)
         pairs = [(requests[i].context, requests[i].continuation) for i in order]
-        for n, likelihood in self._scorer.stream(pairs):
+        for n, likelihood in self._stream(pairs):
             yield order[n], WindowScore(likelihood.logprob, likelihood.tokens)
+
+    def _stream(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, Likelihood]]:
+        return self._uses.scorer().stream(pairs) if pairs else iter(())
 
     def _completions(self, requests: dict[int, Completion]) -> Iterator[tuple[int, Answer]]:
         groups: dict[tuple[tuple[str, ...], int, Decoding], list[int]] = {}
@@ -124,12 +129,10 @@ class Engine:
             like = dataclasses.replace(decoding, number=0) if isinstance(decoding, Sample) else decoding
             groups.setdefault((request.stop, request.max_tokens, like), []).append(i)
         for (stop, max_tokens, decoding), group in groups.items():
-            if self._generator is None:
-                self._generator = Generator(self._params, self.config, self.tokenizer, self._mesh)
             prompts = [self.tokenizer.encode(requests[i].prompt) for i in group]
             found = [requests[i].decoding for i in group]
             samples = [each.number for each in found if isinstance(each, Sample)] or None
-            for n, completed in self._generator.complete(prompts, stop, max_tokens, decoding, samples):
+            for n, completed in self._uses.generator().complete(prompts, stop, max_tokens, decoding, samples):
                 yield group[n], completed
 
 

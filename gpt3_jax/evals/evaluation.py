@@ -24,6 +24,7 @@ from gpt3_jax.evals.subject import Subject
 from gpt3_jax.evals.tasks.select import select
 from gpt3_jax.evals.tasks.task import Source, Task
 from gpt3_jax.evals.written import alone_in, move, records, remove, require_own, write
+from gpt3_jax.generation.generator import Weights
 from gpt3_jax.paths import local_path
 
 ITEMS = "items.jsonl"
@@ -42,6 +43,7 @@ def evaluate(
     settings: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
     parallel: ParallelConfig | None = None,
+    weights: Weights | None = None,
 ) -> Results:
     """Evaluates one or several checkpoints by the paper's protocol (GPT-3 section 2.4).
 
@@ -56,6 +58,7 @@ def evaluate(
         settings: ``NAME=VALUE`` or ``TASK.NAME=VALUE``, for what the paper leaves open.
         out: folder for results, records of items and kept answers; None: nothing is written.
         parallel: the mesh over all devices, and the ZeRO stage by which it keeps the weights; None: one device.
+        weights: float32, bfloat16 or int8, in place of the model's dtype (`loading.load`).
 
     Raises:
         UserError: an unknown task, a file that cannot be read as one, or a checkpoint that is none.
@@ -71,7 +74,7 @@ def evaluate(
     folder_of_data = None if data is None else local_path(data, "folder of data sets")
     list_of_words = None if words is None else local_path(words, "list of words")
     chosen = load_tasks(select(names, settings, folder_of_data), folder_of_data, list_of_words, limit)
-    return evaluate_subjects(load_each(folders, parallel), chosen, shots, seeds, out)
+    return evaluate_subjects(load_each(folders, parallel, weights), chosen, shots, seeds, out)
 
 
 def load_tasks(

@@ -84,7 +84,7 @@ class Scorer:
             parallel = ParallelConfig(data=1, stage=0)
         self.model, self.mesh = model, mesh
         parallel, memory = parallel or ParallelConfig(), memory or MemoryConfig()
-        self._shardings = shardings(parameter_partitions(param_table(model), mesh, parallel.stage), mesh)
+        self.shardings = shardings(parameter_partitions(param_table(model), mesh, parallel.stage), mesh)
         self.use(params)
         self._score = make_score(model, mesh, parallel, memory)
         self._read_prefix = make_read_prefix(model, mesh, parallel, memory)
@@ -105,13 +105,20 @@ class Scorer:
                 "the weights are in int8, which only generation reads; expected float32 or the compute dtype: load the "
                 'model with weights "float32" or "compute"'
             )
-        self._params: Params = jax.device_put(params, self._shardings)
+        self._params: Params = jax.device_put(params, self.shardings)
         self._past: tuple[Ids, Past] | None = None
 
-    def release(self) -> None:
-        """Lets go of the parameters and of what was made from them, until `use`."""
+    def release(self) -> Params:
+        """Lets go of the parameters and of what was made from them, until `use`. Returns the parameters."""
+        params = self._params
         del self._params
         self._past = None
+        return params
+
+    @property
+    def params(self) -> Params:
+        """As they are placed."""
+        return self._params
 
     def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
         """The likelihood of each request's continuation; a request is (context ids, continuation ids).

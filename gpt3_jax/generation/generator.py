@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gpt3_jax.cluster.agreement import to_host
 from gpt3_jax.cluster.log import log
@@ -21,8 +22,9 @@ from gpt3_jax.generation.completion import Completed, Piece, Row
 from gpt3_jax.generation.decoding import AS_IT_IS, Beam, Decoding, Greedy, Sampling, require_seed
 from gpt3_jax.generation.stops import StopStrings
 from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference import placed
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
-from gpt3_jax.inference.lengths import padded_length, shared_length
+from gpt3_jax.inference.lengths import cache_length, padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
@@ -82,8 +84,18 @@ class Generator:
         self.config = config
         self.tokenizer = tokenizer
         self._prefix: tuple[list[int], Prefix] | None = None
-        self._weights = programs.place_weights(params, config, mesh, form, consume=consume)
+        self._weights = placed.place_weights(params, config, mesh, form, consume=consume)
         self._place = programs.make_place(config, tokenizer.n_vocab, mesh, self._weights, form)
+
+    def give_up(self, where: Params[NamedSharding]) -> Params:
+        """The parameters that the weights were made of, in the compute dtype, placed so. The weights are deleted as
+        they are moved: the generator is not to be used afterwards.
+
+        Only with `form` compute.
+        """
+        weights, self._prefix = self._weights, None
+        del self._weights
+        return placed.take_params(weights, self.config, where)
 
     @classmethod
     def load(
@@ -215,9 +227,10 @@ class Generator:
     def _grow(self, rows: list[Row], sampling: Sampling, seed: int) -> Iterator[tuple[Row, Piece]]:
         """Completes the rows together; each piece with its row."""
         padded = self._padded(rows)
-        tokens_BT, lengths_B, capacity, prefix = self._batch(
+        tokens_BT, lengths_B, capacities, prefix = self._batch(
             [row.prompt_ids for row in padded], [row.limit for row in padded]
         )
+        capacity = capacities.after(1)
         draw = Draw(
             np.uint32(seed),
             np.array([row.stream for row in padded], np.int32),
@@ -231,6 +244,9 @@ class Generator:
             found: Drawn = drawn
             if n + 1 < n_tokens:
                 # The next token is dispatched before this one is read, so the device never waits for the reader.
+                if capacities.after(n + 1) > capacity:
+                    capacity = capacities.after(n + 1)
+                    cache = programs.grow(cache, self.config, capacity)
                 drawn, cache = programs.advance(self._weights, cache, found.tokens_B, draw, self._place)
             ids, logprobs = to_host((found.tokens_B, found.logprobs_B))
             for row, token, logprob in zip(rows, ids, logprobs, strict=False):
@@ -257,7 +273,8 @@ class Generator:
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
         limits = [search.limit for search in searches]
-        tokens_PT, lengths_P, capacity, prefix = self._batch(self._padded(prompts), limits)
+        tokens_PT, lengths_P, capacities, prefix = self._batch(self._padded(prompts), limits, width)
+        capacity, steps = capacities.after(1), 0
         found: Candidates
         found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width, prefix)
         left = dict(enumerate(searches))
@@ -274,6 +291,10 @@ class Generator:
             # A place without a prompt holds no hypothesis, nor does that of a finished search.
             places = [search.places() for search in searches] + [empty_places(width)] * (len(lengths_P) - len(searches))
             scores, parents, tokens = (list(column) for column in zip(*places, strict=True))
+            steps += 1
+            if capacities.after(steps) > capacity:
+                capacity = capacities.after(steps)
+                cache = programs.grow(cache, self.config, capacity)
             found, cache = programs.advance_beams(
                 self._weights,
                 cache,
@@ -294,9 +315,16 @@ class Generator:
         shards = self._place.shards
         return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
-    def _batch(self, prompts: list[list[int]], limits: list[int]) -> tuple[np.ndarray, np.ndarray, int, Prefix | None]:
-        """Tokens [B, T] and lengths [B] of the prompts, the capacity of their cache; and what all of them begin with,
-        which tokens and lengths then leave out."""
+    def _batch(
+        self, prompts: list[list[int]], limits: list[int], rows: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, _Capacities, Prefix | None]:
+        """Tokens [B, T] and lengths [B] of the prompts, the capacities of their cache; and what all of them begin with,
+        which tokens and lengths then leave out.
+
+        Args:
+            rows: of each prompt.
+        """
+        self._order_for(len(prompts) * rows)
         needed = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=False))
         capacity = padded_length(needed, _SHORTEST, self.config.n_ctx)
         shared = self._shared(prompts)
@@ -305,7 +333,8 @@ class Generator:
         tokens_BT = np.zeros((len(prompts), longest), np.int32)
         for i, ids in enumerate(prompts):
             tokens_BT[i, : len(ids) - shared] = ids[shared:]
-        return tokens_BT, lengths_B, capacity, self._prefix_of(prompts[0][:shared])
+        capacities = _Capacities(max(map(len, prompts)), shared + longest, capacity)
+        return tokens_BT, lengths_B, capacities, self._prefix_of(prompts[0][:shared])
 
     def _shared(self, prompts: list[list[int]]) -> int:
         """How many tokens of what all prompts begin with are read once, without the last of the shortest one
@@ -317,6 +346,11 @@ class Generator:
         common = next((i for i in range(most) if first[i] != last[i]), most)
         return shared_length(common, max(map(len, prompts)))
 
+    def _order_for(self, rows: int) -> None:
+        """Has the weights in the order that so many rows on one device are best computed from."""
+        if self._place.mesh is None and self._place.form == "compute":
+            self._weights = placed.order_for(self._weights, self.config, self._place.local.platform, rows)
+
     def _prefix_of(self, ids: Sequence[int]) -> Prefix | None:
         """Its keys and values; the last one is kept for the batches that follow."""
         if not ids:
@@ -326,6 +360,21 @@ class Generator:
             read = programs.begin_prefix(self._weights, np.array(ids, np.int32), self._place)
             self._prefix = list(ids), read
         return self._prefix[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Capacities:
+    """Of the cache of a batch, which grows with its rows."""
+
+    prompt: int
+    """Tokens of the longest prompt."""
+    read: int
+    """Tokens that are read at first, padding included."""
+    most: int
+
+    def after(self, steps: int) -> int:
+        """The capacity for so many tokens more than the prompt."""
+        return cache_length(max(self.prompt + steps, self.read), self.most)
 
 
 def generate(

@@ -18,30 +18,27 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from gpt3_jax.config import ModelConfig
-from gpt3_jax.errors import UserError
+from gpt3_jax.inference.placed import cache_partitions, weight_partitions
 from gpt3_jax.model.decode import (
     Cache,
     DecodeWeights,
     Prefix,
     decode_step,
-    decode_weights,
-    init_cache,
+    longer,
     prefill,
     read_prefix,
+    slots_of,
 )
-from gpt3_jax.model.params import Params, abstract, param_table
 from gpt3_jax.model.sampling import sample
-from gpt3_jax.model.stored import Form, Stored, contracted, outputs_first, store
+from gpt3_jax.model.stored import Form
 from gpt3_jax.parallel.collectives import Local
-from gpt3_jax.parallel.mesh import BATCH_AXES, TENSOR, active_axes, batch_shards, mesh_platform, platform_of
-from gpt3_jax.parallel.rules import batch_partition, partitions, shardings
-from gpt3_jax.spec import ParamSpec
+from gpt3_jax.parallel.mesh import batch_shards, platform_of
+from gpt3_jax.parallel.rules import batch_partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,134 +101,6 @@ class Candidates:
     parents_PC: Any
     """The hypothesis that each continues, 0 to W - 1."""
     tokens_PC: Any
-
-
-# -- where things lie ----------------------------------------------------------------------------------------------
-
-
-def weight_partitions(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
-    """How each weight lies on the mesh: split over tensor, whole over the other axes.
-
-    Raises:
-        UserError: a dimension, or the heads, that tensor does not divide.
-    """
-    tensor = mesh.shape[TENSOR]
-    if config.n_heads % tensor:
-        raise UserError(
-            f"model.n_heads {config.n_heads} is not divisible by parallel.tensor {tensor}; choose a tensor axis that "
-            "divides the heads"
-        )
-    specs = param_table(config)
-    table = partitions(specs, mesh, zero=False)
-
-    def stored(where: PartitionSpec, spec: ParamSpec) -> Any:
-        where = PartitionSpec(*where[1:]) if spec.stacked else where  # without the dimension of layers
-        if not outputs_first(spec, form, jnp.dtype(config.dtype), mesh_platform(mesh)):
-            return where
-        dims = list(where)
-        inputs = dims.pop(contracted(spec))
-        tree: Any = Stored  # of partitions, not of arrays
-        return tree(PartitionSpec(*dims, inputs), PartitionSpec(*dims) if form == "int8" else None)
-
-    tree: Any = DecodeWeights
-    return tree(  # type: ignore[no-any-return]
-        stored(table.token_embedding, specs.token_embedding),
-        table.position_embedding,
-        (table.blocks.map(stored, specs.blocks),) * config.n_layers,
-        table.ln_f_scale,
-        table.ln_f_bias,
-    )
-
-
-def cache_partitions(config: ModelConfig, mesh: Mesh) -> Cache:
-    """How the cache lies on the mesh: rows over replica and data, heads over tensor."""
-    active = active_axes(mesh)
-    everything = tuple(axis for axis in (*BATCH_AXES, TENSOR) if axis in active)
-    layers: Any = (PartitionSpec(everything or None),) * config.n_layers
-    lengths: Any = batch_partition(mesh)
-    return Cache(layers, layers, lengths)
-
-
-def abstract_weights(config: ModelConfig, mesh: Mesh, form: Form = "compute") -> DecodeWeights:
-    """Shapes, dtypes and shardings of the weights, for compilation. Raises the errors of `weight_partitions`."""
-    platform = mesh_platform(mesh)
-    made = jax.eval_shape(lambda params: decode_weights(params, config, form, platform), abstract(config))
-    where = weight_partitions(config, mesh, form)
-    return _with_shardings(made, shardings(where, mesh))  # type: ignore[no-any-return]
-
-
-def abstract_cache(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> Cache:
-    """Shapes, dtypes and shardings of a cache for so many rows, for compilation."""
-    made = jax.eval_shape(lambda: init_cache(config, rows, mesh_platform(mesh), capacity))
-    return _with_shardings(made, shardings(cache_partitions(config, mesh), mesh))  # type: ignore[no-any-return]
-
-
-def _with_shardings(shapes: Any, where: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
-    )
-
-
-def place_weights(
-    params: Params[Any], config: ModelConfig, mesh: Mesh | None, form: Form = "compute", *, consume: bool = False
-) -> DecodeWeights:
-    """Weights in the compute dtype, or with their matrices in int8, where the programs expect them.
-
-    They are cast and moved one matrix at a time: a device holds its shards of the parameters, of the weights, and of
-    one matrix more.
-
-    Args:
-        params: fp32, or in the compute dtype already, or quantised ahead (`stored.Stored`), wherever they lie: ZeRO's
-            shards on this mesh, on one device, or numpy arrays in the host's memory (which may hold what no device
-            does).
-        mesh: None: the one device that holds `params`.
-        consume: whether to delete the blocks' parameters, each as soon as its layers are cut out of it.
-
-    Raises:
-        UserError: as `weight_partitions`.
-    """
-    if mesh is None and not consume:
-        return decode_weights(params, config, form)
-    table, dtype = param_table(config), jnp.dtype(config.dtype)
-    platform = platform_of(params) if mesh is None else mesh_platform(mesh)
-    where = None if mesh is None else shardings(weight_partitions(config, mesh, form), mesh)
-    kept = functools.partial(_stored, form=form, dtype=dtype, platform=platform)
-
-    def whole(name: str) -> Any:
-        made = kept(getattr(params, name), getattr(table, name))
-        return jax.device_put(made, None if where is None else getattr(where, name))
-
-    def layers(stack: Any, spec: ParamSpec, sharding: Any = None) -> tuple[Any, ...]:
-        cut = tuple(
-            jax.device_put(kept(jax.tree.map(lambda leaf, i=i: _layer(leaf, i), stack), spec), sharding)
-            for i in range(config.n_layers)
-        )
-        if consume:
-            for leaf in jax.tree.leaves(stack):
-                if isinstance(leaf, jax.Array):
-                    leaf.delete()
-        return cut
-
-    by_layer = params.blocks.map(layers, table.blocks, *([] if where is None else [where.blocks[0]]))
-    return DecodeWeights(
-        whole("token_embedding"),
-        whole("position_embedding"),
-        tuple(by_layer.map(lambda cut, i=i: cut[i]) for i in range(config.n_layers)),
-        whole("ln_f_scale"),
-        whole("ln_f_bias"),
-    )
-
-
-def _layer(stack: Any, i: int) -> Any:
-    return stack[i] if isinstance(stack, np.ndarray) else _cut(stack, i)
-
-
-@jax.jit
-def _cut(stack: jax.Array, i: int) -> jax.Array:
-    return lax.dynamic_index_in_dim(stack, i, keepdims=False)
-
-
-_stored = jax.jit(store, static_argnames=("spec", "form", "dtype", "platform"))
 
 
 def make_place(
@@ -309,6 +178,27 @@ def advance(weights: DecodeWeights, cache: Cache, tokens_B: ArrayLike, draw: Dra
     given = (weights_spec, _caches(place), rows, _draw_partitions(place))
     run = place.over_devices(local, given, (PartitionSpec(), _caches(place)))
     return run(weights, cache, tokens_B, draw)  # type: ignore[no-any-return]
+
+
+def grow(cache: Cache, config: ModelConfig, capacity: int) -> Cache:
+    """The cache with room for rows of so many tokens, more than it had, layer by layer: the old one's are deleted."""
+
+    def grown(x_NSK: jax.Array, slots: int) -> jax.Array:
+        if x_NSK.shape[1] == slots:
+            return x_NSK
+        made = _longer(x_NSK, slots=slots, sharding=x_NSK.sharding)
+        jax.block_until_ready(made)
+        x_NSK.delete()
+        return made
+
+    slots = slots_of(config, capacity)
+    keys, values = (tuple(map(grown, layers, slots)) for layers in (cache.keys, cache.values))
+    return Cache(keys, values, cache.lengths_B)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "sharding"))
+def _longer(x_NSK: jax.Array, slots: int, sharding: Sharding) -> jax.Array:
+    return lax.with_sharding_constraint(longer(x_NSK, slots), sharding)
 
 
 def _drawn(logits_BV: jax.Array, cache: Cache, draw: Draw, place: Place) -> Drawn:

@@ -27,9 +27,10 @@ from gpt3_jax.train.checkpoint.run_folder import CHECKPOINTS
 from gpt3_jax.train.checkpoint.trained import config_of, load_trained
 
 GPT2_TOKENIZER = "r50k_base"
-Weights = Literal["float32", "compute", "int8"]
+Weights = Literal["float32", "compute", "int8", "of_int8"]
 """float32: as training keeps them; compute: cast as they are loaded to `model.dtype`, which changes no result of
-evaluation or generation; int8: for generation, the matrices quantised as they are loaded (`model.stored`)."""
+evaluation or generation; int8: for generation, the matrices quantised as they are loaded (`model.stored`); of_int8: the
+weights that these stand for, in `model.dtype`, for evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,8 @@ def load_model(
         mesh: where to load the parameters to; None: one device.
         parallel: with a mesh, its stage says how the parameters are sharded, as in training.
         weights: with "compute", a device holds its shards of the parameters in the compute dtype, and while they are
-            loaded of one of them in fp32; with "int8", the matrices are `Stored`, which only `generation` reads.
+            loaded of one of them in fp32; with "int8", the matrices are `Stored`, which only `generation` reads; with
+            "of_int8", they have the memory of "compute".
         dtype: the compute dtype, in place of the model's own.
         with_rounding: whether to compute how far weights that are cast are from fp32; of int8 it always is.
 
@@ -84,7 +86,7 @@ def load_model(
     hf = _holds_hf(path)
     config = config_from_hf(path) if hf else config_of(path).model
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    casts = weights == "int8" or (weights == "compute" and config.dtype != "float32")
+    casts = weights in ("int8", "of_int8") or (weights == "compute" and config.dtype != "float32")
     cast = _Cast(config, weights, with_rounding) if casts else None
     if hf:
         _, params = from_hf(path, mesh=mesh, parallel=parallel, each=cast)
@@ -117,9 +119,11 @@ class _Cast:
         if not stores(spec):
             return array.astype(jnp.dtype(self._config.dtype))
         axis = contracted(spec) + (spec.stacked and contracted(spec) >= 0)  # of all layers
-        if self._weights == "int8":
+        if self._weights in ("int8", "of_int8"):
             made, self._roundings[name] = _quantised(array, axis, *_where(array, axis))
-            return made
+            if self._weights == "int8":
+                return made
+            return jax.device_put(_stood_for(made, axis, self._config.dtype), array.sharding)
         cast = array.astype(jnp.dtype(self._config.dtype))
         if self._with_rounding:
             self._roundings[name] = _rounding(array, cast, axis)
@@ -159,6 +163,11 @@ def _quantised(
     if values is not None:
         made = jax.lax.with_sharding_constraint(made, Stored(values, scales))  # type: ignore[arg-type]
     return made, rounding(array, dequantise(made, axis), axis)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "dtype"))
+def _stood_for(made: Stored, axis: int, dtype: str) -> jax.Array:
+    return dequantise(made, axis).astype(jnp.dtype(dtype))
 
 
 def _where(array: jax.Array, axis: int) -> tuple[Sharding | None, Sharding | None]:

@@ -106,10 +106,11 @@ def row_copies(batch: int, dtype: jnp.dtype, platform: str) -> int:
 # -- generation's weights -------------------------------------------------------------------------------------------
 
 
-def reads_outputs_first(dtype: jnp.dtype, platform: str) -> bool:
-    """Whether generation keeps its kernels transposed, [O, I]. The backend's bf16 matmul of a few rows reads them a
-    fifth faster so, but takes half as long again for several rows in fp32."""
-    return platform == "cpu" and dtype == jnp.bfloat16
+def reads_outputs_first(dtype: jnp.dtype, platform: str, rows: int) -> bool:
+    """Whether generation of so many rows keeps its kernels transposed, [O, I]. So the backend's matmul of a few rows in
+    bf16, and of one row in fp32, reads them a fifth to a third faster; that of several rows in fp32 takes half as long
+    again."""
+    return platform == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
 
 
 def int8_product(x_NI: jax.Array, values_OI: jax.Array) -> jax.Array:

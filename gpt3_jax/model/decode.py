@@ -99,7 +99,7 @@ def _decode_weights(params: Params, config: ModelConfig, form: Form, platform: s
 
 def init_cache(config: ModelConfig, batch: int, platform: str, capacity: int | None = None) -> Cache:
     """An empty cache for `batch` rows of at most `capacity` tokens (default: n_ctx), on this platform."""
-    shapes = [(batch * config.n_heads, slots, config.d_head) for slots in _slots(config, capacity or config.n_ctx)]
+    shapes = [(batch * config.n_heads, slots, config.d_head) for slots in slots_of(config, capacity or config.n_ctx)]
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), platform)
     # Each array its own: one shared array could not be donated several times.
     return Cache(
@@ -164,7 +164,7 @@ def prefill(
     dtype = cpu.cache_dtype(jnp.dtype(config.dtype), local.platform)
     x_BTD = _embed(weights, tokens_BT, local) + weights.position_embedding[before:end]
     for i, (block, band, slots) in enumerate(
-        zip(weights.blocks, _bands(config), _slots(config, capacity), strict=True)
+        zip(weights.blocks, _bands(config), slots_of(config, capacity), strict=True)
     ):
 
         def attend(
@@ -221,6 +221,12 @@ def decode_step(
     return _logits(weights, x_BQD, config, local), Cache(tuple(keys), tuple(values), positions_B + 1)
 
 
+def longer(x_NSK: jax.Array, slots: int) -> jax.Array:
+    """One layer's keys or values with room for more positions: for a cache that holds each position so far in the slot
+    of its number, as one does that has not outgrown its capacity before."""
+    return jnp.pad(x_NSK, ((0, 0), (0, slots - x_NSK.shape[1]), (0, 0)))
+
+
 def _copies(weights: DecodeWeights, batch: int, platform: str) -> int:
     if isinstance(weights.token_embedding, Stored):
         return 1  # of int8 weights the product itself makes rows
@@ -232,7 +238,8 @@ def _bands(config: ModelConfig) -> tuple[int | None, ...]:
     return period * (config.n_layers // len(period))
 
 
-def _slots(config: ModelConfig, capacity: int) -> tuple[int, ...]:
+def slots_of(config: ModelConfig, capacity: int) -> tuple[int, ...]:
+    """Of each layer's cache."""
     return tuple(capacity if band is None else min(band, capacity) for band in _bands(config))
 
 

@@ -20,6 +20,8 @@ from gpt3_jax.model.matmul import einsum
 from gpt3_jax.spec import ParamSpec
 
 Form = Literal["compute", "int8"]
+SEVERAL = 2
+"""Rows at once, where nothing more is known."""
 LARGEST = 127
 """The largest int8 value used: -128 has no counterpart."""
 
@@ -43,11 +45,15 @@ def stores(spec: ParamSpec) -> bool:
     return spec.kind == "matrix" or "vocab" in spec.axes
 
 
-def outputs_first(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> bool:
-    """Whether a parameter becomes a `Stored`."""
+def outputs_first(spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, rows: int = SEVERAL) -> bool:
+    """Whether a parameter becomes a `Stored`.
+
+    Args:
+        rows: that are computed at once.
+    """
     if form == "int8":
         return stores(spec)
-    return spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform)
+    return spec.kind == "matrix" and cpu.reads_outputs_first(dtype, platform, rows)
 
 
 def contracted(spec: ParamSpec) -> int:
@@ -55,15 +61,23 @@ def contracted(spec: ParamSpec) -> int:
     return -1 if "vocab" in spec.axes else 0
 
 
-def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str) -> Matrix:
+def store(leaf: Matrix, spec: ParamSpec, form: Form, dtype: jnp.dtype, platform: str, rows: int = SEVERAL) -> Matrix:
     """One parameter, of one layer, as generation reads it. A `Stored` stays what it is."""
     if isinstance(leaf, Stored):
         return leaf
-    if not outputs_first(spec, form, dtype, platform):
+    if not outputs_first(spec, form, dtype, platform, rows):
         return leaf.astype(dtype)
     if form == "int8":
         return quantise(leaf, contracted(spec))
     return Stored(jnp.moveaxis(leaf.astype(dtype), contracted(spec), -1), None)
+
+
+def restore(matrix: Matrix, spec: ParamSpec) -> jax.Array:
+    """The parameter, of one layer, that `store` was given in the compute dtype. For matrices that are not in int8."""
+    if not isinstance(matrix, Stored):
+        return matrix
+    assert matrix.scales is None
+    return jnp.moveaxis(matrix.values, -1, contracted(spec))
 
 
 def quantise(weights: jax.Array, axis: int) -> Stored:

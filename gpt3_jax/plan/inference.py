@@ -1,7 +1,8 @@
 """What generation and evaluation need and cost on hardware that is not attached, from their compiled programs.
 
 Generation is two programs: one reads the prompts, the other appends a token to each row. Those of beam search also
-reorder the cache. Evaluation is one: the log-likelihoods of every token of a batch of rows.
+reorder the cache. Evaluation is three: the log-likelihoods of every token of a batch of rows; and the two of beam
+search, for free answers, with the same weights moved to where generation reads them.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from jax.sharding import Mesh
 
 from gpt3_jax.config import Config
 from gpt3_jax.errors import UserError
-from gpt3_jax.inference import generate, score
-from gpt3_jax.model.params import count_params
+from gpt3_jax.inference import generate, placed, score
+from gpt3_jax.model.params import Params, count_params
 from gpt3_jax.model.scoring import Tree
 from gpt3_jax.model.stored import Form
 from gpt3_jax.model.transformer import band_shares
 from gpt3_jax.parallel.mesh import MeshShape, batch_shards, make_mesh, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
 from gpt3_jax.plan import roofline
+from gpt3_jax.plan.inference_batch import GENERATED_ROWS, PAPER_BEAMS, Batch, Use
 from gpt3_jax.plan.predict import place, predict
 from gpt3_jax.plan.receipt import TrafficRow, traffic_rows, versions
 from gpt3_jax.plan.roofline import Work
@@ -39,38 +41,14 @@ from gpt3_jax.program.memory_traffic import hbm_bytes
 from gpt3_jax.program.traffic import count
 from gpt3_jax.train.state import abstract_state
 
-Use = Literal["evaluate", "generate"]
 Weights = Literal["float32", "compute", "int8"]
 """float32: as training keeps them; compute: cast once, ahead, to `model.dtype`, which changes no result; int8: for
 generation, the matrices with a scale for each output channel (`model.stored`)."""
 
-GENERATED_ROWS = 16
-"""Rows of a tensor group of devices, completions or hypotheses, as `gpt3_jax.generation` computes at once."""
-EVALUATED_TOKENS = 16384
-"""Tokens of a batch shard, as `gpt3_jax.evals` computes at once on accelerators."""
 _LATENCY = (
     "The latency of a collective is left out, for no document states it: with so few bytes a call it may be most of "
     "its time."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What is computed at once."""
-
-    rows: int
-    """Of all devices."""
-    prompt_tokens: int
-    """Of a row; when evaluating, all its tokens."""
-    new_tokens: int
-    """That a row's cache has room for; when evaluating, 0."""
-    beams: int | None = None
-    """Hypotheses of each prompt, a row each; None: a token is drawn for each row, without a search."""
-
-    @property
-    def prompts(self) -> int:
-        """Prompts that are read at once, of all devices."""
-        return self.rows // (self.beams or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +58,8 @@ class Bytes:
     weights: int
     cache: int
     """Keys and values of all rows."""
+    beside: int
+    """Weights of another use that lie there meanwhile: the fp32 parameters of training, if those are evaluated."""
     temporaries: int
     """Reserved for what the program computes in between, the gaps of the allocator included."""
     other: int
@@ -89,7 +69,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.temporaries + self.other
+        return self.weights + self.cache + self.beside + self.temporaries + self.other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,74 +119,28 @@ class InferenceReceipt:
     usable: int | None
     """Bytes that a device has for a program; None for a device that is not in the table."""
     versions: dict[str, str]
+    moving: int | None = None
+    """Of evaluation, the most bytes of one device while its weights are moved to generate free answers, or back; None
+    where they are not moved."""
 
     @property
     def fits(self) -> bool | None:
         """None when the device's capacity is not known."""
         if any(program.memory.refused for program in self.programs):
             return False
-        return None if self.usable is None else all(p.memory.total <= self.usable for p in self.programs)
-
-
-def batch_of(
-    config: Config,
-    mesh: Mesh,
-    use: Use,
-    rows: int | None,
-    prompt_tokens: int | None,
-    new_tokens: int | None,
-    beams: int | None = None,
-) -> Batch:
-    """The batch that these options ask for.
-
-    Args:
-        rows: of each data shard (default: 16 to generate, or as many whole prompts as fit 16 rows; to evaluate as many
-            contexts as make 16,384 tokens).
-        prompt_tokens: default: half the context; to evaluate, the whole.
-        new_tokens: default: what the prompt leaves of the context.
-        beams: hypotheses of each prompt (default: no beam search).
-
-    Raises:
-        UserError: they do not fit the context, or the rows are no whole prompts.
-    """
-    n_ctx, shards = config.model.n_ctx, batch_shards(mesh)
-    for option, value in (
-        ("--rows", rows),
-        ("--prompt-tokens", prompt_tokens),
-        ("--new-tokens", new_tokens),
-        ("--beams", beams),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{option} is {value}; expected at least 1")
-    if use == "evaluate":
-        if new_tokens is not None:
-            raise UserError(f"--new-tokens {new_tokens} is for --for generate; evaluation appends no token")
-        if beams is not None:
-            raise UserError(f"--beams {beams} is for --for generate; evaluation's free answers are generated")
-        length = n_ctx if prompt_tokens is None else prompt_tokens
-        if length > n_ctx:
-            raise UserError(f"--prompt-tokens is {length}; expected at most {n_ctx} (model.n_ctx)")
-        return Batch(shards * (rows or max(1, EVALUATED_TOKENS // length)), length, 0)
-    prompt = max(1, n_ctx // 2) if prompt_tokens is None else prompt_tokens
-    new = n_ctx - prompt if new_tokens is None else new_tokens
-    if new < 1 or prompt + new > n_ctx:
-        raise UserError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: at least one new token is needed, and their sum may be "
-            f"at most {n_ctx} (model.n_ctx)"
-        )
-    width = beams or 1
-    if rows is not None and rows % width:
-        raise UserError(f"--rows {rows} is not divisible by --beams {beams}; each prompt has a row for each hypothesis")
-    return Batch(shards * (rows or max(1, GENERATED_ROWS // width) * width), prompt, new, beams)
+        if self.usable is None:
+            return None
+        return max(self.moving or 0, *(p.memory.total for p in self.programs)) <= self.usable
 
 
 def plan_inference(
-    config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "float32"
+    config: Config, topology: Topology, use: Use, batch: Batch, weights: Weights = "compute"
 ) -> InferenceReceipt:
     """Compiles the programs and reads everything off them.
 
     Args:
-        weights: the dtype in which evaluation keeps its parameters. Generation has them in int8 or the compute dtype.
+        weights: how evaluation keeps its parameters: compute is what ``gpt3-jax evaluate`` loads, float32 what a
+            training run evaluates. Generation has them in int8 or the compute dtype.
 
     Raises:
         UserError: a compiler's library is missing, or the mesh does not divide the devices or the model.
@@ -224,7 +158,7 @@ def plan_inference(
             "n_ctx": config.model.n_ctx,
             "dtype": config.model.dtype,
             "stage": config.parallel.stage,
-            "weights": weights if form == "int8" or (use, weights) == ("evaluate", "float32") else config.model.dtype,
+            "weights": weights if form == "int8" or _keeps_fp32(config, use, weights) else config.model.dtype,
             "parameters": count_params(config.model),
         },
         mesh=shape_of(mesh),
@@ -237,7 +171,13 @@ def plan_inference(
         programs=tuple(_compiled(call, config, mesh, topology) for call in calls),
         usable=topology.usable,
         versions=versions(topology.platform),
+        moving=_moving(config, mesh) if use == "evaluate" and not _keeps_fp32(config, use, weights) else None,
     )
+
+
+def _keeps_fp32(config: Config, use: Use, weights: Weights) -> bool:
+    """Whether the parameters stay in fp32 although the compute dtype is another."""
+    return (use, weights) == ("evaluate", "float32") and config.model.dtype != "float32"
 
 
 class _Call(NamedTuple):
@@ -251,23 +191,22 @@ class _Call(NamedTuple):
     """Bytes of the cache that it returns, on one device."""
     cache_passes: int
     """How often the whole cache is read or written. 0: many tokens a row, so that matmuls take longer than it."""
+    beside: int = 0
+    """Bytes of one device that other weights take meanwhile."""
 
 
 def _generating(config: Config, mesh: Mesh, batch: Batch, form: Form) -> list[_Call]:
     model, rows = config.model, batch.rows
     where = generate.make_place(model, model.n_vocab, mesh, form=form)
-    weights = generate.abstract_weights(model, mesh, form)
+    weights = placed.abstract_weights(model, mesh, form)
     capacity = batch.prompt_tokens + batch.new_tokens
-    cache = generate.abstract_cache(model, mesh, rows, capacity)
+    cache = placed.abstract_cache(model, mesh, rows, capacity)
     by_row = shardings(batch_partition(mesh), mesh)
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
 
-    made = sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize  # type: ignore[attr-defined]
-        for leaf in jax.tree.leaves(cache)
-    )
+    made = _of_one_device(cache)
     prompt_tokens = batch.prompts * batch.prompt_tokens
     if width := batch.beams:
         read = (weights, ints(batch.prompts, batch.prompt_tokens), ints(batch.prompts), where, capacity, width)
@@ -297,10 +236,41 @@ def _evaluating(config: Config, mesh: Mesh, batch: Batch, weights: Weights) -> l
     tree = Tree(ints(rows, length), ints(rows), ints(rows, length), ints(rows, length), trunk=length, branches=0)
     function = score.make_score(config.model, mesh, config.parallel, config.memory)
     dtype = jnp.dtype(config.model.dtype if weights == "compute" else jnp.float32)
-    params = abstract_state(config, mesh).params.map(
+    params = _params(config, mesh, dtype)
+    # Free answers: prompts padded to the whole context, as those with many demonstrations are.
+    answers = Batch(batch_shards(mesh) * GENERATED_ROWS, length, 0, PAPER_BEAMS)
+    beside = _of_one_device(params) if _keeps_fp32(config, "evaluate", weights) else 0
+    return [
+        _Call("evaluate", rows * length, function, (params, tree, None), 0, 0),
+        *(call._replace(beside=beside) for call in _generating(config, mesh, answers, "compute")),
+    ]
+
+
+def _params(config: Config, mesh: Mesh, dtype: jnp.dtype) -> Params[jax.ShapeDtypeStruct]:
+    """The parameters as the stage keeps them, in this dtype."""
+    return abstract_state(config, mesh).params.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     )
-    return [_Call("evaluate", rows * length, function, (params, tree, None), 0, 0)]
+
+
+def _of_one_device(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _moving(config: Config, mesh: Mesh) -> int:
+    """The most bytes of one device while weights are moved (`placed.place_weights`, `take_params`): of the blocks one
+    parameter after the other, of each of which both forms are there before the first is deleted."""
+    params = _params(config, mesh, jnp.dtype(config.model.dtype))
+    weights = placed.abstract_weights(config.model, mesh)
+    old = [_of_one_device(leaf) for leaf in params.blocks.leaves()]
+    made = [sum(map(_of_one_device, layers)) for layers in zip(*(b.leaves() for b in weights.blocks), strict=True)]
+    peak = max(sum(made[: i + 1]) + sum(old[i:]) for i in range(len(old)))
+    back = max(sum(old[: i + 1]) + sum(made[i:]) for i in range(len(old)))
+    rest = _of_one_device((params, weights)) - sum(old) - sum(made)
+    return max(peak, back) + rest
 
 
 def _compiled(call: _Call, config: Config, mesh: Mesh, topology: Topology) -> ProgramReceipt:
@@ -358,7 +328,7 @@ def _memory(found: Outcome, call: _Call) -> Bytes:
             cache += buffer.size
     made = min(call.cache_made, found.results) if found.results else call.cache_made
     other = found.peak.arguments - weights - cache + max(0, found.results - made) + found.code
-    return Bytes(weights, cache + made, found.peak.temporaries, other, bool(found.too_large))
+    return Bytes(weights, cache + made, call.beside, found.peak.temporaries, other, bool(found.too_large))
 
 
 def _time_of_a_batch(work: Work, memory: Bytes, config: Config, topology: Topology, mesh: Mesh) -> Time | None:

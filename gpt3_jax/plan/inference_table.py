@@ -28,6 +28,14 @@ def render_inference(r: InferenceReceipt) -> str:
         f"{b.rows:,} rows at once{search}, {tokens if r.use == 'generate' else f'of {b.prompt_tokens:,} tokens'}",
     ]
     parts = ["\n".join(head), *(_program(program, r) for program in r.programs)]
+    if r.moving is not None:
+        verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[
+            None if r.usable is None else r.moving <= r.usable
+        ]
+        parts.append(
+            "weights lie there once: as the stage keeps them for likelihoods, over tensor for free answers\n"
+            f"  memory of one device while they are moved: {size(r.moving)} at most: {verdict}"
+        )
     if summary := _summary(r):
         parts.append(summary)
     seconds = "; ".join(f"{p.name}: " + ", ".join(f"{k} {v:.1f} s" for k, v in p.seconds.items()) for p in r.programs)
@@ -45,6 +53,7 @@ def _program(p: ProgramReceipt, r: InferenceReceipt) -> str:
         for name, n in (
             ("weights", m.weights),
             ("keys and values", m.cache),
+            ("parameters of scoring", m.beside),
             ("temporaries", m.temporaries),
             ("tokens and program", m.other),
         )

@@ -81,7 +81,7 @@ def measure(size: str, config: Config, count: int = ITEMS, split: Split = "test"
         raise RunError(f"stopped by {result.stopped} at {result.tokens:,} tokens; the same command goes on from there")
     folder = Path(config.train.run_dir)
     log.info(f"evaluating {folder}")
-    engine = Engine.of(load_model(folder))
+    engine = Engine.of(load_model(folder), consume=True)
     found = evaluate(engine, GROUPS, count, ITEM_SEED, split)
     seconds, parameters = round(train_seconds(folder / METRICS_FILE)), count_params(config.model)
     return [

@@ -24,8 +24,8 @@ from gpt3_jax.config import ParallelConfig
 from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.harness.options import Generation, ModelArgs, generation
-from gpt3_jax.evals.scorer import Scorer
-from gpt3_jax.generation import Generator, Sample
+from gpt3_jax.evals.one_set import OneSet
+from gpt3_jax.generation import Sample
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import count_params
 from gpt3_jax.parallel.mesh import make_mesh
@@ -65,17 +65,26 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             tokenizer=args.tokenizer,
             mesh=mesh,
             parallel=args.parallel or ParallelConfig(),
-            weights="float32" if args.dtype == "float32" else "compute",
+            weights="compute",
+            dtype=args.dtype,
         )
-        config = dataclasses.replace(loaded.config, dtype=args.dtype) if args.dtype else loaded.config
+        config = loaded.config
         if args.max_length is not None and args.max_length > config.n_ctx:
             raise UserError(
                 f"--model_args has max_length={args.max_length}; the model's context, n_ctx, is {config.n_ctx}"
             )
-        self.config, self._args, self._loaded, self._mesh = config, args, loaded, mesh
+        self.config, self._args, self._mesh = config, args, mesh
+        self._fingerprint = loaded.fingerprint
         self._tokenizer = loaded.tokenizer
-        self._scorer = Scorer(loaded.params, config, mesh, args.parallel, batch_tokens=args.batch_tokens)
-        self._generator: Generator | None = None  # made when it is asked for: it holds its weights a second time
+        self._uses = OneSet(
+            loaded.params,
+            config,
+            loaded.tokenizer,
+            mesh,
+            args.parallel,
+            batch_tokens=args.batch_tokens,
+            consume=True,
+        )
         if jax.process_count() > 1:
             # The harness's own sign for processes that share one model: the first alone prints and writes.
             os.environ["LOCAL_RANK"] = str(jax.process_index())
@@ -117,11 +126,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return {
             "model_num_parameters": count_params(self.config),
             "model_dtype": self.config.dtype,
-            "model_sha": self._loaded.fingerprint,
+            "model_sha": self._fingerprint,
             "tokenizer_sha": self._tokenizer.fingerprint,
             "platform": jax.default_backend(),
             "mesh": dict(self._mesh.shape) if self._mesh is not None else None,
-            "batch_tokens": self._scorer.batch_tokens,
+            "batch_tokens": self._uses.batch_tokens,
         }
 
     # -- likelihoods -----------------------------------------------------------------------------------------------
@@ -133,7 +142,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         with _progress(len(pairs), "loglikelihood", disable_tqdm) as bar:
-            for i, likelihood in self._scorer.stream(pairs):
+            for i, likelihood in self._uses.scorer().stream(pairs):
                 found[i] = likelihood.logprob, likelihood.greedy
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
                 bar.update()
@@ -166,7 +175,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         found = [0.0] * len(requests)
         left = Counter(owners)
         with _progress(len(pairs), "loglikelihood_rolling", disable_tqdm) as bar:
-            for n, likelihood in self._scorer.stream(pairs):
+            for n, likelihood in self._uses.scorer().stream(pairs):
                 i = owners[n]
                 found[i] += likelihood.logprob
                 left[i] -= 1
@@ -207,10 +216,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 "to hold the prompt too: set --gen_kwargs max_gen_toks=N, or max_gen_toks=N in --model_args where the "
                 "task does not say"
             )
-        if self._generator is None:
-            self._generator = Generator(self._loaded.params, self.config, self._tokenizer, self._mesh)
         prompts = [self.tok_encode(context)[-room:] for context in contexts]
-        for n, completed in self._generator.complete(prompts, how.stop, how.max_tokens, how.decoding):
+        for n, completed in self._uses.generator().complete(prompts, how.stop, how.max_tokens, how.decoding):
             yield n, completed.text
 
 

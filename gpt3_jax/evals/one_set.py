@@ -1,0 +1,77 @@
+"""A model that scores and generates, with its weights held once.
+
+Scoring reads them as training keeps them: stacked over the layers, sharded as the ZeRO stage has it. Generation reads
+them layer by layer, whole but for the tensor axis. Between the two they are moved, one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
+from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.evals.scorer import Scorer
+from gpt3_jax.generation import Generator
+from gpt3_jax.model.params import Params
+
+
+class OneSet:
+    """One model's scorer and generator, of which one at a time has the weights."""
+
+    def __init__(
+        self,
+        params: Params,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
+        parallel: ParallelConfig | None = None,
+        memory: MemoryConfig | None = None,
+        batch_tokens: int | None = None,
+        *,
+        consume: bool = False,
+    ) -> None:
+        """Arguments are those of `Scorer`. Raises its errors.
+
+        Args:
+            consume: whether the parameters may be deleted when they are moved. Else, and for parameters in another
+                dtype than the compute dtype, which cannot be made again from the generator's weights, these lie beside
+                them.
+        """
+        self._model, self._tokenizer, self._mesh, self._consume = model, tokenizer, mesh, consume
+        self._generator: Generator | None = None
+        self._moved = False  # whether the generator has the weights, and the scorer none
+        self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a scored batch on all devices, padding included."""
+        return self._scorer.batch_tokens
+
+    def use(self, params: Params) -> None:
+        """Takes other parameters of the same model from now on. What was compiled stays."""
+        self._generator, self._moved = None, False
+        self._scorer.use(params)
+
+    def release(self) -> None:
+        """Lets go of the parameters and of what was made from them, until `use`."""
+        if not self._moved:
+            self._scorer.release()
+        self._generator, self._moved = None, False
+
+    def scorer(self) -> Scorer:
+        """To be used until `generator` is asked for."""
+        if self._generator is not None and self._moved:
+            generator, self._generator, self._moved = self._generator, None, False
+            self._scorer.use(generator.give_up(self._scorer.shardings))
+        return self._scorer
+
+    def generator(self) -> Generator:
+        """To be used until `scorer` is asked for."""
+        if self._generator is None:
+            dtypes = {leaf.dtype for leaf in jax.tree.leaves(self._scorer.params)}
+            self._moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}
+            params = self._scorer.release() if self._moved else self._scorer.params
+            self._generator = Generator(params, self._model, self._tokenizer, self._mesh, consume=self._moved)
+        return self._generator
