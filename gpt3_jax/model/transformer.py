@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gpt3_jax.config import Config, ModelConfig
+from gpt3_jax.model import cpu
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.matmul import einsum, linear
@@ -172,7 +173,8 @@ def qkv_projection(
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads."""
     qkv_BT3A = add_bias(linear(x_BTD, block.qkv_kernel, platform), block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
-    q, k, v = (names(qkv_BT3HK[:, :, i], "qkv_proj") for i in range(3))
+    parts = cpu.queries_keys_values(qkv_BT3HK) if platform == "cpu" else (qkv_BT3HK[:, :, i] for i in range(3))
+    q, k, v = (names(part, "qkv_proj") for part in parts)
     return q, k, v
 
 
@@ -299,6 +301,19 @@ def blocks(
 
             x_BSD = with_remat(one_block)(x_BSD, layers)
         return x_BSD, None
+
+    if weights.qkv_kernel.kind == "layers":
+        # Where nothing is recomputed, `everything_saveable` keeps the compiler from merging the derivatives'
+        # elementwise work with that of the forward pass, and from keeping its results in fp32.
+        kept = jax.checkpoint_policies.everything_saveable if remat == "none" else policy(remat)
+        for i, layer in enumerate(cpu.layers(weights, config.n_layers)):
+            attend = _attend(period[i % len(period)], local.platform, names)
+
+            def one_block(x_BSD: jax.Array, layer: Block[Weight], attend: Attend = attend) -> jax.Array:
+                return one_layer(layer, x_BSD, length, attend, config, local, names)
+
+            x_BSD = jax.checkpoint(one_block, policy=kept)(x_BSD, layer)
+        return x_BSD
 
     periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(period), *leaf.shape[1:]), weights)
     x_BSD, _ = lax.scan(one_period, x_BSD, periods, unroll=unroll)

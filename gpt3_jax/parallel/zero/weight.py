@@ -11,6 +11,8 @@ inside   inside the block, by `Weight.gathered`      stage 3
 loop     by the loop over depth, a block ahead of    stage 3, the blocks' weights, where that loop runs
          its use (`zero.depth`)                      (`transformer.gathers_ahead`)
 parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
+layers   nowhere: fp32 masters, which the unrolled   stages 0 and 1 on one CPU device, the blocks' weights
+         loop over depth casts layer by layer        (`model.cpu.layers`)
 =======  ==========================================  ===================================================================
 
 Everything here runs on one device's shards, inside the step's `jax.shard_map`. Which stage uses which kind, and when
@@ -31,7 +33,7 @@ from jax import lax
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.parallel.zero.transport import Transport
 
-Kind = Literal["ahead", "loop", "inside", "parts"]
+Kind = Literal["ahead", "loop", "inside", "parts", "layers"]
 
 
 @dataclasses.dataclass(frozen=True)
