@@ -79,24 +79,26 @@ def casts_layers(config: Config, platform: str, devices: int, unroll: int) -> bo
 
 
 def layers(stack: Tree, count: int) -> list[Tree]:
-    """The layers of a tree of weights of the kind `layers`, `count` of them in front. Each is cast by itself (`rows`):
-    the whole stack in the compute dtype is never made."""
+    """The layers of a tree of weights of the kind `layers`, `count` of them in front. Each is cast by itself
+    (`cast_rows`), so that none is copied out of a stack."""
     weights, tree = jax.tree.flatten(stack, is_leaf=lambda leaf: isinstance(leaf, Weight))
     by_weight = (
-        [Weight(row, None, weight.how, "ahead") for row in rows(weight.target, count, weight.how.compute)]
+        [Weight(row, None, weight.how, "ahead") for row in cast_rows(weight.target, count, weight.how.compute)]
         for weight in weights
     )
     return [jax.tree.unflatten(tree, layer) for layer in zip(*by_weight, strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def rows(stack: jax.Array, count: int, dtype: jnp.dtype) -> list[jax.Array]:
+@jax.named_scope("gather_weights")
+def cast_rows(stack: jax.Array, count: int, dtype: jnp.dtype) -> list[jax.Array]:
     """The `count` rows of an fp32 stack, cast. The derivative writes each row's gradient into an fp32 stack, once it is
-    made. That of a scan keeps them all, converts them to fp32, concatenates them and converts them back: the backend
-    has no bf16 concatenation."""
+    made. That of a scan keeps them all and concatenates them: in bf16 the backend does so by converting them to fp32
+    and back, an element at a time (80 ms of a step of gpt3-small, 2.85 s)."""
     return [stack[i].astype(dtype) for i in range(count)]
 
 
+@jax.named_scope("reduce_gradients")
 def _rows_backward(count: int, dtype: jnp.dtype, _: None, cts: list[jax.Array]) -> tuple[jax.Array]:
     stack = jnp.zeros((count, *cts[0].shape), jnp.float32)
     for i in reversed(range(count)):  # the order in which they are made
@@ -104,7 +106,7 @@ def _rows_backward(count: int, dtype: jnp.dtype, _: None, cts: list[jax.Array]) 
     return (stack,)
 
 
-rows.defvjp(lambda stack, count, dtype: (rows(stack, count, dtype), None), _rows_backward)
+cast_rows.defvjp(lambda stack, count, dtype: (cast_rows(stack, count, dtype), None), _rows_backward)
 
 
 # -- the update ------------------------------------------------------------------------------------------------------
@@ -113,7 +115,8 @@ rows.defvjp(lambda stack, count, dtype: (rows(stack, count, dtype), None), _rows
 def updates_in_place(platform: str) -> bool:
     """Whether the optimizer computes parameters from the new moments (`train.optimizer.update_in_place`). Otherwise
     the backend fuses the moments' update into that of the parameters as well, which then reads the old moments: it
-    copies all of them at the beginning of a step, and keeps the copies until its end."""
+    copies all of them at the beginning of a step, and keeps the copies until its end. An update of 9.4 million weights
+    takes 6.8 ms of one core instead of 13; gpt3-small's step 0.45 GiB less."""
     return platform == "cpu"
 
 
@@ -123,11 +126,13 @@ def updates_in_place(platform: str) -> bool:
 @jax.custom_vjp
 def queries_keys_values(qkv_BT3HK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The three parts of a projection. Its derivative writes the three gradients side by side. That of three slices
-    pads each with zeros and adds them up, and the backend computes each element from all of them."""
+    pads each with zeros and adds them up, and the backend computes each element from all of them, transposing them as
+    it goes: 29 ms of a core for a layer of gpt3-small with 2,048 tokens; side by side, 1.7 ms."""
     return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
 
 
 def _queries_keys_values_backward(_: None, parts: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array]:
+    # Each part is rounded and laid out before they are put together, not within.
     return (jnp.stack(lax.optimization_barrier(parts), axis=2),)
 
 

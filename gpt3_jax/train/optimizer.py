@@ -60,10 +60,11 @@ def update_in_place(
     finite: jax.Array,
 ) -> tuple[Any, Any]:
     """As `update`, and the old values where `finite` is false. The parameters are computed from the new moments, never
-    from the old ones, which the compiler can then overwrite (`cpu.updates_in_place`)."""
+    from the old ones, which the compiler can then overwrite (`cpu.updates_in_place`): the direction is that of
+    `optax.scale_by_adam`, from its state."""
     _, new = transformation(config, decay_mask).update(gradients, state, params)
     new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    # Without it the compiler would compute the new moments twice, from the old ones.
+    # Holds the compiler to reading them, and not computing them once more from the old ones.
     new = lax.optimization_barrier(new)
     adam, decay = new
     mean = optax.tree.bias_correction(adam.mu, config.beta1, adam.count)

@@ -7,6 +7,9 @@ the keys and the log-sum-exp of each row of scores. Where no gradient is taken, 
 
 Shapes: B batch, T positions, H heads, K head width; N groups of G heads; Q queries of a block and the S keys that they
 see, or S keys of a block and the Q queries that see them.
+
+Results of a group of heads are in fp32 until all are there: the backend writes a part of a bf16 array by converting all
+of it, 11 ms of a core for a layer of gpt3-small with 2,048 tokens, and 4 ms in fp32.
 """
 
 from __future__ import annotations
@@ -99,7 +102,6 @@ def _backward(
     mean_BTH = jnp.sum(ct.astype(jnp.float32) * out.astype(jnp.float32), -1)
     mean_NGT = jnp.swapaxes(mean_BTH, 1, 2).reshape(lse_NGT.shape)
 
-    # Results are in fp32: the backend writes a part of a bf16 array by converting all of it.
     # Scores have the keys first here: then no matmul contracts its left operand's first dimension (`blockwise`).
     def some_heads(x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v, ct, lse_GT, mean_GT = x
