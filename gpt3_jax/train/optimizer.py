@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from gpt3_jax.config import OptimizerConfig
 
@@ -64,8 +63,6 @@ def update_in_place(
     `optax.scale_by_adam`, from its state."""
     _, new = transformation(config, decay_mask).update(gradients, state, params)
     new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    # Holds the compiler to reading them, and not computing them once more from the old ones.
-    new = lax.optimization_barrier(new)
     adam, decay = new
     mean = optax.tree.bias_correction(adam.mu, config.beta1, adam.count)
     square = optax.tree.bias_correction(adam.nu, config.beta2, adam.count)
