@@ -39,7 +39,7 @@ _HUGE_PAGE = 2**21
 _ARENA_BYTES = 60e6
 """Maximum size of one thread's arena (glibc's HEAP_MAX_SIZE, 64 MiB), with a margin."""
 _BYTES_KEPT = 125.0
-"""Bytes per token, layer and unit of width, in fp32; between what the small shipped models take (113 for shakespeare)."""
+"""Bytes per token, layer and unit of width, in fp32: near what the small shipped models take (shakespeare: 113)."""
 
 
 def keep_freed_memory(largest_block: float) -> None:
