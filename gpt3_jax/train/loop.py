@@ -241,8 +241,9 @@ def _compile(run: Run, now: Moment, hooks: Sequence[Hook], rows: NamedSharding) 
     if what:
         log.info(f"compiled in {time.monotonic() - started:.1f} s, batch sizes: {len(programs)}")
     if programs and _on_cpu(run):
-        give_back()
-        if peak := predicted_peak(temporary_bytes(programs.values())):
+        temporary = temporary_bytes(programs.values())
+        give_back(temporary)
+        if peak := predicted_peak(temporary):
             log.info(f"this process will take up to about {peak / 2**30:.2f} GiB of memory")
     return programs
 

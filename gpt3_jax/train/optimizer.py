@@ -27,8 +27,12 @@ def transformation(config: OptimizerConfig, decay_mask: Any) -> optax.GradientTr
     """AdamW's update direction, weight decay included. The step scales it by the learning rate."""
     return optax.chain(
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        _decay(config, decay_mask),
     )
+
+
+def _decay(config: OptimizerConfig, decay_mask: Any) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
 
 
 def init(config: OptimizerConfig, decay_mask: Any, params: Any) -> Any:
@@ -43,6 +47,29 @@ def update(
     direction, state = transformation(config, decay_mask).update(gradients, state, params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
     return params, state
+
+
+def update_in_place(
+    config: OptimizerConfig,
+    decay_mask: Any,
+    gradients: Any,
+    state: Any,
+    params: Any,
+    learning_rate: jax.Array,
+    finite: jax.Array,
+) -> tuple[Any, Any]:
+    """As `update`, and the old values where `finite` is false. The parameters are computed from the new moments, never
+    from the old ones, which the compiler can then overwrite (`cpu.updates_in_place`): the direction is that of
+    `optax.scale_by_adam`, from its state."""
+    _, new = transformation(config, decay_mask).update(gradients, state, params)
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    adam, decay = new
+    mean = optax.tree.bias_correction(adam.mu, config.beta1, adam.count)
+    square = optax.tree.bias_correction(adam.nu, config.beta2, adam.count)
+    direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.eps), mean, square)
+    direction, _ = _decay(config, decay_mask).update(direction, decay, params)
+    params = jax.tree.map(lambda p, d: jnp.where(finite, p - learning_rate * d, p), params, direction)
+    return params, new
 
 
 def clip_factor(config: OptimizerConfig, norm: jax.Array) -> jax.Array:

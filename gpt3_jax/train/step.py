@@ -105,11 +105,16 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
             factor = optimizer.clip_factor(config.optimizer, norm)
             gradients = jax.tree.map(lambda g: g * factor, gradients)
         with jax.named_scope("optimizer"):
-            params, opt_state = optimizer.update(config.optimizer, mask, gradients, state.opt_state, state.params, rate)
             # The state never takes an update from a loss that is not finite, whatever the loop decides.
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-            )
+            given = config.optimizer, mask, gradients, state.opt_state, state.params, rate
+            if cpu.updates_in_place(zero.local.platform):
+                params, opt_state = optimizer.update_in_place(*given, finite)
+            else:
+                params, opt_state = jax.tree.map(
+                    lambda new, old: jnp.where(finite, new, old),
+                    optimizer.update(*given),
+                    (state.params, state.opt_state),
+                )
         skipped = state.skipped + jnp.uint32(~finite)
         metrics = Metrics(loss, norm, jnp.asarray(rate, jnp.float32), finite.astype(jnp.float32))
         return TrainState(params, opt_state, state.step + jnp.uint32(1), sequences, skipped), metrics
@@ -127,7 +132,9 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
 def _zero(config: Config, mesh: Mesh) -> Zero:
     scatters = overlaps_scatters(mesh.devices.flat[0])
     loop = gathers_ahead(config, shape_of(mesh), mesh_platform(mesh), scatters)
-    return Zero(param_table(config.model), mesh, config.parallel, config.model.dtype, config.memory.mlp_parts, loop)
+    layers = cpu.casts_layers(config, mesh_platform(mesh), mesh.size, unroll(config, mesh))
+    model, memory = config.model, config.memory
+    return Zero(param_table(model), mesh, config.parallel, model.dtype, memory.mlp_parts, loop, layers)
 
 
 def _over_microbatches(

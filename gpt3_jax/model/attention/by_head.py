@@ -7,6 +7,9 @@ the keys and the log-sum-exp of each row of scores. Where no gradient is taken, 
 
 Shapes: B batch, T positions, H heads, K head width; N groups of G heads; Q queries of a block and the S keys that they
 see, or S keys of a block and the Q queries that see them.
+
+Results of a group of heads are in fp32 until all are there: the backend writes a part of a bf16 array by converting all
+of it, 11 ms of a core for a layer of gpt3-small with 2,048 tokens, and 4 ms in fp32.
 """
 
 from __future__ import annotations
@@ -79,13 +82,12 @@ def _forward(
             highest_GQ1 = scores_GQS.max(-1, keepdims=True)
             weights = jnp.exp(scores_GQS - highest_GQ1)
             total_GQ1 = weights.sum(-1, keepdims=True)
-            out = einsum("gqs,gsk->gqk", weights.astype(v.dtype), v[:, keys], jnp.float32) / total_GQ1
-            outs.append(out.astype(v.dtype))
+            outs.append(einsum("gqs,gsk->gqk", weights.astype(v.dtype), v[:, keys], jnp.float32) / total_GQ1)
             lses.append((highest_GQ1 + jnp.log(total_GQ1))[..., 0])
         return jnp.concatenate(outs, 1), jnp.concatenate(lses, 1)
 
     out_NGTK, lse_NGT = lax.map(some_heads, tuple(_grouped(x, group) for x in (q, k, v)))
-    out_BTHK = _ungrouped(out_NGTK, q.shape[0])
+    out_BTHK = _ungrouped(out_NGTK, q.shape[0]).astype(q.dtype)
     if name:
         out_BTHK, lse_NGT = checkpoint_name(out_BTHK, name), checkpoint_name(lse_NGT, name)
     return out_BTHK, (q, k, v, out_BTHK, lse_NGT)
@@ -109,17 +111,17 @@ def _backward(
             rows = _rows(keys, band, length)
             scores_GSQ = _scores(k[:, keys], q[:, rows], _visible(rows, keys, band).T)
             weights = jnp.exp(scores_GSQ - lse_GT[:, None, rows])
-            v_cts.append(einsum("gsq,gqk->gsk", weights.astype(ct.dtype), ct[:, rows]))
+            v_cts.append(einsum("gsq,gqk->gsk", weights.astype(ct.dtype), ct[:, rows], jnp.float32))
             weights_ct = einsum("gsk,gqk->gsq", v[:, keys], ct[:, rows], jnp.float32)
             scores_ct = (weights * (weights_ct - mean_GT[:, None, rows]) * q.shape[-1] ** -0.5).astype(q.dtype)
-            k_cts.append(einsum("gsq,gqk->gsk", scores_ct, q[:, rows]))
+            k_cts.append(einsum("gsq,gqk->gsk", scores_ct, q[:, rows], jnp.float32))
             part_GKQ = einsum("gks,gsq->gkq", k_GKT[:, :, keys], scores_ct, jnp.float32)
             q_ct_GKT = q_ct_GKT.at[:, :, rows].add(part_GKQ)
-        return jnp.swapaxes(q_ct_GKT.astype(q.dtype), -1, -2), jnp.concatenate(k_cts, 1), jnp.concatenate(v_cts, 1)
+        return jnp.swapaxes(q_ct_GKT, -1, -2), jnp.concatenate(k_cts, 1), jnp.concatenate(v_cts, 1)
 
     grouped = (*(_grouped(x, group) for x in (q, k, v, ct)), lse_NGT, mean_NGT)
     cts = lax.map(some_heads, grouped)
-    return tuple(_ungrouped(x_NGTK, q.shape[0]) for x_NGTK in cts)  # type: ignore[return-value]
+    return tuple(_ungrouped(x_NGTK, q.shape[0]).astype(q.dtype) for x_NGTK in cts)  # type: ignore[return-value]
 
 
 _attention.defvjp(_forward, _backward)

@@ -96,6 +96,7 @@ class Zero:
         compute: dtype of the weights in the forward pass.
         mlp_parts: parts in which the blocks get their MLP's weights (`model.mlp`); only at stage 3.
         loop: whether the loop over depth gathers the blocks' weights (`zero.depth`); only at stage 3, without parts.
+        layers: whether it is unrolled and casts them itself; only at stages 0 and 1 on one device.
 
     Raises:
         UserError: a dimension that its mesh axes, or the parts, do not divide.
@@ -109,6 +110,7 @@ class Zero:
         compute: str,
         mlp_parts: int = 1,
         loop: bool = False,
+        layers: bool = False,
     ) -> None:
         self.local = Local.of(mesh, rings.chosen(parallel))
         self.specs = parameter_partitions(table, mesh, parallel.stage)
@@ -118,7 +120,7 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
-        self._blocks: Kind = "loop" if loop else stage.gathered
+        self._blocks: Kind = "loop" if loop else "layers" if layers else stage.gathered
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)
@@ -141,6 +143,8 @@ class Zero:
 
     def _gather_ahead(self, spec: ParamSpec, how: Gather, shard: jax.Array) -> jax.Array:
         whole_gradient = self._stage.reduced == "after"
+        if spec.stacked and self._blocks == "layers":
+            return shard
         if how.transport.axis is None and whole_gradient:
             with jax.named_scope("gather_weights"):
                 return shard.astype(how.compute)

@@ -11,6 +11,8 @@ inside   inside the block, by `Weight.gathered`      stage 3
 loop     by the loop over depth, a block ahead of    stage 3, the blocks' weights, where that loop runs
          its use (`zero.depth`)                      (`transformer.gathers_ahead`)
 parts    by the layer that uses it, part by part     stage 3, the MLP's weights, where they come in parts (`model.mlp`)
+layers   by the unrolled loop over depth, which      stages 0 and 1 on one CPU device, the blocks' weights
+         casts fp32 masters layer by layer           (`model.cpu.layers`)
 =======  ==========================================  ===================================================================
 
 Everything here runs on one device's shards, inside the step's `jax.shard_map`. Which stage uses which kind, and when
@@ -31,7 +33,7 @@ from jax import lax
 from gpt3_jax.parallel.mesh import DATA
 from gpt3_jax.parallel.zero.transport import Transport
 
-Kind = Literal["ahead", "loop", "inside", "parts"]
+Kind = Literal["ahead", "loop", "inside", "parts", "layers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +91,9 @@ class Weight:
     """One weight; or a stack of them with L in front, to be scanned over as an array is."""
 
     target: jax.Array
-    """What gets the gradient. Stages 0 and 1: the value itself. Stages 2 and 3 (`partitioned`): an array in the shape
-    of the shard and the dtype of a reduced gradient, whose own values are never used."""
+    """What gets the gradient. Stages 0 and 1: the value itself, or the fp32 masters (`layers`). Stages 2 and 3
+    (`partitioned`): an array in the shape of the shard and the dtype of a reduced gradient, whose own values are never
+    used."""
     source: jax.Array | None
     """What the value is made of; passes no gradient on. Stages 0 and 1: None, the target is the value. Stage 2: the
     value, or the integers of its bits: an integer has no tangent, so the scan over the blocks builds no full-size zero
