@@ -175,7 +175,7 @@ def qkv_projection(
     product_BT3A = gathered_linear(x_BSD, block.qkv_kernel, length, local, keeps)
     qkv_BT3A = add_bias(product_BT3A, block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
-    parts = cpu.queries_keys_values(qkv_BT3HK) if platform == "cpu" else (qkv_BT3HK[:, :, i] for i in range(3))
+    parts = cpu.queries_keys_values(qkv_BT3HK) if local.platform == "cpu" else (qkv_BT3HK[:, :, i] for i in range(3))
     q, k, v = (names(part, "qkv_proj") for part in parts)
     return q, k, v
 
