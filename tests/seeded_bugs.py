@@ -1467,7 +1467,7 @@ BUGS = (
     Bug(
         "a search tries first what may not fit",
         "plan/candidates.py",
-        "return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]",
+        "return [safe, *(c for c in (*likely, *unlikely) if c is not safe)]",
         "return [*unlikely, *likely]",
         ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),
     ),

@@ -368,14 +368,23 @@ def test_the_first_compiled_has_room_and_what_may_not_fit_comes_last() -> None:
     some = sorted(c.bytes for c in candidates(settings(), node()))
     usable = int(some[len(some) // 2])
     found = candidates(settings(), node(usable))
-    order = in_order(iter(found), usable)
-    assert sorted(map(id, order)) == sorted(map(id, found))
-    first, *rest = order
-    assert first == next(c for c in found if c.bytes <= ROOMY * usable)
+    worth = list(worth_compiling(found, settings()))
+    first, *rest = in_order(found, settings(), usable)
+    assert first == next(c for c in found if c.bytes <= ROOMY * usable), "of all: a smaller microbatch, too"
+    assert sorted(map(id, rest)) == sorted(id(c) for c in worth if c is not first)
     unlikely = [c.bytes > usable for c in rest]
     assert True in unlikely and unlikely == sorted(unlikely)
     for some_of_them in ([c for c in rest if c.bytes <= usable], [c for c in rest if c.bytes > usable]):
-        assert some_of_them == [c for c in found if c in some_of_them], "fastest first"
+        assert some_of_them == [c for c in worth if c in some_of_them], "fastest first"
+
+
+def test_if_none_has_room_the_first_compiled_needs_least() -> None:
+    least = min(c.bytes for c in candidates(settings(), node()) if c.config.memory.remat == "full")
+    found = candidates(settings(), node(int(least)))
+    usable = int(min(c.bytes for c in found))
+    assert all(c.bytes > ROOMY * usable for c in found)
+    first, *rest = in_order(found, settings(), usable)
+    assert first.bytes == min(c.bytes for c in found) and first not in rest
 
 
 @pytest.mark.parametrize(("seconds", "attempts"), [(0.0, 1), (25.0, 2), (1e9, 4)])

@@ -10,7 +10,7 @@ import pytest
 from compilers import needs_compiler_of
 from fake_topologies import on_paper
 from receipts_kept import FOLDER, Kept
-from shipped_configs import KEEP, MACHINES, MINUTES, Row, command, rows, shipped, table
+from shipped_configs import KEEP, MACHINES, Row, command, minutes, rows, shipped, table
 
 import gpt3_jax
 from gpt3_jax.config import config_dir, load_config, presets
@@ -128,7 +128,7 @@ def test_the_table_of_the_plans_readme_is_that_of_the_receipts() -> None:
     ("mesh", "size"), [pytest.param(*pair, marks=needs_compiler_of(MACHINES[pair[0]])) for pair in shipped()]
 )
 def test_a_search_finds_nothing_more_than_3_percent_faster(mesh: str, size: str, tmp_path: Path) -> None:
-    found = search(load_config([size]), open_topology(MACHINES[mesh]), KEEP, tmp_path, 60 * MINUTES)
+    found = search(load_config([size]), open_topology(MACHINES[mesh]), KEEP, tmp_path, 60 * minutes(mesh))
     assert found and NEAR * step_time(found[0][1]) >= best(mesh, size).seconds
 
 

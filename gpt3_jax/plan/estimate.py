@@ -267,8 +267,12 @@ def _traffic(
         ahead = gathers_ahead(config, mesh, platform, overlaps_scatters)
         more = microbatches * (psi - table) / model.n_layers if ahead else 0.0
         gathered, scattered = gathers * psi + more, scatters * psi + more
-        result.append(Traffic((DATA,), "all-gather", ring * width * gathered, model.n_layers))
-        result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, model.n_layers))
+        # In a plain scan a TPU waits for half of its gathers and for nearly all reduce-scatters: of 6.7B it hid 52 and
+        # 16 % on v5p:4x4x4, 45 and 0 % on v5e:16x16. A GPU hides them behind other matmuls of the same block.
+        plain = platform == "tpu" and not ahead
+        to_gather, to_scatter = (2, 1) if plain else (model.n_layers, model.n_layers)
+        result.append(Traffic((DATA,), "all-gather", ring * width * gathered, to_gather))
+        result.append(Traffic((DATA,), "reduce-scatter", ring * reduce * scattered, to_scatter))
     if mesh.replica > 1:
         reduced = reduce * psi / (mesh.data if stage else 1)
         result.append(Traffic((REPLICA,), "all-reduce", float(ring_share("all-reduce", mesh.replica)) * reduced, 1))

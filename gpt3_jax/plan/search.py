@@ -14,10 +14,10 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan.cache import plan
-from gpt3_jax.plan.candidates import ROOMY, Candidate, candidates, in_order, worth_compiling
+from gpt3_jax.plan.candidates import ROOMY, Candidate, candidates, in_order
 from gpt3_jax.plan.receipt import Receipt
 from gpt3_jax.plan.topologies import Topology
-from gpt3_jax.quantities import size
+from gpt3_jax.quantities import duration, size
 
 SECONDS = 120.0
 """How long a search compiles, unless told otherwise."""
@@ -97,19 +97,22 @@ def search(
         )
     assert topology.usable is not None
     log.info(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    order = in_order(worth_compiling(found, config), topology.usable)
+    order = in_order(found, config, topology.usable)
     attempts = 4 * keep
     confirmed = confirm(order, topology, keep, attempts, cache, clock, tried)
 
     def also(why: str, others: Sequence[Candidate]) -> None:
         new = [c for c in others if not tried.knows(c)]
-        if new and clock.has_time():
+        if why and new and clock.has_time():
             log.info(why)
         confirmed.extend(confirm(new, topology, len(new), len(new), cache, clock, tried))
 
     def one_by_one(why: str, others: Callable[[], Sequence[Candidate]]) -> None:
+        """Until there are no others: each changes what the next ones must beat. The time alone limits how many."""
+        first = True
         while new := [c for c in others() if not tried.knows(c)]:
-            also(why, new[:1] if clock.has_time() else new)
+            also(why if first else "", new[:1] if clock.has_time() else new)
+            first = False
 
     one_by_one("and what is faster if it fits", lambda: _faster(found, confirmed, topology))
     also(
@@ -123,7 +126,7 @@ def search(
         fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
         log.info(
             f"stopped after {clock.elapsed:.0f} s with {len(tried.left)} more to compile, by arithmetic the fastest of "
-            f"them {fastest.options}: {size(fastest.bytes)}, {fastest.prediction.step_seconds:.2f} s a step; "
+            f"them {fastest.options}: {size(fastest.bytes)}, {duration(fastest.prediction.step_seconds)} a step; "
             "--minutes gives a search more time"
         )
     elif len(confirmed) < keep:
@@ -159,7 +162,8 @@ def step_time(receipt: Receipt) -> float:
 def nearest(
     config: Config, mesh: MeshShape, topology: Topology, keep: int, cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
-    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
+    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest.
+    Compiles as long as a search does."""
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": size for axis, size in mesh.axes.items()},
@@ -177,7 +181,7 @@ def nearest(
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(roomy, topology, keep, 3 * keep, cache)
+    return confirm(roomy, topology, keep, 3 * keep, cache, Clock(SECONDS))
 
 
 def confirm(
@@ -207,10 +211,11 @@ def confirm(
             break
         began = time.monotonic()
         kept, receipt = False, None
+        head = f"[{len(tried.compiled) + 1}] {candidate.options}"
         try:
             receipt, kept = plan(candidate.config, topology, cache)
         except (RunError, UserError) as error:
-            log.info(f"[{done + 1}] {candidate.options}: {error}")
+            log.info(f"{head}: {error}")
         finally:
             if clock and not kept:
                 clock.took(time.monotonic() - began)
@@ -218,14 +223,21 @@ def confirm(
         if receipt is None:
             continue
         verdict = "fits" if receipt.memory.fits else "does not fit"
-        step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         log.info(
-            f"[{done + 1}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
-            f"{' (kept from before)' if kept else ''}"
+            f"{head}: {size(receipt.memory.total)}, {verdict}{_times(receipt)}{' (kept from before)' if kept else ''}"
         )
         if receipt.memory.fits:
             confirmed.append((candidate, receipt))
     return sorted(confirmed, key=lambda one: step_time(one[1]))
+
+
+def _times(receipt: Receipt) -> str:
+    """The two times that `step_time` takes the longer of, for a line of the log."""
+    if receipt.prediction is None:
+        return ""
+    scheduled = receipt.scheduled_seconds
+    order = f", {duration(scheduled)} in the compiled schedule's order" if scheduled else ""
+    return f", {duration(receipt.prediction.step_seconds)} a step{order}"
 
 
 def _axes(mesh: MeshShape) -> int:
