@@ -488,13 +488,20 @@ def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
     def stage(one: Candidate, stage: int) -> Candidate:
         return dataclasses.replace(one, config=config_module.replace(one.config, parallel={"stage": stage}))
 
-    assert best[0].config.parallel.stage == 3
+    def remat(one: Candidate, remat: str) -> Candidate:
+        return dataclasses.replace(one, config=config_module.replace(one.config, memory={"remat": remat}))
+
+    assert best[0].config.parallel.stage == 3 and best[0].config.memory.remat == "full"
     split, slower = made(1.1, sizes=(1, 4, 2))[0], made(1.15, sizes=(1, 2, 4))[0]
     second, first = stage(made(1.1)[0], 2), stage(made(1.11)[0], 1)
     also_split = stage(split, 2)
     found = [best[0], split, also_split, second, first, slower]
     assert searching._waiting_less(found, [best], node()) == [split, second, first, slower]
     assert searching._waiting_less(found, [best, (first, best[1])], node()) == [split, second, slower]
+    # Of a mesh that was compiled and is slower, another remat comes after those of the best's.
+    here, there = remat(made(1.15)[0], "minimal"), remat(made(1.11, sizes=(1, 4, 2))[0], "minimal")
+    confirmed = [best, (split, made(1.1, scheduled=1.3)[1])]
+    assert searching._waiting_less([best[0], split, there, here], confirmed, node()) == [here, there]
     assert searching._waiting_less(found, [made(1.0, scheduled=1.05)], node()) == []
     assert searching._waiting_less(found, [], node()) == []
 

@@ -288,7 +288,7 @@ def _waiting_less(
 ) -> list[Candidate]:
     """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, of each
     other stage on its mesh, and of each other remat on any mesh that was compiled, the fastest that leaves room, if it
-    is faster than the best if it waits for nothing."""
+    is faster than the best if it waits for nothing. Last come other remats of the meshes that are slower."""
     assert topology.usable is not None
     if not confirmed:
         return []
@@ -308,7 +308,7 @@ def _waiting_less(
             fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
         elif candidate.config.memory.remat not in remats.get(candidate.mesh, {candidate.config.memory.remat}):
             fastest.setdefault(f"{candidate.mesh} {candidate.config.memory.remat}", candidate)
-    return list(fastest.values())
+    return sorted(fastest.values(), key=lambda c: c.mesh != best.mesh and c.mesh in remats)
 
 
 def _simplest_of(
