@@ -1458,6 +1458,20 @@ BUGS = (
         ("test_plan_search", "test_of_those_as_fast_the_simplest_is_best", ()),
     ),
     Bug(
+        "the estimate takes traffic of a plain scan on a TPU as hidden",
+        "plan/estimate.py",
+        'plain = platform == "tpu" and not ahead',
+        "plain = False",
+        ("test_plan_search", "test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic", ()),
+    ),
+    Bug(
+        "where the best waits, a search does not try it in fewer microbatches",
+        "plan/search.py",
+        "candidate.microbatches < best.microbatches and",
+        "candidate.microbatches > best.microbatches and",
+        ("test_plan_search", "test_where_the_program_of_the_best_waits_others_are_compiled_too", ()),
+    ),
+    Bug(
         "a search takes the first that fits, though others may be faster",
         "plan/search.py",
         "beyond = _fastest_estimate(confirmed) / NEAR",

@@ -228,6 +228,19 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     assert hbm[1] == hbm[2] == hbm[3]
 
 
+def test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic() -> None:
+    """Half of the gathers and each reduce-scatter, where the loop over depth does not gather ahead."""
+    base = config_module.replace(settings(), parallel={"stage": 3})
+    layers = base.model.n_layers
+
+    def calls(platform: str, overlaps_scatters: bool) -> tuple[int, ...]:
+        work = estimate.work(base, MeshShape(data=8), 1, platform, overlaps_scatters)
+        return tuple(part.calls for part in work.traffic if part.axes == ("data",))
+
+    assert calls("tpu", overlaps_scatters=False) == (2, 1)
+    assert calls("tpu", overlaps_scatters=True) == calls("gpu", overlaps_scatters=False) == (layers, layers)
+
+
 def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     everything = candidates(settings(), node())
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
@@ -498,6 +511,12 @@ def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
     found = [best[0], split, also_split, second, first, slower]
     assert searching._waiting_less(found, [best], node()) == [split, second, first, slower]
     assert searching._waiting_less(found, [best, (first, best[1])], node()) == [split, second, slower]
+    # The best in fewer microbatches, whose weights are gathered less often.
+    many = dataclasses.replace(best[0], microbatches=2)
+    few = config_module.replace(best[0].config, memory={"microbatch": 2 * best[0].config.memory.microbatch})
+    fewer = dataclasses.replace(made(1.05)[0], config=few, microbatches=1)
+    assert searching._waiting_less([many, fewer], [(many, best[1])], node()) == [fewer]
+    assert searching._waiting_less([many, fewer], [(fewer, best[1])], node()) == []
     # Of a mesh that was compiled and is slower, another remat comes after those of the best's.
     here, there = remat(made(1.15)[0], "minimal"), remat(made(1.11, sizes=(1, 4, 2))[0], "minimal")
     confirmed = [best, (split, made(1.1, scheduled=1.3)[1])]

@@ -63,15 +63,10 @@ class Tried:
 
     def knows(self, candidate: Candidate) -> bool:
         """Whether it was compiled or left out, or one that is alike but for a smaller microbatch did not fit."""
-
-        def alike(one: Candidate) -> bool:
-            other = dataclasses.replace(one.config.memory, microbatch=candidate.config.memory.microbatch)
-            return one.mesh == candidate.mesh and dataclasses.replace(one.config, memory=other) == candidate.config
-
         if any(candidate is one for one in (*(c for c, _ in self.compiled), *self.left)):
             return True
         refused = [c for c, receipt in self.compiled if receipt is not None and receipt.memory.fits is False]
-        return any(c.microbatches >= candidate.microbatches and alike(c) for c in refused)
+        return any(c.microbatches >= candidate.microbatches and _differ_in_microbatch(c, candidate) for c in refused)
 
 
 def search(
@@ -247,6 +242,12 @@ def _times(receipt: Receipt) -> str:
     return f", {duration(receipt.prediction.step_seconds)} a step{order}"
 
 
+def _differ_in_microbatch(one: Candidate, other: Candidate) -> bool:
+    """Whether all else is equal."""
+    memory = dataclasses.replace(one.config.memory, microbatch=other.config.memory.microbatch)
+    return one.mesh == other.mesh and dataclasses.replace(one.config, memory=memory) == other.config
+
+
 def _axes(mesh: MeshShape) -> int:
     """Number of axes of more than one device."""
     return sum(size > 1 for size in mesh.sizes)
@@ -286,9 +287,10 @@ def _of_other_remats(
 def _waiting_less(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, of each
-    other stage on its mesh, and of each other remat on any mesh that was compiled, the fastest that leaves room, if it
-    is faster than the best if it waits for nothing. Last come other remats of the meshes that are slower."""
+    """Where the compiled program of the best waits, which arithmetic cannot know: the best in fewer microbatches, which
+    send less; and of each other tensor axis, of each other stage on its mesh, and of each other remat on any mesh that
+    was compiled, the fastest that leaves room. Each if it is faster than the best if it waits for nothing. Last come
+    other remats of the meshes that are slower."""
     assert topology.usable is not None
     if not confirmed:
         return []
@@ -302,7 +304,9 @@ def _waiting_less(
         remats.setdefault(candidate.mesh, set()).add(candidate.config.memory.remat)
     fastest: dict[str, Candidate] = {}
     for candidate in roomy:
-        if candidate.mesh.tensor not in tensors:
+        if candidate.microbatches < best.microbatches and _differ_in_microbatch(candidate, best):
+            fastest.setdefault("microbatches", candidate)
+        elif candidate.mesh.tensor not in tensors:
             fastest.setdefault(f"tensor {candidate.mesh.tensor}", candidate)
         elif candidate.mesh == best.mesh and candidate.config.parallel.stage not in stages:
             fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
