@@ -48,7 +48,7 @@ SUITS = {
     "mesh-v5e-256": (256, 16e9, SIZES[3:7]),
     "mesh-v6e-256": (256, 32e9, SIZES[5:]),
     "mesh-h200-8": (8, 141e9, SIZES[:7]),
-    "mesh-v5p-512": (512, 95e9, SIZES[6:7]),
+    "mesh-v5p-512": (512, 95e9, SIZES[4:5]),
     "mesh-cpu-8": (8, 16e9, SIZES[:1]),
 }
 DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
