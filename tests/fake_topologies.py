@@ -14,7 +14,13 @@ from gpt3_jax import devices
 from gpt3_jax.plan.gpu_targets import TARGETS
 from gpt3_jax.plan.topologies import Topology
 
-KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "h100": "NVIDIA H100 80GB HBM3"}
+KINDS = {
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "h100": "NVIDIA H100 80GB HBM3",
+    "h200": "NVIDIA H200",
+}
 
 
 def fake_topology(devices: int = 8) -> Topology:

@@ -42,6 +42,7 @@ class Kept:
 
 
 _SMALL = ("--parallel.stage", "3", "--parallel.data", "16", "--memory.remat", "full", "--memory.microbatch", "4")
+_TENSOR = ("--parallel.stage", "3", "--parallel.data", "64", "--parallel.tensor", "8", "--memory.microbatch", "24")
 KEPT = (
     *(Kept((size, mesh), MACHINES[mesh]) for mesh, size in shipped()),
     Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
@@ -52,9 +53,9 @@ KEPT = (
     Kept(("gpt3-2.7b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-6.7b", "mesh-v5e-256"), "v5e:16x16"),
     Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
-    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8"),
     Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
-    Kept(("gpt3-175b", "mesh-v5p-512"), "v5p:8x8x8", ("--memory.remat", "offload"), "offload"),
+    Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "full"), "tensor"),
+    Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "offload"), "offload"),
 )
 """Those of the shipped configurations are made by their searches too (shipped_configs.py)."""
 

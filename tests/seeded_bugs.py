@@ -1584,8 +1584,8 @@ BUGS = (
     Bug(
         "a mesh of many files takes the first size that is named",
         "config/loading.py",
-        "for name in reversed(names):",
-        "for name in names:",
+        "for name in reversed(names) if name in presets()",
+        "for name in names if name in presets()",
         ("test_config", "test_a_mesh_of_many_files_stands_for_that_of_the_size_beside_it", ()),
     ),
     Bug(
@@ -1594,6 +1594,20 @@ BUGS = (
         "return max(predicted, receipt.scheduled_seconds or 0.0)",
         "return predicted",
         ("test_plan_search", "test_of_those_as_fast_the_simplest_is_best", ()),
+    ),
+    Bug(
+        "the estimate takes traffic of a plain scan on a TPU as hidden",
+        "plan/estimate.py",
+        'plain = platform == "tpu" and not ahead',
+        "plain = False",
+        ("test_plan_search", "test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic", ()),
+    ),
+    Bug(
+        "where the best waits, a search does not try it in fewer microbatches",
+        "plan/search.py",
+        "candidate.microbatches < best.microbatches and",
+        "candidate.microbatches > best.microbatches and",
+        ("test_plan_search", "test_where_the_program_of_the_best_waits_others_are_compiled_too", ()),
     ),
     Bug(
         "a search takes the first that fits, though others may be faster",
@@ -1605,7 +1619,7 @@ BUGS = (
     Bug(
         "a search tries first what may not fit",
         "plan/candidates.py",
-        "return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]",
+        "return [safe, *(c for c in (*likely, *unlikely) if c is not safe)]",
         "return [*unlikely, *likely]",
         ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),
     ),

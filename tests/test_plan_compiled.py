@@ -131,6 +131,16 @@ def test_a_receipt_for_people_names_everything() -> None:
     assert max(map(len, text.splitlines())) < 160
 
 
+@pytest.mark.parametrize(("ahead", "words"), [(True, "the next one's weights"), (False, "its own weights"), (None, "")])
+def test_a_receipt_says_which_loop_over_depth_runs(ahead: bool | None, words: str) -> None:
+    made = receipt(CELLS[3])
+    assert made.settings["stage"] == 3 and made.settings["gathers_ahead"] is False, "on CPUs it does not run ahead"
+    settings = {k: v for k, v in made.settings.items() if k != "gathers_ahead"}
+    settings |= {} if ahead is None else {"gathers_ahead": ahead}
+    found = [line for line in render(dataclasses.replace(made, settings=settings)).splitlines() if "over depth" in line]
+    assert len(found) == (ahead is not None) and all(words in line for line in found)
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
     cell = Cell(1, (1, 8, 1))
     odd = dataclasses.replace(settings(cell).train, batch_tokens=12 * CONTEXT)

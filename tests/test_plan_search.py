@@ -228,6 +228,19 @@ def test_estimated_traffic_is_zeros_and_the_optimizers_bytes_are_there() -> None
     assert hbm[1] == hbm[2] == hbm[3]
 
 
+def test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic() -> None:
+    """Half of the gathers and each reduce-scatter, where the loop over depth does not gather ahead."""
+    base = config_module.replace(settings(), parallel={"stage": 3})
+    layers = base.model.n_layers
+
+    def calls(platform: str, overlaps_scatters: bool) -> tuple[int, ...]:
+        work = estimate.work(base, MeshShape(data=8), 1, platform, overlaps_scatters)
+        return tuple(part.calls for part in work.traffic if part.axes == ("data",))
+
+    assert calls("tpu", overlaps_scatters=False) == (2, 1)
+    assert calls("tpu", overlaps_scatters=True) == calls("gpu", overlaps_scatters=False) == (layers, layers)
+
+
 def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
     everything = candidates(settings(), node())
     half = sorted(c.bytes for c in everything)[len(everything) // 2]
@@ -368,14 +381,23 @@ def test_the_first_compiled_has_room_and_what_may_not_fit_comes_last() -> None:
     some = sorted(c.bytes for c in candidates(settings(), node()))
     usable = int(some[len(some) // 2])
     found = candidates(settings(), node(usable))
-    order = in_order(iter(found), usable)
-    assert sorted(map(id, order)) == sorted(map(id, found))
-    first, *rest = order
-    assert first == next(c for c in found if c.bytes <= ROOMY * usable)
+    worth = list(worth_compiling(found, settings()))
+    first, *rest = in_order(found, settings(), usable)
+    assert first == next(c for c in found if c.bytes <= ROOMY * usable), "of all: a smaller microbatch, too"
+    assert sorted(map(id, rest)) == sorted(id(c) for c in worth if c is not first)
     unlikely = [c.bytes > usable for c in rest]
     assert True in unlikely and unlikely == sorted(unlikely)
     for some_of_them in ([c for c in rest if c.bytes <= usable], [c for c in rest if c.bytes > usable]):
-        assert some_of_them == [c for c in found if c in some_of_them], "fastest first"
+        assert some_of_them == [c for c in worth if c in some_of_them], "fastest first"
+
+
+def test_if_none_has_room_the_first_compiled_needs_least() -> None:
+    least = min(c.bytes for c in candidates(settings(), node()) if c.config.memory.remat == "full")
+    found = candidates(settings(), node(int(least)))
+    usable = int(min(c.bytes for c in found))
+    assert all(c.bytes > ROOMY * usable for c in found)
+    first, *rest = in_order(found, settings(), usable)
+    assert first.bytes == min(c.bytes for c in found) and first not in rest
 
 
 @pytest.mark.parametrize(("seconds", "attempts"), [(0.0, 1), (25.0, 2), (1e9, 4)])
@@ -479,13 +501,26 @@ def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
     def stage(one: Candidate, stage: int) -> Candidate:
         return dataclasses.replace(one, config=config_module.replace(one.config, parallel={"stage": stage}))
 
-    assert best[0].config.parallel.stage == 3
+    def remat(one: Candidate, remat: str) -> Candidate:
+        return dataclasses.replace(one, config=config_module.replace(one.config, memory={"remat": remat}))
+
+    assert best[0].config.parallel.stage == 3 and best[0].config.memory.remat == "full"
     split, slower = made(1.1, sizes=(1, 4, 2))[0], made(1.15, sizes=(1, 2, 4))[0]
     second, first = stage(made(1.1)[0], 2), stage(made(1.11)[0], 1)
     also_split = stage(split, 2)
     found = [best[0], split, also_split, second, first, slower]
     assert searching._waiting_less(found, [best], node()) == [split, second, first, slower]
     assert searching._waiting_less(found, [best, (first, best[1])], node()) == [split, second, slower]
+    # The best in fewer microbatches, whose weights are gathered less often.
+    many = dataclasses.replace(best[0], microbatches=2)
+    few = config_module.replace(best[0].config, memory={"microbatch": 2 * best[0].config.memory.microbatch})
+    fewer = dataclasses.replace(made(1.05)[0], config=few, microbatches=1)
+    assert searching._waiting_less([many, fewer], [(many, best[1])], node()) == [fewer]
+    assert searching._waiting_less([many, fewer], [(fewer, best[1])], node()) == []
+    # Of a mesh that was compiled and is slower, another remat comes after those of the best's.
+    here, there = remat(made(1.15)[0], "minimal"), remat(made(1.11, sizes=(1, 4, 2))[0], "minimal")
+    confirmed = [best, (split, made(1.1, scheduled=1.3)[1])]
+    assert searching._waiting_less([best[0], split, there, here], confirmed, node()) == [here, there]
     assert searching._waiting_less(found, [made(1.0, scheduled=1.05)], node()) == []
     assert searching._waiting_less(found, [], node()) == []
 

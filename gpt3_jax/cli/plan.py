@@ -194,7 +194,7 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
     if found:
         print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
     else:
-        print("\nNo near configuration fits; gpt3-jax plan --search looks further")
+        print("\nNo near configuration that fits was found; gpt3-jax plan --search looks further")
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
@@ -208,12 +208,14 @@ def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
             size(r.memory.total),
             *((size(r.memory.host),) if offload else ()),
             duration(r.prediction.step_seconds) if r.prediction else "",
+            duration(r.scheduled_seconds) if r.scheduled_seconds else "",
             count(r.prediction.tokens_per_second) if r.prediction else "",
             f"{r.prediction.mfu:.1%}" if r.prediction else "",
         )
         for c, r in found
     ]
-    table = grid(rows, ("options", "memory", *(("of the host",) if offload else ()), "step", "tokens/s", "MFU"))
+    of_host = ("of the host",) if offload else ()
+    table = grid(rows, ("options", "memory", *of_host, "step", "as scheduled", "tokens/s", "MFU"))
     limits = [
         f"  microbatch {c.config.memory.microbatch}, offload: {size(r.memory.host)} of the host for each device{limit}"
         for c, r in found

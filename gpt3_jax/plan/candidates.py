@@ -117,15 +117,16 @@ def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candi
             yield candidate
 
 
-def in_order(tried: Iterator[Candidate], usable: int) -> list[Candidate]:
-    """The candidates in the order in which a search compiles them, from fastest first: the fastest that fits by any
-    error of the estimate comes first, so that there is one; those that fit only by an error come last."""
+def in_order(found: Sequence[Candidate], asked: Config, usable: int) -> list[Candidate]:
+    """Those that are `worth_compiling`, in the order in which a search compiles them: fastest first, and last those
+    that fit only by an error of the estimate. Before them, so that there is one, the fastest that fits by any error;
+    if there is none, the one that needs least."""
     likely: list[Candidate] = []
     unlikely: list[Candidate] = []
-    for candidate in tried:
+    for candidate in worth_compiling(found, asked):
         (likely if candidate.bytes <= usable else unlikely).append(candidate)
-    safe = next((c for c in likely if c.bytes <= ROOMY * usable), None)
-    return [*([safe] if safe else []), *(c for c in likely if c is not safe), *unlikely]
+    safe = next((c for c in found if c.bytes <= ROOMY * usable), None) or min(found, key=lambda c: c.bytes)
+    return [safe, *(c for c in (*likely, *unlikely) if c is not safe)]
 
 
 def _variants(config: Config, mesh: MeshShape, stage: int) -> Iterator[tuple[str, int]]:
@@ -135,7 +136,7 @@ def _variants(config: Config, mesh: MeshShape, stage: int) -> Iterator[tuple[str
     units = config.model.d_ff // (mesh.data * mesh.tensor)
     asked = config.memory.mlp_parts
     for remat in REMATS:
-        if remat == "none" != config.memory.remat:
+        if remat == "none" and config.memory.remat != "none":
             continue
         if stage != 3 or remat not in ("full", "offload"):
             yield remat, 1

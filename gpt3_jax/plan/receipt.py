@@ -11,7 +11,8 @@ from typing import Any
 from gpt3_jax import __version__
 from gpt3_jax.config import ModelConfig, cost_settings
 from gpt3_jax.model.params import count_params, train_flops_per_token
-from gpt3_jax.model.transformer import band_shares
+from gpt3_jax.model.transformer import band_shares, gathers_ahead
+from gpt3_jax.parallel.compiler_options import overlaps_scatters
 from gpt3_jax.parallel.mesh import DATA, MeshShape, shape_of
 from gpt3_jax.plan import formulas
 from gpt3_jax.plan.predict import place, predict_compiled, rates
@@ -100,6 +101,7 @@ class Receipt:
     batch: dict[str, int]
     mesh: MeshShape
     settings: dict[str, Any]
+    """Those that change the cost of a step, as they run; and `gathers_ahead`, the form of the loop over depth."""
     topology: dict[str, Any]
     memory: Memory
     flops: Flops
@@ -166,7 +168,13 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "tokens_to_train": config.train.tokens,
         },
         mesh=mesh,
-        settings=cost_settings(config) | {"unroll": unroll(config, step.mesh)},
+        settings=cost_settings(config)
+        | {
+            "unroll": unroll(config, step.mesh),
+            "gathers_ahead": gathers_ahead(
+                config, mesh, step.topology.platform, overlaps_scatters(step.topology.devices[0])
+            ),
+        },
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),

@@ -14,10 +14,10 @@ from gpt3_jax.config import Config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
 from gpt3_jax.plan.cache import plan
-from gpt3_jax.plan.candidates import ROOMY, Candidate, candidates, in_order, worth_compiling
+from gpt3_jax.plan.candidates import ROOMY, Candidate, candidates, in_order
 from gpt3_jax.plan.receipt import Receipt
 from gpt3_jax.plan.topologies import Topology
-from gpt3_jax.quantities import size
+from gpt3_jax.quantities import duration, size
 
 SECONDS = 120.0
 """How long a search compiles, unless told otherwise."""
@@ -28,16 +28,21 @@ OTHERS = 2
 
 
 class Clock:
-    """How long a search may compile."""
+    """How long a search may compile.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        now: what it reads; `time.process_time` where other work takes the machine's cores away.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] | None = None) -> None:
         self.seconds = seconds
-        self._started = time.monotonic()
+        self.now = now or time.monotonic
+        self._started = self.now()
         self._longest = 0.0
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self._started
+        return self.now() - self._started
 
     def has_time(self) -> bool:
         """Whether another compilation, as long as the longest so far, ends in time. The first always has."""
@@ -58,15 +63,10 @@ class Tried:
 
     def knows(self, candidate: Candidate) -> bool:
         """Whether it was compiled or left out, or one that is alike but for a smaller microbatch did not fit."""
-
-        def alike(one: Candidate) -> bool:
-            other = dataclasses.replace(one.config.memory, microbatch=candidate.config.memory.microbatch)
-            return one.mesh == candidate.mesh and dataclasses.replace(one.config, memory=other) == candidate.config
-
         if any(candidate is one for one in (*(c for c, _ in self.compiled), *self.left)):
             return True
         refused = [c for c, receipt in self.compiled if receipt is not None and receipt.memory.fits is False]
-        return any(c.microbatches >= candidate.microbatches and alike(c) for c in refused)
+        return any(c.microbatches >= candidate.microbatches and _differ_in_microbatch(c, candidate) for c in refused)
 
 
 def search(
@@ -76,6 +76,7 @@ def search(
     cache: Path | None,
     seconds: float = SECONDS,
     tried: Tried | None = None,
+    now: Callable[[], float] | None = None,
 ) -> list[tuple[Candidate, Receipt]]:
     """The `keep` best configurations that fit, each compiled; in the order of `best_first`.
 
@@ -83,11 +84,12 @@ def search(
         seconds: no compilation is begun that, as long as the longest before it, would end later. What is left out is
             said.
         tried: is filled with what was compiled and what was left out.
+        now: the clock, as for `Clock`.
 
     Raises:
         UserError: as `candidates`; or none that can fit.
     """
-    clock = Clock(seconds)
+    clock = Clock(seconds, now)
     tried = Tried() if tried is None else tried
     found = candidates(config, topology)
     if not found:
@@ -97,19 +99,22 @@ def search(
         )
     assert topology.usable is not None
     log.info(f"{len(found)} candidates by arithmetic; compiling the fastest until {keep} fit")
-    order = in_order(worth_compiling(found, config), topology.usable)
+    order = in_order(found, config, topology.usable)
     attempts = 4 * keep
     confirmed = confirm(order, topology, keep, attempts, cache, clock, tried)
 
     def also(why: str, others: Sequence[Candidate]) -> None:
         new = [c for c in others if not tried.knows(c)]
-        if new and clock.has_time():
+        if why and new and clock.has_time():
             log.info(why)
         confirmed.extend(confirm(new, topology, len(new), len(new), cache, clock, tried))
 
     def one_by_one(why: str, others: Callable[[], Sequence[Candidate]]) -> None:
+        """Until there are no others: each changes what the next ones must beat. The time alone limits how many."""
+        first = True
         while new := [c for c in others() if not tried.knows(c)]:
-            also(why, new[:1] if clock.has_time() else new)
+            also(why if first else "", new[:1] if clock.has_time() else new)
+            first = False
 
     one_by_one("and what is faster if it fits", lambda: _faster(found, confirmed, topology))
     also(
@@ -123,7 +128,7 @@ def search(
         fastest = min(tried.left, key=lambda c: c.prediction.step_seconds)
         log.info(
             f"stopped after {clock.elapsed:.0f} s with {len(tried.left)} more to compile, by arithmetic the fastest of "
-            f"them {fastest.options}: {size(fastest.bytes)}, {fastest.prediction.step_seconds:.2f} s a step; "
+            f"them {fastest.options}: {size(fastest.bytes)}, {duration(fastest.prediction.step_seconds)} a step; "
             "--minutes gives a search more time"
         )
     elif len(confirmed) < keep:
@@ -159,7 +164,8 @@ def step_time(receipt: Receipt) -> float:
 def nearest(
     config: Config, mesh: MeshShape, topology: Topology, keep: int, cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
-    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest."""
+    """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest.
+    Compiles as long as a search does."""
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": size for axis, size in mesh.axes.items()},
@@ -177,7 +183,7 @@ def nearest(
     assert topology.usable is not None
     roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(roomy, topology, keep, 3 * keep, cache)
+    return confirm(roomy, topology, keep, 3 * keep, cache, Clock(SECONDS))
 
 
 def confirm(
@@ -205,27 +211,41 @@ def confirm(
         if clock and not clock.has_time():
             tried.left += found[done:attempts]
             break
-        began = time.monotonic()
+        began = clock.now() if clock else 0.0
         kept, receipt = False, None
+        head = f"[{len(tried.compiled) + 1}] {candidate.options}"
         try:
             receipt, kept = plan(candidate.config, topology, cache)
         except (RunError, UserError) as error:
-            log.info(f"[{done + 1}] {candidate.options}: {error}")
+            log.info(f"{head}: {error}")
         finally:
             if clock and not kept:
-                clock.took(time.monotonic() - began)
+                clock.took(clock.now() - began)
         tried.compiled.append((candidate, receipt))
         if receipt is None:
             continue
         verdict = "fits" if receipt.memory.fits else "does not fit"
-        step = f", {receipt.prediction.step_seconds:.2f} s a step" if receipt.prediction else ""
         log.info(
-            f"[{done + 1}] {candidate.options}: {size(receipt.memory.total)}, {verdict}{step}"
-            f"{' (kept from before)' if kept else ''}"
+            f"{head}: {size(receipt.memory.total)}, {verdict}{_times(receipt)}{' (kept from before)' if kept else ''}"
         )
         if receipt.memory.fits:
             confirmed.append((candidate, receipt))
     return sorted(confirmed, key=lambda one: step_time(one[1]))
+
+
+def _times(receipt: Receipt) -> str:
+    """The two times that `step_time` takes the longer of, for a line of the log."""
+    if receipt.prediction is None:
+        return ""
+    scheduled = receipt.scheduled_seconds
+    order = f", {duration(scheduled)} in the compiled schedule's order" if scheduled else ""
+    return f", {duration(receipt.prediction.step_seconds)} a step{order}"
+
+
+def _differ_in_microbatch(one: Candidate, other: Candidate) -> bool:
+    """Whether all else is equal."""
+    memory = dataclasses.replace(one.config.memory, microbatch=other.config.memory.microbatch)
+    return one.mesh == other.mesh and dataclasses.replace(one.config, memory=memory) == other.config
 
 
 def _axes(mesh: MeshShape) -> int:
@@ -267,9 +287,10 @@ def _of_other_remats(
 def _waiting_less(
     found: Sequence[Candidate], confirmed: Sequence[tuple[Candidate, Receipt]], topology: Topology
 ) -> list[Candidate]:
-    """Where the compiled program of the best waits, which arithmetic cannot know: of each other tensor axis, of each
-    other stage on its mesh, and of each other remat on any mesh that was compiled, the fastest that leaves room, if it
-    is faster than the best if it waits for nothing."""
+    """Where the compiled program of the best waits, which arithmetic cannot know: the best in fewer microbatches, which
+    send less; and of each other tensor axis, of each other stage on its mesh, and of each other remat on any mesh that
+    was compiled, the fastest that leaves room. Each if it is faster than the best if it waits for nothing. Last come
+    other remats of the meshes that are slower."""
     assert topology.usable is not None
     if not confirmed:
         return []
@@ -283,13 +304,15 @@ def _waiting_less(
         remats.setdefault(candidate.mesh, set()).add(candidate.config.memory.remat)
     fastest: dict[str, Candidate] = {}
     for candidate in roomy:
-        if candidate.mesh.tensor not in tensors:
+        if candidate.microbatches < best.microbatches and _differ_in_microbatch(candidate, best):
+            fastest.setdefault("microbatches", candidate)
+        elif candidate.mesh.tensor not in tensors:
             fastest.setdefault(f"tensor {candidate.mesh.tensor}", candidate)
         elif candidate.mesh == best.mesh and candidate.config.parallel.stage not in stages:
             fastest.setdefault(f"stage {candidate.config.parallel.stage}", candidate)
         elif candidate.config.memory.remat not in remats.get(candidate.mesh, {candidate.config.memory.remat}):
             fastest.setdefault(f"{candidate.mesh} {candidate.config.memory.remat}", candidate)
-    return list(fastest.values())
+    return sorted(fastest.values(), key=lambda c: c.mesh != best.mesh and c.mesh in remats)
 
 
 def _simplest_of(

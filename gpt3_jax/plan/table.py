@@ -34,8 +34,18 @@ def _head(r: Receipt) -> str:
             f"mesh {r.mesh}, ZeRO stage {s['stage']}, remat {s['remat']}{parts}, {s['dtype']}, "
             f"reduced in {s['reduce_dtype']}",
             f"batch {b['tokens']:,} tokens: {b['sequences']:,} sequences in {micro}",
+            *_loop_over_depth(r),
         ]
     )
+
+
+def _loop_over_depth(r: Receipt) -> list[str]:
+    """Which form of it runs at stage 3 (`transformer.gathers_ahead`); empty where an earlier receipt does not say."""
+    if r.settings["stage"] < 3 or r.mesh.data == 1 or "gathers_ahead" not in r.settings:
+        return []
+    if r.settings["gathers_ahead"]:
+        return ["loop over depth: a block gathers the next one's weights, and reduces the gradients of the one before"]
+    return ["loop over depth: a block gathers its own weights, and reduces its own gradients"]
 
 
 def _memory(r: Receipt) -> str:
