@@ -21,7 +21,7 @@ from gpt3_jax.inference import lengths, placed
 from gpt3_jax.inference.lengths import cache_length
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.sampling import _drawn, _likeliest, sample
+from gpt3_jax.model.sampling import _drawn, _likeliest, _passed, sample
 from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.collectives import Local
 
@@ -224,6 +224,14 @@ def test_a_draw_is_the_token_at_which_the_cumulated_probability_passes_its_numbe
     assert np.isfinite(logits[drawn]).all()
     before = np.r_[0, cumulated][drawn]
     assert (before <= uniform + 1e-6).all() and (uniform < cumulated[drawn] + 1e-6).all()
+
+
+def test_no_place_without_weight_is_drawn_in_whatever_order_sums_are_made() -> None:
+    """Sums as a GPU may round them: they move over places without weight, up and down."""
+    weights = np.tile(np.array([0, 1, 0, 0, 1, 0], np.float32), (5, 1))
+    sums = np.tile(np.array([1e-7, 1, 1 + 3e-7, 1 - 3e-7, 2, 2 + 1e-6], np.float32), (5, 1))
+    places, _ = _passed(weights, sums, np.array([[-1e-7], [0], [1], [2], [3]], np.float32))
+    assert places[:, 0].tolist() == [1, 1, 4, 4, 4]
 
 
 def test_the_likeliest_is_the_first_and_a_nan_before_all() -> None:
