@@ -495,8 +495,8 @@ BUGS = (
     Bug(
         "the scorer's parameters stay beside the generator's weights",
         "evals/one_set.py",
-        "self._moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}",
-        "self._moved = False",
+        "moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}",
+        "moved = False",
         ("test_evals_scorer", "test_an_engine_that_owns_its_parameters_holds_them_once", ("bfloat16", None)),
     ),
     Bug(
@@ -977,8 +977,8 @@ BUGS = (
     Bug(
         "results with int8 weights replace those of the checkpoint's",
         "evals/evaluation.py",
-        ', model.get("engine", {}).get("weights")]',
-        "]",
+        'model.get("engine", {}).get("weights"),',
+        "",
         ("test_evals_run", "test_results_of_something_else_are_moved_out_of_the_way", ("int8",)),
     ),
     Bug(

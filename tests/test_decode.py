@@ -19,6 +19,7 @@ from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference import lengths, placed
 from gpt3_jax.inference.lengths import cache_length
+from gpt3_jax.model import cpu
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.sampling import _drawn, _likeliest, _passed, sample
@@ -329,6 +330,9 @@ def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch:
     assert found == [reference(prompt, 24).decode(errors="replace") for prompt in prompts]
     for i, completed in generator().complete(encoded, (), 24, beam):
         assert completed.text == beams[i].text and completed.logprob == pytest.approx(beams[i].logprob, abs=1e-4)
+    assert grown == [40, 40]
+    monkeypatch.setattr(cpu, "grows_caches", lambda platform: False)  # as on other platforms
+    dict(generator().complete(encoded, (), 24, beam))
     assert grown == [40, 40]
 
 
