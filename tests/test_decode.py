@@ -231,7 +231,8 @@ def test_no_place_without_weight_is_drawn_in_whatever_order_sums_are_made() -> N
     """Sums as a GPU may round them: they move over places without weight, up and down."""
     weights = np.tile(np.array([0, 1, 0, 0, 1, 0], np.float32), (5, 1))
     sums = np.tile(np.array([1e-7, 1, 1 + 3e-7, 1 - 3e-7, 2, 2 + 1e-6], np.float32), (5, 1))
-    places, _ = _passed(weights, sums, np.array([[-1e-7], [0], [1], [2], [3]], np.float32))
+    wanted = jnp.array([[-1e-7], [0], [1], [2], [3]])
+    places, _ = _passed(jnp.asarray(weights), jnp.asarray(sums), wanted)
     assert places[:, 0].tolist() == [1, 1, 4, 4, 4]
 
 
