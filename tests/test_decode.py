@@ -337,6 +337,17 @@ def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch:
     assert grown == [40, 40]
 
 
+def test_a_banded_layers_cache_grows_to_its_band() -> None:
+    config = dataclasses.replace(BYTES, band_width=36)
+    fill = np.random.default_rng(0).normal
+    given = jax.tree.map(lambda leaf: fill(size=leaf.shape).astype(leaf.dtype), init_cache(config, 2, "cpu", 32))
+    grown = programs.grow(jax.tree.map(jnp.asarray, given), config, 40)
+    assert {one.shape[1] for one in grown.keys} == {36, 40}
+    for one, other in zip(grown.keys + grown.values, given.keys + given.values, strict=True):
+        np.testing.assert_array_equal(one[:, :32], other)
+        assert not one[:, 32:].any()
+
+
 def test_caches_have_few_lengths() -> None:
     assert [cache_length(n, 1280) for n in (1, 512, 513, 1024, 1025, 1280)] == [512, 512, 1024, 1024, 1280, 1280]
     assert cache_length(1, 48) == 48
