@@ -19,9 +19,10 @@ from gpt3_jax.generation import Beam, Generator, Piece, Sampling
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference import lengths, placed
 from gpt3_jax.inference.lengths import cache_length
+from gpt3_jax.model import cpu
 from gpt3_jax.model.decode import Cache, decode_step, decode_weights, init_cache, prefill
 from gpt3_jax.model.params import Params
-from gpt3_jax.model.sampling import _drawn, _likeliest, sample
+from gpt3_jax.model.sampling import _drawn, _likeliest, _passed, sample
 from gpt3_jax.model.stored import Stored
 from gpt3_jax.parallel.collectives import Local
 
@@ -226,6 +227,15 @@ def test_a_draw_is_the_token_at_which_the_cumulated_probability_passes_its_numbe
     assert (before <= uniform + 1e-6).all() and (uniform < cumulated[drawn] + 1e-6).all()
 
 
+def test_no_place_without_weight_is_drawn_in_whatever_order_sums_are_made() -> None:
+    """Sums as a GPU may round them: they move over places without weight, up and down."""
+    weights = np.tile(np.array([0, 1, 0, 0, 1, 0], np.float32), (5, 1))
+    sums = np.tile(np.array([1e-7, 1, 1 + 3e-7, 1 - 3e-7, 2, 2 + 1e-6], np.float32), (5, 1))
+    wanted = jnp.array([[-1e-7], [0], [1], [2], [3]])
+    places, _ = _passed(jnp.asarray(weights), jnp.asarray(sums), wanted)
+    assert places[:, 0].tolist() == [1, 1, 4, 4, 4]
+
+
 def test_the_likeliest_is_the_first_and_a_nan_before_all() -> None:
     nan, inf = np.nan, np.inf
     rows = jnp.array([[1, 3, 3, 2], [-inf, -inf, 1, 0], [nan, 9, 9, 9], [1, nan, 5, nan], [-inf] * 4, [0, inf, 1, inf]])
@@ -322,6 +332,20 @@ def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch:
     for i, completed in generator().complete(encoded, (), 24, beam):
         assert completed.text == beams[i].text and completed.logprob == pytest.approx(beams[i].logprob, abs=1e-4)
     assert grown == [40, 40]
+    monkeypatch.setattr(cpu, "grows_caches", lambda platform: False)  # as on other platforms
+    dict(generator().complete(encoded, (), 24, beam))
+    assert grown == [40, 40]
+
+
+def test_a_banded_layers_cache_grows_to_its_band() -> None:
+    config = dataclasses.replace(BYTES, band_width=36)
+    fill = np.random.default_rng(0).normal
+    given = jax.tree.map(lambda leaf: fill(size=leaf.shape).astype(leaf.dtype), init_cache(config, 2, "cpu", 32))
+    grown = programs.grow(jax.tree.map(jnp.asarray, given), config, 40)
+    assert {one.shape[1] for one in grown.keys} == {36, 40}
+    for one, other in zip(grown.keys + grown.values, given.keys + given.values, strict=True):
+        np.testing.assert_array_equal(one[:, :32], other)
+        assert not one[:, 32:].any()
 
 
 def test_caches_have_few_lengths() -> None:

@@ -312,17 +312,22 @@ def test_results_that_hold_more_are_moved_out_of_the_way(tmp_path: Path) -> None
     assert (tmp_path / RESULTS).exists() and (tmp_path / ITEMS).exists()
 
 
-@pytest.mark.parametrize("what", ["fewer seeds", "other weights", "other items", "the same"])
+@pytest.mark.parametrize("what", ["fewer seeds", "other weights", "int8", "other items", "the same"])
 def test_results_of_something_else_are_moved_out_of_the_way(what: str, tmp_path: Path) -> None:
-    def evaluated(seeds: int = 2, weights: str = "w", first: int = 0) -> None:
+    def evaluated(seeds: int = 2, weights: str = "w", first: int = 0, int8: bool = False) -> None:
         (loaded,) = load_tasks(select([TASK]), limit=30)
         loaded = dataclasses.replace(loaded, evaluated=loaded.evaluated[first : first + 5])
-        evaluate_subjects([subject(ExactModel(), weights=weights)], [loaded], (0, 2), seeds, tmp_path)
+        found = dataclasses.replace(
+            subject(ExactModel(), weights=weights), settings={"weights": "int8"} if int8 else {}
+        )
+        evaluate_subjects([found], [loaded], (0, 2), seeds, tmp_path)
 
     evaluated()
     before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, ITEMS)}
     if what == "fewer seeds":
         evaluated(seeds=1)
+    elif what == "int8":  # of the same checkpoint
+        evaluated(int8=True)
     else:
         evaluated(weights="later" if what == "other weights" else "w", first=5 if what == "other items" else 0)
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("earlier-1/*")}

@@ -15,7 +15,7 @@ import pytest
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import load_tokenizer
-from gpt3_jax.errors import UserError
+from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.evals import batches
 from gpt3_jax.evals.batches import Batch, Ids, arrange, trunk_lengths
 from gpt3_jax.evals.encoding import encode, windows, windows_of
@@ -443,6 +443,25 @@ def test_an_engine_that_owns_its_parameters_holds_them_once(dtype: Any, parallel
     assert held() == scoring
     owner.release()
     assert held() < 0.05 * once
+
+
+def test_weights_lost_in_a_move_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    config = dataclasses.replace(CONFIG, dtype="float32")
+    owner = Engine(jax.tree.map(jnp.copy, params()), config, load_tokenizer("bytes"), consume=True)
+    scored, free = Continuation("ab", "cd"), Completion("ab", max_tokens=2, decoding=Greedy())
+    expected = dict(owner.answer([scored]))
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr("gpt3_jax.evals.one_set.Generator", full)
+        list(owner.answer([free]))
+    for request in (scored, free):
+        with pytest.raises(RunError, match="weights are gone"):
+            list(owner.answer([request]))
+    owner.release()
+    owner.use(params())
+    assert dict(owner.answer([scored])) == expected
 
 
 def test_the_engine_answers_every_request_in_its_own_terms() -> None:

@@ -19,7 +19,9 @@ from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
 from gpt3_jax.generation import Beam, Decoding, Generator, Greedy, Sample
 from gpt3_jax.inference import generate as programs
+from gpt3_jax.inference import lengths
 from gpt3_jax.inference.placed import place_weights
+from gpt3_jax.model.decode import Cache
 from gpt3_jax.model.params import Params, param_table
 from gpt3_jax.model.stored import contracted, quantise, stores
 from gpt3_jax.parallel.mesh import make_mesh
@@ -84,6 +86,24 @@ def assert_like_one_device(shape: tuple[int, int, int], decoding: str) -> None:
 @pytest.mark.parametrize(("shape", "decoding"), list(itertools.product(MESHES, DECODINGS)), ids=str)
 def test_a_mesh_generates_what_one_device_does(shape: tuple[int, int, int], decoding: str) -> None:
     assert_like_one_device(shape, decoding)
+
+
+def test_caches_grow_over_a_mesh_as_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 32 tokens, which the prompts are read into, to 40."""
+    monkeypatch.setattr(lengths, "_SHORTEST_CACHE", 8)
+    grown: list[int] = []
+    grow = programs.grow
+
+    def counted(cache: Cache, config: ModelConfig, capacity: int) -> Cache:
+        grown.append(capacity)
+        return grow(cache, config, capacity)
+
+    monkeypatch.setattr(programs, "grow", counted)
+    prompts = [list(prompt.encode()) for prompt in PROMPTS]
+    one, over = (dict(generator(shape).complete(prompts, (), 24, Greedy())) for shape in (None, (2, 2, 2)))
+    assert grown == [40, 40]
+    for i, answer in one.items():
+        assert over[i].text == answer.text and over[i].logprob == pytest.approx(answer.logprob, abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -84,8 +84,9 @@ def run(caught_by: tuple[str, str, tuple[Any, ...]], folder: Path) -> None:
     origin = sys.modules["gpt3_jax"].__file__
     assert origin is not None and origin.startswith(str(folder)), "the test would run against the real package"
     called = getattr(test, function)
-    fixtures = {"tmp_path": Path(tempfile.mkdtemp(dir=folder))} if "tmp_path" in signature(called).parameters else {}
-    called(*arguments, **fixtures)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fixtures = {"tmp_path": Path(tempfile.mkdtemp(dir=folder)), "monkeypatch": monkeypatch}
+        called(*arguments, **{name: made for name, made in fixtures.items() if name in signature(called).parameters})
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name.replace(" ", "-") for bug in BUGS])

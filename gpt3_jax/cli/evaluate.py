@@ -165,8 +165,8 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         choices=["float32", "bfloat16", "int8"],
         help="as in gpt3-jax generate. float32, bfloat16: weights and arithmetic in this dtype in place of the "
-        "model's; int8: matrices rounded to int8, to see what that costs: here they take the memory of the model's "
-        "dtype (default: the model's dtype)",
+        "model's; int8: matrices rounded to int8, and then to the model's dtype, whose "
+        "memory they take: this measures the cost in quality only (default: the model's dtype)",
     )
     parser.add_argument("--words", type=local_path, metavar="FILE", help="list of words for the word tasks, one a line")
     parser.add_argument(

@@ -175,12 +175,18 @@ def _keep_earlier(folder: Path, results: Results) -> None:
 
 def _held(data: Any) -> dict[str, tuple[int, str]]:
     """For each number of a result file the items behind it: how many, and the fingerprint of those evaluated. A number
-    is that of a model (weights, tokenizer, configuration), a task as it was set up, a metric, a K and a seed.
+    is that of a model (weights, tokenizer, configuration, and int8), a task as it was set up, a metric, a K and a seed.
 
     Raises:
         ValueError, KeyError, TypeError: the data are of another form.
     """
-    models = {model["name"]: [model[field] for field in ("weights", "tokenizer", "model")] for model in data["models"]}
+    models = {
+        model["name"]: [
+            *(model[field] for field in ("weights", "tokenizer", "model")),
+            model.get("engine", {}).get("weights"),
+        ]
+        for model in data["models"]
+    }
     held = {}
     for cell in data["cells"]:
         task = {name: value for name, value in data["tasks"][cell["task"]].items() if name not in _OF_LIMIT}

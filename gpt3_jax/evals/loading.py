@@ -58,8 +58,9 @@ def load(
 
     Args:
         parallel: the mesh, and the ZeRO stage that says how the weights are kept; None: the first device alone.
-        weights: float32 or bfloat16: the compute dtype in place of the model's. int8: what generation with int8
-            matrices gives, at the memory of the compute dtype. A message says how far they are from the checkpoint's.
+        weights: float32 or bfloat16: the compute dtype in place of the model's. int8: the matrices
+            rounded to int8 and then once more to the compute dtype, at its memory. Generation leaves out the second
+            rounding, as it scales products in fp32. A message says how far the weights are from the checkpoint's.
 
     Raises:
         UserError: as `load_model` and `make_mesh`; `weights` is none of these.

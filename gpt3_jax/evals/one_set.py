@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 
 from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
+from gpt3_jax.errors import RunError
 from gpt3_jax.evals.scorer import Scorer
 from gpt3_jax.generation import Generator
+from gpt3_jax.inference.placed import weight_partitions
 from gpt3_jax.model.params import Params
 
 
@@ -42,6 +44,7 @@ class OneSet:
         self._model, self._tokenizer, self._mesh, self._consume = model, tokenizer, mesh, consume
         self._generator: Generator | None = None
         self._moved = False  # whether the generator has the weights, and the scorer none
+        self._lost = False  # whether neither has them: a move failed
         self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
 
     @property
@@ -51,27 +54,42 @@ class OneSet:
 
     def use(self, params: Params) -> None:
         """Takes other parameters of the same model from now on. What was compiled stays."""
-        self._generator, self._moved = None, False
+        self._generator, self._moved, self._lost = None, False, False
         self._scorer.use(params)
 
     def release(self) -> None:
         """Lets go of the parameters and of what was made from them, until `use`."""
-        if not self._moved:
+        if not (self._moved or self._lost):
             self._scorer.release()
-        self._generator, self._moved = None, False
+        self._generator, self._moved, self._lost = None, False, True
 
     def scorer(self) -> Scorer:
-        """To be used until `generator` is asked for."""
+        """To be used until `generator` is asked for. Raises RunError if the weights were lost."""
+        self._require_weights()
         if self._generator is not None and self._moved:
-            generator, self._generator, self._moved = self._generator, None, False
+            generator, self._generator, self._moved, self._lost = self._generator, None, False, True
             self._scorer.use(generator.give_up(self._scorer.shardings))
+            self._lost = False
         return self._scorer
 
     def generator(self) -> Generator:
-        """To be used until `scorer` is asked for."""
+        """To be used until `scorer` is asked for. Raises RunError if the weights were lost; UserError for a mesh whose
+        tensor axis does not divide the model, which loses nothing."""
+        self._require_weights()
         if self._generator is None:
             dtypes = {leaf.dtype for leaf in jax.tree.leaves(self._scorer.params)}
-            self._moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}
-            params = self._scorer.release() if self._moved else self._scorer.params
-            self._generator = Generator(params, self._model, self._tokenizer, self._mesh, consume=self._moved)
+            moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}
+            if self._mesh is not None:
+                weight_partitions(self._model, self._mesh)  # refuses what cannot be moved
+            self._lost = moved  # until the move has ended
+            params = self._scorer.release() if moved else self._scorer.params
+            self._generator = Generator(params, self._model, self._tokenizer, self._mesh, consume=moved)
+            self._moved, self._lost = moved, False
         return self._generator
+
+    def _require_weights(self) -> None:
+        if self._lost:
+            raise RunError(
+                "the model's weights are gone: they were released, or moving them between scoring and generating did "
+                "not end; load the model again"
+            )

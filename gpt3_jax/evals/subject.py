@@ -14,7 +14,7 @@ from gpt3_jax.evals.table_h1 import size_of
 AnswerAll = Callable[[Sequence[Request]], Iterator[tuple[int, Answer]]]
 """Yields the index of a request and its answer, in the order in which they are ready."""
 
-ANSWERS = 2
+ANSWERS = 3
 """Version of the answers: raise it when an answer changes, so that those kept by an earlier version are not taken."""
 
 

@@ -26,6 +26,7 @@ from gpt3_jax.inference import placed
 from gpt3_jax.inference.generate import Candidates, Draw, Drawn
 from gpt3_jax.inference.lengths import cache_length, padded_length, shared_length
 from gpt3_jax.interop.loading import load_model
+from gpt3_jax.model import cpu
 from gpt3_jax.model.decode import Prefix
 from gpt3_jax.model.params import Params
 from gpt3_jax.model.stored import Form, Stored
@@ -333,7 +334,8 @@ class Generator:
         tokens_BT = np.zeros((len(prompts), longest), np.int32)
         for i, ids in enumerate(prompts):
             tokens_BT[i, : len(ids) - shared] = ids[shared:]
-        capacities = _Capacities(max(map(len, prompts)), shared + longest, capacity)
+        grows = cpu.grows_caches(self._place.local.platform)
+        capacities = _Capacities(max(map(len, prompts)), shared + longest if grows else capacity, capacity)
         return tokens_BT, lengths_B, capacities, self._prefix_of(prompts[0][:shared])
 
     def _shared(self, prompts: list[list[int]]) -> int:
@@ -364,12 +366,12 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class _Capacities:
-    """Of the cache of a batch, which grows with its rows."""
+    """Of the cache of a batch, which on a CPU grows with its rows."""
 
     prompt: int
     """Tokens of the longest prompt."""
     read: int
-    """Tokens that are read at first, padding included."""
+    """Tokens that it has room for at first: those that are read, padding included, or all of them."""
     most: int
 
     def after(self, steps: int) -> int:

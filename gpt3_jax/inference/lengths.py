@@ -15,8 +15,9 @@ def padded_length(length: int, least: int, room: int) -> int:
 
 
 def cache_length(length: int, room: int) -> int:
-    """How many tokens the cache of rows that have `length` of them holds: a power of two, 512 at least; at most `room`.
-    Each step reads all of its cache, and a cache that is full becomes one of twice the length: a program more."""
+    """How many tokens a cache that grows (`cpu.grows_caches`) holds for rows that have `length` of them: a power of
+    two, 512 at least; at most `room`. Each step reads all of its cache, and a cache that is full becomes one of twice
+    the length: a program more."""
     return min(max(_SHORTEST_CACHE, 1 << (length - 1).bit_length()), room)
 
 

@@ -123,7 +123,9 @@ class _Cast:
             made, self._roundings[name] = _quantised(array, axis, *_where(array, axis))
             if self._weights == "int8":
                 return made
-            return jax.device_put(_stood_for(made, axis, self._config.dtype), array.sharding)
+            stood_for = jax.device_put(_stood_for(made, axis, self._config.dtype), array.sharding)
+            self._roundings[name] = _rounding(array, stood_for, axis)  # both roundings: to int8, then to the dtype
+            return stood_for
         cast = array.astype(jnp.dtype(self._config.dtype))
         if self._with_rounding:
             self._roundings[name] = _rounding(array, cast, axis)

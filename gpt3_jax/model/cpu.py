@@ -214,6 +214,13 @@ def cache_dtype(dtype: jnp.dtype, platform: str) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if platform == "cpu" else dtype
 
 
+def grows_caches(platform: str) -> bool:
+    """Whether a cache begins short and doubles when it is full (`inference.lengths.cache_length`). Each size compiles
+    the decode step, unrolled over the layers, once more, in the middle of a text. That it pays was measured on CPUs
+    alone."""
+    return platform == "cpu"
+
+
 def write_rows(cache_NSK: jax.Array, new_BHK: jax.Array, slots_B: jax.Array) -> jax.Array:
     """The cache with each row's new keys or values in its slot, in place. The backend expands the scatter of other
     platforms into steps that copy the whole cache several times."""

@@ -73,20 +73,25 @@ def _drawn(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     weight_BV = jnp.exp(scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True))
     weight_BNV = jnp.pad(weight_BV, ((0, 0), (0, -vocab % _BLOCK))).reshape(batch, -1, _BLOCK)
 
-    def passed(weight_BX: jax.Array, wanted_B1: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The first place at which the sum is above `wanted_B1`, which has weight; and what is wanted of its own."""
-        sum_BX = jnp.cumsum(weight_BX, axis=-1)
-        # Below the last sum, whatever the order in which another one was summed.
-        wanted_B1 = jnp.minimum(wanted_B1, sum_BX[:, -1:] * (1 - 2**-23))
-        place_B1 = jnp.sum(sum_BX <= wanted_B1, axis=-1, keepdims=True)
-        before_BX = jnp.pad(sum_BX, ((0, 0), (1, 0)))
-        return place_B1, wanted_B1 - jnp.take_along_axis(before_BX, place_B1, axis=-1)
-
     of_block_BN = jnp.sum(weight_BNV, axis=-1)
     wanted_B1 = uniform_B[:, None] * jnp.sum(of_block_BN, axis=-1, keepdims=True)
-    block_B1, rest_B1 = passed(of_block_BN, wanted_B1)
-    place_B1, _ = passed(jnp.take_along_axis(weight_BNV, block_B1[..., None], axis=1)[:, 0], rest_B1)
+    block_B1, rest_B1 = _passed(of_block_BN, jnp.cumsum(of_block_BN, axis=-1), wanted_B1)
+    weight_BV = jnp.take_along_axis(weight_BNV, block_B1[..., None], axis=1)[:, 0]
+    place_B1, _ = _passed(weight_BV, jnp.cumsum(weight_BV, axis=-1), rest_B1)
     return (block_B1 * _BLOCK + place_B1)[:, 0].astype(jnp.int32)
+
+
+def _passed(weight_BX: jax.Array, sum_BX: jax.Array, wanted_B1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first place with weight at which the cumulated `sum_BX` is above `wanted_B1`, and what is wanted of its own.
+
+    Platforms that sum in parallel round each sum otherwise: sums may fall, and move where there is no weight.
+    """
+    top_B1 = jnp.max(jnp.where(weight_BX > 0, sum_BX, 0), axis=-1, keepdims=True)
+    # Below the largest sum, whatever the order in which another one was summed.
+    wanted_B1 = jnp.minimum(wanted_B1, top_B1 * (1 - 2**-23))
+    place_B1 = jnp.argmax((sum_BX > wanted_B1) & (weight_BX > 0), axis=-1, keepdims=True)
+    before_BX = jnp.pad(sum_BX, ((0, 0), (1, 0)))
+    return place_B1, wanted_B1 - jnp.take_along_axis(before_BX, place_B1, axis=-1)
 
 
 def _top_k(scaled_BV: jax.Array, top_k: jax.Array) -> jax.Array:

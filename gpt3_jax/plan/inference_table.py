@@ -34,7 +34,7 @@ def render_inference(r: InferenceReceipt) -> str:
         ]
         parts.append(
             "weights lie there once: as the stage keeps them for likelihoods, over tensor for free answers\n"
-            f"  memory of one device while they are moved: {size(r.moving)} at most: {verdict}"
+            f"  memory of one device while they are moved: {size(r.moving)}, without temporaries: {verdict}"
         )
     if summary := _summary(r):
         parts.append(summary)
