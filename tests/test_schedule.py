@@ -262,7 +262,7 @@ def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int,
 
 @pytest.mark.parametrize(
     ("tensor", "parts", "said"),
-    [(1, 1, ["no effect: parallel.tensor is 1"]), (8, 1, []), (8, 4, ["attention alone: with memory.mlp_parts 4"])],
+    [(1, 1, ["no effect: parallel.tensor is 1"]), (4, 1, []), (4, 4, ["attention alone: with memory.mlp_parts 4"])],
 )
 def test_rings_that_are_left_out_are_said(tensor: int, parts: int, said: list[str]) -> None:
     config = ramp(ramp_tokens=0)
