@@ -266,7 +266,7 @@ def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int,
 )
 def test_rings_that_are_left_out_are_said(tensor: int, parts: int, said: list[str]) -> None:
     config = ramp(ramp_tokens=0)
-    parallel = dataclasses.replace(config.parallel, tensor=tensor, tensor_overlap="rings")
+    parallel = dataclasses.replace(config.parallel, stage=3, tensor=tensor, tensor_overlap="rings")
     config = dataclasses.replace(config, parallel=parallel, memory=dataclasses.replace(config.memory, mlp_parts=parts))
     lines = list(deviations(config, batch_schedule(config, 8), 8))
     assert [words in line for line, words in zip(lines, said, strict=True)] == [True] * len(said)
