@@ -99,6 +99,27 @@ BUGS = (
         ("test_rings", "assert_a_scatter", (8,)),
     ),
     Bug(
+        "a ring's sums travel in fp32",
+        "parallel/rings.py",
+        "return _sent(total.astype(dtype), axis, shards, step).astype(jnp.float32)",
+        "return _sent(total, axis, shards, step)",
+        ("test_rings", "test_rings_in_bf16_send_bf16_and_what_the_estimate_says", ()),
+    ),
+    Bug(
+        "the estimate runs a ring again whose result is kept",
+        "plan/estimate.py",
+        '"save_attention": 1.0, "save_qkv_proj": 0.5}',
+        '"save_attention": 1.0, "save_qkv_proj": 1.0}',
+        ("test_rings", "test_rings_in_bf16_send_bf16_and_what_the_estimate_says", ()),
+    ),
+    Bug(
+        "the collectives that rings leave are predicted to hide with them",
+        "plan/roofline.py",
+        'stands_between = part.axes == (TENSOR,) and not (rings and part.kind == "permute")',
+        "stands_between = part.axes == (TENSOR,) and not rings",
+        ("test_roofline", "test_rings_of_tensor_shards_hide_their_pieces_and_not_the_collectives_left", (True, 15.25)),
+    ),
+    Bug(
         "a ring keeps only the device's own rows for the kernel's gradient",
         "model/matmul.py",
         "whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, piece_SI, shard * rows, 0)",

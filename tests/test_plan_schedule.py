@@ -116,7 +116,7 @@ UP, DOWN = "{0,1},{1,2},{2,3},{3,0}", "{1,0},{2,1},{3,2},{0,3}"
 @pytest.mark.parametrize(
     ("placed", "opposite", "alike"),
     [
-        (Interconnect("ICI", 2 * V5P.links.bandwidth, "a ring"), 2, 4),
+        (Interconnect("ICI", 2 * V5P.links.bandwidth, "a ring", ring=True), 2, 4),
         (Interconnect("ICI", V5P.links.bandwidth, "a line"), 4, 4),
         (Interconnect("NVLink", V5P.links.bandwidth, "a switch"), 4, 4),
     ],
@@ -135,6 +135,23 @@ def test_on_a_ring_permutes_in_both_directions_run_at_once(placed: Interconnect,
         seconds, found = read_schedule(program(*lines, *dones), real)
         assert seconds == pytest.approx(want / 2 * alone)
         assert sum(one.waited for one in found) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("ring", "pairs", "link", "share"),
+    [
+        (True, UP, "tensor up", 1),
+        (True, DOWN, "tensor down", 1),
+        (True, "{0,2},{1,3},{2,0},{3,1}", "tensor", 2),  # two steps
+        (False, UP, "tensor", 2),  # two lines
+    ],
+)
+def test_a_permute_to_the_neighbour_on_a_ring_takes_one_link(ring: bool, pairs: str, link: str, share: int) -> None:
+    placed = Interconnect("ICI", 2 * V5P.links.bandwidth, "", ring)
+    (one,) = program(permute_start("p", pairs)).collectives()
+    seconds = 32 / (share * V5P.links.bandwidth * LINK["ICI"].share)
+    found = rates(V5P, {"tensor": placed}, RING).link(one)
+    assert found[0] == link and found[1] == pytest.approx(seconds)
 
 
 def test_a_loop_multiplies() -> None:

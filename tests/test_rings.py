@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 from step_cells import Cell, config
 from step_traffic import of_step, sent
 from test_zero import assert_like_one_device
@@ -19,6 +20,7 @@ from test_zero import assert_like_one_device
 from gpt3_jax.parallel import rings
 from gpt3_jax.parallel.mesh import TENSOR, MeshShape
 from gpt3_jax.plan import estimate
+from gpt3_jax.program.traffic import Collective
 
 ROWS, COLUMNS = 3, 5
 
@@ -37,13 +39,13 @@ def gathered(x: jax.Array, shards: int) -> jax.Array:
     return whole
 
 
-def scattered(x: jax.Array, shards: int) -> jax.Array:
+def scattered(x: jax.Array, shards: int, dtype: DTypeLike) -> jax.Array:
     parts = x.reshape(shards, ROWS, COLUMNS)
 
     def part(shard: jax.Array) -> jax.Array:
         return lax.dynamic_index_in_dim(parts, shard, keepdims=False)
 
-    return rings.summed(part, TENSOR, shards, jnp.float32)
+    return rings.summed(part, TENSOR, shards, dtype)
 
 
 def assert_a_gather(shards: int) -> None:
@@ -52,15 +54,18 @@ def assert_a_gather(shards: int) -> None:
     np.testing.assert_array_equal(found.reshape(shards, -1, COLUMNS), np.broadcast_to(x, (shards, *x.shape)))
 
 
-def assert_a_scatter(shards: int) -> None:
+def assert_a_scatter(shards: int, dtype: str = "float32") -> None:
     """The sum, to what rounding allows: each of the `shards` - 1 additions of a sum rounds once, by at most u of a
-    partial sum, which no order makes larger than the sum of magnitudes."""
+    partial sum, which no order makes larger than the sum of magnitudes. In bf16 they are made in fp32 and a sum is
+    rounded once a hop, and once at the end."""
     x = jax.random.normal(jax.random.key(0), (shards * shards * ROWS, COLUMNS))
-    found = on_shards(shards, functools.partial(scattered, shards=shards), x)
+    found = on_shards(shards, functools.partial(scattered, shards=shards, dtype=dtype), x)
+    assert found.dtype == dtype
     parts = np.asarray(x, np.float64).reshape(shards, -1, COLUMNS)
-    u = np.finfo(np.float32).eps / 2
-    bound = (shards - 1) * u * np.abs(parts).sum(0) * (1 + shards * u)
-    assert (np.abs(found - parts.sum(0)) <= bound).all()
+    u = float(jnp.finfo(dtype).eps) / 2
+    roundings = shards - 1 if dtype == "float32" else shards // 2 + 1
+    bound = roundings * u * np.abs(parts).sum(0) * (1 + shards * u)
+    assert (np.abs(found.astype(np.float64) - parts.sum(0)) <= bound).all()
 
 
 @pytest.mark.parametrize("shards", [2, 3, 8])
@@ -69,9 +74,12 @@ def test_a_ring_is_a_gather_or_a_scatter(shards: int) -> None:
     assert_a_scatter(shards)
 
 
+def test_a_scatter_in_bf16_adds_in_fp32() -> None:
+    assert_a_scatter(8, "bfloat16")
+
+
 CELLS = [
     Cell(1, (1, 1, 8), 1, "none", tensor_overlap="rings"),
-    Cell(3, (2, 2, 2), 1, "full", tensor_overlap="rings"),
     Cell(3, (1, 4, 2), 3, "minimal", tensor_overlap="rings"),
 ]
 
@@ -106,17 +114,38 @@ def assert_the_same_traffic(cell: Cell) -> None:
     of_one_ring = stream * Fraction(shards - 1, shards) * settings.n_layers
     assert sent(ringed, "permute", axis="tensor") == RINGS[cell.remat] * of_one_ring
     assert sent(ringed, *kinds, axis="data") == sent(plain, *kinds, axis="data")
-    work = estimate.work(config(cell._replace(tensor_overlap="rings")), MeshShape(*cell.mesh), 1, "tpu", False)
-    (estimated,) = (part.bytes for part in work.traffic if part.kind == "permute")
-    assert estimated == pytest.approx(4 * float(sent(ringed, "permute", axis="tensor")))
+    assert_the_estimate_knows(cell._replace(tensor_overlap="rings"), ringed)
 
 
-@pytest.mark.parametrize("remat", RINGS)
+def assert_the_estimate_knows(cell: Cell, ringed: list[Collective]) -> None:
+    """What the traced step sends over the tensor axis; its permutes are in the compute dtype."""
+    work = estimate.work(config(cell), MeshShape(*cell.mesh), 1, "tpu", False)
+    estimated = {part.kind: part.bytes for part in work.traffic if part.axes == (TENSOR,)}
+    width = jnp.dtype(cell.dtype).itemsize
+    assert estimated["permute"] == pytest.approx(width * float(sent(ringed, "permute", axis="tensor")))
+    left = sent(ringed, "all-gather", "reduce-scatter", axis="tensor")
+    assert estimated["all-gather"] == pytest.approx(width * float(left))
+    assert {c.dtype for c in ringed if c.kind == "permute" and c.axes == (TENSOR,)} == {cell.dtype}
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full"])
 def test_rings_send_what_the_collectives_would(remat: str) -> None:
     assert_the_same_traffic(Cell(3, (1, 2, 4), 1, remat))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", sorted({*RINGS} - {"minimal", "full"}))
+def test_so_do_those_of_other_remats(remat: str) -> None:
+    assert_the_same_traffic(Cell(3, (1, 2, 4), 1, remat))
+
+
+def test_rings_in_bf16_send_bf16_and_what_the_estimate_says() -> None:
+    cell = Cell(3, (1, 2, 4), 1, "save_qkv_proj", "bfloat16", tensor_overlap="rings")
+    assert_the_estimate_knows(cell, of_step(cell))
 
 
 def test_an_mlp_in_parts_is_gathered_as_before() -> None:
     cell = Cell(3, (1, 2, 4), 1, "full", mlp_parts=2)
     plain, ringed = of_step(cell), of_step(cell._replace(tensor_overlap="rings"))
     assert 0 < sent(ringed, "permute", axis="tensor") < sent(plain, "all-gather", axis="tensor")
+    assert_the_estimate_knows(cell._replace(tensor_overlap="rings"), ringed)

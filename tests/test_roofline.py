@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from gpt3_jax import devices
+from gpt3_jax.config import ParallelConfig
 from gpt3_jax.errors import UserError
 from gpt3_jax.parallel.mesh import DATA, REPLICA, TENSOR, MeshShape
+from gpt3_jax.parallel.rings import hide
 from gpt3_jax.plan import placement, roofline
 from gpt3_jax.plan.placement import Interconnect
 from gpt3_jax.plan.roofline import HBM, LINK, MATMUL, Traffic, Work
@@ -95,12 +97,21 @@ def test_tensor_parallel_collectives_stand_between_matmuls(share: float, step: f
     assert any(f"{share:.0%} of the tensor-parallel" in sentence for sentence in prediction.assumptions)
 
 
-def test_rings_of_tensor_shards_hide_behind_matmuls_and_so_do_the_collectives_left() -> None:
-    parts = (Traffic((TENSOR,), kind, 2 * 2 * WIRE, 8) for kind in ("permute", "all-gather"))
-    prediction = roofline.predict(with_traffic(*parts), V5P, PLACED)
-    assert prediction.step_seconds == pytest.approx(12 + 4 / 8)
-    assert not any("are waited for" in sentence for sentence in prediction.assumptions)
-    assert any("in rings hide" in sentence for sentence in prediction.assumptions)
+@pytest.mark.parametrize(("rings", "step"), [(False, 12 + 2 + 3), (True, 12 + 2 / 8 + 3)])
+def test_rings_of_tensor_shards_hide_their_pieces_and_not_the_collectives_left(rings: bool, step: float) -> None:
+    parts = (Traffic((TENSOR,), "permute", 2 * 2 * WIRE, 8), Traffic((TENSOR,), "all-gather", 3 * 2 * WIRE, 8))
+    prediction = roofline.predict(with_traffic(*parts), V5P, PLACED, rings=rings)
+    assert prediction.step_seconds == pytest.approx(step)
+    text = "\n".join(prediction.assumptions)
+    assert ("in rings hide" in text, "100% of the other tensor-parallel collectives" in text) == (rings, rings)
+    assert ("100% of the tensor-parallel collectives" in text) != rings
+
+
+@pytest.mark.parametrize(
+    ("shards", "overlap", "expected"), [(8, "rings", True), (2, "rings", False), (8, "none", False)]
+)
+def test_rings_of_more_than_two_shards_hide(shards: int, overlap: Any, expected: bool) -> None:
+    assert hide(ParallelConfig(tensor=shards, tensor_overlap=overlap)) == expected
 
 
 def test_parts_over_the_same_axes_add_up_and_others_stay_apart() -> None:
@@ -192,6 +203,16 @@ def test_axes_on_a_torus(
     chip: devices.Device, dims: tuple[int, ...], axes: dict[str, int], expected: dict[str, int]
 ) -> None:
     assert links(placement.torus(chip, dims, MeshShape(**axes)), chip) == expected
+
+
+def test_an_axis_is_a_ring_where_its_dimensions_close() -> None:
+    for chip, dims, mesh, ring in (
+        (V5P, (8, 8, 8), MeshShape(data=64, tensor=8), (True, True)),
+        (V5E, (8, 8), MeshShape(data=8, tensor=8), (False, False)),
+        (V5P, (8, 8, 8), MeshShape(data=32, tensor=16), (False, False)),
+    ):
+        placed = placement.torus(chip, dims, mesh)
+        assert (placed[DATA].ring, placed[TENSOR].ring) == ring
 
 
 def test_axes_never_share_a_link() -> None:

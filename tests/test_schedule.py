@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -257,6 +258,18 @@ def test_what_is_less_than_asked_for_is_said(train: dict[str, int], shards: int,
     assert len(lines) == len(said)
     for line, words in zip(lines, said, strict=True):
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ("tensor", "parts", "said"),
+    [(1, 1, ["no effect: parallel.tensor is 1"]), (4, 1, []), (4, 4, ["attention alone: with memory.mlp_parts 4"])],
+)
+def test_rings_that_are_left_out_are_said(tensor: int, parts: int, said: list[str]) -> None:
+    config = ramp(ramp_tokens=0)
+    parallel = dataclasses.replace(config.parallel, stage=3, tensor=tensor, tensor_overlap="rings")
+    config = dataclasses.replace(config, parallel=parallel, memory=dataclasses.replace(config.memory, mlp_parts=parts))
+    lines = list(deviations(config, batch_schedule(config, 8), 8))
+    assert [words in line for line, words in zip(lines, said, strict=True)] == [True] * len(said)
 
 
 def test_batches_follow_one_another_from_anywhere_to_the_end() -> None:

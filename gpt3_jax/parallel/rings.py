@@ -25,6 +25,12 @@ def chosen(parallel: ParallelConfig) -> bool:
     return parallel.tensor_overlap == "rings"
 
 
+def hide(parallel: ParallelConfig) -> bool:
+    """Whether rings are predicted to hide what they send. Those of two shards are not: there is one hop, and one matmul
+    beside it (the table in README.md)."""
+    return chosen(parallel) and parallel.tensor > 2
+
+
 def pieces(x: jax.Array, axis: str, shards: int) -> Iterator[tuple[jax.Array, jax.Array]]:
     """The pieces `x` of all shards of the axis, as they arrive: each with the index of the shard that it comes from.
     The device's own piece comes first."""

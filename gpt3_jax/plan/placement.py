@@ -25,6 +25,8 @@ class Interconnect:
     """Bytes per second that a device can send along the axis."""
     how: str
     """How the axis lies on the hardware, in words."""
+    ring: bool = False
+    """Whether it takes dimensions of a torus that close: either neighbour has a link of its own."""
 
 
 Placement = Mapping[str, Interconnect]
@@ -70,7 +72,8 @@ def torus(device: Device, dims: Sequence[int], mesh: MeshShape, devices_per_chip
         count = sum(2 if part.ring else 1 for part in taken) or 1
         where = f"on {_x(taken)} of {_x(dims)}" if taken else "inside a chip"
         plural = "link" if count == 1 else "links"
-        placed[name] = Interconnect("ICI", links.bandwidth * count, f"{name} {size} {where}: {count} {plural}")
+        ring = bool(taken) and all(part.ring for part in taken)
+        placed[name] = Interconnect("ICI", links.bandwidth * count, f"{name} {size} {where}: {count} {plural}", ring)
         inside = 1
     return placed
 

@@ -12,6 +12,7 @@ from gpt3_jax.config import Config, ParallelConfig
 from gpt3_jax.devices import Device
 from gpt3_jax.model.params import count_params, train_flops_per_token
 from gpt3_jax.model.transformer import band_shares
+from gpt3_jax.parallel import rings
 from gpt3_jax.parallel.mesh import BATCH_AXES, DATA, REPLICA, MeshShape, data_steps, make_mesh, shape_of
 from gpt3_jax.plan import placement, roofline
 from gpt3_jax.plan.placement import Interconnect, Placement
@@ -50,7 +51,8 @@ def predict(work: Work, config: Config, topology: Topology, mesh: MeshShape) -> 
     if device is None:
         return None
     work = dataclasses.replace(work, traffic=tuple(_as_it_stands(part, config) for part in work.traffic))
-    found = roofline.predict(work, device, place(topology, mesh), float(config.train.tokens))
+    placed, hide = place(topology, mesh), rings.hide(config.parallel)
+    found = roofline.predict(work, device, placed, float(config.train.tokens), rings=hide)
     if config.model.dtype == "float32":
         slow = "float32 matmuls are timed at the bf16 peak, which they do not reach: they take several times as long."
         found = dataclasses.replace(found, assumptions=(slow, *found.assumptions))
@@ -91,9 +93,13 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
             return HOST, None
         slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
         bandwidth, name = slowest.bandwidth, "+".join(axes)
-        ring = slowest.medium == "ICI" and bandwidth > device.links.bandwidth
-        if ring and isinstance(collective, CompiledCollective) and collective.kind == "permute":
-            # To the neighbour, over one link; the other direction is free.
+        if (
+            slowest.ring
+            and isinstance(collective, CompiledCollective)
+            and collective.kind == "permute"
+            and collective.between_neighbours(shape)
+        ):
+            # Over one link; the other direction is free.
             bandwidth = device.links.bandwidth
             name += " up" if collective.upwards else " down"
         return name, collective.bytes_sent / collective.calls / (bandwidth * roofline.LINK[slowest.medium].share)

@@ -127,12 +127,13 @@ def predict(
     placement: Placement,
     total_tokens: float = TrainConfig.tokens,
     tensor_exposed: float = 1.0,
+    rings: bool = False,
 ) -> Prediction:
     """The time of a step.
 
     Matmuls and what stands between them take turns. Of collectives over the tensor axis, which stand between one matmul
-    and the next, the share `tensor_exposed` is waited for. Where tensor shards send pieces in rings, those hide behind
-    these matmuls, and the collectives that are left behind the matmuls of weight gradients (`parallel.rings`). Other
+    and the next, the share `tensor_exposed` is waited for. With `rings`, the pieces that tensor shards send hide behind
+    the matmuls that use or make them, and the collectives that are left are waited for as without rings. Other
     collectives hide behind the compute of other blocks. Of what hides, one call out of those that a step makes is
     waited for: what runs once per step, in full. Whatever takes longer than the compute it hides behind is waited for
     too.
@@ -146,7 +147,8 @@ def predict(
         device: its rates.
         placement: what each mesh axis of `work.traffic` runs on.
         total_tokens: tokens of the run that `days` and `device_hours` are given for.
-        tensor_exposed: 0 (all hidden) to 1 (none); without rings.
+        tensor_exposed: 0 (all hidden) to 1 (none).
+        rings: whether permutes over the tensor axis hide: see `parallel.rings.hide`.
 
     Raises:
         ValueError: traffic over a mesh axis that `placement` does not hold.
@@ -159,7 +161,6 @@ def predict(
     links: dict[tuple[str, ...], Exposed] = {}
     hidden = 0.0
     host_rate = 0.0
-    rings = any(part.axes == (TENSOR,) and part.kind == "permute" for part in work.traffic)
     for part in work.traffic:
         beside = chip * _BESIDE_COPIES.get(part.kind, 1.0)
         if part.axes == (HOST,) and HOST not in placement:
@@ -167,7 +168,8 @@ def predict(
             continue
         slowest = min((_interconnect(placement, axis) for axis in part.axes), key=lambda link: link.bandwidth)
         seconds = part.bytes / (slowest.bandwidth * LINK[slowest.medium].share)
-        exposed = seconds * (tensor_exposed if part.axes == (TENSOR,) and not rings else 1 / part.calls)
+        stands_between = part.axes == (TENSOR,) and not (rings and part.kind == "permute")
+        exposed = seconds * (tensor_exposed if stands_between else 1 / part.calls)
         if part.axes == (HOST,):
             exposed += max(0.0, seconds - exposed - beside)
         else:
@@ -198,7 +200,7 @@ def predict(
         total_tokens=total_tokens,
         days=seconds_in_all / 86400,
         device_hours=seconds_in_all * work.devices / 3600,
-        assumptions=_assumptions(device, placement, links, None if rings else tensor_exposed, host_rate),
+        assumptions=_assumptions(device, placement, links, tensor_exposed, rings, host_rate),
     )
 
 
@@ -229,12 +231,12 @@ def _assumptions(
     device: Device,
     placement: Placement,
     links: Mapping[tuple[str, ...], Exposed],
-    tensor_exposed: float | None,
+    tensor_exposed: float,
+    rings: bool,
     host_rate: float,
 ) -> tuple[str, ...]:
-    """The assumptions of a prediction, one sentence each. `tensor_exposed` is None where tensor shards send in rings;
-    `host_rate` is what the way to the host has to carry, in bytes per second, where its bandwidth is not known, else
-    0."""
+    """The assumptions of a prediction, one sentence each. `host_rate` is what the way to the host has to carry, in
+    bytes per second, where its bandwidth is not known, else 0."""
     matmul = MATMUL[device.family]
     found = [
         f"Compute runs at {matmul.share:.0%} of the {device.bf16_flops / 1e12:g} TFLOP/s bf16 peak of a {device.name} "
@@ -254,11 +256,10 @@ def _assumptions(
             f"{device.name} carries."
         )
     if any(axes == (TENSOR,) for axes in links):
-        found.append(
-            "The pieces that tensor shards send in rings hide behind the matmuls that use or make them."
-            if tensor_exposed is None
-            else f"{tensor_exposed:.0%} of the tensor-parallel collectives are waited for."
-        )
+        if rings:
+            found.append("The pieces that tensor shards send in rings hide behind the matmuls that use or make them.")
+        which = "other tensor-parallel collectives" if rings else "tensor-parallel collectives"
+        found.append(f"{tensor_exposed:.0%} of the {which} are waited for.")
     if any(axes != (TENSOR,) for axes in links):
         found.append(
             "A collective that runs once for each block hides behind other blocks' compute, but for one block's; one "

@@ -93,6 +93,13 @@ class CompiledCollective:
         """Of a permute: whether most devices send to one further on in the mesh."""
         return 2 * sum(source < target for source, target in self.groups) > len(self.groups)
 
+    def between_neighbours(self, shape: Mapping[str, int]) -> bool:
+        """Of a permute: whether each device of a mesh of this shape sends one step along one axis, which closes."""
+        places = np.unravel_index(np.array(self.groups), tuple(shape.values()))
+        ways = [(place[:, 1] - place[:, 0]) % size for place, size in zip(places, shape.values(), strict=True)]
+        hops = [np.minimum(way, size - way) for way, size in zip(ways, shape.values(), strict=True)]
+        return bool((sum(hops) <= 1).all())
+
     def axes(self, shape: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of a mesh of this shape that a group runs over: those in which its members' places differ."""
         if not self.groups:

@@ -11,6 +11,7 @@ from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, TrainConfig
 from gpt3_jax.data.loader import Batch
 from gpt3_jax.errors import UserError
+from gpt3_jax.parallel import rings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,14 @@ def deviations(config: Config, schedule: BatchSchedule, shards: int) -> Iterator
             f"memory.microbatch {config.memory.microbatch} is above a data shard's part of a batch of "
             f"{train.batch_tokens:,} tokens, {per_shard} sequences per shard; using one microbatch"
         )
+    if rings.chosen(config.parallel):
+        if config.parallel.tensor == 1:
+            yield "parallel.tensor_overlap rings has no effect: parallel.tensor is 1, and there is nothing to gather"
+        elif config.memory.mlp_parts > 1:
+            yield (
+                f"parallel.tensor_overlap rings is for attention alone: with memory.mlp_parts "
+                f"{config.memory.mlp_parts} an MLP gathers and scatters in collectives"
+            )
     if not train.ramp_tokens:
         return
     first = schedule.sizes[0].sequences * ctx
