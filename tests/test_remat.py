@@ -76,8 +76,11 @@ def test_it_trains_what_full_remat_trains(cell: Cell, remat: str) -> None:
         np.testing.assert_allclose(mine.losses, its.losses, rtol=5e-4)
         np.testing.assert_allclose(mine.grad_norms, its.grad_norms, rtol=2e-2)
         return
+    # Unrolled, what a CPU's compiler fuses with the stack of three gradients (`cpu.queries_keys_values`) depends on
+    # what is kept: 1.2e-7 in norms and parameters.
+    atol = 5e-7 if cell.unroll > 1 else 0
     for got, want in zip(jax.tree.leaves(tuple(mine)), jax.tree.leaves(tuple(its)), strict=True):
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ least that it could be, 136 where a block is computed again and 96 elsewhere. Wh
 layers and out of them: hence more is moved where less is computed again.
 
 Where a TPU's loop over depth gathers ahead, its hidden units are not on the chip, and without a tensor axis it moves
-twice as much for each weight: 9 to 11 bytes in eight programs of 6.7B, 13B and 175B for v5p:8x8x8."""
+twice as much for each weight: 9 to 11 bytes in six programs of 6.7B, 13B and 175B for v5p:8x8x8."""
 
 
 _AGAIN: Mapping[str, int] = MappingProxyType(
