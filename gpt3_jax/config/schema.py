@@ -327,10 +327,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require_choices(self, "checkpoint")
-        for name in ("every_tokens", "keep_last"):
+        for name, least in (("every_tokens", 1), ("keep_last", 1), ("keep_every_tokens", 0)):
             value = getattr(self, name)
-            require(value >= 1, f"checkpoint.{name} is {value}; expected at least 1")
-        require((n := self.keep_every_tokens) >= 0, f"checkpoint.keep_every_tokens is {n}; expected 0 or more")
+            require(value >= least, f"checkpoint.{name} is {value}; expected at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gpt3_jax.evals.requests import (
     Window,
     WindowScore,
 )
-from gpt3_jax.evals.scorer import Likelihood
+from gpt3_jax.evals.scorer import Likelihood, Scorer
 from gpt3_jax.generation import Decoding
 from gpt3_jax.interop.loading import Loaded
 from gpt3_jax.model.params import Params
@@ -45,7 +45,7 @@ class Engine:
         *,
         consume: bool = False,
     ) -> None:
-        """Arguments are those of `OneSet`. With `consume` the parameters belong to the engine: it deletes them when it
+        """Arguments are those of `Scorer`. With `consume` the parameters belong to the engine: it deletes them when it
         generates, to hold its weights once.
 
         Raises:
@@ -57,7 +57,8 @@ class Engine:
                 "was trained with another one"
             )
         self.config, self.tokenizer = model, tokenizer
-        self._uses = OneSet(params, model, tokenizer, mesh, parallel, memory, batch_tokens, consume=consume)
+        scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
+        self._uses = OneSet(scorer, tokenizer, mesh, consume=consume)
 
     @classmethod
     def of(

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gpt3_jax.config import MemoryConfig, ModelConfig, ParallelConfig
 from gpt3_jax.data.tokenizer import Tokenizer
 from gpt3_jax.errors import RunError
 from gpt3_jax.evals.scorer import Scorer
@@ -23,29 +22,19 @@ class OneSet:
     """One model's scorer and generator, of which one at a time has the weights."""
 
     def __init__(
-        self,
-        params: Params,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        mesh: Mesh | None = None,
-        parallel: ParallelConfig | None = None,
-        memory: MemoryConfig | None = None,
-        batch_tokens: int | None = None,
-        *,
-        consume: bool = False,
+        self, scorer: Scorer, tokenizer: Tokenizer, mesh: Mesh | None = None, *, consume: bool = False
     ) -> None:
-        """Arguments are those of `Scorer`. Raises its errors.
-
-        Args:
-            consume: whether the parameters may be deleted when they are moved. Else, and for parameters in another
-                dtype than the compute dtype, which cannot be made again from the generator's weights, these lie beside
-                them.
+        """Args:
+        scorer: with the weights.
+        mesh: that it was given, and on which to generate; None: one device.
+        consume: whether the parameters may be deleted when they are moved. Else, and for parameters in another
+            dtype than the compute dtype, which cannot be made again from the generator's weights, these lie beside
+            them.
         """
-        self._model, self._tokenizer, self._mesh, self._consume = model, tokenizer, mesh, consume
+        self._scorer, self._tokenizer, self._mesh, self._consume = scorer, tokenizer, mesh, consume
         self._generator: Generator | None = None
         self._moved = False  # whether the generator has the weights, and the scorer none
         self._lost = False  # whether neither has them: a move failed
-        self._scorer = Scorer(params, model, mesh, parallel, memory, batch_tokens)
 
     @property
     def batch_tokens(self) -> int:
@@ -78,12 +67,12 @@ class OneSet:
         self._require_weights()
         if self._generator is None:
             dtypes = {leaf.dtype for leaf in jax.tree.leaves(self._scorer.params)}
-            moved = self._consume and dtypes == {jnp.dtype(self._model.dtype)}
+            moved = self._consume and dtypes == {jnp.dtype(self._scorer.model.dtype)}
             if self._mesh is not None:
-                weight_partitions(self._model, self._mesh)  # refuses what cannot be moved
+                weight_partitions(self._scorer.model, self._mesh)  # refuses what cannot be moved
             self._lost = moved  # until the move has ended
             params = self._scorer.release() if moved else self._scorer.params
-            self._generator = Generator(params, self._model, self._tokenizer, self._mesh, consume=moved)
+            self._generator = Generator(params, self._scorer.model, self._tokenizer, self._mesh, consume=moved)
             self._moved, self._lost = moved, False
         return self._generator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt3_jax.plan.inference import InferenceReceipt, ProgramReceipt
+from gpt3_jax.plan.table import VERDICTS
 from gpt3_jax.quantities import count, duration, grid, measured, share, size
 
 _DOES = {
@@ -29,9 +30,7 @@ def render_inference(r: InferenceReceipt) -> str:
     ]
     parts = ["\n".join(head), *(_program(program, r) for program in r.programs)]
     if r.moving is not None:
-        verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[
-            None if r.usable is None else r.moving <= r.usable
-        ]
+        verdict = VERDICTS[None if r.usable is None else r.moving <= r.usable]
         parts.append(
             "weights lie there once: as the stage keeps them for likelihoods, over tensor for free answers\n"
             f"  memory of one device while they are moved: {size(r.moving)}, without temporaries: {verdict}"
@@ -46,7 +45,7 @@ def render_inference(r: InferenceReceipt) -> str:
 def _program(p: ProgramReceipt, r: InferenceReceipt) -> str:
     m = p.memory
     fits = None if r.usable is None else m.total <= r.usable
-    verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[False if m.refused else fits]
+    verdict = VERDICTS[False if m.refused else fits]
     of = f" of {size(r.usable)} ({share(m.total, r.usable):.1%})" if r.usable else ""
     rows = [
         (name, size(n), f"{share(n, m.total):.1%}")

@@ -16,6 +16,8 @@ from gpt3_jax.plan.receipt import Receipt, TrafficRow
 from gpt3_jax.program.traffic import HOST
 from gpt3_jax.quantities import count, duration, grid, share, size
 
+VERDICTS = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}
+
 
 def render(receipt: Receipt) -> str:
     """The whole receipt: memory, arithmetic, traffic, time."""
@@ -50,7 +52,7 @@ def _loop_over_depth(r: Receipt) -> list[str]:
 
 def _memory(r: Receipt) -> str:
     memory = r.memory
-    verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[memory.fits]
+    verdict = VERDICTS[memory.fits]
     rows = [(name, size(n), f"{share(n, memory.total):.1%}") for name, n in memory.purposes.items() if n]
     rows += [("gaps between buffers", size(memory.gaps), f"{share(memory.gaps, memory.total):.1%}")]
     rows += [("results", size(memory.results), f"{share(memory.results, memory.total):.1%}")] if memory.results else []

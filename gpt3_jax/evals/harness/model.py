@@ -25,6 +25,7 @@ from gpt3_jax.environment import start_devices
 from gpt3_jax.errors import UserError
 from gpt3_jax.evals.harness.options import Generation, ModelArgs, generation
 from gpt3_jax.evals.one_set import OneSet
+from gpt3_jax.evals.scorer import Scorer
 from gpt3_jax.generation import Sample
 from gpt3_jax.interop.loading import load_model
 from gpt3_jax.model.params import count_params
@@ -76,15 +77,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.config, self._args, self._mesh = config, args, mesh
         self._fingerprint = loaded.fingerprint
         self._tokenizer = loaded.tokenizer
-        self._uses = OneSet(
-            loaded.params,
-            config,
-            loaded.tokenizer,
-            mesh,
-            args.parallel,
-            batch_tokens=args.batch_tokens,
-            consume=True,
-        )
+        scorer = Scorer(loaded.params, config, mesh, args.parallel, batch_tokens=args.batch_tokens)
+        self._uses = OneSet(scorer, loaded.tokenizer, mesh, consume=True)
         if jax.process_count() > 1:
             # The harness's own sign for processes that share one model: the first alone prints and writes.
             os.environ["LOCAL_RANK"] = str(jax.process_index())
