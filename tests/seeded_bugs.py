@@ -1634,6 +1634,13 @@ BUGS = (
         ("test_plan_search", "test_where_the_program_of_the_best_waits_others_are_compiled_too", ()),
     ),
     Bug(
+        "a direction of an axis and the whole of it are two links",
+        "program/schedule.py",
+        """return link == other or link.startswith(f"{other} ") or other.startswith(f"{link} ")""",
+        "return link == other",
+        ("test_plan_schedule", "test_an_axis_and_its_directions_share_a_link", ("tensor up", "tensor", 2)),
+    ),
+    Bug(
         "a search takes the first that fits, though others may be faster",
         "plan/search.py",
         "beyond = _fastest_estimate(confirmed) / NEAR",

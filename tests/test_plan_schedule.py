@@ -105,6 +105,21 @@ def test_collectives_over_one_axis_follow_each_other() -> None:
     assert read_schedule(both, apart)[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "want"),
+    [
+        ("tensor up", "tensor", 2),  # which takes both directions
+        ("tensor", "tensor down", 2),
+        ("tensor up", "tensor down", 1),
+        ("data", "data+tensor", 1),
+    ],
+)
+def test_an_axis_and_its_directions_share_a_link(first: str, second: str, want: float) -> None:
+    both = program(gather_start("g"), gather_start("h"), matmul("m"), gather_done("d", "g"), gather_done("e", "h"))
+    links = iter([first, second])
+    assert read_schedule(both, Rates(RATES.flops, RATES.hbm, lambda _: (next(links), 1.0)))[0] == want
+
+
 def permute_start(name: str, pairs: str) -> str:
     return f"%{name} = (f32[8]{{0}}, f32[8]{{0}}) collective-permute-start(%s), source_target_pairs={{{pairs}}}"
 
