@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from fake_devices import xla_flags
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,16 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["GPT3_JAX_TEST_PROGRAMS"] = programs.name
         config.add_cleanup(programs.cleanup)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # LLVM optimizes nothing: XLA's own program is the same, and most of a test's time would go into compiling what runs
-    # for milliseconds. What the user has set wins. A process that a test starts inherits it, unless the test says
-    # otherwise.
-    os.environ["XLA_FLAGS"] = " ".join(
-        [
-            "--xla_backend_optimization_level=0",
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_force_host_platform_device_count=8",
-        ]
-    )
+    # What the user has set wins. A process that a test starts inherits it, unless the test says otherwise.
+    os.environ["XLA_FLAGS"] = xla_flags(8, os.environ.get("XLA_FLAGS", ""))
 
 
 FIRST = (

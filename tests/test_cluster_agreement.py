@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_devices import xla_flags
 from tiny_run import finish, tiny, write_data, write_tokens
 
 from gpt3_jax.cluster import agreement, same_run, shared_folder
@@ -43,7 +44,7 @@ def environment(devices: int = 1) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 

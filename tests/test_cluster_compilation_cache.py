@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import pytest
+from fake_devices import xla_flags
 from tiny_run import finish, losses, saved, tiny, write_data
 
 from gpt3_jax.cluster import compilation_cache
@@ -48,7 +49,7 @@ def start(commands: list[list[str]], cache: Path, **variables: str) -> subproces
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     env |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # XLA's own program, and what aliases in it, is the same
+        "XLA_FLAGS": xla_flags(),  # XLA's own program, and what aliases in it, is the same
         "XDG_CACHE_HOME": str(cache),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **variables,

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fake_devices import xla_flags
 
 from gpt3_jax.cluster import agreement, start
 from gpt3_jax.config import DistributedConfig
@@ -176,8 +177,7 @@ def test_two_processes_of_four_devices(tmp_path: Path, number: signal.Signals, r
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(4)}
     command = [sys.executable, "-c", textwrap.dedent(TWO), str(port), str(number == signal.SIGTERM)]
     both = [
         subprocess.Popen(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_devices import xla_flags
 from tiny_run import SHARED, finish
 
 import gpt3_jax
@@ -256,7 +257,7 @@ def test_two_processes_evaluate_as_one_and_go_on_together(made: Path, tmp_path: 
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(4),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     command = [sys.executable, "-m", "gpt3_jax", "evaluate", str(made / "run"), "--tasks", ",".join(names)]

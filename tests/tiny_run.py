@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
+from fake_devices import xla_flags
 
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.data.tokenizer import ByteTokenizer
@@ -104,7 +105,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         **os.environ,
         **SHARED,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 
