@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from fake_devices import xla_flags
+from xla_flags import start_jax, xla_flags
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # What the user has set wins. A process that a test starts inherits it, unless the test says otherwise.
     os.environ["XLA_FLAGS"] = xla_flags(8, os.environ.get("XLA_FLAGS", ""))
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        start_jax()
 
 
 FIRST = (

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_devices import xla_flags
 from tiny_run import finish, tiny, write_data, write_tokens
+from xla_flags import xla_flags
 
 from gpt3_jax.cluster import agreement, same_run, shared_folder
 from gpt3_jax.config import Config, replace, to_yaml

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 import pytest
-from fake_devices import xla_flags
 from tiny_run import finish, losses, saved, tiny, write_data
+from xla_flags import xla_flags
 
 from gpt3_jax.cluster import compilation_cache
 from gpt3_jax.config import Config, replace, to_yaml

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_devices import xla_flags
+from xla_flags import xla_flags
 
 from gpt3_jax.cluster import agreement, start
 from gpt3_jax.config import DistributedConfig

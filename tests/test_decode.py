@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xla_flags import user_fusions
 
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
@@ -129,7 +130,7 @@ def test_a_banded_layer_caches_its_band_and_a_dense_one_the_context() -> None:
 def test_a_step_writes_into_its_cache_and_copies_none_of_it(dtype: str, batch: int) -> None:
     config = architecture("alternating", n_ctx=4096, dtype=dtype)
     weights, cache = decode_weights(made(config), config), init_cache(config, batch, "cpu")
-    compiled = step.lower(weights, cache, jnp.zeros(batch, jnp.int32), config).compile()
+    compiled = step.lower(weights, cache, jnp.zeros(batch, jnp.int32), config).compile(user_fusions())
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None
     dense = cache.keys[0]

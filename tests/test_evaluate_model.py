@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_devices import xla_flags
 from tiny_run import SHARED, finish
+from xla_flags import xla_flags
 
 import gpt3_jax
 from gpt3_jax.cli import main as front

@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from xla_flags import user_fusions
 
 from gpt3_jax.config import load_config, preset, replace
 from gpt3_jax.parallel.mesh import make_mesh
@@ -131,7 +132,7 @@ def test_what_a_step_keeps_is_known_roughly(name: str) -> None:
     config = replace(preset(name), parallel={"data": 1})
     mesh = make_mesh(config.parallel, jax.devices()[:1])
     rows = jax.ShapeDtypeStruct((config.train.batch_tokens // config.model.n_ctx, config.model.n_ctx + 1), jnp.int32)
-    compiled = make_step(config, mesh).lower(abstract_state(config, mesh), rows).compile()
+    compiled = make_step(config, mesh).lower(abstract_state(config, mesh), rows).compile(user_fusions())
     memory = compiled.memory_analysis()
     assert memory is not None and step_bytes(config) == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
 

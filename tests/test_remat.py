@@ -18,6 +18,7 @@ from jaxprs import dot_flops, equations
 from receipts_kept import KEPT as KEPT_PLANS
 from receipts_kept import Kept
 from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
+from xla_flags import user_fusions
 
 from gpt3_jax import model
 from gpt3_jax.config import ModelConfig, load_config, replace
@@ -220,7 +221,7 @@ def test_on_a_cpu_each_step_of_the_ladder_takes_less_memory_and_more_work() -> N
         mesh, shape = mesh_of(settings), MeshShape(2, 2, 2)
         step = make_step(settings, mesh, 1)
         inputs = abstract_state(settings, mesh), jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
-        compiled: Any = jax.jit(step).lower(*inputs).compile().memory_analysis()
+        compiled: Any = jax.jit(step).lower(*inputs).compile(user_fusions()).memory_analysis()
         memory.append(compiled.temp_size_in_bytes)
         work.append(dot_flops(step, *inputs))
         settings = replace(settings, train={"batch_tokens": SEQUENCES * CONTEXT})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from step_cells import ONE, Cell, config, first_state, run
+from xla_flags import user_fusions
 
 from gpt3_jax.config import Config, preset, replace
 from gpt3_jax.model import cpu
@@ -125,7 +126,7 @@ def test_the_update_in_place_copies_no_moments() -> None:
     state, mask = first_state(), decay_mask(settings.model, settings.optimizer.weight_decay_on)
     update = functools.partial(optimizer.update_in_place, settings.optimizer, mask)
     in_place = jax.jit(lambda p, s, g, rate, finite: update(g, s, p, rate, finite), donate_argnums=(0, 1))
-    program = in_place.lower(state.params, state.opt_state, state.params, 0.1, True).compile()
+    program = in_place.lower(state.params, state.opt_state, state.params, 0.1, True).compile(user_fusions())
     moments = sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
     found = program.memory_analysis()
     assert found is not None and found.temp_size_in_bytes < 0.05 * moments

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
-from fake_devices import xla_flags
+from xla_flags import xla_flags
 
 from gpt3_jax.config import Config, from_dict, to_dict
 from gpt3_jax.data.tokenizer import ByteTokenizer
