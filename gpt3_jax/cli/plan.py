@@ -194,7 +194,7 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
     if found:
         print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
     else:
-        print("\nNo near configuration that fits was found; gpt3-jax plan --search looks further")
+        print("\nOf the nearest, none that was compiled fits; gpt3-jax plan --search looks further")
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
