@@ -336,9 +336,9 @@ def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:
     assert 1 <= len(changed) <= 2
 
 
-def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """With compilations of a minute and ten seconds each, none begins that would end after two minutes."""
-    now = 0.0
+    now, told = 0.0, [""]
 
     def seventy_seconds(*args: object) -> None:
         nonlocal now
@@ -347,9 +347,10 @@ def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(searching, "plan", seventy_seconds)
+    monkeypatch.setattr(searching.log, "info", told.append)
     assert nearest(settings(), MeshShape(data=8), node(), 2, None) == []
-    assert "stopped after 70 s with 5 more to compile, the nearest of them --parallel.stage" in said[-1]
-    assert "gpt3-jax plan --search --minutes" in said[-1]
+    assert "stopped after 70 s with 5 more to compile, the nearest of them --parallel.stage" in told[-1]
+    assert "gpt3-jax plan --search --minutes" in told[-1]
 
 
 def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
