@@ -226,9 +226,10 @@ _RINGS_AGAIN: Mapping[str, float] = MappingProxyType(
 
 _GATHERS_WAITED, _SCATTERS_WAITED = 0.5, 1.0
 """The shares of ZeRO's gathers and reduce-scatters that a TPU waits for where its loop over depth is a plain scan. By
-the schedules of the receipts for v5e, seven sizes from small to 13B, it waits for 39 to 73 % of the gathers and for all
-reduce-scatters; of 6.7B on v5p:4x4x4 for 48 and 84 %; of 175B on v5p:8x8x8 with an MLP in 8 parts, which gather the
-next part beside the current one, for 44 and 95 %. A GPU hides them behind other matmuls of the same block."""
+the compiled schedules of seven sizes on v5e, small to 13B with full remat, it waits for 39 to 73 % of the gathers and
+for all reduce-scatters; of 6.7B on v5p:4x4x4 for 48 and 84 %; of 175B on v5p:8x8x8 with an MLP in 8 parts, which
+gather the next part beside the current one, for 44 and 95 %. A GPU hides them behind other matmuls of the same
+block."""
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> Work:
