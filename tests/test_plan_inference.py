@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,7 @@ def test_a_parameter_that_is_moved_back_has_no_other_form_beside_its_two(name: s
     mesh = make_mesh(CONFIG.parallel, jax.devices())
     spec, where = getattr(param_table(MODEL).blocks, name), getattr(state_shardings(CONFIG, mesh).params.blocks, name)
     layers = tuple(getattr(block, name) for block in placed.abstract_weights(MODEL, mesh).blocks)
-    used = placed._stack.lower(layers, spec, where).compile().memory_analysis()
+    used: Any = placed._stack.lower(layers, spec, where).compile().memory_analysis()
     assert used.output_size_in_bytes == 4 * spec.size // 8 and used.temp_size_in_bytes < 64
 
 

@@ -19,6 +19,7 @@ from step_cells import CONTEXT, Cell, config
 from gpt3_jax import config as config_module
 from gpt3_jax import devices
 from gpt3_jax.cli import plan as command_line
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
@@ -347,7 +348,7 @@ def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(searching, "plan", seventy_seconds)
-    monkeypatch.setattr(searching.log, "info", told.append)
+    monkeypatch.setattr(log, "info", told.append)
     assert nearest(settings(), MeshShape(data=8), node(), 2, None) == []
     assert "stopped after 70 s with 5 more to compile, the nearest of them --parallel.stage" in told[-1]
     assert "gpt3-jax plan --search --minutes" in told[-1]
