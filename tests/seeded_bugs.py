@@ -129,8 +129,8 @@ BUGS = (
     Bug(
         "rings run again only to gather rows",
         "model/transformer.py",
-        'keeps = names.get("qkv_proj") is None',
-        "keeps = True",
+        'keep_rows = names.get("qkv_proj") is None',
+        "keep_rows = True",
         ("test_rings", "assert_the_same_traffic", (Cell(3, (1, 2, 4), 1, "minimal"),)),
     ),
     Bug(
@@ -483,7 +483,28 @@ BUGS = (
         "train/optimizer.py",
         "direction, _ = _decay(config, decay_mask).update(direction, decay, params)",
         "pass",
-        ("test_unroll", "test_the_update_in_place_is_the_update", ()),
+        ("test_unroll", "test_the_update_in_place_is_the_update", ((),)),
+    ),
+    Bug(
+        "layers that are cast one by one keep everything, whatever is asked for",
+        "model/transformer.py",
+        'jax.checkpoint_policies.everything_saveable if remat == "none" else policy(remat)',
+        "jax.checkpoint_policies.everything_saveable",
+        ("test_unroll", "test_layers_recompute_what_the_loop_recomputes", ("full",)),
+    ),
+    Bug(
+        "fp32 masters are taken for weights",
+        "parallel/zero/weight.py",
+        'if self.kind == "layers":',
+        "if False:",
+        ("test_unroll", "test_masters_that_are_cast_layer_by_layer_are_not_taken_for_weights", ()),
+    ),
+    Bug(
+        "for the last row of a call the weights of all are turned",
+        "generation/generator.py",
+        "self._order_for(at_once)",
+        "self._order_for(len(rows))",
+        ("test_decode", "test_the_last_group_of_a_call_leaves_the_weights_as_they_are", ()),
     ),
     Bug(
         "a resumed run takes another program than it began with",
@@ -1627,6 +1648,34 @@ BUGS = (
         ("test_plan_search", "test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic", ()),
     ),
     Bug(
+        "the shares of gathers and of reduce-scatters that a TPU waits for are swapped",
+        "plan/estimate.py",
+        "(_GATHERS_WAITED, _SCATTERS_WAITED) if plain",
+        "(_SCATTERS_WAITED, _GATHERS_WAITED) if plain",
+        ("test_plan_search", "test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic", ()),
+    ),
+    Bug(
+        "the roofline takes a share that is waited for as hidden",
+        "plan/roofline.py",
+        "waited = 1 / part.calls if part.exposed is None else part.exposed",
+        "waited = 1 / part.calls",
+        ("test_roofline", "test_a_share_that_is_known_to_be_waited_for_is", ()),
+    ),
+    Bug(
+        "the gather of stage 2 is predicted to hide as one inside the blocks does",
+        "plan/predict.py",
+        "dataclasses.replace(part, calls=1, exposed=None)",
+        "dataclasses.replace(part, calls=1)",
+        ("test_plan_search", "test_what_is_known_of_a_blocks_traffic_does_not_hold_outside_the_blocks", ()),
+    ),
+    Bug(
+        "a plan that does not fit does not say which near ones it left out",
+        "plan/search.py",
+        "confirmed = confirm(roomy, topology, keep, 3 * keep, cache, clock, tried)",
+        "confirmed = confirm(roomy, topology, keep, 3 * keep, cache, clock)",
+        ("test_plan_search", "test_what_is_nearest_and_was_not_compiled_is_told", ()),
+    ),
+    Bug(
         "where the best waits, a search does not try it in fewer microbatches",
         "plan/search.py",
         "candidate.microbatches < best.microbatches and",
@@ -1636,9 +1685,24 @@ BUGS = (
     Bug(
         "a direction of an axis and the whole of it are two links",
         "program/schedule.py",
-        """return link == other or link.startswith(f"{other} ") or other.startswith(f"{link} ")""",
-        "return link == other",
-        ("test_plan_schedule", "test_an_axis_and_its_directions_share_a_link", ("tensor up", "tensor", 2)),
+        'return self.axes == other.axes and (not self.direction or other.direction in ("", self.direction))',
+        "return self == other",
+        (
+            "test_plan_schedule",
+            "test_an_axis_and_its_directions_share_a_link",
+            (("tensor", "up"), ("tensor", ""), 2),
+        ),
+    ),
+    Bug(
+        "the two directions of a ring are one link",
+        "program/schedule.py",
+        'return self.axes == other.axes and (not self.direction or other.direction in ("", self.direction))',
+        "return self.axes == other.axes",
+        (
+            "test_plan_schedule",
+            "test_an_axis_and_its_directions_share_a_link",
+            (("tensor", "up"), ("tensor", "down"), 1),
+        ),
     ),
     Bug(
         "a search takes the first that fits, though others may be faster",

@@ -54,6 +54,7 @@ for name in front.COMMANDS:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: gpt3-jax") >= len(front.COMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 130, "a line that no terminal shows as one"
 
 
 def test_dispatch_hands_over_the_rest_and_returns_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 import re
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from shipped_configs import MACHINES, shipped
 
 import gpt3_jax
 from gpt3_jax import config as config_module
-from gpt3_jax.config import Config, from_dict, load_config, preset, presets, replace, schema, to_dict, to_yaml
+from gpt3_jax.config import Config, from_dict, load_config, preset, presets, replace, to_dict, to_yaml
 from gpt3_jax.config.explain import field_texts
 from gpt3_jax.errors import UserError
 from gpt3_jax.model.params import count_params, param_table
@@ -433,7 +432,8 @@ def test_every_field_is_used_outside_the_configuration() -> None:
             if isinstance(node, ast.Attribute):
                 used.add(node.attr)
     # What __post_init__ alone could use, a property of the configuration may: d_head reads n_heads.
-    for node in ast.walk(ast.parse(inspect.getsource(schema))):
+    sources = "".join(path.read_text(encoding="utf-8") for path in (package / "config").glob("*.py"))
+    for node in ast.walk(ast.parse(sources)):
         if isinstance(node, ast.FunctionDef) and any(
             isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list
         ):

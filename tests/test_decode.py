@@ -16,7 +16,8 @@ from gpt3_jax import model
 from gpt3_jax.config import ModelConfig
 from gpt3_jax.data.tokenizer import ByteTokenizer
 from gpt3_jax.errors import UserError
-from gpt3_jax.generation import Beam, Generator, Piece, Sampling
+from gpt3_jax.generation import Beam, Generator, Greedy, Piece, Sampling
+from gpt3_jax.generation import generator as generation
 from gpt3_jax.inference import generate as programs
 from gpt3_jax.inference import lengths, placed
 from gpt3_jax.inference.lengths import cache_length
@@ -312,6 +313,24 @@ def test_weights_are_turned_for_one_row_and_back_for_several() -> None:
         )
     back = placed.order_for(one._weights, BYTES, "cpu", 2)
     jax.tree.map(np.testing.assert_array_equal, back, before)
+
+
+def test_the_last_group_of_a_call_leaves_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts, two at a time: the third is read from weights in the order for several rows, in beams too."""
+    monkeypatch.setattr(generation, "_ROWS", 2)
+    one = Generator(made(BYTES), BYTES, ByteTokenizer())
+    greedy, orders = Sampling(temperature=0), set()
+    texts = [""] * 3
+    for piece in one.stream(PROMPTS[:3], max_tokens=3, sampling=greedy):
+        texts[piece.prompt] += piece.text
+        orders.add(isinstance(one._weights.blocks[0].qkv_kernel, Stored))
+    assert texts == [reference(prompt, 3).decode(errors="replace") for prompt in PROMPTS[:3]]
+    encoded = [list(prompt.encode()) for prompt in PROMPTS[:3]]
+    for decoding in (Greedy(), Beam(1)):
+        for _ in one.complete(encoded, (), 3, decoding):
+            orders.add(isinstance(one._weights.blocks[0].qkv_kernel, Stored))
+    assert orders == {False}
+    assert list(one.stream([], sampling=greedy)) == []
 
 
 def test_a_cache_that_grows_gives_what_one_of_the_whole_length_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.host_copies import HostCopy, host_copies
 from gpt3_jax.program.memory_traffic import hbm_bytes
-from gpt3_jax.program.schedule import Rates, add_up, read_schedule
+from gpt3_jax.program.schedule import Link, Rates, add_up, read_schedule
 from gpt3_jax.program.traffic import HOST, Collective, count
 from gpt3_jax.train.state import abstract_state
 from gpt3_jax.train.step import make_step
@@ -248,7 +248,7 @@ def test_what_a_copy_may_stand_in(line: str, copies: list[tuple[str, int]], betw
 
 def by_hand(seconds: float | None) -> Rates:
     """A matmul of 128 × 128 takes a second."""
-    return Rates(MATMUL, 1e15, lambda c: (HOST, seconds))
+    return Rates(MATMUL, 1e15, lambda c: (Link(HOST), seconds))
 
 
 @pytest.mark.parametrize("write", [WRITE, WRITE_OF_A_GPU], ids=["tpu", "gpu"])
@@ -275,8 +275,8 @@ def test_rates_are_the_device_tables() -> None:
     assert h100 is not None and unknown is not None
     share = roofline.LINK["PCIe"].share
     over, seconds = rates(h100, placement.host(h100), {"data": 8}).link(copy)
-    assert over == HOST and seconds == pytest.approx(1 / share)
-    assert rates(unknown, placement.host(unknown), {"data": 8}).link(copy) == (HOST, None)
+    assert over == Link(HOST) and seconds == pytest.approx(1 / share)
+    assert rates(unknown, placement.host(unknown), {"data": 8}).link(copy) == (Link(HOST), None)
 
 
 def test_a_prediction_counts_the_way_to_the_host_or_says_that_it_does_not() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from gpt3_jax.plan import topologies
 from gpt3_jax.plan.inference import InferenceReceipt, inference_from_json, inference_to_json, plan_inference
 from gpt3_jax.plan.inference_batch import Batch, Use, batch_of
 from gpt3_jax.plan.inference_table import render_inference
+from gpt3_jax.train.state import state_shardings
 
 MODEL = ModelConfig(
     n_layers=2,
@@ -147,6 +149,16 @@ def test_evaluation_generates_with_its_weights_moved_over_tensor() -> None:
     fp32 = plan_inference(in_bf16, small_node(2**30), "evaluate", Batch(8, 64, 0), "float32")
     assert fp32.moving is None and [p.memory.beside for p in fp32.programs] == [0, *[weight_bytes(parts=2)] * 2]
     assert "parameters of scoring" in render_inference(fp32)
+
+
+@pytest.mark.parametrize("name", ["qkv_kernel", "mlp_up_kernel", "mlp_down_kernel"])
+def test_a_parameter_that_is_moved_back_has_no_other_form_beside_its_two(name: str) -> None:
+    """`moving` counts no temporaries of a move: the program that stacks a parameter's layers has none."""
+    mesh = make_mesh(CONFIG.parallel, jax.devices())
+    spec, where = getattr(param_table(MODEL).blocks, name), getattr(state_shardings(CONFIG, mesh).params.blocks, name)
+    layers = tuple(getattr(block, name) for block in placed.abstract_weights(MODEL, mesh).blocks)
+    used: Any = placed._stack.lower(layers, spec, where).compile().memory_analysis()
+    assert used.output_size_in_bytes == 4 * spec.size // 8 and used.temp_size_in_bytes < 64
 
 
 @pytest.mark.parametrize(("use", "beams"), [("generate", False), ("generate", True), ("evaluate", False)])

@@ -22,12 +22,12 @@ from gpt3_jax.plan.topologies import open_topology
 from gpt3_jax.program.flops import matmul_flops
 from gpt3_jax.program.hlo import Program
 from gpt3_jax.program.kernels import attention_kernel, instruction_flops
-from gpt3_jax.program.schedule import Rates, Scheduled, add_up, read_schedule
+from gpt3_jax.program.schedule import Link, Rates, Scheduled, add_up, read_schedule
 
 V5P: Any = lookup("TPU v5")
 MATMUL = 2 * 8 * 8 * 8
 SHAPE = {"data": 8}
-RATES = Rates(flops=MATMUL, hbm=1e12, link=lambda c: ("+".join(c.axes(SHAPE)), c.bytes_sent / c.calls / 224))
+RATES = Rates(flops=MATMUL, hbm=1e12, link=lambda c: (Link("+".join(c.axes(SHAPE))), c.bytes_sent / c.calls / 224))
 """A matmul takes a second. The memory is too fast to matter. A gather of [64] f32 from 8 devices takes a second."""
 
 HEAD = """HloModule jit_step, is_scheduled=true, num_partitions=8
@@ -88,7 +88,7 @@ def test_what_stands_between_start_and_done_hides_it(before: int, between: int, 
 
 def test_half_of_it_is_hidden_where_the_compute_lasts_half_as_long() -> None:
     half = program(gather_start("g"), matmul("m"), gather_done("d", "g"))
-    slow = Rates(RATES.flops, RATES.hbm, lambda c: ("data", 2.0))
+    slow = Rates(RATES.flops, RATES.hbm, lambda c: (Link("data"), 2.0))
     seconds, one = only(read_schedule(half, slow))
     assert (seconds, one.waited, one.hidden) == (2, 1, 0.5)
     (row,) = add_up([one], SHAPE)
@@ -101,22 +101,23 @@ def test_collectives_over_one_axis_follow_each_other() -> None:
     # The first has the link to itself while the matmul runs; for the second it is waited.
     assert seconds == 2
     assert (first.waited, second.waited) == (0, 1)
-    apart = Rates(RATES.flops, RATES.hbm, lambda c: (str(id(c)), 1.0))
+    apart = Rates(RATES.flops, RATES.hbm, lambda c: (Link(str(id(c))), 1.0))
     assert read_schedule(both, apart)[0] == 1
 
 
 @pytest.mark.parametrize(
     ("first", "second", "want"),
     [
-        ("tensor up", "tensor", 2),  # which takes both directions
-        ("tensor", "tensor down", 2),
-        ("tensor up", "tensor down", 1),
-        ("data", "data+tensor", 1),
+        (("tensor", "up"), ("tensor", ""), 2),  # which takes both directions
+        (("tensor", ""), ("tensor", "down"), 2),
+        (("tensor", "up"), ("tensor", "up"), 2),
+        (("tensor", "up"), ("tensor", "down"), 1),
+        (("data", ""), ("data+tensor", ""), 1),
     ],
 )
-def test_an_axis_and_its_directions_share_a_link(first: str, second: str, want: float) -> None:
+def test_an_axis_and_its_directions_share_a_link(first: Any, second: Any, want: float) -> None:
     both = program(gather_start("g"), gather_start("h"), matmul("m"), gather_done("d", "g"), gather_done("e", "h"))
-    links = iter([first, second])
+    links = iter([Link(*first), Link(*second)])
     assert read_schedule(both, Rates(RATES.flops, RATES.hbm, lambda _: (next(links), 1.0)))[0] == want
 
 
@@ -155,13 +156,13 @@ def test_on_a_ring_permutes_in_both_directions_run_at_once(placed: Interconnect,
 @pytest.mark.parametrize(
     ("ring", "pairs", "link", "share"),
     [
-        (True, UP, "tensor up", 1),
-        (True, DOWN, "tensor down", 1),
-        (True, "{0,2},{1,3},{2,0},{3,1}", "tensor", 2),  # two steps
-        (False, UP, "tensor", 2),  # two lines
+        (True, UP, Link("tensor", "up"), 1),
+        (True, DOWN, Link("tensor", "down"), 1),
+        (True, "{0,2},{1,3},{2,0},{3,1}", Link("tensor"), 2),  # two steps
+        (False, UP, Link("tensor"), 2),  # two lines
     ],
 )
-def test_a_permute_to_the_neighbour_on_a_ring_takes_one_link(ring: bool, pairs: str, link: str, share: int) -> None:
+def test_a_permute_to_the_neighbour_on_a_ring_takes_one_link(ring: bool, pairs: str, link: Link, share: int) -> None:
     placed = Interconnect("ICI", 2 * V5P.links.bandwidth, "", ring)
     (one,) = program(permute_start("p", pairs)).collectives()
     seconds = 32 / (share * V5P.links.bandwidth * LINK["ICI"].share)

@@ -19,6 +19,7 @@ from step_cells import CONTEXT, Cell, config
 from gpt3_jax import config as config_module
 from gpt3_jax import devices
 from gpt3_jax.cli import plan as command_line
+from gpt3_jax.cluster.log import log
 from gpt3_jax.config import Config, load_config
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.parallel.mesh import MeshShape
@@ -28,7 +29,9 @@ from gpt3_jax.plan.cache import plan
 from gpt3_jax.plan.candidates import PARTS, REMATS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
 from gpt3_jax.plan.candidates import _replicas as searching_replicas
 from gpt3_jax.plan.found import check_file, write_configuration
+from gpt3_jax.plan.predict import _as_it_stands
 from gpt3_jax.plan.receipt import Receipt
+from gpt3_jax.plan.roofline import Traffic
 from gpt3_jax.plan.search import Tried, best_first, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
@@ -233,12 +236,20 @@ def test_by_the_estimate_a_plain_scan_on_a_tpu_waits_for_its_traffic() -> None:
     base = config_module.replace(settings(), parallel={"stage": 3})
     layers = base.model.n_layers
 
-    def calls(platform: str, overlaps_scatters: bool) -> tuple[int, ...]:
+    def waited(platform: str, overlaps_scatters: bool) -> dict[str, float]:
         work = estimate.work(base, MeshShape(data=8), 1, platform, overlaps_scatters)
-        return tuple(part.calls for part in work.traffic if part.axes == ("data",))
+        found = [part for part in work.traffic if part.axes == ("data",)]
+        return {part.kind: 1 / part.calls if part.exposed is None else part.exposed for part in found}
 
-    assert calls("tpu", overlaps_scatters=False) == (2, 1)
-    assert calls("tpu", overlaps_scatters=True) == calls("gpu", overlaps_scatters=False) == (layers, layers)
+    hidden = {"all-gather": 1 / layers, "reduce-scatter": 1 / layers}
+    assert waited("tpu", overlaps_scatters=False) == {"all-gather": 0.5, "reduce-scatter": 1.0}
+    assert waited("tpu", overlaps_scatters=True) == waited("gpu", overlaps_scatters=False) == hidden
+
+
+def test_what_is_known_of_a_blocks_traffic_does_not_hold_outside_the_blocks() -> None:
+    part = Traffic(("data",), "all-gather", 1.0, 4, exposed=0.5)
+    for stage, found in ((3, part), (2, dataclasses.replace(part, calls=1, exposed=None))):
+        assert _as_it_stands(part, config_module.replace(settings(), parallel={"stage": stage})) == found
 
 
 def test_what_cannot_fit_by_arithmetic_is_not_tried() -> None:
@@ -324,6 +335,23 @@ def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:
     assert receipt.memory.fits
     changed = [key for key, value in candidate.settings.items() if value != _now(too_large, tight.mesh)[key]]
     assert 1 <= len(changed) <= 2
+
+
+def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With compilations of a minute and ten seconds each, none begins that would end after two minutes."""
+    now, told = 0.0, [""]
+
+    def seventy_seconds(*args: object) -> None:
+        nonlocal now
+        now += 70.0
+        raise RunError("no")
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(searching, "plan", seventy_seconds)
+    monkeypatch.setattr(log, "info", told.append)
+    assert nearest(settings(), MeshShape(data=8), node(), 2, None) == []
+    assert "stopped after 70 s with 5 more to compile, the nearest of them --parallel.stage" in told[-1]
+    assert "gpt3-jax plan --search --minutes" in told[-1]
 
 
 def _now(config: Config, mesh: MeshShape) -> dict[str, object]:
@@ -495,7 +523,7 @@ def test_the_simplest_as_fast_is_compiled_too() -> None:
 
 
 def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
-    """Those of another tensor axis and of another stage that would be faster if they waited for nothing."""
+    """Those of another tensor axis and of another stage whose estimates are faster than what the best takes."""
     best = made(1.0, scheduled=1.2)
 
     def stage(one: Candidate, stage: int) -> Candidate:

@@ -76,6 +76,13 @@ def test_a_collective_of_each_block_hides_but_for_one() -> None:
     assert prediction.step_seconds == pytest.approx(12.5)
 
 
+def test_a_share_that_is_known_to_be_waited_for_is() -> None:
+    part = Traffic((DATA,), "all-gather", 8 * WIRE, 16, exposed=0.25)
+    prediction = roofline.predict(with_traffic(part), V5P, PLACED)
+    assert prediction.links[0].exposed == pytest.approx(2)
+    assert prediction.step_seconds == pytest.approx(14)
+
+
 def test_a_collective_of_the_step_is_waited_for() -> None:
     prediction = roofline.predict(with_traffic(Traffic((DATA,), "all-gather", 8 * WIRE, 1)), V5P, PLACED)
     assert prediction.step_seconds == pytest.approx(20)

@@ -9,20 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from step_cells import ONE, Cell, config, first_state, run
+from jaxprs import dot_flops, equations
+from step_cells import CONTEXT, ONE, SEQUENCES, Cell, config, first_state, mesh_of, run
 from xla_flags import user_fusions
 
 from gpt3_jax.config import Config, preset, replace
 from gpt3_jax.model import cpu
 from gpt3_jax.model.params import decay_mask, names
 from gpt3_jax.parallel.mesh import make_mesh
+from gpt3_jax.parallel.zero import Weight
 from gpt3_jax.train import optimizer
-from gpt3_jax.train.step import unroll
+from gpt3_jax.train.state import abstract_state
+from gpt3_jax.train.step import make_step
+from gpt3_jax.train.step import unroll as unroll_of
 
 
 def periods(config: Config, devices: int = 1, begun: int = 0) -> int:
     config = replace(config, parallel={"data": devices})
-    return unroll(config, make_mesh(config.parallel, jax.devices()[:devices]), begun)
+    return unroll_of(config, make_mesh(config.parallel, jax.devices()[:devices]), begun)
 
 
 def test_a_long_run_on_one_cpu_has_no_loop() -> None:
@@ -97,9 +101,33 @@ def test_parts_of_a_projection_and_their_gradients_are_those_of_slices() -> None
         np.testing.assert_array_equal(one, other)
 
 
-def updates(finite: bool) -> tuple[Any, Any, Any]:
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+def test_layers_recompute_what_the_loop_recomputes(remat: str) -> None:
+    """In the traced step: the same matmuls, and each layer's recomputation behind a barrier."""
+    work, barriers = [], []
+    for unroll in (1, 4):
+        # Of one kind of attention: of the two branches of a switch, both would be counted.
+        settings = replace(config(Cell(1, ONE, 1, remat, unroll=unroll)), model={"attention_pattern": ("dense",)})
+        step = make_step(settings, mesh_of(settings))
+        rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
+        given = abstract_state(settings, mesh_of(settings)), rows
+        work.append(dot_flops(step, *given))
+        program = jax.make_jaxpr(step)(*given)
+        barriers.append(sum(bool(e.params.get("prevent_cse")) for e, _ in equations(program.jaxpr)))
+    assert work[0] == work[1]
+    assert barriers == [0, settings.model.n_layers]
+
+
+def test_masters_that_are_cast_layer_by_layer_are_not_taken_for_weights() -> None:
+    masters = Weight.plain(jnp.ones((2, 3, 5))).replace(kind="layers")  # type: ignore[attr-defined]
+    for read in (lambda: masters.value, masters.as_array):
+        with pytest.raises(ValueError, match=r"model\.cpu\.layers"):
+            read()
+
+
+def updates(finite: bool, **of_optimizer: Any) -> tuple[Any, Any, Any]:
     """Parameters and moments before an update, after `update`, and after `update_in_place`."""
-    settings = config(Cell(0, ONE))
+    settings = config(Cell(0, ONE), **of_optimizer)
     state, mask = first_state(), decay_mask(settings.model, settings.optimizer.weight_decay_on)
     opt_state = jax.tree.map(lambda m: np.abs(m + np.float32(0.01)) if m.ndim else m + 3, state.opt_state)
     gradients = jax.tree.map(lambda p: np.cos(40 * p), state.params)
@@ -109,8 +137,12 @@ def updates(finite: bool) -> tuple[Any, Any, Any]:
     return (state.params, opt_state), after, in_place
 
 
-def test_the_update_in_place_is_the_update() -> None:
-    before, wanted, got = updates(finite=True)
+OTHER_SETTINGS = (("eps", 1e-2), ("beta1", 0.5), ("weight_decay_on", "all"))
+
+
+@pytest.mark.parametrize("of_optimizer", [(), OTHER_SETTINGS], ids=["the cells'", "others"])
+def test_the_update_in_place_is_the_update(of_optimizer: tuple[tuple[str, Any], ...]) -> None:
+    before, wanted, got = updates(finite=True, **dict(of_optimizer))
     for name, old, one, other in zip(names(before), *map(jax.tree.leaves, (before, wanted, got)), strict=True):
         assert old.size == 1 or np.any(old != one), name
         np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-8, err_msg=name)

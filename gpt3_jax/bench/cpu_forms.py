@@ -14,18 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt3_jax.config import OptimizerConfig
 from gpt3_jax.model import cpu
 from gpt3_jax.model.attention.blockwise import blockwise
 from gpt3_jax.model.attention.by_head import by_head
 from gpt3_jax.model.attention.plain import plain
 from gpt3_jax.model.attention.triangle import triangle
 from gpt3_jax.model.matmul import contract_rows, einsum
+from gpt3_jax.train import optimizer
 
 ROWS, D, FF, VOCAB, CHUNK = 2048, 768, 3072, 50304, 256
 REPEAT = 5
 
 
-def milliseconds(function: Callable[..., Any], *inputs: jax.Array, donated: bool = False) -> float:
+def milliseconds(function: Callable[..., Any], *inputs: Any, donated: bool = False) -> float:
     """The fastest of some runs, compiled ahead. With `donated`, each run updates the first input in place."""
     compiled = jax.jit(function, donate_argnums=0 if donated else ()).lower(*inputs).compile()
     first, *rest = inputs
@@ -107,6 +109,57 @@ def of_triangle() -> dict[str, tuple[float, float]]:
     return found
 
 
+def of_a_projection() -> tuple[float, float]:
+    """The gradient of queries, keys and values from those of the three, which attention makes in fp32 head by head."""
+    qkv, cts = random(1, ROWS, 3, 12, 64), [random(1, 12, ROWS, 64, dtype=jnp.float32)] * 3
+
+    def slices(qkv_BT3HK: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(qkv_BT3HK[:, :, i] for i in range(3))
+
+    def gradient(parts: Callable[..., Any]) -> Callable[..., jax.Array]:
+        def of(qkv: jax.Array, *cts_BHTK: jax.Array) -> jax.Array:
+            given = tuple(jnp.swapaxes(ct, 1, 2).astype(qkv.dtype) for ct in cts_BHTK)
+            return jax.vjp(parts, qkv)[1](given)[0]  # type: ignore[no-any-return]
+
+        return of
+
+    return milliseconds(gradient(cpu.queries_keys_values), qkv, *cts), milliseconds(gradient(slices), qkv, *cts)
+
+
+def of_layers(count: int = 12) -> tuple[float, float]:
+    """The fp32 gradient of a stack of MLP kernels, from those of its layers."""
+    stack, ct = random(count, D, FF, dtype=jnp.float32), random(D, FF)
+
+    def one_by_one(stack: jax.Array, *cts: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: cpu.cast_rows(x, count, ct.dtype), stack)[1](list(cts))[0]  # type: ignore[no-any-return]
+
+    def of_a_scan(_: jax.Array, *cts: jax.Array) -> jax.Array:
+        return jnp.concatenate([ct[None] for ct in cts]).astype(jnp.float32)
+
+    return milliseconds(one_by_one, stack, *[ct] * count), milliseconds(of_a_scan, stack, *[ct] * count)
+
+
+def of_the_update(weights: int = 4 * D * FF) -> tuple[float, float]:
+    """AdamW of so many weights, in place and as optax makes it."""
+    settings, finite, rate = OptimizerConfig(), jnp.array(True), jnp.float32(1e-4)
+
+    def in_place(state: Any, gradients: jax.Array) -> Any:
+        params, moments = state
+        return optimizer.update_in_place(settings, True, gradients, moments, params, rate, finite)
+
+    def plain_update(state: Any, gradients: jax.Array) -> Any:
+        params, moments = state
+        new = optimizer.update(settings, True, gradients, moments, params, rate)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+
+    def time_of(update: Callable[..., Any]) -> float:
+        params = jnp.ones(weights, jnp.float32)
+        state = params, optimizer.init(settings, True, params)
+        return milliseconds(update, state, jnp.ones_like(params), donated=True)
+
+    return time_of(in_place), time_of(plain_update)
+
+
 def rows() -> dict[str, tuple[float, float]]:
     """For each implementation: its milliseconds, and those of the implementation for other platforms."""
     cache, slots, new = random(12, 2048, 64), jnp.array([7]), random(1, 12, 64)
@@ -142,6 +195,9 @@ def rows() -> dict[str, tuple[float, float]]:
             milliseconds(logits_loss(True), logits_ct.astype(jnp.float32), labels),
             milliseconds(logits_loss(False), logits_ct.astype(jnp.float32), labels),
         ),
+        "queries_keys_values: the gradient of a projection": of_a_projection(),
+        "cast_rows: the gradient of a stack of 12 kernels": of_layers(),
+        "updates_in_place: 9.4 million weights": of_the_update(),
         **of_triangle(),
         "PLAIN_SCORE_BYTES: plain for 128 positions": (training(plain, *small), training(by_head, *small)),
         "attends_by_head: 2,048 positions": (training(by_head, *large), training(blockwise, *large)),

@@ -27,7 +27,7 @@ examples:
 
 The package's lists of words are in gpt3_jax/probes/words.json. The paper's own are not published. The probes show what
 a model says; no figure of theirs shows that a model is free of bias. --out holds results.json, samples.jsonl (each
-output, ratio and choice), pictures, and answers.jsonl: with it, what was interrupted goes on where it stopped.
+output, ratio and choice), pictures, and answers.jsonl, from which an interrupted command continues.
 
 The options --parallel.… and --distributed.… are those of gpt3-jax train: a mesh over all devices."""
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt3-jax bias",
-        description=" ".join(_DESCRIPTION.split()),
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -132,13 +132,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="sample from the smallest set of likeliest tokens that reaches probability P (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the outputs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the outputs (default: %(default)s)")
     parser.add_argument(
         "--least",
         type=int,
         default=5,
         metavar="N",
-        help="outputs, of all groups together, that must have a word for it to count (default: %(default)s)",
+        help="count only words that stand in at least N outputs, all groups together (default: %(default)s)",
     )
     parser.add_argument(
         "--out",

@@ -114,7 +114,7 @@ def _shots(text: str) -> Shots | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt3-jax evaluate",
-        description=" ".join(_DESCRIPTION.split()),
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -194,7 +194,7 @@ def _suggest(config: Config, receipt: Receipt, topology: Topology, cache: Path |
     if found:
         print("\nNearest configurations that fit, each compiled:\n" + _ranking(found))
     else:
-        print("\nNo near configuration that fits was found; gpt3-jax plan --search looks further")
+        print("\nOf the nearest, none that was compiled fits; gpt3-jax plan --search looks further")
 
 
 def _ranking(found: list[tuple[Candidate, Receipt]]) -> str:
@@ -248,9 +248,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="use",
         choices=("train", "evaluate", "generate"),
         default="train",
-        help="what is planned: the training step; evaluate: log-likelihoods, with the parameters as the stage keeps "
-        "them, and free answers by beam search, with the same weights over tensor; or generation, with weights in the "
-        "compute dtype over tensor (default: %(default)s)",
+        help="program to plan. train: the training step. evaluate: log-likelihoods, with parameters sharded as the "
+        "stage shards them; then beam search for free answers, with the same weights split over tensor. generate: "
+        "reading prompts and appending tokens, with weights split over tensor (default: %(default)s)",
     )
     parser.add_argument(
         "--rows",
@@ -270,28 +270,28 @@ def _parser() -> argparse.ArgumentParser:
         "--new-tokens",
         type=int,
         metavar="N",
-        help="for --for generate: tokens that a row's cache has room for behind its prompt (default: the rest of the "
+        help="for --for generate: tokens that the cache has room for after the prompt (default: the rest of the "
         "context)",
     )
     parser.add_argument(
         "--beams",
         type=int,
         metavar="N",
-        help="for --for generate: beam search with N hypotheses, as evaluate decodes free answers with 4; --rows are "
-        "hypotheses then, a multiple of N (default: no search, as generate)",
+        help="for --for generate: beam search with N hypotheses (evaluate decodes free answers with 4). --rows then "
+        "counts hypotheses and must be a multiple of N (default: no beam search, as in gpt3-jax generate)",
     )
     parser.add_argument(
         "--weights",
         choices=("float32", "compute", "int8"),
-        help="for --for evaluate: parameters cast once to model.dtype (compute, the default), as gpt3-jax evaluate "
-        "loads them, or in fp32, as a training run that evaluates tasks keeps them: twice the memory, the same "
-        "results. For --for generate: in model.dtype (compute, the default), or the matrices in int8",
+        help="dtype of the weights; compute, the default: model.dtype. For --for evaluate also float32, as a training "
+        "run that evaluates tasks keeps them: twice the memory of bf16, the same results. For --for generate also "
+        "int8, for the matrices",
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: orders all valid combinations by "
-        "arithmetic, and compiles the best",
+        help="find the fastest mesh, ZeRO stage, remat and microbatch that fit: order all valid combinations by "
+        "estimates, and compile the best",
     )
     parser.add_argument(
         "--keep", type=int, metavar="N", help="for --search: number of configurations to find (default: 3)"
@@ -300,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes",
         type=float,
         metavar="N",
-        help="for --search: how long to compile; what is left out is said (default: 2)",
+        help="for --search: time limit. The search says what it had no time to compile (default: 2)",
     )
     parser.add_argument(
         "--out",

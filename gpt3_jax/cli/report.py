@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="gpt3-jax report",
-        description="The papers' tables beside ours, ZeRO's memory read from compiled programs, and how plans compare "
-        "with published measurements.",
+        description="Prints the papers' tables beside ours, ZeRO's memory read from compiled programs,\n"
+        "and how plans compare with published measurements.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
         "what",
         choices=list(_OPTIONS),
         help="paper: ZeRO's Tables 1 and 2 and Figure 1, GPT-3's Tables 2.1 and D.1, the papers' figures beside ours; "
-        "zero: model state of stages 0 to 3, compiled, beside the formula; published: step times that plan's roofline "
-        "predicts for published runs, beside those measured; scaling: 175B's compile time against depth and devices, "
+        "zero: compiled model state of stages 0 to 3, beside the formula; published: step times of published runs, "
+        "measured and predicted; scaling: 175B's compile time against depth and devices, "
         "and its model state against 1 / N; remat: memory and predicted time with each setting of memory.remat; "
         "compare: two evaluations item by item: the difference, its standard error, a sign test; "
         "compute: loss of runs against training compute, beside the paper's law (GPT-3 Figure 3.1); without a run, "

@@ -1,4 +1,4 @@
-"""The configuration of a run: its settings (`schema`), and how they are read and written (`loading`)."""
+"""The configuration of a run: its settings (`schema`, `machine`), and how they are read and written (`loading`)."""
 
 from gpt3_jax.config.loading import (
     config_dir,
@@ -14,16 +14,14 @@ from gpt3_jax.config.loading import (
     to_dict,
     to_yaml,
 )
+from gpt3_jax.config.machine import DistributedConfig, MemoryConfig, ParallelConfig
 from gpt3_jax.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
-    DistributedConfig,
     EvalsConfig,
-    MemoryConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     SourceConfig,
     TrainConfig,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from gpt3_jax.config import schema
 from gpt3_jax.config.schema import Config
 from gpt3_jax.config.setting import Meaning, meaning, sections
 from gpt3_jax.config.values import types_of
@@ -18,9 +18,10 @@ _INDENT = 24
 
 
 def field_texts() -> dict[tuple[str, str], str]:
-    """The docstring of each field of the sections, by (class, field)."""
+    """The docstring of each field of the classes in the sections' modules, by (class, field)."""
     found = {}
-    for cls in ast.parse(inspect.getsource(schema)).body:
+    modules = dict.fromkeys(cls.__module__ for cls in sections(Config).values())
+    for cls in (node for name in modules for node in ast.parse(inspect.getsource(sys.modules[name])).body):
         if isinstance(cls, ast.ClassDef):
             for field, after in zip(cls.body, cls.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):

@@ -16,7 +16,8 @@ from typing import Any, get_origin
 
 import yaml
 
-from gpt3_jax.config.schema import Config, DistributedConfig, ParallelConfig
+from gpt3_jax.config.machine import DistributedConfig, ParallelConfig
+from gpt3_jax.config.schema import Config
 from gpt3_jax.config.setting import meanings, sections
 from gpt3_jax.config.values import Naming, convert, expected, types_of
 from gpt3_jax.config.yaml_text import BadYaml, read_yaml

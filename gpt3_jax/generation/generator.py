@@ -162,8 +162,9 @@ class Generator:
             for sample in range(samples)
         ]
 
-        groups = _batched(rows, self._rows_at_once)
-        return (piece for group in groups for _, piece in self._grow(group, sampling, seed))
+        at_once = max(1, min(len(rows), self._rows_at_once))
+        groups = _batched(rows, at_once)
+        return (piece for group in groups for _, piece in self._grow(group, sampling, seed, at_once))
 
     def complete(
         self,
@@ -193,10 +194,11 @@ class Generator:
         sampling = Sampling(temperature=0) if isinstance(decoding, Greedy) else decoding
         seed, number = (0, 0) if isinstance(decoding, Greedy) else (decoding.seed, decoding.number)
         rows = [self._row(i, samples[i] if samples else number, encoded[i], max_tokens, stops) for i in order]
+        at_once = max(1, min(len(rows), self._rows_at_once))
         return (
             (row.prompt, row.completed())
-            for group in _batched(rows, self._rows_at_once)
-            for row, piece in self._grow(group, sampling, seed)
+            for group in _batched(rows, at_once)
+            for row, piece in self._grow(group, sampling, seed, at_once)
             if piece.finish
         )
 
@@ -225,8 +227,13 @@ class Generator:
     def _row(self, prompt: int, sample: int, ids: list[int], max_tokens: int, stops: StopStrings) -> Row:
         return Row(self.tokenizer, prompt, sample, ids, max_tokens, self.config.n_ctx, stops)
 
-    def _grow(self, rows: list[Row], sampling: Sampling, seed: int) -> Iterator[tuple[Row, Piece]]:
-        """Completes the rows together; each piece with its row."""
+    def _grow(self, rows: list[Row], sampling: Sampling, seed: int, at_once: int) -> Iterator[tuple[Row, Piece]]:
+        """Completes the rows together; each piece with its row.
+
+        Args:
+            at_once: rows of the call's other groups, which are no fewer.
+        """
+        self._order_for(at_once)
         padded = self._padded(rows)
         tokens_BT, lengths_B, capacities, prefix = self._batch(
             [row.prompt_ids for row in padded], [row.limit for row in padded]
@@ -261,8 +268,9 @@ class Generator:
     def _search_all(
         self, encoded: list[list[int]], order: list[int], stops: StopStrings, max_tokens: int, beam: Beam
     ) -> Iterator[tuple[int, Completed]]:
-        at_once = max(1, _ROWS // beam.width) * self._place.shards
+        at_once = max(1, min(len(order), max(1, _ROWS // beam.width) * self._place.shards))
         for group in _batched(order, at_once):
+            self._order_for(at_once * beam.width)
             searches = [
                 BeamSearch(beam, self.tokenizer, stops, len(encoded[i]), max_tokens, self.config.n_ctx) for i in group
             ]
@@ -274,7 +282,7 @@ class Generator:
     ) -> Iterator[tuple[int, BeamSearch]]:
         """Runs the searches together; each with its place when it is finished."""
         limits = [search.limit for search in searches]
-        tokens_PT, lengths_P, capacities, prefix = self._batch(self._padded(prompts), limits, width)
+        tokens_PT, lengths_P, capacities, prefix = self._batch(self._padded(prompts), limits)
         capacity, steps = capacities.after(1), 0
         found: Candidates
         found, cache = programs.begin_beams(self._weights, tokens_PT, lengths_P, self._place, capacity, width, prefix)
@@ -317,15 +325,10 @@ class Generator:
         return rows + [rows[0]] * (shards * _power(-(-len(rows) // shards)) - len(rows))
 
     def _batch(
-        self, prompts: list[list[int]], limits: list[int], rows: int = 1
+        self, prompts: list[list[int]], limits: list[int]
     ) -> tuple[np.ndarray, np.ndarray, _Capacities, Prefix | None]:
         """Tokens [B, T] and lengths [B] of the prompts, the capacities of their cache; and what all of them begin with,
-        which tokens and lengths then leave out.
-
-        Args:
-            rows: of each prompt.
-        """
-        self._order_for(len(prompts) * rows)
+        which tokens and lengths then leave out."""
         needed = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=False))
         capacity = padded_length(needed, _SHORTEST, self.config.n_ctx)
         shared = self._shared(prompts)
@@ -349,7 +352,8 @@ class Generator:
         return shared_length(common, max(map(len, prompts)))
 
     def _order_for(self, rows: int) -> None:
-        """Has the weights in the order that so many rows on one device are best computed from."""
+        """Has the weights in the order that so many rows on one device are best computed from. Of a call's last group,
+        which may be smaller, they keep the order of its others: turning them takes as long as it saves in 30 tokens."""
         if self._place.mesh is None and self._place.form == "compute":
             self._weights = placed.order_for(self._weights, self.config, self._place.local.platform, rows)
 

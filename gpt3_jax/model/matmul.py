@@ -145,7 +145,7 @@ def _flat(kernel: jax.Array) -> jax.Array:
 # S positions of a shard, N = B × T of all rows, I inputs and O outputs of this tensor shard's part of a kernel.
 
 
-def gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool = True) -> jax.Array:
+def gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keep_rows: bool = True) -> jax.Array:
     """`linear` after `Local.gather_sequence`: from a shard of the residual stream [1, S, I] to [B, T, ...O].
 
     In a ring (`local.rings`) a piece is multiplied while the next ones are on their way. Backward there is no ring: the
@@ -153,12 +153,13 @@ def gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local,
 
     Args:
         length: T, the positions of a row.
-        keeps: in a ring, whether the backward pass finds the gathered rows. They are made with the result, so it costs
-            no traffic; but where the result is kept by name (`model.remat`), the ring would run again only for them.
+        keep_rows: in a ring, whether the gathered rows are kept for the backward pass. They are made with the result,
+            so it costs no traffic; but where the result is kept by name (`model.remat`), the ring would run again only
+            for them. If not, the backward pass gathers them.
     """
     if not local.rings:
         return linear(local.gather_sequence(x_BSI, length), kernel, local.platform)
-    return _gathered_linear(x_BSI, kernel, length, local, keeps)
+    return _gathered_linear(x_BSI, kernel, length, local, keep_rows)
 
 
 def scattered_linear(x_BTI: jax.Array, kernel: Weight, local: Local) -> jax.Array:
@@ -172,32 +173,37 @@ def scattered_linear(x_BTI: jax.Array, kernel: Weight, local: Local) -> jax.Arra
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool) -> jax.Array:
-    return _gathered_linear_forward(x_BSI, kernel, length, local, keeps)[0]
+def _gathered_linear(x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keep_rows: bool) -> jax.Array:
+    return _gathered_linear_forward(x_BSI, kernel, length, local, keep_rows=False)[0]
 
 
 def _gathered_linear_forward(
-    x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keeps: bool
+    x_BSI: jax.Array, kernel: Weight, length: int, local: Local, keep_rows: bool
 ) -> tuple[jax.Array, tuple[jax.Array, Weight]]:
     x_SI, value_IO = x_BSI[0], _flat(kernel.value)
     assert local.tensor is not None
     rows = x_SI.shape[0]
-    # Every row is written, so zeros are left out: 23.33 s for 23.57 s, a step of 175B on 512 v5p, as compiled.
-    whole_NI = local.vary(lax.empty((rows * local.tensor_size, x_SI.shape[1]), x_SI.dtype))
-    out_NO = local.vary(lax.empty((whole_NI.shape[0], value_IO.shape[1]), x_SI.dtype))
+
+    def empty(columns: int) -> jax.Array:
+        # Every row is written, so zeros are left out: 23.33 s for 23.57 s, a step of 175B on 512 v5p, as compiled.
+        return local.vary(lax.empty((rows * local.tensor_size, columns), x_SI.dtype))
+
+    whole_NI = empty(x_SI.shape[1]) if keep_rows else None
+    out_NO = empty(value_IO.shape[1])
     for shard, piece_SI in rings.pieces(x_SI, local.tensor, local.tensor_size):
         product_SO = _accumulate("si,io->so", piece_SI, value_IO, x_SI.dtype)
         out_NO = lax.dynamic_update_slice_in_dim(out_NO, product_SO, shard * rows, 0)
-        whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, piece_SI, shard * rows, 0)
+        if whole_NI is not None:
+            whole_NI = lax.dynamic_update_slice_in_dim(whole_NI, piece_SI, shard * rows, 0)
     out = out_NO.reshape(-1, length, *kernel.target.shape[1:])
-    return out, (whole_NI.reshape(-1, length, x_SI.shape[1]) if keeps else x_BSI, kernel)
+    return out, (x_BSI if whole_NI is None else whole_NI.reshape(-1, length, x_SI.shape[1]), kernel)
 
 
 def _gathered_linear_backward(
-    length: int, local: Local, keeps: bool, saved: tuple[jax.Array, Weight], ct: jax.Array
+    length: int, local: Local, keep_rows: bool, saved: tuple[jax.Array, Weight], ct: jax.Array
 ) -> tuple[jax.Array, Weight]:
     x, kernel = saved
-    x_BTI = x if keeps else local.gather_sequence(x, length)
+    x_BTI = x if keep_rows else local.gather_sequence(x, length)
     x_ct_BTI, kernel_ct = linear_backward(x_BTI, kernel, ct, local.platform)
     return local.scatter_sequence(x_ct_BTI), kernel_ct
 

@@ -38,7 +38,7 @@ def mlp(block: Block[Weight], x_BTD: jax.Array, platform: str, names: Names = UN
     return linear(_hidden(x_BTD, up, bias.as_array(), platform, names), down, platform)
 
 
-def mlp_of_shards(
+def sequence_sharded_mlp(
     block: Block[Weight], x_BSD: jax.Array, length: int, local: Local, names: Names = UNNAMED
 ) -> jax.Array:
     """`mlp` between shards of the sequence (`Local.gather_sequence`, `Local.scatter_sequence`): [B, S, D] in and out.
@@ -49,7 +49,7 @@ def mlp_of_shards(
     up, bias, down = block.mlp_up_kernel, block.mlp_up_bias, block.mlp_down_kernel
     if down.kind == "parts" or not local.rings:
         return local.scatter_sequence(mlp(block, local.gather_sequence(x_BSD, length), local.platform, names))
-    product_BTF = gathered_linear(x_BSD, up, length, local, keeps=names.get("mlp_up") is None)
+    product_BTF = gathered_linear(x_BSD, up, length, local, keep_rows=names.get("mlp_up") is None)
     return scattered_linear(gelu(names(add_bias(product_BTF, bias.as_array()), "mlp_up")), down, local)
 
 

@@ -24,7 +24,7 @@ from gpt3_jax.model import cpu
 from gpt3_jax.model.attention import attention
 from gpt3_jax.model.loss import Deferred, token_loss
 from gpt3_jax.model.matmul import einsum, gathered_linear, scattered_linear
-from gpt3_jax.model.mlp import mlp_of_shards
+from gpt3_jax.model.mlp import sequence_sharded_mlp
 from gpt3_jax.model.params import Block, Params
 from gpt3_jax.model.pointwise import add_bias, layer_norm
 from gpt3_jax.model.remat import UNNAMED, Names, Remat, policy
@@ -171,8 +171,8 @@ def qkv_projection(
     block: Block[Weight], x_BSD: jax.Array, length: int, config: ModelConfig, local: Local, names: Names = UNNAMED
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values [B, T, H, K] of this tensor shard's heads, from the residual stream [B, S, D]."""
-    keeps = names.get("qkv_proj") is None
-    product_BT3A = gathered_linear(x_BSD, block.qkv_kernel, length, local, keeps)
+    keep_rows = names.get("qkv_proj") is None
+    product_BT3A = gathered_linear(x_BSD, block.qkv_kernel, length, local, keep_rows)
     qkv_BT3A = add_bias(product_BT3A, block.qkv_bias.as_array())
     qkv_BT3HK = qkv_BT3A.reshape(*qkv_BT3A.shape[:3], -1, config.d_head)
     parts = cpu.queries_keys_values(qkv_BT3HK) if local.platform == "cpu" else (qkv_BT3HK[:, :, i] for i in range(3))
@@ -200,7 +200,7 @@ def one_layer(
         x_BSD = names(add_bias(x_BSD + out_BSD, block.attn_out_bias.as_array()), "residual")
     h_BSD = layer_norm(x_BSD, block.ln_2_scale.as_array(), block.ln_2_bias.as_array(), config.norm_eps)
     with jax.named_scope("mlp"):
-        out_BSD = mlp_of_shards(block, h_BSD, length, local, names)
+        out_BSD = sequence_sharded_mlp(block, h_BSD, length, local, names)
         return add_bias(x_BSD + out_BSD, block.mlp_down_bias.as_array())
 
 

@@ -1,9 +1,9 @@
 """An all-gather and a reduce-scatter by pieces, so that matmuls run while pieces travel.
 
-Each of N shards passes pieces to both of its neighbours: on a torus both directions of an axis are busy. A gather sends
-every shard's piece N // 2 places up and (N - 1) // 2 places down. A scatter sends sums the same ways: on each device
-that they pass they take up its part. Together that is N - 1 pieces sent by each device, as in the collectives that they
-stand for, and every hop is a permute of its own, which compilers run beside compute.
+Each of N shards passes pieces to both of its neighbours, so that on a torus both directions of an axis are busy. A
+gather sends every shard's piece N // 2 places up and (N - 1) // 2 places down. A scatter sends partial sums the same
+ways, and each device that they pass adds its part. A device sends N - 1 pieces, as many bytes as in the collective that
+the ring replaces. Every hop is a permute of its own, which compilers run beside compute.
 
 Nothing here is differentiated: the derivatives are those of the matmuls that use it (`model.matmul`).
 """
@@ -50,7 +50,7 @@ def summed(part: Callable[[jax.Array], jax.Array], axis: str, shards: int, dtype
     """The device's piece of a sum over all shards of the axis.
 
     Args:
-        part: what this device adds to the piece of the shard of this index, in fp32. Called once for each shard.
+        part: this device's term of the piece of the shard with this index, in fp32. Called once for each shard.
         dtype: in which sums travel, and that of the result.
     """
     here = lax.axis_index(axis)
@@ -76,5 +76,5 @@ def _hops(shards: int) -> tuple[int, int]:
 
 
 def _sent(x: jax.Array, axis: str, shards: int, step: int) -> jax.Array:
-    """`x` of the neighbour from which it takes `step` to come here."""
+    """Receives `x` from the shard `step` places below on the ring; from above, if `step` is negative."""
     return lax.ppermute(x, axis, [(i, (i + step) % shards) for i in range(shards)])

@@ -33,7 +33,7 @@ def render_inference(r: InferenceReceipt) -> str:
         verdict = VERDICTS[None if r.usable is None else r.moving <= r.usable]
         parts.append(
             "weights lie there once: as the stage keeps them for likelihoods, over tensor for free answers\n"
-            f"  memory of one device while they are moved: {size(r.moving)}, without temporaries: {verdict}"
+            f"  memory of one device while they are moved: {size(r.moving)}: {verdict}"
         )
     if summary := _summary(r):
         parts.append(summary)

@@ -22,7 +22,7 @@ from gpt3_jax.plan.topologies import Topology
 from gpt3_jax.program.flops import matmul_flops
 from gpt3_jax.program.hlo import CompiledCollective
 from gpt3_jax.program.memory_traffic import hbm_bytes
-from gpt3_jax.program.schedule import Rates, Transfer
+from gpt3_jax.program.schedule import Link, Rates, Transfer
 from gpt3_jax.program.traffic import HOST
 
 
@@ -85,14 +85,14 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
         shape: of the mesh.
     """
 
-    def link(collective: Transfer) -> tuple[str, float | None]:
+    def link_of(collective: Transfer) -> tuple[Link, float | None]:
         axes = collective.axes(shape)
         if not axes:  # a permute in which the first device keeps what it has
-            return "", 0.0
+            return Link(""), 0.0
         if axes == (HOST,) and HOST not in placement:  # a device whose way to its host has no figure
-            return HOST, None
+            return Link(HOST), None
         slowest = min((placement[axis] for axis in axes), key=lambda found: found.bandwidth)
-        bandwidth, name = slowest.bandwidth, "+".join(axes)
+        bandwidth, link = slowest.bandwidth, Link("+".join(axes))
         if (
             slowest.ring
             and isinstance(collective, CompiledCollective)
@@ -101,11 +101,11 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
         ):
             # Over one link; the other direction is free.
             bandwidth = device.links.bandwidth
-            name += " up" if collective.upwards else " down"
-        return name, collective.bytes_sent / collective.calls / (bandwidth * roofline.LINK[slowest.medium].share)
+            link = Link(link.axes, "up" if collective.upwards else "down")
+        return link, collective.bytes_sent / collective.calls / (bandwidth * roofline.LINK[slowest.medium].share)
 
     matmul = roofline.MATMUL[device.family].share
-    return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link)
+    return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link_of)
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,4 +132,4 @@ def _as_it_stands(part: roofline.Traffic, config: Config) -> roofline.Traffic:
     gather of weights and the reduction of gradients, at stage 2 the gather."""
     over_data = set(part.axes) <= set(BATCH_AXES) and DATA in part.axes
     outside = config.parallel.stage <= 1 or (config.parallel.stage == 2 and part.kind == "all-gather")
-    return dataclasses.replace(part, calls=1) if over_data and outside else part
+    return dataclasses.replace(part, calls=1, exposed=None) if over_data and outside else part

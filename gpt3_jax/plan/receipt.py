@@ -101,7 +101,7 @@ class Receipt:
     batch: dict[str, int]
     mesh: MeshShape
     settings: dict[str, Any]
-    """Those that change the cost of a step, as they run; and `gathers_ahead`, the form of the loop over depth."""
+    """Those that change the cost of a step, as they run."""
     topology: dict[str, Any]
     memory: Memory
     flops: Flops
@@ -123,6 +123,9 @@ class Receipt:
     """The compiler's words when it refused the program for its memory, else empty."""
     seconds: dict[str, float]
     versions: dict[str, str]
+    gathers_ahead: bool | None = None
+    """Whether the loop over depth gathers a block ahead (`transformer.gathers_ahead`); None where an earlier receipt
+    does not say."""
 
 
 def make_receipt(step: CompiledStep) -> Receipt:
@@ -168,13 +171,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "tokens_to_train": config.train.tokens,
         },
         mesh=mesh,
-        settings=cost_settings(config)
-        | {
-            "unroll": unroll(config, step.mesh),
-            "gathers_ahead": gathers_ahead(
-                config, mesh, step.topology.platform, overlaps_scatters(step.topology.devices[0])
-            ),
-        },
+        settings=cost_settings(config) | {"unroll": unroll(config, step.mesh)},
         topology={
             "name": step.topology.name,
             "devices": len(step.topology.devices),
@@ -198,6 +195,7 @@ def make_receipt(step: CompiledStep) -> Receipt:
             "compile": round(step.compile_seconds, 1),
         },
         versions=versions(step.topology.platform),
+        gathers_ahead=gathers_ahead(config, mesh, step.topology.platform, overlaps_scatters(step.topology.devices[0])),
     )
 
 
@@ -225,6 +223,9 @@ def receipt_from_json(data: dict[str, Any]) -> Receipt:
         KeyError, TypeError, ValueError: data of another form.
     """
     data = {key: value for key, value in data.items() if key != "fits"}
+    # An earlier one has `gathers_ahead` among the settings, or not at all.
+    data["settings"] = dict(data["settings"])
+    data.setdefault("gathers_ahead", data["settings"].pop("gathers_ahead", None))
     memory = dict(data["memory"])
     memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
     data["memory"] = Memory(**memory)

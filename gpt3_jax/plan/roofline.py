@@ -62,6 +62,8 @@ class Traffic:
     """Bytes that a device sends in a step, all calls together, by the ring formula."""
     calls: int
     """How often a step runs each between the blocks' compute; 1 for a collective outside the blocks."""
+    exposed: float | None = None
+    """The share of it that is waited for; None: one call out of those that a step makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +133,12 @@ def predict(
 ) -> Prediction:
     """The time of a step.
 
-    Matmuls and what stands between them take turns. Of collectives over the tensor axis, which stand between one matmul
-    and the next, the share `tensor_exposed` is waited for. With `rings`, the pieces that tensor shards send hide behind
-    the matmuls that use or make them, and the collectives that are left are waited for as without rings. Other
-    collectives hide behind the compute of other blocks. Of what hides, one call out of those that a step makes is
-    waited for: what runs once per step, in full. Whatever takes longer than the compute it hides behind is waited for
-    too.
+    Matmuls and the memory traffic between them take turns. Collectives over the tensor axis run between one matmul and
+    the next: the share `tensor_exposed` of them is waited for. With `rings`, the pieces that tensor shards send hide
+    behind the matmuls that use or make these pieces; the tensor collectives that are left are waited for as without
+    rings. Other collectives hide behind the compute of other blocks. Of what hides, `Traffic.exposed` is waited for, by
+    default one call out of those that a step makes: what runs once per step, in full. Whatever takes longer than the
+    compute it hides behind is waited for too.
 
     Copies to the host's memory and back have a link of their own, on which they hide in the same way: those to the host
     behind the forward pass, a quarter of a step that recomputes every block, those from it behind the rest. Without a
@@ -169,7 +171,8 @@ def predict(
         slowest = min((_interconnect(placement, axis) for axis in part.axes), key=lambda link: link.bandwidth)
         seconds = part.bytes / (slowest.bandwidth * LINK[slowest.medium].share)
         stands_between = part.axes == (TENSOR,) and not (rings and part.kind == "permute")
-        exposed = seconds * (tensor_exposed if stands_between else 1 / part.calls)
+        waited = 1 / part.calls if part.exposed is None else part.exposed
+        exposed = seconds * (tensor_exposed if stands_between else waited)
         if part.axes == (HOST,):
             exposed += max(0.0, seconds - exposed - beside)
         else:
@@ -178,8 +181,7 @@ def predict(
         links[part.axes] = dataclasses.replace(
             before, seconds=before.seconds + seconds, exposed=before.exposed + exposed
         )
-    waited = sum(link.exposed for link in links.values())
-    step = max(chip, hidden) + waited
+    step = max(chip, hidden) + sum(link.exposed for link in links.values())
     busy = {"compute": compute, "HBM": hbm}
     busy |= {f"{link.medium} of {' × '.join(axes)}": link.seconds for axes, link in links.items()}
 

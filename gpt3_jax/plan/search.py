@@ -165,7 +165,7 @@ def nearest(
     config: Config, mesh: MeshShape, topology: Topology, keep: int, cache: Path | None
 ) -> list[tuple[Candidate, Receipt]]:
     """Configurations that fit and differ least from one that does not: fewest changed settings first, then fastest.
-    Compiles as long as a search does."""
+    Compiles as long as a search does by default, and says how many it leaves out."""
     now = {
         "parallel.stage": config.parallel.stage,
         **{f"parallel.{axis}": size for axis, size in mesh.axes.items()},
@@ -179,11 +179,17 @@ def nearest(
         return len(changed) - ("parallel.data" in changed)  # data follows from the other axes
 
     # Estimates are inexact: only candidates with room to spare are worth a compilation.
-    tried = candidates(config, topology)
+    found, tried, clock = candidates(config, topology), Tried(), Clock(SECONDS)
     assert topology.usable is not None
-    roomy = [c for c in tried if c.bytes <= ROOMY * topology.usable and changes(c)]
+    roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and changes(c)]
     roomy.sort(key=lambda c: (changes(c), c.prediction.step_seconds))
-    return confirm(roomy, topology, keep, 3 * keep, cache, Clock(SECONDS))
+    confirmed = confirm(roomy, topology, keep, 3 * keep, cache, clock, tried)
+    if tried.left:
+        log.info(
+            f"stopped after {clock.elapsed:.0f} s with {len(tried.left)} more to compile, the nearest of them "
+            f"{tried.left[0].options}; gpt3-jax plan --search --minutes N looks longer"
+        )
+    return confirmed
 
 
 def confirm(
@@ -289,8 +295,8 @@ def _waiting_less(
 ) -> list[Candidate]:
     """Where the compiled program of the best waits, which arithmetic cannot know: the best in fewer microbatches, which
     send less; and of each other tensor axis, of each other stage on its mesh, and of each other remat on any mesh that
-    was compiled, the fastest that leaves room. Each if it is faster than the best if it waits for nothing. Last come
-    other remats of the meshes that are slower."""
+    was compiled, the fastest that leaves room. Each if its estimate is faster than what the best takes; the estimate
+    has no waits but those of a TPU's plain scan. Last come other remats of the meshes that are slower."""
     assert topology.usable is not None
     if not confirmed:
         return []

@@ -42,10 +42,10 @@ def _head(r: Receipt) -> str:
 
 
 def _loop_over_depth(r: Receipt) -> list[str]:
-    """Which form of it runs at stage 3 (`transformer.gathers_ahead`); empty where an earlier receipt does not say."""
-    if r.settings["stage"] < 3 or r.mesh.data == 1 or "gathers_ahead" not in r.settings:
+    """Which form of it runs at stage 3."""
+    if r.settings["stage"] < 3 or r.mesh.data == 1 or r.gathers_ahead is None:
         return []
-    if r.settings["gathers_ahead"]:
+    if r.gathers_ahead:
         return ["loop over depth: a block gathers the next one's weights, and reduces the gradients of the one before"]
     return ["loop over depth: a block gathers its own weights, and reduces its own gradients"]
 

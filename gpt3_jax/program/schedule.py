@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from gpt3_jax.program.hlo import COLLECTIVES, CompiledCollective, Instruction, Program
 from gpt3_jax.program.host_copies import HostCopy, host_copies_of
@@ -29,6 +29,20 @@ Transfer: TypeAlias = CompiledCollective | HostCopy
 """What moves while compute may run. A copy to the host's memory is treated like a collective."""
 
 
+class Link(NamedTuple):
+    """What a collective runs on."""
+
+    axes: str
+    """The mesh axes, ``data`` or ``replica+data``; ``host`` for copies to the host's memory and back."""
+    direction: Literal["", "up", "down"] = ""
+    """Of a ring's two, the one that it uses; empty: the whole link."""
+
+    def shares(self, other: Link) -> bool:
+        """Whether collectives on the two follow each other: on the same link, or on a link and one of its
+        directions."""
+        return self.axes == other.axes and (not self.direction or other.direction in ("", self.direction))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rates:
     """Rates at which the schedule is timed."""
@@ -37,9 +51,9 @@ class Rates:
     """FLOPs per second of matmuls."""
     hbm: float
     """Bytes per second of everything but matmuls."""
-    link: Callable[[Transfer], tuple[str, float | None]]
-    """The name of the link that a collective uses, and the seconds of one call. None where no document states the
-    speed of the link: then nothing waits for it. "tensor up" and "tensor down" are the two directions of "tensor"."""
+    link: Callable[[Transfer], tuple[Link, float | None]]
+    """The link that a collective uses, and the seconds of one call. None where no document states the speed of the
+    link: then nothing waits for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +144,7 @@ class _Flight:
     """A collective that was started."""
 
     collective: Transfer
-    link: str
+    link: Link
     begin: float
     end: float
     known: bool
@@ -138,11 +152,6 @@ class _Flight:
     passed: _Span
     """Time and work at its start."""
     waited: float = 0.0
-
-
-def _share(link: str, other: str) -> bool:
-    """Whether two collectives follow each other: on the same link, or on a link and one of its directions."""
-    return link == other or link.startswith(f"{other} ") or other.startswith(f"{link} ")
 
 
 class _Timeline:
@@ -218,7 +227,7 @@ class _Run:
         flights = []
         for collective in collectives:
             link, seconds = self._rates.link(collective)
-            free = max((flight.end for flight in self._flights if _share(flight.link, link)), default=0.0)
+            free = max((flight.end for flight in self._flights if flight.link.shares(link)), default=0.0)
             begin = max(self._passed.seconds, free)
             end, known = begin + (seconds or 0.0), seconds is not None
             flight = _Flight(collective, link, begin, end, known, dataclasses.replace(self._passed))
@@ -233,7 +242,7 @@ class _Run:
             if flight.end > now:
                 # Waited for: all that runs on this link until then.
                 for other in self._flights:
-                    if _share(other.link, flight.link):
+                    if other.link.shares(flight.link):
                         other.waited += max(0.0, min(other.end, flight.end) - max(other.begin, now))
                 self._passed.seconds = flight.end
             self._timeline.found.append(

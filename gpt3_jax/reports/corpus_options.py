@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="tokenizer of DATA that is token ids and does not record it; token shards record theirs. For text, "
-        "memorisation counts tokens by it",
+        help="tokenizer of token ids in DATA that do not record theirs, as token shards do; of text, the tokenizer by "
+        "which memorisation counts tokens",
     )
     parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column (default: %(default)s)")
     parser.add_argument(

@@ -19,7 +19,7 @@ from gpt3_jax.parallel.collectives import Local
 from gpt3_jax.parallel.compiler_options import compiler_options, overlaps_scatters
 from gpt3_jax.parallel.mesh import BATCH_AXES, batch_shards, mesh_platform, shape_of
 from gpt3_jax.parallel.rules import batch_partition, shardings
-from gpt3_jax.parallel.zero import Zero
+from gpt3_jax.parallel.zero import Kind, Zero
 from gpt3_jax.spec import T
 from gpt3_jax.train import optimizer
 from gpt3_jax.train.state import TrainState, state_partitions
@@ -130,11 +130,13 @@ def make_step(config: Config, mesh: Mesh, microbatches: int = 1) -> jax.stages.W
 
 
 def _zero(config: Config, mesh: Mesh) -> Zero:
-    scatters = overlaps_scatters(mesh.devices.flat[0])
-    loop = gathers_ahead(config, shape_of(mesh), mesh_platform(mesh), scatters)
-    layers = cpu.casts_layers(config, mesh_platform(mesh), mesh.size, unroll(config, mesh))
-    model, memory = config.model, config.memory
-    return Zero(param_table(model), mesh, config.parallel, model.dtype, memory.mlp_parts, loop, layers)
+    model, platform, scatters = config.model, mesh_platform(mesh), overlaps_scatters(mesh.devices.flat[0])
+    blocks: Kind | None = None
+    if gathers_ahead(config, shape_of(mesh), platform, scatters):
+        blocks = "loop"
+    elif cpu.casts_layers(config, platform, mesh.size, unroll(config, mesh)):
+        blocks = "layers"
+    return Zero(param_table(model), mesh, config.parallel, model.dtype, config.memory.mlp_parts, blocks)
 
 
 def _over_microbatches(

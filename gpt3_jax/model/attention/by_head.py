@@ -9,7 +9,8 @@ Shapes: B batch, T positions, H heads, K head width; N groups of G heads; Q quer
 see, or S keys of a block and the Q queries that see them.
 
 Results of a group of heads are in fp32 until all are there: the backend writes a part of a bf16 array by converting all
-of it, 11 ms of a core for a layer of gpt3-small with 2,048 tokens, and 4 ms in fp32.
+of it, 11 ms of a core for a layer of gpt3-small with 2,048 tokens, and 4 ms in fp32. A step takes 2.93 s and 3.30 GiB;
+in bf16 it would take 3.02 s and 3.19 GiB.
 """
 
 from __future__ import annotations

@@ -2,6 +2,6 @@
 
 from gpt3_jax.parallel.zero.depth import scan_blocks
 from gpt3_jax.parallel.zero.stages import Zero, parameter_partitions
-from gpt3_jax.parallel.zero.weight import Weight, save_all_but_weights
+from gpt3_jax.parallel.zero.weight import Kind, Weight, save_all_but_weights
 
-__all__ = ["Weight", "Zero", "parameter_partitions", "save_all_but_weights", "scan_blocks"]
+__all__ = ["Kind", "Weight", "Zero", "parameter_partitions", "save_all_but_weights", "scan_blocks"]

@@ -95,8 +95,8 @@ class Zero:
     Args:
         compute: dtype of the weights in the forward pass.
         mlp_parts: parts in which the blocks get their MLP's weights (`model.mlp`); only at stage 3.
-        loop: whether the loop over depth gathers the blocks' weights (`zero.depth`); only at stage 3, without parts.
-        layers: whether it is unrolled and casts them itself; only at stages 0 and 1 on one device.
+        blocks: the kind of the blocks' weights; None: the stage's. `loop` only at stage 3 without parts, `layers` only
+            at stages 0 and 1 on one device.
 
     Raises:
         UserError: a dimension that its mesh axes, or the parts, do not divide.
@@ -109,8 +109,7 @@ class Zero:
         parallel: ParallelConfig,
         compute: str,
         mlp_parts: int = 1,
-        loop: bool = False,
-        layers: bool = False,
+        blocks: Kind | None = None,
     ) -> None:
         self.local = Local.of(mesh, rings.chosen(parallel))
         self.specs = parameter_partitions(table, mesh, parallel.stage)
@@ -120,7 +119,7 @@ class Zero:
         self._stage = stage = STAGES[parallel.stage]
         self._reduce = reduction_dtype(jnp.dtype(parallel.reduce_dtype), self.local.platform)
         self._parts = mlp_parts
-        self._blocks: Kind = "loop" if loop else "layers" if layers else stage.gathered
+        self._blocks: Kind = blocks or stage.gathered
 
         def gather(spec: ParamSpec) -> Gather:
             how = transport.choose(spec, mesh, sharded=stage.sharded, overlap=parallel.overlap)

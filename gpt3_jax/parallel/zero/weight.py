@@ -116,7 +116,12 @@ class Weight:
 
     @property
     def value(self) -> jax.Array:
-        """The whole weight in the compute dtype, its dimensions after the sharded one flat; passes no gradient on."""
+        """The whole weight in the compute dtype, its dimensions after the sharded one flat; passes no gradient on.
+
+        Raises:
+            ValueError: of the kind `layers`, which only the unrolled loop casts.
+        """
+        self._require_cast()
         if self.source is None:
             return lax.stop_gradient(self.target)
         if self.kind != "ahead":
@@ -153,10 +158,19 @@ class Weight:
 
     def as_array(self) -> jax.Array:
         """The whole weight as an array that any operation may differentiate: its gradient, a whole one, is reduced and
-        goes to the target."""
+        goes to the target.
+
+        Raises:
+            ValueError: as `value`.
+        """
+        self._require_cast()
         if self.source is None:
             return self.target
         return _attach(self.target, self.value, self.how)
+
+    def _require_cast(self) -> None:
+        if self.kind == "layers":
+            raise ValueError("a weight of the kind layers is fp32 masters, which model.cpu.layers casts one by one")
 
     # -- the derivative --------------------------------------------------------------------------------------------
 
