@@ -50,7 +50,6 @@ KEPT = (
     Kept(("gpt3-small",), "v5e:4x4", _SMALL),
     Kept(("gpt3-medium",), "v5e:4x4", _SMALL),
     Kept(("gpt3-large",), "v5e:8x8", _LARGE),
-    Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
     Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "full"), "tensor"),
     Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "offload"), "offload"),
 )

@@ -31,6 +31,7 @@ MACHINES = {
     "mesh-h100-64x8": "h100:64x8",
     "mesh-v5p-512": "v5p:8x8x8",
     "mesh-v5e-256": "v5e:16x16",
+    "mesh-v6e-256": "v6e:16x16",
 }
 """The topology of each mesh that has a file for each size."""
 FILE = Path(__file__).parent / "shipped_searches.csv"
@@ -41,6 +42,7 @@ MINUTES = {
     "mesh-h100-64x8": 30.0,
     "mesh-v5p-512/gpt3-175b": 4.0,
     "mesh-v5e-256/gpt3-175b": 5.0,
+    "mesh-v6e-256/gpt3-175b": 5.0,
 }
 """Options of the searches; 2 minutes where none are named, of CPU time. What they had no time for
 is in the record; more minutes go on where the last one ended."""
