@@ -46,7 +46,6 @@ _LARGE = ("--parallel.stage", "3", "--parallel.data", "64", "--memory.remat", "f
 _TENSOR = ("--parallel.stage", "3", "--parallel.data", "64", "--parallel.tensor", "8", "--memory.microbatch", "24")
 KEPT = (
     *(Kept((size, mesh), MACHINES[mesh]) for mesh, size in shipped()),
-    Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
     Kept(("gpt3-small",), "v5e:4x4", _SMALL),
     Kept(("gpt3-medium",), "v5e:4x4", _SMALL),
     Kept(("gpt3-large",), "v5e:8x8", _LARGE),

@@ -32,6 +32,7 @@ MACHINES = {
     "mesh-v5p-512": "v5p:8x8x8",
     "mesh-v5e-256": "v5e:16x16",
     "mesh-v6e-256": "v6e:16x16",
+    "mesh-h200-8": "h200:1x8",
 }
 """The topology of each mesh that has a file for each size."""
 FILE = Path(__file__).parent / "shipped_searches.csv"

@@ -45,7 +45,6 @@ TABLE_2_1 = [
 SIZES = [row[0] for row in TABLE_2_1]
 SUITS = {
     "mesh-v4-32": (32, 32e9, SIZES[4:7]),
-    "mesh-h200-8": (8, 141e9, SIZES[:7]),
     "mesh-cpu-8": (8, 16e9, SIZES[:1]),
 }
 DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
@@ -54,6 +53,7 @@ DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
     "mesh-v5p-512": (512, 95e9),
     "mesh-v5e-256": (256, 16e9),
     "mesh-v6e-256": (256, 32e9),
+    "mesh-h200-8": (8, 141e9),
 }
 COMPOSED = [(mesh, size) for mesh in MESHES for size in SUITS[mesh][2]] + shipped()
 
