@@ -42,18 +42,13 @@ class Kept:
 
 
 _SMALL = ("--parallel.stage", "3", "--parallel.data", "16", "--memory.remat", "full", "--memory.microbatch", "4")
+_LARGE = ("--parallel.stage", "3", "--parallel.data", "64", "--memory.remat", "full", "--memory.microbatch", "2")
 _TENSOR = ("--parallel.stage", "3", "--parallel.data", "64", "--parallel.tensor", "8", "--memory.microbatch", "24")
 KEPT = (
     *(Kept((size, mesh), MACHINES[mesh]) for mesh, size in shipped()),
-    Kept(("gpt3-13b", "mesh-h200-8"), "h200:1x8"),
     Kept(("gpt3-small",), "v5e:4x4", _SMALL),
-    Kept(("gpt3-medium", "mesh-v5e-256"), "v5e:4x4", ("--parallel.data", "16", "--memory.microbatch", "4")),
-    Kept(("gpt3-large", "mesh-v5e-256"), "v5e:8x8", ("--parallel.data", "64")),
-    Kept(("gpt3-xl", "mesh-v5e-256"), "v5e:16x16"),
-    Kept(("gpt3-2.7b", "mesh-v5e-256"), "v5e:16x16"),
-    Kept(("gpt3-6.7b", "mesh-v5e-256"), "v5e:16x16"),
-    Kept(("gpt3-13b", "mesh-v5e-256"), "v5e:16x16"),
-    Kept(("gpt3-175b", "mesh-v6e-256"), "v6e:16x16"),
+    Kept(("gpt3-medium",), "v5e:4x4", _SMALL),
+    Kept(("gpt3-large",), "v5e:8x8", _LARGE),
     Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "full"), "tensor"),
     Kept(("gpt3-175b",), "v5p:8x8x8", (*_TENSOR, "--memory.remat", "offload"), "offload"),
 )

@@ -1718,4 +1718,11 @@ BUGS = (
         "return [*unlikely, *likely]",
         ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),
     ),
+    Bug(
+        "what may not fit takes the place of a smaller microbatch that does",
+        "plan/candidates.py",
+        "likely = worth_compiling([c for c in found if c.bytes <= usable], asked)",
+        "likely = (c for c in worth_compiling(found, asked) if c.bytes <= usable)",
+        ("test_plan_search", "test_the_first_compiled_has_room_and_what_may_not_fit_comes_last", ()),
+    ),
 )

@@ -3,7 +3,7 @@
     python tests/shipped_configs.py                          # all; a minute or two each
     python tests/shipped_configs.py mesh-h100-8              # one machine
     python tests/shipped_configs.py mesh-h100-8/gpt3-xl
-    python tests/shipped_configs.py --table                  # those of gpt3_jax/plan/README.md, from the receipts
+    python tests/shipped_configs.py --table                  # those of gpt3_jax/plan/README.md and configs/README.md
 
 Each writes configs/MESH/SIZE.yaml, its receipt (tests/receipts) and its rows of tests/shipped_searches.csv: everything
 that the search compiled, and one row of a size that does not fit. Plans are kept as `gpt3-jax plan` keeps them, so that
@@ -24,17 +24,28 @@ from gpt3_jax.config import config_dir, load_config, presets
 from gpt3_jax.plan.receipt import Receipt, receipt_from_json
 from gpt3_jax.program.traffic import HOST
 from gpt3_jax.quantities import duration
+from gpt3_jax.train.schedule import batch_schedule, line_updates, updates
 
 MACHINES = {
     "mesh-h100-8": "h100:1x8",
     "mesh-h100-64x8": "h100:64x8",
     "mesh-v5p-512": "v5p:8x8x8",
+    "mesh-v5e-256": "v5e:16x16",
+    "mesh-v6e-256": "v6e:16x16",
+    "mesh-h200-8": "h200:1x8",
 }
 """The topology of each mesh that has a file for each size."""
 FILE = Path(__file__).parent / "shipped_searches.csv"
 RECEIPTS = Path(__file__).parent / "receipts"
 KEEP = 1
-MINUTES = {"mesh-h100-8": 30.0, "mesh-h100-64x8": 30.0, "mesh-v5p-512/gpt3-175b": 4.0}
+MINUTES = {
+    "mesh-h100-8": 30.0,
+    "mesh-h100-64x8": 30.0,
+    "mesh-v5p-512/gpt3-175b": 4.0,
+    "mesh-v5e-256/gpt3-175b": 5.0,
+    "mesh-v6e-256/gpt3-xl": 5.0,
+    "mesh-v6e-256/gpt3-175b": 5.0,
+}
 """Options of the searches; 2 minutes where none are named, of CPU time. What they had no time for
 is in the record; more minutes go on where the last one ended."""
 ALSO: dict[tuple[str, str], str] = {
@@ -173,7 +184,7 @@ def table() -> str:
 
     def cell(mesh: str, size: str) -> str:
         if (mesh, size) not in shipped():
-            return "" if (config_dir() / f"{mesh}.yaml").is_file() else "–"
+            return "–"
         predicted = kept_receipt(mesh, size).prediction
         assert predicted is not None
         (best,) = (row for row in rows() if (row.mesh, row.size, row.verdict) == (mesh, size, "best"))
@@ -207,6 +218,35 @@ def waits() -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def left() -> str:
+    """What the searches had no time for, as Markdown: the mesh as replica·data·tensor, the remat, the microbatch."""
+    lines = []
+    for mesh, size in shipped():
+        out = [row for row in rows() if (row.mesh, row.size, row.verdict) == (mesh, size, "left")]
+        each = [f"{r.replica}·{r.data}·{r.tensor} {r.remat} {r.microbatch}" for r in out]
+        head = f"- `{mesh}/{size.removeprefix('gpt3-')}`, {minutes(mesh, size):g} minutes: "
+        lines += [head + "; ".join(each) + "\n"] if each else []
+    return "".join(lines)
+
+
+def ramps() -> str:
+    """Where the batch ramp of each shipped configuration begins, and how many updates of the paper's line it makes, as
+    Markdown."""
+
+    def cell(mesh: str, size: str) -> str:
+        if (mesh, size) not in shipped():
+            return "–"
+        config = load_config([size, mesh])
+        schedule = batch_schedule(config, config.parallel.replica * config.parallel.data)
+        first = schedule.sizes[0].sequences * config.model.n_ctx
+        made = updates(config, schedule).total / line_updates(config).total - 1
+        return f"{first:,}, {100 * made:+.1f} %".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
+
+    lines = [["", *(f"`{mesh}`" for mesh in MACHINES)], ["---"] * (1 + len(MACHINES))]
+    lines += [[size.removeprefix("gpt3-"), *(cell(mesh, size) for mesh in MACHINES)] for size in presets()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def kept_receipt(mesh: str, size: str) -> Receipt:
     """That of a shipped configuration."""
     from receipts_kept import Kept
@@ -217,7 +257,7 @@ def kept_receipt(mesh: str, size: str) -> Receipt:
 
 def main(asked: list[str]) -> None:
     if asked == ["--table"]:
-        print(table() + "\n" + waits(), end="")
+        print(table(), waits(), left(), ramps(), sep="\n", end="")
         return
     for mesh in MACHINES:
         for size in presets():

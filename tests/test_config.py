@@ -40,19 +40,19 @@ TABLE_2_1 = [
 ]
 
 # Each mesh with its number of devices and bytes of memory a device; and of a file for all sizes, those that its comment
-# names. The others are folders with a file for each size, which a search made (shipped_configs.py). One mesh is both.
+# names. The others are folders with a file for each size, which a search made (shipped_configs.py).
 SIZES = [row[0] for row in TABLE_2_1]
 SUITS = {
     "mesh-v4-32": (32, 32e9, SIZES[4:7]),
-    "mesh-v5e-256": (256, 16e9, SIZES[3:7]),
-    "mesh-v6e-256": (256, 32e9, SIZES[5:]),
-    "mesh-h200-8": (8, 141e9, SIZES[:7]),
-    "mesh-v5p-512": (512, 95e9, SIZES[4:5]),
     "mesh-cpu-8": (8, 16e9, SIZES[:1]),
 }
 DEVICES = {name: row[:2] for name, row in SUITS.items()} | {
     "mesh-h100-8": (8, 80e9),
     "mesh-h100-64x8": (512, 80e9),
+    "mesh-v5p-512": (512, 95e9),
+    "mesh-v5e-256": (256, 16e9),
+    "mesh-v6e-256": (256, 32e9),
+    "mesh-h200-8": (8, 141e9),
 }
 COMPOSED = [(mesh, size) for mesh in MESHES for size in SUITS[mesh][2]] + shipped()
 
@@ -150,7 +150,7 @@ def test_every_mesh_file_is_in_the_table() -> None:
     assert sorted(SUITS) == MESHES
     folders = {path.name for path in config_module.config_dir().iterdir() if path.is_dir()}
     assert folders == set(MACHINES) and set(DEVICES) == folders | set(SUITS)
-    assert not {(mesh, size) for mesh, row in SUITS.items() for size in row[2]} & set(shipped())
+    assert not folders & set(SUITS)
     files = {(path.parent.name, path.stem) for path in config_module.config_dir().glob("*/*.yaml")}
     assert files == set(shipped())
 
@@ -200,25 +200,6 @@ def test_a_mesh_of_many_files_stands_for_that_of_the_size_beside_it(tmp_path: Pa
     mine = _yaml(tmp_path, "model: {n_layers: 22}")
     assert load_config(["gpt3-xl", "mesh-h100-8", mine]).model.n_layers == 22
     assert load_config([mine, "mesh-h100-8/gpt3-xl"]).memory == on_xl.memory
-
-
-def test_a_mesh_of_both_kinds_takes_its_plain_file_for_other_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last size that is named counts, with a file of its own or without."""
-    (tmp_path / "mesh-both").mkdir()
-    for name, data in (("mesh-both", 2), ("mesh-both/gpt3-xl", 4)):
-        (tmp_path / f"{name}.yaml").write_text(f"parallel: {{data: {data}}}")
-    for size in ("gpt3-small", "gpt3-xl"):
-        (tmp_path / f"{size}.yaml").write_text("model: {n_layers: 12}")
-    monkeypatch.setattr(config_module.loading, "config_dir", lambda: tmp_path)
-    mine = _yaml(tmp_path, "model: {n_layers: 22}")
-    names: list[tuple[list[str | Path], int]] = [
-        (["gpt3-xl", "mesh-both"], 4), (["mesh-both", "gpt3-small", "gpt3-xl"], 4), ([mine, "mesh-both/gpt3-xl"], 4),
-        (["gpt3-small", "mesh-both"], 2), (["gpt3-xl", "gpt3-small", "mesh-both"], 2), ([mine, "mesh-both"], 2),
-    ]  # fmt: skip
-    for files, data in names:
-        assert load_config(files).parallel.data == data, files
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_step_without_room_for_overlap_is_told() -> None:
 def test_every_kept_plan_fits(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     assert receipt.memory.fits
-    assert 0 <= receipt.memory.gaps < 0.1 * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
+    assert 0 <= receipt.memory.gaps < 0.12 * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
     assert receipt.batch["tokens"] == load_config(kept.configs, kept.overrides).train.batch_tokens
 
 

@@ -72,8 +72,7 @@ def load_config(paths: Sequence[str | os.PathLike[str]] = (), overrides: Sequenc
 
     A later file wins over an earlier one, an override over every file, and a later override over an earlier one.
     Old names of settings are still read, with a log message. The name of a shipped folder, such as ``mesh-h100-8``,
-    stands for its file of the size that is named beside it: ``["gpt3-xl", "mesh-h100-8"]``. Where there is a file of
-    the folder's name, too, that is for all other sizes.
+    stands for its file of the size that is named beside it: ``["gpt3-xl", "mesh-h100-8"]``.
 
     Raises:
         UserError: a file that cannot be read, an unknown key (with the nearest name), a value of the wrong type,
@@ -171,11 +170,10 @@ def _find(path: Path, names: Sequence[str]) -> Path:
         return path
     if not path.is_absolute() and ".." not in path.parts:  # even if a folder of that name exists, such as a run's
         shipped = config_dir() / path
-        file = shipped.with_name(f"{path.name}.yaml")
-        if path.name and any(shipped.glob("*.yaml")):
-            return _of_size(shipped, names, file)
-        if file.is_file():
+        if (file := shipped.with_name(f"{path.name}.yaml")).is_file():
             return file
+        if path.name and any(shipped.glob("*.yaml")):
+            return _of_size(shipped, names)
     if path.is_dir():
         raise UserError(f"configuration file {str(path)!r} is a folder; expected a YAML file")
     known = sorted(
@@ -187,14 +185,12 @@ def _find(path: Path, names: Sequence[str]) -> Path:
     )
 
 
-def _of_size(folder: Path, names: Sequence[str], others: Path) -> Path:
-    """A folder's file of the size that is named last; `others`, if there is such a file, without a size or its file."""
+def _of_size(folder: Path, names: Sequence[str]) -> Path:
+    """A folder's file of the size that is named last."""
     there = [size for size in presets() if (folder / f"{size}.yaml").is_file()]
     asked = next((name for name in reversed(names) if name in presets()), "")
     if asked in there:
         return folder / f"{asked}.yaml"
-    if others.is_file():
-        return others
     mesh = folder.name
     if asked:
         raise UserError(

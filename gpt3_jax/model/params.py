@@ -8,6 +8,7 @@ vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from typing import Any
 
@@ -105,6 +106,7 @@ def decay_mask(config: ModelConfig, on: str) -> Params[bool]:
     return param_table(config).map(lambda spec: spec.kind in _DECAYED[on])
 
 
+@functools.cache  # a search asks for each of its candidates
 def count_params(config: ModelConfig) -> int:
     """The paper's count (Table D.1): embeddings, positions and biases included, vocabulary padding left out."""
     return sum(spec.size for spec in param_table(dataclasses.replace(config, vocab_multiple=1)).leaves())

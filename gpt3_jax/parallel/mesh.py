@@ -37,7 +37,7 @@ class MeshShape:
     @property
     def sizes(self) -> tuple[int, ...]:
         """In the order of `AXES`."""
-        return dataclasses.astuple(self)
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def axes(self) -> dict[str, int]:

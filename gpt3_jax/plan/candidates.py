@@ -119,12 +119,10 @@ def worth_compiling(found: Sequence[Candidate], asked: Config) -> Iterator[Candi
 
 def in_order(found: Sequence[Candidate], asked: Config, usable: int) -> list[Candidate]:
     """Those that are `worth_compiling`, in the order in which a search compiles them: fastest first, and last those
-    that fit only by an error of the estimate. Before them, so that there is one, the fastest that fits by any error;
-    if there is none, the one that needs least."""
-    likely: list[Candidate] = []
-    unlikely: list[Candidate] = []
-    for candidate in worth_compiling(found, asked):
-        (likely if candidate.bytes <= usable else unlikely).append(candidate)
+    that fit only by an error of the estimate, so that none of them takes the place of one that fits. Before them, so
+    that there is one, the fastest that fits by any error; if there is none, the one that needs least."""
+    likely = worth_compiling([c for c in found if c.bytes <= usable], asked)
+    unlikely = worth_compiling([c for c in found if c.bytes > usable], asked)
     safe = next((c for c in found if c.bytes <= ROOMY * usable), None) or min(found, key=lambda c: c.bytes)
     return [safe, *(c for c in (*likely, *unlikely) if c is not safe)]
 

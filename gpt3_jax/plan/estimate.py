@@ -147,7 +147,8 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, ov
         gradients += 4 * psi / group / 2
 
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
-    logits = (4 + (width if gpu else 0)) * rows * vocab  # a GPU has their gradient beside them
+    # With their gradient beside them, but in a v5e's programs.
+    logits = (4 + (width if gpu or overlaps_scatters else 0)) * rows * vocab
     streams = unit * (4 + 2 / mesh.tensor)
     block = width * blocks / model.n_layers
     # The last block's weights stay gathered for the backward pass; in it there is one block's more (`zero.depth`).

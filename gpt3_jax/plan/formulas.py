@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, TypeAlias
 
 import jax
@@ -24,6 +25,7 @@ K = 12
 """Adam in mixed precision: fp32 parameters, momentum and variance, 4 bytes each (ZeRO section 3.1)."""
 
 
+@functools.cache  # a search asks for each of its candidates
 def psi_of_shard(model: ModelConfig, tensor: int) -> int:
     """Ψ: parameters that one of `tensor` shards holds, vocabulary padding included. That is its share of what tensor
     parallelism splits, and all of the rest."""

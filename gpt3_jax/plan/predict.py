@@ -59,9 +59,10 @@ def predict(work: Work, config: Config, topology: Topology, mesh: MeshShape) -> 
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def place(topology: Topology, mesh: MeshShape) -> Placement:
-    """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the
-    host."""
+    """The interconnect of each mesh axis (torus, NVLink, network between nodes or slices), and of the way to the host.
+    Laying a mesh on a torus takes a tenth of a second, and a search asks a hundred times for each."""
     device = topology.device
     assert device is not None
     if topology.has_nodes:
@@ -108,10 +109,8 @@ def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rat
     return Rates(device.bf16_flops * matmul, device.hbm_bandwidth * roofline.HBM.share, link_of)
 
 
-@functools.lru_cache(maxsize=256)
 def _inner_step(topology: Topology, mesh: MeshShape) -> int:
-    """Devices in the inner step of a gather over `data`; 0 if it has only one. Laying a mesh on a torus takes a tenth
-    of a second, and a search asks a hundred times for each."""
+    """Devices in the inner step of a gather over `data`; 0 if it has only one."""
     sizes: dict[str, Any] = mesh.axes
     steps = data_steps(make_mesh(ParallelConfig(**sizes), topology.devices))
     return len(steps[0][0]) if steps else 0

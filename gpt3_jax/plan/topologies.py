@@ -51,7 +51,7 @@ class Topology:
     shape: tuple[int, ...]
     """TPU: chips along each dimension of the torus. GPU: nodes, GPUs in a node."""
     slices: int
-    devices: tuple[jax.Device, ...]
+    devices: tuple[jax.Device, ...] = dataclasses.field(hash=False)  # thousands; the name tells machines apart
     device: Device | None
     """Its row of the device table; None when it has none."""
 
