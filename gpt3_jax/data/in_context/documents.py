@@ -22,7 +22,7 @@ from gpt3_jax.data.in_context.words import (
 
 Kind = Literal["single", "composed", "table", "function", "base"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "function": 0.04, "base": 0.04}
+SHARES: dict[Kind, float] = {"single": 0.40, "composed": 0.38, "table": 0.14, "function": 0.04, "base": 0.04}
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""

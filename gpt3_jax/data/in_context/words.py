@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -24,14 +23,9 @@ _RULES_HELD_OUT: dict[int, Split] = {0: "test", 5: "validation", 10: "test"}
 STEPS = range(2, 4)
 """Steps of a composition."""
 
-_ANY_LETTER = "*"
-"""Stands for whatever letter a step adds, where compositions are compared."""
-_PROBES = ("bhnr", "tzfo", "wmya")
-"""Words without a repeated letter, so that different rearrangements differ on them."""
-
 
 def _shifted(text: str, by: int) -> str:
-    return "".join(c if c == _ANY_LETTER else LETTERS[(LETTERS.index(c) + by) % 26] for c in text)
+    return "".join(LETTERS[(LETTERS.index(letter) + by) % 26] for letter in text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,32 +39,41 @@ class _Kind:
     letters: str = ""
 
 
-_REARRANGES = {
+_ARRANGES = {
     "reverse": _Kind("reverse", lambda w, n, c: w[::-1]),
     "cycle-left": _Kind("cycle left", lambda w, n, c: w[1:] + w[:1]),
     "cycle-right": _Kind("cycle right", lambda w, n, c: w[-1:] + w[:-1]),
-    "swap-ends": _Kind("swap the ends", lambda w, n, c: w if len(w) < 2 else w[-1] + w[1:-1] + w[0]),
-    "swap-first": _Kind("swap the first two", lambda w, n, c: w[1:2] + w[:1] + w[2:]),
-    "swap-last": _Kind("swap the last two", lambda w, n, c: w[:-2] + w[-1:] + w[-2:-1]),
-}
-_RESIZES = {
+    "swap-ends": _Kind("swap the ends", lambda w, n, c: w[-1] + w[1:-1] + w[0]),
+    "swap-first": _Kind("swap the first two", lambda w, n, c: w[1] + w[0] + w[2:]),
+    "swap-last": _Kind("swap the last two", lambda w, n, c: w[:-2] + w[-1] + w[-2]),
     "cut-first": _Kind("cut the first", lambda w, n, c: w[1:]),
     "cut-last": _Kind("cut the last", lambda w, n, c: w[:-1]),
     "double": _Kind("double", lambda w, n, c: w + w),
     "double-first": _Kind("double the first", lambda w, n, c: w[:1] + w),
     "double-last": _Kind("double the last", lambda w, n, c: w + w[-1:]),
 }
-_SHIFTS = {
-    "shift": _Kind("shift by {amount:+d}", lambda w, n, c: _shifted(w, n), (1, 2, -1, -2)),
+_WRITES = {
+    "capitals": _Kind("write capitals", lambda w, n, c: w.upper()),
+    "capital-first": _Kind("write the first as a capital", lambda w, n, c: w[:1].upper() + w[1:]),
+    "capital-last": _Kind("write the last as a capital", lambda w, n, c: w[:-1] + w[-1:].upper()),
+    "shift": _Kind("shift by {amount:+d}", lambda w, n, c: _shifted(w, n), (1, -1)),
 }
 _ADDS = {
     "add-front": _Kind("put {letter} in front", lambda w, n, c: c + w, letters=LETTERS),
     "add-back": _Kind("put {letter} at the end", lambda w, n, c: w + c, letters=LETTERS),
+    "add-both": _Kind("put {letter} at both ends", lambda w, n, c: c + w + c, letters=LETTERS),
 }
-_KINDS = {**_REARRANGES, **_RESIZES, **_SHIFTS, **_ADDS}
-_GROUPS = ((0.35, _REARRANGES), (0.30, _RESIZES), (0.15, _SHIFTS), (0.20, _ADDS))
-"""Share of steps drawn from each group."""
-_GROUP_ENDS = np.cumsum([share for share, _ in _GROUPS])[:-1]
+_FRAMES = {
+    "brackets": _Kind("put it in brackets", lambda w, n, c: f"({w})"),
+    "stars": _Kind("put it in stars", lambda w, n, c: f"*{w}*"),
+    "dashes": _Kind("put it in dashes", lambda w, n, c: f"-{w}-"),
+    "quotes": _Kind("put it in quotes", lambda w, n, c: f'"{w}"'),
+}
+_SORTS = (_ARRANGES, _WRITES, _ADDS, _FRAMES)
+"""A composition has at most one step of a sort, in this order. So each step can be seen in the answer."""
+_SHARES = (0.55, 0.25, 0.1, 0.1)
+"""Share of the rules of one step that are of each sort."""
+_KINDS = {name: kind for sort in _SORTS for name, kind in sort.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +109,9 @@ class WordRule:
         return word
 
     @property
-    def behaviour(self) -> str:
-        """What the rule does to some words, whatever letters it adds. Rules that do the same are one rule, however they
-        are composed: "reverse" twice is nothing, and "put a in front" and "put b in front" behave alike."""
-        return _behaviour(tuple(dataclasses.replace(step, letter=step.letter and _ANY_LETTER) for step in self.steps))
-
-
-@cache
-def _behaviour(steps: tuple[Step, ...]) -> str:
-    return "/".join(WordRule(steps)(word) for word in _PROBES)
+    def behaviour(self) -> tuple[tuple[str, int], ...]:
+        """The rule but for the letters that it adds: "put a in front" and "put b in front" behave alike."""
+        return tuple((step.kind, step.amount) for step in self.steps)
 
 
 def single_rules() -> Iterator[WordRule]:
@@ -125,15 +122,11 @@ def single_rules() -> Iterator[WordRule]:
                 yield WordRule((Step(name, amount, letter),))
 
 
-@cache
-def _single_behaviours() -> frozenset[str]:
-    return frozenset(rule.behaviour for rule in single_rules()) | {WordRule(()).behaviour}
-
-
 def rule_split(rule: WordRule) -> Split:
-    """Where a rule belongs. Rules that do the same belong together, and what a single step does is in training."""
-    behaviour = rule.behaviour
-    return "training" if behaviour in _single_behaviours() else _RULES_HELD_OUT.get(_hash(behaviour) % 15, "training")
+    """Where a rule belongs, whatever letters it adds. Rules of one step are in training."""
+    if len(rule.steps) < min(STEPS):
+        return "training"
+    return _RULES_HELD_OUT.get(_hash(repr(rule.behaviour)) % 15, "training")
 
 
 def word_split(word: str) -> Split:
@@ -147,16 +140,15 @@ def _hash(text: str) -> int:
 
 def draw_single(rng: np.random.Generator) -> WordRule:
     """A rule of one step."""
-    return WordRule((_draw_step(rng),))
+    return WordRule((_draw_step(rng, _SORTS[rng.choice(len(_SORTS), p=_SHARES)]),))
 
 
 def draw_composed(rng: np.random.Generator, split: Split) -> WordRule:
-    """A rule of two or three steps that no single step does, of one split."""
+    """A rule of two or three steps of different sorts, of one split."""
     while True:
-        rule = WordRule(tuple(_draw_step(rng) for _ in range(rng.integers(min(STEPS), max(STEPS) + 1))))
-        if len(rule("a" * LENGTH)) > 2 * LENGTH + 1:
-            continue
-        if rule.behaviour not in _single_behaviours() and rule_split(rule) == split:
+        sorts = rng.choice(len(_SORTS), size=rng.integers(min(STEPS), max(STEPS) + 1), replace=False)
+        rule = WordRule(tuple(_draw_step(rng, _SORTS[sort]) for sort in sorted(sorts)))
+        if len(rule("a" * LENGTH)) <= 2 * LENGTH + 1 and rule_split(rule) == split:
             return rule
 
 
@@ -170,9 +162,8 @@ def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
     return words[:count]
 
 
-def _draw_step(rng: np.random.Generator) -> Step:
-    group = _GROUPS[np.searchsorted(_GROUP_ENDS, rng.random(), side="right")][1]
-    name = list(group)[rng.integers(len(group))]
-    kind = group[name]
+def _draw_step(rng: np.random.Generator, sort: Mapping[str, _Kind]) -> Step:
+    name = list(sort)[rng.integers(len(sort))]
+    kind = sort[name]
     amount = kind.amounts[rng.integers(len(kind.amounts))]
     return Step(name, amount, kind.letters[rng.integers(len(kind.letters))] if kind.letters else "")
