@@ -84,8 +84,8 @@ def by_hand(step: Step, word: str) -> str:
         case "add-both":
             letters = [step.letter, *letters, step.letter]
         case kind:
-            before, after = {"brackets": "()", "stars": "**", "dashes": "--", "quotes": '""'}[kind]
-            letters = [before, *letters, after]
+            frames = {"brackets": ("(", ")"), "stars": ("*", "*"), "dashes": ("-", "-"), "quotes": ('"', '"')}
+            letters = [frames[kind][0], *letters, frames[kind][1]]
     return "".join(letters)
 
 
@@ -143,7 +143,7 @@ def test_no_word_of_the_training_text_is_held_out() -> None:
 def test_no_rule_of_the_training_text_is_held_out() -> None:
     """Read from the text itself: no document's examples agree with any held-out composition."""
     rng = np.random.default_rng(1)
-    held_out: dict[str, WordRule] = {}
+    held_out: dict[tuple[tuple[str, int], ...], WordRule] = {}
     least: dict[Split, int] = {"validation": 30, "test": 90}
     for split in least:
         drawn = {rule.behaviour: rule for rule in (draw_composed(rng, split) for _ in range(2000))}

@@ -106,7 +106,7 @@ class Words:
     @property
     def effect(self) -> str:
         """The same for rules that do the same but for letters they add."""
-        return self.rule.behaviour
+        return str(self.rule.behaviour)
 
     def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         """Questions are words of the split. In training, no answer is a word of another split."""
