@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpt3_jax.errors import RunError, UserError
     from gpt3_jax.generation import generate
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "Config",
