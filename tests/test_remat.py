@@ -238,7 +238,9 @@ def test_by_the_estimate_each_step_of_the_ladder_takes_less_memory_and_more_work
     """For every size and machine that has a receipt."""
 
     def of(remat: Remat) -> tuple[float, float]:
-        settings = load_config(kept.configs, [*kept.overrides, "--memory.remat", remat])
+        # Parts, which only `full` and `offload` have, are no step of the ladder.
+        ladder = ["--memory.remat", remat, "--memory.mlp_parts", "1"]
+        settings = load_config(kept.configs, [*kept.overrides, *ladder])
         parallel, rows = settings.parallel, settings.train.batch_tokens // settings.model.n_ctx
         mesh = MeshShape(parallel.replica, parallel.data, parallel.tensor)
         per_shard = rows // mesh.batch_shards
