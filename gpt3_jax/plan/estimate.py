@@ -148,8 +148,8 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, ov
 
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
     # Measured on v5p and v6e, with their gradient beside them, and v5e, without; other TPUs by whether they overlap
-    # scatters. Without it the estimates of small and medium on v5p:8x8x8 and of small on v6e:16x16 are more than a tenth
-    # too low; with it those of small on v5e:16x16 and v5e:4x4 are more than a tenth too high.
+    # scatters. Without it the estimates of small and medium on v5p:8x8x8 and of small on v6e:16x16 are more than a
+    # tenth too low; with it those of small on v5e:16x16 and v5e:4x4 are more than a tenth too high.
     logits = (4 + (width if gpu or overlaps_scatters else 0)) * rows * vocab
     streams = unit * (4 + 2 / mesh.tensor)
     block = width * blocks / model.n_layers
