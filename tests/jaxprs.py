@@ -23,8 +23,13 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, int]]:
 
 def dot_flops(function: Any, *args: Any) -> int:
     """Multiplications and additions of all matmuls."""
+    return flops_of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def flops_of(jaxpr: Any) -> int:
+    """As `dot_flops`, of what is traced."""
     total = 0
-    for equation, times in equations(jax.make_jaxpr(function)(*args).jaxpr):
+    for equation, times in equations(jaxpr):
         if equation.primitive.name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             depth = np.prod([equation.invars[0].aval.shape[i] for i in contracted])

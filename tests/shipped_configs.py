@@ -43,6 +43,9 @@ MINUTES = {
     "mesh-h100-64x8": 30.0,
     "mesh-v5p-512/gpt3-175b": 4.0,
     "mesh-v5e-256/gpt3-175b": 5.0,
+    "mesh-v6e-256/gpt3-small": 4.0,
+    "mesh-v6e-256/gpt3-medium": 4.0,
+    "mesh-v6e-256/gpt3-large": 4.0,
     "mesh-v6e-256/gpt3-xl": 5.0,
     "mesh-v6e-256/gpt3-175b": 5.0,
 }
@@ -240,7 +243,8 @@ def ramps() -> str:
         schedule = batch_schedule(config, config.parallel.replica * config.parallel.data)
         first = schedule.sizes[0].sequences * config.model.n_ctx
         made = updates(config, schedule).total / line_updates(config).total - 1
-        return f"{first:,}, {100 * made:+.1f} %".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
+        change = f"{100 * made:+.1f} %".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
+        return f"{first:,}{'' if len(schedule.sizes) > 1 else ', no ramp'}, {change}"
 
     lines = [["", *(f"`{mesh}`" for mesh in MACHINES)], ["---"] * (1 + len(MACHINES))]
     lines += [[size.removeprefix("gpt3-"), *(cell(mesh, size) for mesh in MACHINES)] for size in presets()]

@@ -23,6 +23,8 @@ from gpt3_jax.program.traffic import HOST
 
 MEMORY, TRAFFIC, WORK = 0.03, 0.01, 0.001
 """How far a fresh plan may be from the kept one. Versions of the compilers differ by less."""
+GAPS = {"gpt3-175b.v6e-16x16": 0.12}
+"""The share of its memory that a plan's gaps may take, where it is not a tenth."""
 QUICK = ("gpt3-small.v5e-4x4", "gpt3-175b.v5p-8x8x8")
 """Compiled in the default run, where libtpu is installed; the others by `pytest -m slow`."""
 
@@ -91,6 +93,29 @@ def test_the_estimate_is_within_its_error(kept: Kept) -> None:
     assert need == pytest.approx(receipt.memory.total, rel=estimate.ERROR)
 
 
+def test_the_estimate_needs_the_gradient_of_the_logits_on_v5p_and_v6e() -> None:
+    """Without it these three are more than a tenth too low."""
+    shown = ("gpt3-small.v5p-8x8x8", "gpt3-medium.v5p-8x8x8", "gpt3-small.v6e-16x16")
+    for kept in KEPT:
+        if kept.name in shown:
+            test_the_estimate_is_within_its_error(kept)
+
+
+def test_a_v5e_waits_for_the_shares_that_the_estimate_takes() -> None:
+    """`estimate._GATHERS_WAITED` and its docstring."""
+    shares: dict[str, list[float]] = {"all-gather": [], "reduce-scatter": []}
+    for receipt in (kept_receipt(kept) for kept in KEPT if kept.topology.startswith("v5e:")):
+        for row in receipt.overlap:
+            if row.axes == "data" and row.kind in shares:
+                assert row.seconds
+                shares[row.kind].append(row.waited / row.seconds)
+    gathers, scatters = shares.values()
+    assert len(gathers) == len(scatters) == 11
+    assert (round(min(gathers), 2), round(max(gathers), 2)) == (0.34, 0.76)
+    assert min(gathers) < estimate._GATHERS_WAITED < max(gathers)
+    assert scatters == pytest.approx([estimate._SCATTERS_WAITED] * 11)
+
+
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
 def test_the_estimate_orders_by_what_a_step_does(kept: Kept) -> None:
     receipt = kept_receipt(kept)
@@ -129,7 +154,8 @@ def test_a_step_without_room_for_overlap_is_told() -> None:
 def test_every_kept_plan_fits(kept: Kept) -> None:
     receipt = kept_receipt(kept)
     assert receipt.memory.fits
-    assert 0 <= receipt.memory.gaps < 0.12 * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
+    most = GAPS.get(kept.name, 0.1)
+    assert 0 <= receipt.memory.gaps < most * receipt.memory.total, "fragmentation: gpt3_jax/plan/README.md"
     assert receipt.batch["tokens"] == load_config(kept.configs, kept.overrides).train.batch_tokens
 
 

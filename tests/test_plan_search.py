@@ -28,13 +28,14 @@ from gpt3_jax.plan import search as searching
 from gpt3_jax.plan.cache import plan
 from gpt3_jax.plan.candidates import PARTS, REMATS, ROOMY, SLACK, Candidate, candidates, in_order, worth_compiling
 from gpt3_jax.plan.candidates import _replicas as searching_replicas
-from gpt3_jax.plan.found import check_file, write_configuration
+from gpt3_jax.plan.found import check_file, comments, write_configuration
 from gpt3_jax.plan.predict import _as_it_stands
 from gpt3_jax.plan.receipt import Receipt
 from gpt3_jax.plan.roofline import Traffic
 from gpt3_jax.plan.search import Tried, best_first, nearest, search
 from gpt3_jax.plan.step import CompiledStep, compile_step
 from gpt3_jax.plan.topologies import Topology
+from gpt3_jax.quantities import count
 
 SEQUENCES = 32
 
@@ -294,9 +295,14 @@ def test_a_search_confirms_by_compiling_and_keeps_what_it_made(
 def test_the_best_is_written_as_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     config, receipt = settings(), plan(settings(), node(), None)[0]
+    assert receipt.prediction is not None
     write_configuration(str(file), config, receipt, "gpt3-jax plan --search")
     assert load_config([file]) == config
     assert file.read_text().startswith("# found by: gpt3-jax plan --search\n#")
+    # Tokens per second and MFU are those of the longer time.
+    waits = dataclasses.replace(receipt, scheduled_seconds=2 * receipt.prediction.step_seconds)
+    assert f"MFU {receipt.prediction.mfu / 2:.1%}" in comments(waits, "")
+    assert f"{count(receipt.prediction.tokens_per_second / 2)} tokens/s" in comments(waits, "")
     assert not [other for other in tmp_path.iterdir() if other != file]
     with pytest.raises(UserError, match="exists; choose another"):
         check_file(str(file))
@@ -325,7 +331,8 @@ def test_the_command_writes_the_best_or_says_that_there_is_none(
     )
 
 
-def test_the_nearest_that_fits_changes_as_little_as_can_be() -> None:
+def test_the_nearest_that_fits_changes_as_little_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "SECONDS", 1e9)  # however busy the machine is
     too_large = settings()
     tight, _ = plan(too_large, node(), None)
     # One byte short of what this configuration takes: something else has to be found.
@@ -550,6 +557,18 @@ def test_where_the_program_of_the_best_waits_others_are_compiled_too() -> None:
     assert searching._waiting_less([best[0], split, there, here], confirmed, node()) == [here, there]
     assert searching._waiting_less(found, [made(1.0, scheduled=1.05)], node()) == []
     assert searching._waiting_less(found, [], node()) == []
+
+
+def test_where_the_best_leaves_no_room_others_need_not_either() -> None:
+    usable = node().usable or 0
+
+    def needing(share: float, one: Candidate) -> Candidate:
+        return dataclasses.replace(one, bytes=share * usable)
+
+    tight, beyond = (needing(share, made(1.1, sizes=(1, 4, 2))[0]) for share in (0.95, 1.05))
+    best, receipt = made(1.0, scheduled=1.2)
+    assert searching._waiting_less([tight], [(best, receipt)], node()) == []
+    assert searching._waiting_less([beyond, tight], [(needing(0.95, best), receipt)], node()) == [tight]
 
 
 def test_replicas_of_one_slice_are_powers_of_two() -> None:

@@ -134,6 +134,22 @@ def test_the_tables_of_the_plans_readme_are_those_of_the_receipts() -> None:
     assert left() in readme
 
 
+def test_the_estimates_of_175b_on_v5e_in_the_plans_readme_are_the_searchs() -> None:
+    readme = (Path(gpt3_jax.__file__).parent / "plan" / "README.md").read_text()
+    found = enumerated("mesh-v5e-256", "gpt3-175b")
+    for data, tensor, microbatch in ((64, 4, 4), (32, 8, 8), (32, 8, 6), (128, 2, 2)):
+        (one,) = (
+            c
+            for c in found
+            if (c.mesh.sizes, c.config.memory.microbatch) == ((1, data, tensor), microbatch)
+            and (c.config.memory.remat, c.config.memory.mlp_parts) == ("offload", 8)
+        )
+        (line,) = (x for x in readme.splitlines() if x.startswith(f"| data {data} × tensor {tensor}, {microbatch} "))
+        assert f"| {one.bytes / 2**30:.2f} " in line and f"| {one.prediction.step_seconds:.1f} s " in line
+    least = min(c.bytes for c in found if c.mesh.tensor == 1)
+    assert f"data 256 needs {least / 2**30:.2f} of 15.75 GiB" in readme
+
+
 def test_the_ramps_of_the_configurations_readme_are_theirs() -> None:
     readme = (config_dir() / "README.md").read_text()
     assert ramps() in readme

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprs import dot_flops, equations
+from jaxprs import equations, flops_of
 from step_cells import CONTEXT, ONE, SEQUENCES, Cell, config, first_state, mesh_of, run
 from xla_flags import user_fusions
 
@@ -111,9 +111,9 @@ def test_layers_recompute_what_the_loop_recomputes(remat: str) -> None:
         step = make_step(settings, mesh_of(settings))
         rows = jax.ShapeDtypeStruct((SEQUENCES, CONTEXT + 1), jnp.int32)
         given = abstract_state(settings, mesh_of(settings)), rows
-        work.append(dot_flops(step, *given))
-        program = jax.make_jaxpr(step)(*given)
-        barriers.append(sum(bool(e.params.get("prevent_cse")) for e, _ in equations(program.jaxpr)))
+        program = jax.make_jaxpr(step)(*given).jaxpr
+        work.append(flops_of(program))
+        barriers.append(sum(bool(e.params.get("prevent_cse")) for e, _ in equations(program)))
     assert work[0] == work[1]
     assert barriers == [0, settings.model.n_layers]
 

@@ -186,7 +186,7 @@ def reads_outputs_first(dtype: jnp.dtype, platform: str, rows: int) -> bool:
     """Whether generation of so many rows keeps its kernels transposed, [O, I]. The backend's matmul of a few rows in
     bf16, and of one row in fp32, reads them a fifth to a third faster so; that of several rows in fp32 takes half as
     long again. Reading a prompt, a matmul of hundreds of rows, takes the same in either order (gpt3-small, fp32, 128 to
-    1,920 tokens: within 5 %)."""
+    1,920 tokens: within 6 %)."""
     return platform == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
 
 

@@ -147,7 +147,9 @@ def memory(config: Config, mesh: MeshShape, microbatches: int, platform: str, ov
         gradients += 4 * psi / group / 2
 
     rows = math.ceil(tokens / math.ceil(tokens / min(config.memory.loss_chunk, tokens)))
-    # With their gradient beside them, but in a v5e's programs.
+    # Measured on v5p and v6e, with their gradient beside them, and v5e, without; other TPUs by whether they overlap
+    # scatters. Without it the estimates of small and medium on v5p:8x8x8 and of small on v6e:16x16 are more than a
+    # tenth too low; with it those of small on v5e:16x16 and v5e:4x4 are more than a tenth too high.
     logits = (4 + (width if gpu or overlaps_scatters else 0)) * rows * vocab
     streams = unit * (4 + 2 / mesh.tensor)
     block = width * blocks / model.n_layers
@@ -227,10 +229,9 @@ _RINGS_AGAIN: Mapping[str, float] = MappingProxyType(
 
 _GATHERS_WAITED, _SCATTERS_WAITED = 0.5, 1.0
 """The shares of ZeRO's gathers and reduce-scatters that a TPU waits for where its loop over depth is a plain scan. By
-the compiled schedules of seven sizes on v5e, small to 13B with full remat, it waits for 39 to 73 % of the gathers and
-for all reduce-scatters; of 6.7B on v5p:4x4x4 for 48 and 84 %; of 175B on v5p:8x8x8 with an MLP in 8 parts, which
-gather the next part beside the current one, for 44 and 95 %. A GPU hides them behind other matmuls of the same
-block."""
+the compiled schedules of the eleven receipts for v5e, all sizes, it waits for 34 to 76 % of the gathers and for all
+reduce-scatters (a test reads them). Of 6.7B on v5p:4x4x4, before it had the loop (the plain scan of
+parallel/README.md), it waited for 48 and 84 %. A GPU hides them behind other matmuls of the same block."""
 
 
 def work(config: Config, mesh: MeshShape, microbatches: int, platform: str, overlaps_scatters: bool) -> Work:

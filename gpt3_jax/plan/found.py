@@ -12,6 +12,7 @@ import yaml
 from gpt3_jax.config import Config, to_dict
 from gpt3_jax.errors import RunError, UserError
 from gpt3_jax.plan.receipt import Receipt
+from gpt3_jax.plan.search import step_time
 from gpt3_jax.quantities import count, duration, size
 
 
@@ -61,7 +62,8 @@ def settings_text(settings: Mapping[str, Any], receipt: Receipt, command: str) -
 
 
 def comments(receipt: Receipt, command: str) -> str:
-    """What made a configuration and what is planned for it, as comments of YAML."""
+    """What made a configuration and what is planned for it, as comments of YAML: both times of a step, and what follows
+    from the longer, by which a search ranks."""
     memory, prediction = receipt.memory, receipt.prediction
     room = f" of {size(memory.usable)}" if memory.usable else ""
     lines = [
@@ -71,11 +73,13 @@ def comments(receipt: Receipt, command: str) -> str:
     ]
     if prediction:
         scheduled = receipt.scheduled_seconds
-        lines.append(
-            f"predicted, not run: {duration(prediction.step_seconds)} a step"
-            + (f" ({duration(scheduled)} in the compiled schedule's order)" if scheduled else "")
-            + f", {count(prediction.tokens_per_second)} tokens/s, MFU {prediction.mfu:.1%} (6N)"
-        )
+        order = f", {duration(scheduled)} in the compiled schedule's order" if scheduled else ""
+        share = prediction.step_seconds / step_time(receipt)
+        tokens, mfu = share * prediction.tokens_per_second, share * prediction.mfu
+        lines += [
+            f"predicted, not run: {duration(prediction.step_seconds)} a step by the roofline{order};",
+            f"by the longer {count(tokens)} tokens/s, MFU {mfu:.1%} (6N)",
+        ]
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -262,14 +262,14 @@ def _of_one_device(tree: Any) -> int:
 
 def _moving(config: Config, mesh: Mesh) -> int:
     """The most bytes of one device while weights are moved (`placed.place_weights`, `take_params`): of the blocks one
-    parameter after the other, of each of which both forms are there before the first is deleted. Beside the two there
-    is at most a layer: compilers cut layers into shards before they stack them (175B compiled for v5p:8x8x8, 13B for
-    h100:2x8: no temporaries; a test for CPUs)."""
+    parameter after the other, of each of which both forms are there before the first is deleted. On the way there,
+    one layer's shards more: cut out, and not yet where they go. On the way back nothing: compilers cut layers into
+    shards before they stack them (175B compiled for v5p:8x8x8, 13B for h100:2x8: no temporaries; a test for CPUs)."""
     params = _params(config, mesh, jnp.dtype(config.model.dtype))
     weights = placed.abstract_weights(config.model, mesh)
     old = [_of_one_device(leaf) for leaf in params.blocks.leaves()]
     made = [sum(map(_of_one_device, layers)) for layers in zip(*(b.leaves() for b in weights.blocks), strict=True)]
-    peak = max(sum(made[: i + 1]) + sum(old[i:]) for i in range(len(old)))
+    peak = max(sum(made[: i + 1]) + sum(old[i:]) + old[i] // config.model.n_layers for i in range(len(old)))
     back = max(sum(old[: i + 1]) + sum(made[i:]) for i in range(len(old)))
     rest = _of_one_device((params, weights)) - sum(old) - sum(made)
     return max(peak, back) + rest

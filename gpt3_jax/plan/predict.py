@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gpt3_jax.config import Config, ParallelConfig
@@ -67,7 +68,9 @@ def place(topology: Topology, mesh: MeshShape) -> Placement:
     assert device is not None
     if topology.has_nodes:
         links = dataclasses.replace(device.links, node_devices=topology.shape[1])
-        return placement.nodes(dataclasses.replace(device, links=links), mesh) | placement.host(device)
+        return MappingProxyType(
+            {**placement.nodes(dataclasses.replace(device, links=links), mesh), **placement.host(device)}
+        )
     inside = dataclasses.replace(mesh, replica=mesh.replica // topology.slices)
     chips = math.prod(topology.shape) * topology.slices
     placed = dict(placement.torus(device, topology.shape, inside, len(topology.devices) // chips))
@@ -75,7 +78,7 @@ def place(topology: Topology, mesh: MeshShape) -> Placement:
         placed[DATA] = _outer_step(placed[DATA], device, inner)
     if topology.slices > 1:
         placed |= placement.slices(device, REPLICA, mesh.replica)
-    return placed | placement.host(device)
+    return MappingProxyType({**placed, **placement.host(device)})
 
 
 def rates(device: Device, placement: Placement, shape: Mapping[str, int]) -> Rates:

@@ -295,14 +295,16 @@ def _waiting_less(
 ) -> list[Candidate]:
     """Where the compiled program of the best waits, which arithmetic cannot know: the best in fewer microbatches, which
     send less; and of each other tensor axis, of each other stage on its mesh, and of each other remat on any mesh that
-    was compiled, the fastest that leaves room. Each if its estimate is faster than what the best takes; the estimate
-    has no waits but those of a TPU's plain scan. Last come other remats of the meshes that are slower."""
+    was compiled, the fastest that leaves room, or that fits, where the best leaves none. Each if its estimate is faster
+    than what the best takes; the estimate has no waits but those of a TPU's plain scan. Last come other remats of the
+    meshes that are slower."""
     assert topology.usable is not None
     if not confirmed:
         return []
     (best, receipt), *_ = best_first(confirmed)
     beyond = step_time(receipt)
-    roomy = [c for c in found if c.bytes <= ROOMY * topology.usable and c.prediction.step_seconds < beyond]
+    most = topology.usable * (1.0 if best.bytes > ROOMY * topology.usable else ROOMY)
+    roomy = [c for c in found if c.bytes <= most and c.prediction.step_seconds < beyond]
     tensors = {c.mesh.tensor for c, _ in confirmed}
     stages = {c.config.parallel.stage for c, _ in confirmed if c.mesh == best.mesh}
     remats: dict[MeshShape, set[str]] = {}

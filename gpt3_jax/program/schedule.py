@@ -39,7 +39,7 @@ class Link(NamedTuple):
 
     def shares(self, other: Link) -> bool:
         """Whether collectives on the two follow each other: on the same link, or on a link and one of its
-        directions."""
+        directions. One over several axes, ``data+tensor``, counts as free of ``data`` and of ``tensor``."""
         return self.axes == other.axes and (not self.direction or other.direction in ("", self.direction))
 
 
