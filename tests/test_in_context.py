@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -25,11 +24,10 @@ from gpt3_jax.data.in_context.words import (
     Split,
     Step,
     WordRule,
-    composed_rules,
     draw_composed,
     draw_words,
+    rule_split,
     single_rules,
-    with_additions,
     word_split,
 )
 from gpt3_jax.data.shards import ShardSource
@@ -46,7 +44,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 def by_hand(step: Step, word: str) -> str:
     """The answer of one step, letter by letter and independently of the generator's code."""
     letters = list(word)
-    following = dict(zip(ABC, ABC[1:] + "a", strict=True))
+    forward = {c: ABC[(i + step.amount) % 26] for i, c in enumerate(ABC)}
     match step.kind:
         case "reverse":
             letters.reverse()
@@ -56,9 +54,9 @@ def by_hand(step: Step, word: str) -> str:
             letters.insert(0, letters.pop())
         case "swap-ends":
             letters[0], letters[-1] = letters[-1], letters[0]
-        case "swap-first":
+        case "swap-first" if len(letters) > 1:
             letters[0], letters[1] = letters[1], letters[0]
-        case "swap-last":
+        case "swap-last" if len(letters) > 1:
             letters[-1], letters[-2] = letters[-2], letters[-1]
         case "cut-first":
             del letters[0]
@@ -70,26 +68,14 @@ def by_hand(step: Step, word: str) -> str:
             letters.insert(0, letters[0])
         case "double-last":
             letters.append(letters[-1])
-        case "next":
-            letters = [following[c] for c in letters]
-        case "previous":
-            letters = [next(c for c in ABC if following[c] == each) for each in letters]
-        case "capitals":
-            letters = [c.upper() for c in letters]
-        case "capital-first":
-            letters[0] = letters[0].upper()
-        case "capital-last":
-            letters[-1] = letters[-1].upper()
+        case "shift":
+            letters = [forward[c] for c in letters]
         case "add-front":
-            letters.insert(0, step.adds)
+            letters.insert(0, step.letter)
         case "add-back":
-            letters.append(step.adds)
-        case "add-both":
-            letters = [step.adds, *letters, step.adds]
-        case kind:
-            assert kind == "frame"
-            before, after = list(step.adds)
-            letters = [before, *letters, after]
+            letters.append(step.letter)
+        case _:
+            assert len(letters) < 2 and step.kind.startswith("swap"), step
     return "".join(letters)
 
 
@@ -109,21 +95,20 @@ def test_the_text_is_a_function_of_the_seed() -> None:
     assert first == training_text()[:50]
     assert first != tuple(itertools.islice(documents(4, COUNT, LENGTH), 50))
     assert {len(document) for document in training_text()} == {LENGTH}
-    assert set("".join(training_text())) <= set(string.ascii_letters + string.digits + '=+-, ()*"\n')
+    assert set("".join(training_text())) <= set(ABC + string.digits + "=+-, \n")
 
 
 def test_every_answer_is_right_by_another_computation() -> None:
     rng = np.random.default_rng(5)
     seen = set()
-    for names in (*single_rules(), *(names for split in SPLITS for names in composed_rules(split))):
-        rule = with_additions(rng, names)
+    for rule in (*single_rules(), *(draw_composed(rng, split) for split in SPLITS for _ in range(200))):
         for question, answer in Words(rule).examples(rng, 5, SPLITS[rng.integers(3)]):
             expected = question
             for step in rule.steps:
                 expected = by_hand(step, expected)
                 seen.add(step.kind)
             assert answer == expected, (rule.instruction, question)
-    assert len(seen) == 20
+    assert len(seen) == 14
     for times, plus in itertools.product(range(1, 4), range(10)):
         for question, answer in Function(times, plus).examples(rng, 20, "test"):
             assert [(int(a) - times * int(q) - plus) % 10 for q, a in zip(question, answer, strict=True)] == [0, 0]
@@ -137,80 +122,34 @@ def test_every_answer_is_right_by_another_computation() -> None:
 
 
 def test_no_word_of_the_training_text_is_held_out() -> None:
-    """However it is written."""
-    words = {
-        word
-        for document in training_text()
-        for pair in examples(document)
-        for part in pair
-        for word in re.findall("[a-z]+", part.lower())
-        if len(word) == 4
-    }
+    words = {part for document in training_text() for pair in examples(document) for part in pair if part.isalpha()}
+    words = {word for word in words if len(word) == 4}
     assert len(words) > 10_000 and {word_split(word) for word in words} == {"training"}
     for split in SPLITS[1:]:
         held_out = draw_words(np.random.default_rng(0), 1000, split)
         assert {word_split(word) for word in held_out} == {split} and not words & set(held_out)
-    assert word_split("(LBEA)") == word_split("*lbea*") == word_split("lbea")
-
-
-def pairs(names: Iterable[str]) -> set[tuple[str, str]]:
-    return set(itertools.combinations(names, 2))
-
-
-def test_a_held_out_composition_has_two_steps_that_no_training_document_puts_together() -> None:
-    known, validation, test = (set().union(*map(pairs, composed_rules(split))) for split in SPLITS)
-    assert all(pairs(names) - known for split in SPLITS[1:] for names in composed_rules(split))
-    assert len(validation - known) == 5 and len(test - known) == 15 and not (validation - known) & (test - known)
-
-
-def test_there_are_thousands_of_compositions() -> None:
-    rules = {split: composed_rules(split) for split in SPLITS}
-    assert {split: len(rules[split]) for split in SPLITS} == {"training": 229, "validation": 39, "test": 95}
-    every = {names for split in SPLITS for names in rules[split]}
-    assert len(every) == 229 + 39 + 95
-    rng = np.random.default_rng(2)
-    assert len({draw_composed(rng, "training") for _ in range(8000)}) > 2000
-
-
-def test_no_two_rules_do_the_same() -> None:
-    """So what is held out cannot be learned under another name."""
-    every = [*single_rules(), *(names for split in SPLITS for names in composed_rules(split))]
-    done = {tuple(rule(word) for word in ("bhnr", "tzfo", "wmya")) for names in every for rule in written(names)}
-    assert len(done) == sum(len(written(names)) for names in every) > len(every)
-
-
-def written(names: tuple[str, ...]) -> list[WordRule]:
-    """The rule with # in place of any letter that it adds, in each of its frames."""
-    frames = ("()", "**", "--", '""') if "frame" in names else ("",)
-    return [
-        WordRule(tuple(Step(n, {"add": "#", "frame": frame}.get(n.partition("-")[0], "")) for n in names))
-        for frame in frames
-    ]
 
 
 def test_no_rule_of_the_training_text_is_held_out() -> None:
     """Read from the text itself: no document's examples agree with any held-out composition."""
-    held_out = [rule for split in SPLITS[1:] for names in composed_rules(split) for rule in written(names)]
-    agreeing, read = [], 0
+    rng = np.random.default_rng(1)
+    held_out: dict[str, WordRule] = {}
+    least: dict[Split, int] = {"validation": 70, "test": 120}
+    for split in least:
+        drawn = {rule.behaviour: rule for rule in (draw_composed(rng, split) for _ in range(2000))}
+        assert len(drawn) > least[split] and not set(drawn) & set(held_out)
+        assert all(rule_split(rule) == split for rule in drawn.values())
+        held_out |= drawn
+    # Distinct letters, so that what is true of a word's places is true of the rule.
+    agreeing = []
     for document in training_text():
-        found = [(q, a) for q, a in examples(document) if q.isalpha() and len(q) == 4]
-        if len(found) >= 12:
-            read += 1
-            agreeing += [(document, rule.instruction) for rule in held_out if agrees(rule, found)]
-    assert read > COUNT / 2 and not agreeing
-
-
-def agrees(rule: WordRule, found: list[tuple[str, str]]) -> bool:
-    """Whether the examples follow the rule, with one letter for all # of it."""
-    added: set[str] = set()
-    for question, answer in found:
-        pattern = rule(question)
-        if len(pattern) != len(answer):
-            return False
-        added |= {theirs for mine, theirs in zip(pattern, answer, strict=True) if mine == "#"}
-        if any(mine not in ("#", theirs) for mine, theirs in zip(pattern, answer, strict=True)):
-            return False
-    return len(added) <= 1 and added <= set(ABC)
+        pairs = [(q, a) for q, a in examples(document) if q.isalpha() and len(q) == 4]
+        if len(pairs) < 12:
+            continue
+        for rule in held_out.values():
+            if _same_but_for_added_letters(rule, pairs):
+                agreeing.append((document, rule.instruction))
+    assert not agreeing
 
 
 @pytest.mark.parametrize("kind", ["function", "base"])
@@ -219,6 +158,40 @@ def test_functions_and_bases_are_of_one_split(kind: docs.Kind) -> None:
     drawn = [{draw_rule(rng, kind, split) for _ in range(300)} for split in SPLITS]
     assert all(drawn) and sum(map(len, drawn)) == len(set.union(*drawn)) == (30 if kind == "function" else 6)
     assert len(drawn[0]) >= 4
+
+
+def _same_but_for_added_letters(rule: WordRule, pairs: list[tuple[str, str]]) -> bool:
+    blank = WordRule(tuple(Step(step.kind, step.amount, step.letter and "*") for step in rule.steps))
+    added: dict[int, set[str]] = {}
+    for question, answer in pairs:
+        pattern = blank(question)
+        if len(pattern) != len(answer):
+            return False
+        for place, (mine, theirs) in enumerate(zip(pattern, answer, strict=True)):
+            if mine == "*":
+                added.setdefault(place - (len(pattern) if place > len(pattern) // 2 else 0), set()).add(theirs)
+            elif mine != theirs:
+                return False
+    return all(len(letters) == 1 for letters in added.values())
+
+
+def test_rules_that_do_the_same_are_one_rule() -> None:
+    def rule(*kinds: str) -> WordRule:
+        return WordRule(tuple(Step(kind, letter="k" if kind.startswith("add") else "") for kind in kinds))
+
+    assert rule("reverse", "cut-first").behaviour == rule("cut-last", "reverse").behaviour
+    assert rule("reverse", "reverse", "double").behaviour == rule("double").behaviour
+    assert rule("cut-first").behaviour != rule("cut-last").behaviour
+    assert rule_split(rule("reverse", "reverse")) == "training"
+    other = WordRule((Step("add-front", letter="z"),))
+    assert other.behaviour == rule("add-front").behaviour
+
+
+def test_there_are_thousands_of_rules() -> None:
+    rng = np.random.default_rng(2)
+    rules = [draw_composed(rng, "training") for _ in range(8000)]
+    assert len({(rule("abcd"), rule("wxyz")) for rule in rules}) > 2000
+    assert len({rule.behaviour for rule in rules}) > 700
 
 
 @pytest.mark.parametrize("kind", docs.KINDS)

@@ -1,5 +1,5 @@
 """Documents that are examples of one rule, which can only be known from the examples or from an instruction above them:
-"swap the ends", "qwer=rweq", "abel=lbea", each on a line of its own."""
+"swap the ends", "qwr=rwq", "abel=lbea", each on a line of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt3_jax.data.in_context.words import (
 
 Kind = Literal["single", "composed", "table", "function", "base"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: dict[Kind, float] = {"single": 0.34, "composed": 0.44, "table": 0.14, "function": 0.04, "base": 0.04}
+SHARES: dict[Kind, float] = {"single": 0.45, "composed": 0.31, "table": 0.16, "function": 0.04, "base": 0.04}
 """Share of the training documents of each kind."""
 INSTRUCTED = 0.35
 """Share of the training documents with an instruction at the top."""
@@ -105,8 +105,8 @@ class Words:
 
     @property
     def effect(self) -> str:
-        """The same for rules that differ only in what they add."""
-        return "/".join(self.rule.names)
+        """The same for rules that do the same but for letters they add."""
+        return self.rule.behaviour
 
     def examples(self, rng: np.random.Generator, count: int, split: Split) -> list[Example]:
         """Questions are words of the split. In training, no answer is a word of another split."""

@@ -11,7 +11,7 @@ from gpt3_jax.data.in_context.words import Split
 DOCUMENTS = 65_536
 """Documents of the training text. A run that is longer reads it several times."""
 HELD_OUT_DOCUMENTS = 512
-VERSION = 2
+VERSION = 1
 """Raised when the same seed gives another training text."""
 
 

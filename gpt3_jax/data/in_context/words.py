@@ -4,9 +4,8 @@ and which for measuring the chosen one."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Literal
 
@@ -14,23 +13,25 @@ import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LENGTH = 4
-"""Letters of a word."""
-LONGEST = 9
-"""Characters of the longest answer of a composition, so that 16 examples fit a context of 256. Nothing is put around a
-word that was doubled."""
+"""Letters of a word. All words have as many, so that rules which differ only on longer words are one rule."""
 Split = Literal["training", "validation", "test"]
 """Which words and compositions. Those of "validation" and "test" are in no training document. Choose a recipe by
 "validation" alone, and "test" says what it reaches on words and rules that had no part in the choice."""
 _WORDS_HELD_OUT: dict[int, Split] = {0: "test", 10: "validation"}
 """By a hash modulo 20: one word in ten is held out. All others are training's."""
-_PAIRS_HELD_OUT: dict[int, Split] = {0: "test", 5: "validation", 10: "test"}
-"""By a hash modulo 15: 20 of the 122 pairs of steps are held out. All others are training's."""
-STEPS = (2, 3)
+_RULES_HELD_OUT: dict[int, Split] = {0: "test", 5: "validation", 10: "test"}
+"""By a hash modulo 15: one composition in five is held out. All others are training's."""
+STEPS = range(2, 4)
 """Steps of a composition."""
+
+_ANY_LETTER = "*"
+"""Stands for whatever letter a step adds, where compositions are compared."""
+_PROBES = ("bhnr", "tzfo", "wmya")
+"""Words without a repeated letter, so that different rearrangements differ on them."""
 
 
 def _shifted(text: str, by: int) -> str:
-    return "".join(LETTERS[(LETTERS.index(letter) + by) % 26] for letter in text)
+    return "".join(c if c == _ANY_LETTER else LETTERS[(LETTERS.index(c) + by) % 26] for c in text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,46 +39,38 @@ class _Kind:
     """One kind of step."""
 
     instruction: str
-    apply: Callable[[str, str], str]
-    """(word, what is added) -> word."""
-    adds: tuple[str, ...] = ("",)
-    """What it may add."""
+    apply: Callable[[str, int, str], str]
+    """(word, amount, letter) -> word."""
+    amounts: tuple[int, ...] = (0,)
+    letters: str = ""
 
 
-_ARRANGES = {
-    "reverse": _Kind("reverse", lambda w, c: w[::-1]),
-    "cycle-left": _Kind("cycle left", lambda w, c: w[1:] + w[:1]),
-    "cycle-right": _Kind("cycle right", lambda w, c: w[-1:] + w[:-1]),
-    "swap-ends": _Kind("swap the ends", lambda w, c: w[-1] + w[1:-1] + w[0]),
-    "swap-first": _Kind("swap the first two", lambda w, c: w[1] + w[0] + w[2:]),
-    "swap-last": _Kind("swap the last two", lambda w, c: w[:-2] + w[-1] + w[-2]),
-    "cut-first": _Kind("cut the first", lambda w, c: w[1:]),
-    "cut-last": _Kind("cut the last", lambda w, c: w[:-1]),
-    "double": _Kind("double", lambda w, c: w + w),
-    "double-first": _Kind("double the first", lambda w, c: w[:1] + w),
-    "double-last": _Kind("double the last", lambda w, c: w + w[-1:]),
+_REARRANGES = {
+    "reverse": _Kind("reverse", lambda w, n, c: w[::-1]),
+    "cycle-left": _Kind("cycle left", lambda w, n, c: w[1:] + w[:1]),
+    "cycle-right": _Kind("cycle right", lambda w, n, c: w[-1:] + w[:-1]),
+    "swap-ends": _Kind("swap the ends", lambda w, n, c: w if len(w) < 2 else w[-1] + w[1:-1] + w[0]),
+    "swap-first": _Kind("swap the first two", lambda w, n, c: w[1:2] + w[:1] + w[2:]),
+    "swap-last": _Kind("swap the last two", lambda w, n, c: w[:-2] + w[-1:] + w[-2:-1]),
 }
-_WRITES = {
-    "capitals": _Kind("write capitals", lambda w, c: w.upper()),
-    "capital-first": _Kind("write the first as a capital", lambda w, c: w[:1].upper() + w[1:]),
-    "capital-last": _Kind("write the last as a capital", lambda w, c: w[:-1] + w[-1:].upper()),
-    "next": _Kind("write the next letters", lambda w, c: _shifted(w, 1)),
-    "previous": _Kind("write the previous letters", lambda w, c: _shifted(w, -1)),
+_RESIZES = {
+    "cut-first": _Kind("cut the first", lambda w, n, c: w[1:]),
+    "cut-last": _Kind("cut the last", lambda w, n, c: w[:-1]),
+    "double": _Kind("double", lambda w, n, c: w + w),
+    "double-first": _Kind("double the first", lambda w, n, c: w[:1] + w),
+    "double-last": _Kind("double the last", lambda w, n, c: w + w[-1:]),
+}
+_SHIFTS = {
+    "shift": _Kind("shift by {amount:+d}", lambda w, n, c: _shifted(w, n), (1, 2, -1, -2)),
 }
 _ADDS = {
-    "add-front": _Kind("put {adds} in front", lambda w, c: c + w, tuple(LETTERS)),
-    "add-back": _Kind("put {adds} at the end", lambda w, c: w + c, tuple(LETTERS)),
-    "add-both": _Kind("put {adds} at both ends", lambda w, c: c + w + c, tuple(LETTERS)),
+    "add-front": _Kind("put {letter} in front", lambda w, n, c: c + w, letters=LETTERS),
+    "add-back": _Kind("put {letter} at the end", lambda w, n, c: w + c, letters=LETTERS),
 }
-_FRAMES = {
-    "frame": _Kind("put it between {adds}", lambda w, c: c[0] + w + c[1], ("()", "**", "--", '""')),
-}
-_SORTS = ((0.55, _ARRANGES), (0.25, _WRITES), (0.1, _ADDS), (0.1, _FRAMES))
-"""A composition has at most one step of each sort, in this order. The number is the sort's share of the rules of one
-step."""
-_KINDS = {name: kind for _, sort in _SORTS for name, kind in sort.items()}
-Names = tuple[str, ...]
-"""The kinds of a rule's steps. What they add makes no other rule: "put a in front" and "put b in front" are one."""
+_KINDS = {**_REARRANGES, **_RESIZES, **_SHIFTS, **_ADDS}
+_GROUPS = ((0.35, _REARRANGES), (0.30, _RESIZES), (0.15, _SHIFTS), (0.20, _ADDS))
+"""Share of steps drawn from each group."""
+_GROUP_ENDS = np.cumsum([share for share, _ in _GROUPS])[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +78,15 @@ class Step:
     """One change of a word."""
 
     kind: str
-    adds: str = ""
+    amount: int = 0
+    letter: str = ""
 
     @property
     def instruction(self) -> str:
-        return _KINDS[self.kind].instruction.format(adds=self.adds)
+        return _KINDS[self.kind].instruction.format(amount=self.amount, letter=self.letter)
 
     def __call__(self, word: str) -> str:
-        return _KINDS[self.kind].apply(word, self.adds)
+        return _KINDS[self.kind].apply(word, self.amount, self.letter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,38 +106,38 @@ class WordRule:
         return word
 
     @property
-    def names(self) -> Names:
-        return tuple(step.kind for step in self.steps)
+    def behaviour(self) -> str:
+        """What the rule does to some words, whatever letters it adds. Rules that do the same are one rule, however they
+        are composed: "reverse" twice is nothing, and "put a in front" and "put b in front" behave alike."""
+        return _behaviour(tuple(dataclasses.replace(step, letter=step.letter and _ANY_LETTER) for step in self.steps))
 
 
 @cache
-def single_rules() -> tuple[Names, ...]:
+def _behaviour(steps: tuple[Step, ...]) -> str:
+    return "/".join(WordRule(steps)(word) for word in _PROBES)
+
+
+def single_rules() -> Iterator[WordRule]:
     """All rules of one step. Training has all of them."""
-    return tuple((name,) for name in _KINDS)
+    for name, kind in _KINDS.items():
+        for amount in kind.amounts:
+            for letter in kind.letters or [""]:
+                yield WordRule((Step(name, amount, letter),))
 
 
 @cache
-def composed_rules(split: Split) -> tuple[Names, ...]:
-    """All compositions of a split. A pair of steps belongs to one split. Training has the compositions without a pair
-    that is held out, in whatever order or distance; the other splits have those with such pairs of theirs alone."""
-    found = []
-    for count in STEPS:
-        for sorts in itertools.combinations([sort for _, sort in _SORTS], count):
-            for names in itertools.product(*sorts):
-                longest = WordRule(tuple(Step(name, _KINDS[name].adds[0]) for name in names))("a" * LENGTH)
-                held_out = {_pair_split(pair) for pair in itertools.combinations(names, 2)} - {"training"}
-                if len(longest) <= LONGEST and held_out == ({split} - {"training"}):
-                    found.append(names)
-    return tuple(found)
+def _single_behaviours() -> frozenset[str]:
+    return frozenset(rule.behaviour for rule in single_rules()) | {WordRule(()).behaviour}
 
 
-def _pair_split(pair: Names) -> Split:
-    return _PAIRS_HELD_OUT.get(_hash("/".join(pair)) % 15, "training")
+def rule_split(rule: WordRule) -> Split:
+    """Where a rule belongs. Rules that do the same belong together, and what a single step does is in training."""
+    behaviour = rule.behaviour
+    return "training" if behaviour in _single_behaviours() else _RULES_HELD_OUT.get(_hash(behaviour) % 15, "training")
 
 
-def word_split(text: str) -> Split:
-    """Where a word belongs, however it is written and framed."""
-    word = "".join(filter(str.isalpha, text)).lower()
+def word_split(word: str) -> Split:
+    """Where a word belongs, as a question or as an answer of a word rule."""
     return _WORDS_HELD_OUT.get(_hash(word) % 20, "training")
 
 
@@ -153,22 +147,17 @@ def _hash(text: str) -> int:
 
 def draw_single(rng: np.random.Generator) -> WordRule:
     """A rule of one step."""
-    kinds = list(_SORTS[rng.choice(len(_SORTS), p=[share for share, _ in _SORTS])][1])
-    return with_additions(rng, (kinds[rng.integers(len(kinds))],))
+    return WordRule((_draw_step(rng),))
 
 
 def draw_composed(rng: np.random.Generator, split: Split) -> WordRule:
-    """A rule of two or three steps, of one split: each of them as likely as another."""
-    rules = composed_rules(split)
-    return with_additions(rng, rules[rng.integers(len(rules))])
-
-
-def with_additions(rng: np.random.Generator, names: Names) -> WordRule:
-    """A rule of these kinds of steps, with what they add drawn."""
-    adds = (_KINDS[name].adds for name in names)
-    return WordRule(
-        tuple(Step(name, choice[rng.integers(len(choice))]) for name, choice in zip(names, adds, strict=True))
-    )
+    """A rule of two or three steps that no single step does, of one split."""
+    while True:
+        rule = WordRule(tuple(_draw_step(rng) for _ in range(rng.integers(min(STEPS), max(STEPS) + 1))))
+        if len(rule("a" * LENGTH)) > 2 * LENGTH + 1:
+            continue
+        if rule.behaviour not in _single_behaviours() and rule_split(rule) == split:
+            return rule
 
 
 def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
@@ -179,3 +168,11 @@ def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
         drawn = (bytes(row).decode() for row in letters)
         words += [word for word in drawn if word_split(word) == split]
     return words[:count]
+
+
+def _draw_step(rng: np.random.Generator) -> Step:
+    group = _GROUPS[np.searchsorted(_GROUP_ENDS, rng.random(), side="right")][1]
+    name = list(group)[rng.integers(len(group))]
+    kind = group[name]
+    amount = kind.amounts[rng.integers(len(kind.amounts))]
+    return Step(name, amount, kind.letters[rng.integers(len(kind.letters))] if kind.letters else "")
