@@ -21,6 +21,13 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, int]]:
                     yield from ((found, times * count) for found, count in equations(inner))
 
 
+def stacked(scan: Any) -> list[Any]:
+    """The results of a scan that it stacks over its steps: all but the carry."""
+    body = scan.params["jaxpr"]
+    inner = getattr(body, "jaxpr", body).outvars
+    return [out for out, each in zip(scan.outvars, inner, strict=True) if out.aval.shape != each.aval.shape]
+
+
 def dot_flops(function: Any, *args: Any) -> int:
     """Multiplications and additions of all matmuls."""
     return flops_of(jax.make_jaxpr(function)(*args).jaxpr)

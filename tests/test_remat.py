@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import NEEDS_GPU, NEEDS_TPU
-from jaxprs import dot_flops, equations
+from jaxprs import dot_flops, equations, stacked
 from receipts_kept import KEPT as KEPT_PLANS
 from receipts_kept import Kept
 from step_cells import CONTEXT, SEQUENCES, Cell, config, mesh_of, run
@@ -92,10 +92,10 @@ def kept(program: Any, d_model: int) -> list[Any]:
     (loop,) = [
         e
         for e, _ in equations(program.jaxpr)
-        if e.primitive.name == "scan" and not e.params["reverse"] and len(e.outvars) > e.params["num_carry"] == 1
+        if e.primitive.name == "scan" and not e.params["reverse"] and 0 < len(stacked(e)) == len(e.outvars) - 1
         if e.outvars[0].aval.ndim == 3 and e.outvars[0].aval.shape[-1] == d_model
     ]
-    return [var.aval for var in loop.outvars[1:]]
+    return [var.aval for var in stacked(loop)]
 
 
 def of_step(cell: Cell) -> list[Any]:
