@@ -344,17 +344,23 @@ def test_the_nearest_that_fits_changes_as_little_as_can_be(monkeypatch: pytest.M
     assert 1 <= len(changed) <= 2
 
 
-def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With compilations of a minute and ten seconds each, none begins that would end after two minutes."""
-    now, told = 0.0, [""]
+def compile_in_vain(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Lets each compilation take so long, and fail; the clock moves by nothing else."""
+    now = 0.0
 
-    def seventy_seconds(*args: object) -> None:
+    def fail(*args: object) -> None:
         nonlocal now
-        now += 70.0
+        now += seconds
         raise RunError("no")
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(searching, "plan", seventy_seconds)
+    monkeypatch.setattr(searching, "plan", fail)
+
+
+def test_what_is_nearest_and_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With compilations of a minute and ten seconds each, none begins that would end after two minutes."""
+    told = [""]
+    compile_in_vain(monkeypatch, 70.0)
     monkeypatch.setattr(log, "info", told.append)
     assert nearest(settings(), MeshShape(data=8), node(), 2, None) == []
     assert "stopped after 70 s with 5 more to compile, the nearest of them --parallel.stage" in told[-1]
@@ -439,22 +445,14 @@ def test_a_search_ends_in_time_and_says_what_it_left_out(
     monkeypatch: pytest.MonkeyPatch, said: list[str], seconds: float, attempts: int
 ) -> None:
     """With compilations of ten seconds each, none begins that would end after the time."""
-    now = 0.0
-
-    def ten_seconds(*args: object) -> None:
-        nonlocal now
-        now += 10.0
-        raise RunError("no")
-
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(searching, "plan", ten_seconds)
+    compile_in_vain(monkeypatch, 10.0)
     monkeypatch.setattr(searching, "_of_other_remats", lambda *args: [])
     assert search(settings(), node(), 1, None, seconds) == []
-    assert now == 10.0 * attempts
+    assert time.monotonic() == 10.0 * attempts
     if attempts == 4:
         assert "4 of the fastest kinds were compiled" in said[-1]
     else:
-        assert f"stopped after {now:.0f} s with {4 - attempts} more to compile" in said[-1]
+        assert f"stopped after {10 * attempts} s with {4 - attempts} more to compile" in said[-1]
         assert "--parallel.stage" in said[-1] and "--minutes" in said[-1]
 
 

@@ -24,12 +24,13 @@ class OneSet:
     def __init__(
         self, scorer: Scorer, tokenizer: Tokenizer, mesh: Mesh | None = None, *, consume: bool = False
     ) -> None:
-        """Args:
-        scorer: with the weights.
-        mesh: that it was given, and on which to generate; None: one device.
-        consume: whether the parameters may be deleted when they are moved. Else, and for parameters in another
-            dtype than the compute dtype, which cannot be made again from the generator's weights, these lie beside
-            them.
+        """Begins with the weights at the scorer.
+
+        Args:
+            mesh: the scorer's, and that on which to generate; None: one device.
+            consume: whether the parameters may be deleted when they are moved. Else, and for parameters in another
+                dtype than the compute dtype, which cannot be made again from the generator's weights, these lie beside
+                them.
         """
         self._scorer, self._tokenizer, self._mesh, self._consume = scorer, tokenizer, mesh, consume
         self._generator: Generator | None = None

@@ -26,10 +26,12 @@ class Telemetry(Hook):
     """Turns step metrics into progress lines, `metrics.jsonl` and TensorBoard events."""
 
     def __init__(self, run: Run, tokens: int, skipped: int, writer: MetricsWriter | None) -> None:
-        """Args:
-        tokens: tokens consumed when training begins or resumes.
-        skipped: updates skipped so far.
-        writer: for the lead process; closed with this hook.
+        """Begins with the step after those that are counted here.
+
+        Args:
+            tokens: consumed when training begins or resumes.
+            skipped: updates skipped so far.
+            writer: for the lead process; closed with this hook.
         """
         config = run.config
         self.loss = math.nan
